@@ -1,0 +1,108 @@
+"""The one interface of every cache codec: a span of keys or values in, a `PackedTensor` out, and back.
+
+Invariant: `encode` is a function of the values, the spec and the seed alone. The same span gives the same
+bytes, run to run and whatever other heads are in the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qvg_kernels.spec import CodecSpec, PayloadBytes
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One span of keys or values, packed.
+
+    Attributes:
+        shape: `(B, H, S, D)` of the span that was encoded.
+        dtype: Dtype of the span that was encoded, and of `Codec.decode`'s result.
+        tensors: Name to stored tensor; nothing else is held for the span.
+        kinds: Name to kind: "codes", "scales", "ids", "tables", "bf16" or "dense".
+    """
+
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype
+    tensors: Mapping[str, Tensor]
+    kinds: Mapping[str, str]
+
+    def payload_bytes(self) -> PayloadBytes:
+        """Sum of the stored tensors' sizes, by kind."""
+        total: PayloadBytes = {}
+        for name, tensor in self.tensors.items():
+            kind = self.kinds[name]
+            total[kind] = total.get(kind, 0) + tensor.numel() * tensor.element_size()
+        return total
+
+
+class Codec(Protocol):
+    """Packs spans of keys or values; holds settings only, never data."""
+
+    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
+        """Pack `[B, H, S, D]` values; `seed` serves codecs that draw starting points.
+
+        All heads of a span share one stream of draws, so that a head's bytes do not depend on which other
+        heads are in the call.
+
+        Raises:
+            ValueError: The span is empty or its head size is not one the codec takes.
+            NonFiniteError: A value is NaN or infinite; names the first one.
+        """
+        ...
+
+    def decode(
+        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
+    ) -> Tensor:
+        """Values of `heads` (along H) and `tokens` (along S), `[B, h, s, D]` in `packed.dtype`."""
+        ...
+
+
+class NonFiniteError(ValueError):
+    """A span cannot be packed because it holds NaN or infinite values.
+
+    Attributes:
+        count: How many there are.
+        head: Head of the first one.
+        token: Token of the first one, counted from the start of the span.
+    """
+
+    def __init__(self, count: int, batch: int, head: int, token: int, channel: int, value: float) -> None:
+        super().__init__(
+            f"the span holds {count} NaN or infinite values, the first ({value}) in batch {batch}, "
+            f"head {head}, token {token}, channel {channel}; nothing was packed"
+        )
+        self.count = count
+        self.head = head
+        self.token = token
+
+
+def require_finite(span: Tensor) -> None:
+    """Raise `NonFiniteError` if `[B, H, S, D]` values are not all finite; on a GPU this waits for them."""
+    finite = torch.isfinite(span)
+    if bool(finite.all()):
+        return
+    bad = (~finite).nonzero()
+    batch, head, token, channel = (int(index) for index in bad[0])
+    value = float(span[batch, head, token, channel])
+    raise NonFiniteError(len(bad), batch, head, token, channel, value)
+
+
+def stack_heads(parts: list[dict[str, Tensor]], batch: int) -> dict[str, Tensor]:
+    """Join what each head was packed into, batch-major, to `[B, H, ...]` tensors."""
+    joined = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    return {name: tensor.reshape(batch, -1, *tensor.shape[1:]) for name, tensor in joined.items()}
+
+
+def build_codec(spec: CodecSpec) -> Codec:
+    """The codec that `spec` describes."""
+    # The codecs import this module, so the table is read when it is first needed.
+    from qvg_kernels.codecs import CODECS
+
+    build: Callable[[Any], Codec] = CODECS[spec.scheme]
+    return build(spec)

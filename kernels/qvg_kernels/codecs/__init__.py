@@ -1,0 +1,16 @@
+"""Every scheme's codec, by the name its spec carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from qvg_kernels.codec import Codec
+from qvg_kernels.codecs.plain import Bf16Codec, NoneCodec
+from qvg_kernels.codecs.qvg import QvgCodec
+
+CODECS: dict[str, Callable[[Any], Codec]] = {
+    "none": NoneCodec,
+    "bf16": Bf16Codec,
+    "qvg": QvgCodec,
+}

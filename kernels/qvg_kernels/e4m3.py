@@ -1,0 +1,22 @@
+"""Scales as 8-bit floats, held as uint8 bit patterns that every device and Triton's interpreter can read.
+
+Invariant: `from_bits(to_bits(x))` is the nearest finite e4m3 value, ties to even, saturating at 448.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MAX = 448.0
+MIN_NORMAL = 2.0**-6
+
+
+def to_bits(values: Tensor) -> Tensor:
+    """Float32 to e4m3 bit patterns, uint8, rounding to nearest even and saturating at +-448."""
+    return values.clamp(-MAX, MAX).to(torch.float8_e4m3fn).view(torch.uint8)
+
+
+def from_bits(bits: Tensor) -> Tensor:
+    """E4m3 bit patterns, uint8, to float32; exact."""
+    return bits.view(torch.float8_e4m3fn).to(torch.float32)

@@ -1,0 +1,131 @@
+"""What a codec is set to, and what it will cost, before any tensor exists.
+
+Specs are plain data without torch: the configuration validates against them, the planner counts bytes with
+them, and `qvg_kernels.codec.build_codec` turns one into a codec. Invariant: `payload_bytes` of a spec equals
+the sum of the tensor sizes that its codec stores, to the byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+PayloadBytes = dict[str, int]
+"""Bytes by kind: "codes", "scales", "ids", "tables", "bf16", and "dense" for any other unpacked dtype."""
+
+PACKED_HEAD_DIMS = (64, 128, 256)
+
+
+def check_packed_shape(scheme: str, tokens: int, head_dim: int) -> None:
+    """Refuse a span that a packed scheme has no layout for.
+
+    Raises:
+        ValueError: The span is empty or its head size has no packed layout.
+    """
+    if head_dim not in PACKED_HEAD_DIMS:
+        sizes = ", ".join(map(str, PACKED_HEAD_DIMS))
+        raise ValueError(
+            f"head_dim={head_dim} cannot be packed with scheme {scheme!r}, which takes {sizes}; "
+            "use the cache preset 'none' or 'bf16' for this model"
+        )
+    if tokens < 1:
+        raise ValueError(
+            f"tokens={tokens} cannot be packed with scheme {scheme!r}; a span has at least 1 token"
+        )
+
+
+def _check_choice(name: str, value: int, choices: tuple[int, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value} is not possible; choose one of {', '.join(map(str, choices))}")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value} is out of range; choose {low} to {high}")
+
+
+class _Spec:
+    """What every spec answers.
+
+    Attributes:
+        head_dims: Head sizes the scheme takes; none means any.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    head_dims: ClassVar[tuple[int, ...] | None] = PACKED_HEAD_DIMS
+
+    def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
+        """Bytes of one span of keys or of values, by kind; `heads` counts batch times heads."""
+        raise NotImplementedError
+
+    def bits_per_value(self, tokens: int, head_dim: int) -> float:
+        """Stored bits for each value of a span of `tokens`, everything included."""
+        return 8 * sum(self.payload_bytes(1, tokens, head_dim).values()) / (tokens * head_dim)
+
+
+@dataclass(frozen=True)
+class NoneSpec(_Spec):
+    """Keys and values as the model made them, in its own dtype, any head size."""
+
+    head_dims: ClassVar[tuple[int, ...] | None] = None
+    scheme: Literal["none"] = "none"
+
+    def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
+        """Bytes of one span of keys or of values, by kind; `heads` counts batch times heads."""
+        kind = "bf16" if element_bytes == 2 else "dense"
+        return {kind: heads * tokens * head_dim * element_bytes}
+
+
+@dataclass(frozen=True)
+class Bf16Spec(_Spec):
+    """Keys and values rounded to bf16, any head size."""
+
+    head_dims: ClassVar[tuple[int, ...] | None] = None
+    scheme: Literal["bf16"] = "bf16"
+
+    def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
+        """Bytes of one span, two a value whatever the model's dtype."""
+        return {"bf16": heads * tokens * head_dim * 2}
+
+
+@dataclass(frozen=True)
+class QvgSpec(_Spec):
+    """The QVG paper: k-means in stages, then a symmetric grid on the last residual.
+
+    Attributes:
+        bits: Of a residual code; 2 gives the levels -1 0 1, 4 gives -7 to 7.
+        block_size: Consecutive channels of a token that share one e4m3 scale.
+        num_centroids: Of one stage.
+        stages: K-means runs, each on the residual of the one before.
+        iterations: Assign-and-update rounds of one k-means.
+
+    Source: QVG paper (arXiv 2602.02958); QVG is one stage and block 64, QVG-Pro four stages and block 16.
+    """
+
+    scheme: Literal["qvg"] = "qvg"
+    bits: Literal[2, 4] = 2
+    block_size: Literal[16, 32, 64, 128] = 64
+    num_centroids: int = 256
+    stages: int = 1
+    iterations: int = 2
+
+    def __post_init__(self) -> None:
+        _check_choice("bits", self.bits, (2, 4))
+        _check_choice("block_size", self.block_size, (16, 32, 64, 128))
+        _check_range("num_centroids", self.num_centroids, 1, 256)
+        _check_range("stages", self.stages, 1, 4)
+        _check_range("iterations", self.iterations, 1, 100)
+
+    def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
+        """Bytes of one span: codes, one scale a block, one id a token and stage, bf16 centroids."""
+        check_packed_shape(self.scheme, tokens, head_dim)
+        centroids = min(self.num_centroids, tokens)
+        return {
+            "codes": heads * tokens * head_dim * self.bits // 8,
+            "scales": heads * tokens * -(-head_dim // self.block_size),
+            "ids": self.stages * heads * tokens,
+            "tables": self.stages * heads * centroids * head_dim * 2,
+        }
+
+
+CodecSpec = NoneSpec | Bf16Spec | QvgSpec
