@@ -1,0 +1,82 @@
+"""The loaded Self-Forcing family: text encoder, transformer and VAE of one weights folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor
+
+from qvg_cli.backends.self_forcing.model import prepare
+from qvg_cli.backends.self_forcing.session import SelfForcingSession
+from qvg_cli.backends.self_forcing.text import TextEncoder
+from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.config import RunConfig
+from qvg_cli.errors import MissingModelError
+from qvg_cli.plan import VideoPlan
+from qvg_cli.resources import weights_folder
+from qvg_cli.rollout import SeededNoise
+from qvg_cli.video.vae_stream import StreamingDecoder
+
+Model = TypeVar("Model", AutoencoderKLWan, WanTransformer3DModel)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class SelfForcingPipeline:
+    """See `qvg_cli.backends.base.Pipeline`."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        weights = weights_folder(config.model.weights)
+        dtype = _DTYPES.get(config.model.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        self._config = config
+        self._text = TextEncoder(weights, config.model.text_tokens, device, dtype)
+        self._vae = _load(AutoencoderKLWan, weights / "vae", dtype).to(device)
+        self._transformer = _load(WanTransformer3DModel, weights / "transformer", dtype).to(device)
+        prepare(self._transformer)
+
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """See `Pipeline.encode_prompt`."""
+        return self._text.encode(prompt)
+
+    def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> SelfForcingSession:
+        """See `Pipeline.start`."""
+        model = self._transformer.config
+        sampler = self._config.sampler
+        cache = open_cache(
+            self._config.cache,
+            plan,
+            num_layers=model.num_layers,
+            layer_width=prompt_embeds.shape[0] * model.num_attention_heads * model.attention_head_dim,
+            sink_frames=0 if sampler.window is None else sampler.sink,
+            seed=seed,
+        )
+        return SelfForcingSession(self._transformer, cache, prompt_embeds, sampler)
+
+    def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
+        """See `Pipeline.noise`."""
+        return SeededNoise(plan, seed, like=self._transformer.patch_embedding.weight)
+
+    def decoder(self) -> StreamingDecoder:
+        """See `Pipeline.decoder`."""
+        return StreamingDecoder(self._vae)
+
+
+def load_pipeline(config: RunConfig, device: torch.device) -> SelfForcingPipeline:
+    """Load the weights that `config` names.
+
+    Raises:
+        MissingModelError: A part is missing or broken.
+    """
+    return SelfForcingPipeline(config, device)
+
+
+def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+    try:
+        model = model_class.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise MissingModelError(f"cannot load {folder}: {error}") from error
+    return model.eval().requires_grad_(False)

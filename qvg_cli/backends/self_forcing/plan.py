@@ -1,0 +1,147 @@
+"""Chunks of the Self-Forcing family: blocks of frames, the whole history or a rolling window with a sink.
+
+A block that covers frames `s .. e-1` attends to everything while `e <= window`; afterwards to the sink and to the
+newest `window - sink` frames, its own included. Positions are absolute and never renumbered.
+
+Source: guandeh17/Self-Forcing at 33593df, the rolling update of `causal_model.py`, as a rule on frame ids.
+"""
+
+from __future__ import annotations
+
+from qvg_cli.config import RunConfig, SamplerConfig
+from qvg_cli.errors import UsageError
+from qvg_cli.plan import ChunkPlan, VideoPlan, pixel_frames
+
+MAX_FRAMES = 1024
+"""Positions of the temporal rotary table that the models were built with."""
+LATENT_CHANNELS = 16
+SPATIAL_FACTOR = 8
+PATCH_SIZE = 2
+
+
+def plan_video(config: RunConfig, *, context_frames: int = 0, commit_last: bool = False) -> VideoPlan:
+    """Plan a run.
+
+    Args:
+        config: The resolved configuration.
+        context_frames: Given latent frames at the start, part of `config.video.frames`.
+        commit_last: Whether the last chunk's keys and values are kept, for a video that will go on.
+
+    Raises:
+        UsageError: Size, length, window or context do not fit; the message names the nearest that do.
+    """
+    _check_size(config.video.height, config.video.width)
+    chunks = plan_chunks(
+        config.video.frames, config.sampler, context_frames=context_frames, commit_last=commit_last
+    )
+    latent_height = config.video.height // SPATIAL_FACTOR
+    latent_width = config.video.width // SPATIAL_FACTOR
+    return VideoPlan(
+        chunks=chunks,
+        tokens_per_frame=(latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE),
+        latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
+        height=config.video.height,
+        width=config.video.width,
+    )
+
+
+def plan_chunks(
+    num_frames: int, sampler: SamplerConfig, *, context_frames: int = 0, commit_last: bool = False
+) -> tuple[ChunkPlan, ...]:
+    """Cut `num_frames` latent frames, the first `context_frames` of them given, into chunks.
+
+    Raises:
+        UsageError: See `plan_video`.
+    """
+    size = sampler.frames_per_chunk
+    given = _context_blocks(context_frames, size)
+    first = [1] if sampler.independent_first_frame and not given else []
+    _check_length(num_frames, context_frames + sum(first), size)
+    _check_window(sampler)
+    made = first + [size] * ((num_frames - context_frames - sum(first)) // size)
+
+    chunks: list[ChunkPlan] = []
+    cached: tuple[int, ...] = ()
+    start = 0
+    for index, length in enumerate(given + made):
+        own = tuple(range(start, start + length))
+        start += length
+        kept = _window(cached, start, sampler)
+        is_given = index < len(given)
+        commits = own if commit_last or start < num_frames else ()
+        chunks.append(
+            ChunkPlan(
+                index=index,
+                makes=() if is_given else own,
+                prefill=own if is_given else (),
+                reads=kept,
+                commits=commits,
+                evicts=tuple(frame for frame in cached if frame not in kept),
+            )
+        )
+        cached = kept + commits
+    return tuple(chunks)
+
+
+def possible_frames(num_frames: int, sampler: SamplerConfig) -> tuple[int, ...]:
+    """The lengths, in latent frames, nearest to `num_frames` from below and above that the model can make."""
+    size = sampler.frames_per_chunk
+    first = 1 if sampler.independent_first_frame else 0
+    below = first + (num_frames - first) // size * size
+    lengths = [below] if below == num_frames else [below, below + size]
+    longest = first + (MAX_FRAMES - first) // size * size
+    return tuple(sorted({min(max(length, first or size), longest) for length in lengths}))
+
+
+def _window(cached: tuple[int, ...], end: int, sampler: SamplerConfig) -> tuple[int, ...]:
+    """Frames of `cached` that a chunk ending before frame `end` reads."""
+    if sampler.window is None or end <= sampler.window:
+        return cached
+    newest = end - (sampler.window - sampler.sink)
+    return tuple(frame for frame in cached if frame < sampler.sink or frame >= newest)
+
+
+def _context_blocks(context_frames: int, size: int) -> list[int]:
+    """Lengths of the blocks in which given frames pass through the model: whole blocks, or one frame and blocks."""
+    blocks, rest = divmod(context_frames, size)
+    if rest not in (0, 1):
+        near = context_frames - rest
+        raise UsageError(
+            f"{context_frames} given latent frames do not fit chunks of {size}; nearest: {near}, {near + 1}"
+        )
+    return [1] * rest + [size] * blocks
+
+
+def _check_size(height: int, width: int) -> None:
+    multiple = SPATIAL_FACTOR * PATCH_SIZE
+    for name, value in (("height", height), ("width", width)):
+        if value % multiple:
+            below = value // multiple * multiple
+            near = f"{below}, {below + multiple}" if below else str(multiple)
+            raise UsageError(f"{name} {value} is not a multiple of {multiple}; nearest: {near}")
+
+
+def _check_length(num_frames: int, first: int, size: int) -> None:
+    if num_frames > MAX_FRAMES:
+        longest = first + (MAX_FRAMES - first) // size * size
+        raise UsageError(
+            f"{num_frames} latent frames exceed the model's {MAX_FRAMES} positions; "
+            f"longest: {longest} latent frames ({pixel_frames(longest)} pixel frames)"
+        )
+    if num_frames <= first - 1 or (num_frames - first) % size:
+        below = first + max(0, (num_frames - first) // size) * size
+        lengths = [length for length in (below, below + size) if 0 < length <= MAX_FRAMES]
+        near = ", ".join(f"{length} ({pixel_frames(length)} pixel frames)" for length in lengths)
+        raise UsageError(
+            f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) do not fit chunks of {size}; "
+            f"nearest: {near}"
+        )
+
+
+def _check_window(sampler: SamplerConfig) -> None:
+    least = sampler.sink + sampler.frames_per_chunk
+    if sampler.window is not None and sampler.window < least:
+        raise UsageError(
+            f"window {sampler.window} is too small for sink {sampler.sink} and chunks of "
+            f"{sampler.frames_per_chunk} frames; smallest: {least}"
+        )

@@ -1,0 +1,95 @@
+"""Loading the transformer: published names to diffusers' names, strictly.
+
+Source of the names: gdhe17/Self-Forcing `self_forcing_dmd.pt` and Wan-Video/Wan2.1 `wan/modules/model.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from qvg_cli.errors import MissingModelError
+
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+_TOP_LEVEL = {
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+    "patch_embedding": "patch_embedding",
+}
+_IN_BLOCK = {
+    "modulation": "scale_shift_table",
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    **{
+        f"{original}.{part}": f"{name}.{target}"
+        for original, name in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+        for part, target in (
+            ("q", "to_q"),
+            ("k", "to_k"),
+            ("v", "to_v"),
+            ("o", "to_out.0"),
+            ("norm_q", "norm_q"),
+            ("norm_k", "norm_k"),
+        )
+    },
+}
+
+
+def diffusers_name(name: str) -> str | None:
+    """diffusers' name of a published tensor; none if the model has no such tensor."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    name = name.removeprefix("model.")
+    table, prefix = _TOP_LEVEL, ""
+    if match := re.fullmatch(r"(blocks\.\d+\.)(.+)", name):
+        table, prefix, name = _IN_BLOCK, match[1], match[2]
+    if name in table:
+        return prefix + table[name]
+    stem, _, leaf = name.rpartition(".")
+    return f"{prefix}{table[stem]}.{leaf}" if stem in table else None
+
+
+def transformer_from_published(state: Mapping[str, Tensor], config: Mapping[str, object]) -> WanTransformer3DModel:
+    """Build the transformer from tensors under their published names.
+
+    Args:
+        state: All tensors of the generator, with or without the prefixes of training wrappers.
+        config: Arguments of `WanTransformer3DModel`.
+
+    Raises:
+        MissingModelError: A tensor is missing, unknown or has another shape; it is named.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        target = diffusers_name(name)
+        if target is None:
+            raise MissingModelError(f"unknown tensor {name} in the checkpoint")
+        renamed[target] = tensor
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**config)
+    _check_tensors(renamed, model.state_dict())
+    model.load_state_dict(renamed, strict=True, assign=True)
+    return model
+
+
+def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in expected:
+        if name not in found:
+            raise MissingModelError(f"tensor {name} is missing from the checkpoint")
+        if found[name].shape != expected[name].shape:
+            raise MissingModelError(
+                f"tensor {name} has shape {tuple(found[name].shape)}, the model needs {tuple(expected[name].shape)}"
+            )
+    for name in found:
+        if name not in expected:
+            raise MissingModelError(f"tensor {name} is not part of the model")

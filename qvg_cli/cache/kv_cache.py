@@ -1,0 +1,287 @@
+"""The attention history of one video: per layer, packed spans and the chunks that still wait for theirs.
+
+Keys are stored after the key norm and before any rotation, values raw. Invariants: reading changes nothing; a span
+is encoded once; what a layer holds is exactly the frames that the plan says, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qvg_cli.cache.accounting import Ledger, add
+from qvg_cli.cache.policy import Frames, PackPolicy, plan_packs
+from qvg_cli.config import CacheConfig
+from qvg_cli.errors import QvgError
+from qvg_cli.plan import ChunkPlan, VideoPlan
+from qvg_cli.randomness import derive_seed
+from qvg_kernels.attention import Segment, Workspace, attend
+from qvg_kernels.codec import Codec, PackedTensor, build_codec
+from qvg_kernels.spec import Bf16Spec, NoneSpec, PayloadBytes
+
+
+class Rotation(Protocol):
+    """Positional rotation of the keys of given frames."""
+
+    def rotate(self, keys: Tensor, frames: Frames, tokens: slice) -> Tensor:
+        """Rotate `[B, h, s, D]` keys, which are `tokens` of the tokens of `frames`."""
+        ...
+
+
+@dataclass(frozen=True)
+class CodecPair:
+    """Codecs of the keys and of the values."""
+
+    key: Codec
+    value: Codec
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """Keys and values of some frames, as a pair of codecs stores them.
+
+    Attributes:
+        frames: Absolute ids, in the order of the tokens.
+        codecs: Those that made `key` and `value`.
+    """
+
+    frames: Frames
+    codecs: CodecPair
+    key: PackedTensor
+    value: PackedTensor
+
+    def payload_bytes(self) -> PayloadBytes:
+        """Bytes held, by kind."""
+        return add(self.key.payload_bytes(), self.value.payload_bytes())
+
+    def decode(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
+        """Keys, not rotated, and values of a part: two `[B, h, s, D]`."""
+        return (
+            self.codecs.key.decode(self.key, heads=heads, tokens=tokens),
+            self.codecs.value.decode(self.value, heads=heads, tokens=tokens),
+        )
+
+
+@dataclass(frozen=True)
+class _HistorySegment:
+    """A run of neighbouring frames of an entry."""
+
+    entry: Entry
+    rotation: Rotation
+    first_token: int
+    num_tokens: int
+
+    def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
+        part = slice(self.first_token + tokens.start, self.first_token + tokens.stop)
+        key, value = self.entry.decode(heads, part)
+        return self.rotation.rotate(key, self.entry.frames, part), value
+
+
+@dataclass(frozen=True)
+class _CurrentSegment:
+    """The chunk in hand, attended as the model made it."""
+
+    frames: Frames
+    key: Tensor
+    value: Tensor
+    rotation: Rotation
+
+    @property
+    def num_tokens(self) -> int:
+        return self.key.shape[2]
+
+    def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
+        key = self.rotation.rotate(self.key[:, heads, tokens], self.frames, tokens)
+        return key, self.value[:, heads, tokens]
+
+
+@dataclass
+class LayerCache:
+    """One layer's history."""
+
+    index: int
+    seed: int
+    tokens_per_frame: int
+    packed: CodecPair
+    unpacked: CodecPair
+    workspace: Workspace
+    ledger: Ledger
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def frames(self) -> Frames:
+        """Frames held, in stored order."""
+        return tuple(frame for entry in self.entries for frame in entry.frames)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, frames: Frames, reads: Frames, rotation: Rotation
+    ) -> Tensor:
+        """Attend from a chunk to `reads` of the history and to the chunk itself; changes nothing.
+
+        Args:
+            query: `[B, H, S, D]`, rotated.
+            key: `[B, H, S, D]` of the chunk's own `frames`, not rotated.
+            value: `[B, H, S, D]` of the chunk.
+            reads: Frames of the history, all held.
+        """
+        segments: list[Segment] = list(self._segments(reads, rotation))
+        segments.append(_CurrentSegment(frames, key, value, rotation))
+        return attend(query, segments, self.workspace)
+
+    def append(self, key: Tensor, value: Tensor, frames: Frames, packs: Sequence[Frames]) -> None:
+        """Store a finished chunk and pack the groups of frames that are due.
+
+        Args:
+            key: `[B, H, S, D]` after the key norm, before rotation.
+            value: `[B, H, S, D]`.
+            packs: Groups of unpacked frames, this chunk's among them or held; each becomes one span now.
+
+        Raises:
+            QvgError: A value is NaN or infinite; the message names the layer and the frames.
+        """
+        if tuple(frames) in packs:
+            self._store(self._encode(self.packed, key, value, frames))
+        else:
+            self._store(self._encode(self.unpacked, key, value, frames))
+        for group in packs:
+            if group != tuple(frames):
+                self._pack(group)
+
+    def evict(self, gone: Set[int]) -> None:
+        """Drop the entries whose frames are all `gone`; a span stays until the last of its frames goes."""
+        for entry in [entry for entry in self.entries if gone.issuperset(entry.frames)]:
+            self._drop(entry)
+
+    def _segments(self, reads: Frames, rotation: Rotation) -> Iterator[_HistorySegment]:
+        wanted = set(reads)
+        size = self.tokens_per_frame
+        for entry in self.entries:
+            start = None
+            for position, frame in enumerate((*entry.frames, None)):
+                if frame in wanted and start is None:
+                    start = position
+                elif frame not in wanted and start is not None:
+                    yield _HistorySegment(entry, rotation, start * size, (position - start) * size)
+                    start = None
+
+    def _pack(self, group: Frames) -> None:
+        """Replace the unpacked entries of `group` by one span."""
+        members = [entry for entry in self.entries if set(entry.frames) <= set(group)]
+        pairs = [entry.decode(slice(None), slice(None)) for entry in members]
+        key = torch.cat([key for key, _ in pairs], dim=2)
+        value = torch.cat([value for _, value in pairs], dim=2)
+        span = self._encode(self.packed, key, value, group)
+        for entry in members:
+            self._drop(entry)
+        self._store(span)
+
+    def _encode(self, codecs: CodecPair, key: Tensor, value: Tensor, frames: Frames) -> Entry:
+        try:
+            return Entry(
+                frames,
+                codecs,
+                codecs.key.encode(key, seed=derive_seed(self.seed, "key", self.index, frames[0])),
+                codecs.value.encode(value, seed=derive_seed(self.seed, "value", self.index, frames[0])),
+            )
+        except ValueError as error:
+            raise QvgError(
+                f"cannot cache layer {self.index}, latent frames {frames[0]} to {frames[-1]}: {error}"
+            ) from error
+
+    def _store(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.ledger.add(entry.payload_bytes())
+
+    def _drop(self, entry: Entry) -> None:
+        self.entries.remove(entry)
+        self.ledger.remove(entry.payload_bytes())
+
+
+class KVCache:
+    """The history of all layers, driven by the plan.
+
+    Args:
+        plan: Of the whole video.
+        packs: For each chunk of the plan, the groups of frames to pack when it is committed.
+        num_layers: Self-attention layers.
+        layer_width: Channels of one layer's keys, heads times head size, times the batch.
+        packed: Codecs of the spans.
+        unpacked: Codecs of the chunks that wait or stay unpacked.
+        seed: Of the codecs' starting points.
+    """
+
+    def __init__(
+        self,
+        plan: VideoPlan,
+        packs: Sequence[tuple[Frames, ...]],
+        *,
+        num_layers: int,
+        layer_width: int,
+        packed: CodecPair,
+        unpacked: CodecPair,
+        seed: int,
+        workspace: Workspace | None = None,
+    ) -> None:
+        self.ledger = Ledger()
+        self._packs = packs
+        self._gone: set[int] = set()
+        self._frames: set[int] = set()
+        self._bf16_frame_bytes = 2 * 2 * plan.tokens_per_frame * layer_width * num_layers
+        workspace = workspace or Workspace()
+        self.layers = [
+            LayerCache(index, seed, plan.tokens_per_frame, packed, unpacked, workspace, self.ledger)
+            for index in range(num_layers)
+        ]
+
+    def begin(self, chunk: ChunkPlan) -> None:
+        """Drop what `chunk` no longer reads, and start its peak."""
+        self._gone.update(chunk.evicts)
+        self._frames.difference_update(chunk.evicts)
+        for layer in self.layers:
+            layer.evict(self._gone)
+        self.ledger.begin_peak()
+
+    def packs(self, chunk: ChunkPlan) -> tuple[Frames, ...]:
+        """Groups of frames that become spans when `chunk` is committed."""
+        return self._packs[chunk.index]
+
+    def commit(self, frames: Frames) -> None:
+        """Note that a clean pass has filled every layer with `frames`."""
+        self._frames.update(frames)
+
+    @property
+    def bf16_bytes(self) -> int:
+        """What a BF16 cache would hold for the frames that are in reach now."""
+        return len(self._frames) * self._bf16_frame_bytes
+
+    def payload_bytes(self) -> PayloadBytes:
+        """Bytes held by all layers, by kind."""
+        return dict(self.ledger.held)
+
+
+def open_cache(
+    config: CacheConfig, plan: VideoPlan, *, num_layers: int, layer_width: int, sink_frames: int, seed: int
+) -> KVCache:
+    """An empty cache for the planned video, as configured; see `KVCache` for the arguments."""
+    policy = PackPolicy(
+        keep_recent_chunks=config.keep_recent_chunks,
+        keep_sink=config.keep_sink,
+        span_frames=math.ceil(config.span_tokens / plan.tokens_per_frame),
+        sink_frames=sink_frames,
+    )
+    is_plain = config.k.scheme == config.v.scheme == "none"
+    unpacked = build_codec(NoneSpec() if is_plain else Bf16Spec())
+    return KVCache(
+        plan,
+        plan_packs(plan.chunks, policy),
+        num_layers=num_layers,
+        layer_width=layer_width,
+        packed=CodecPair(build_codec(config.k), build_codec(config.v)),
+        unpacked=CodecPair(unpacked, unpacked),
+        seed=seed,
+    )

@@ -1,0 +1,94 @@
+"""The loop that makes a video: for each chunk prefill, denoise, commit, decode, emit. It knows no model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qvg_cli.backends.base import Session
+from qvg_cli.cache.accounting import MemoryRecorder, MemorySample
+from qvg_cli.plan import ChunkPlan, VideoPlan
+from qvg_cli.randomness import noise_generator
+from qvg_cli.video.vae_stream import StreamingDecoder
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What one chunk added to the video.
+
+    Attributes:
+        chunk: The plan of the chunk.
+        latents: `[B, C, F, h, w]` of the frames the chunk added.
+        frames: `[B, n, height, width, 3]` uint8 pixels, on the CPU.
+        memory: The cache around this chunk.
+        seconds: Time from the chunk's begin to its pixels.
+    """
+
+    chunk: ChunkPlan
+    latents: Tensor
+    frames: Tensor
+    memory: MemorySample
+    seconds: float
+
+
+def rollout(
+    plan: VideoPlan,
+    session: Session,
+    decoder: StreamingDecoder,
+    noise: Callable[[ChunkPlan], Callable[[], Tensor]],
+    *,
+    context: Tensor | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> Iterator[ChunkResult]:
+    """Make the video chunk by chunk; each result is whole when it is yielded.
+
+    Args:
+        noise: For a chunk, a function that draws `[B, C, F, h, w]` anew at every call; see `SeededNoise`.
+        context: `[B, C, F, h, w]` given latents of the first frames, which the plan prefills.
+        on_step: Called after every model call.
+    """
+    recorder = MemoryRecorder(session.cache, session.device)
+    latents = [] if context is None else [context]
+    num_emitted = 0
+    for chunk in plan.chunks:
+        started = time.perf_counter()
+        session.cache.begin(chunk)
+        recorder.begin()
+        if chunk.prefill:
+            session.clean_pass(chunk, chunk.prefill, torch.cat(latents, dim=2)[:, :, list(chunk.prefill)])
+            on_step()
+        if chunk.makes:
+            latents.append(session.denoise(chunk, noise(chunk), on_step))
+            if chunk.commits and chunk.commits == chunk.makes:
+                session.clean_pass(chunk, chunk.makes, latents[-1])
+                on_step()
+        end = max(chunk.frames) + 1
+        added = torch.cat(latents, dim=2)[:, :, num_emitted:end]
+        num_emitted = end
+        frames = decoder.decode(added)
+        yield ChunkResult(chunk, added, frames, recorder.sample(chunk, end), time.perf_counter() - started)
+
+
+class SeededNoise:
+    """Noise of a run: chunk `i` draws from its own generator, so it does not depend on the video's length.
+
+    Args:
+        batch: Videos made side by side.
+    """
+
+    def __init__(self, plan: VideoPlan, seed: int, *, batch: int = 1, like: Tensor) -> None:
+        self._plan = plan
+        self._seed = seed
+        self._batch = batch
+        self._like = like
+
+    def __call__(self, chunk: ChunkPlan) -> Callable[[], Tensor]:
+        """A function that draws the chunk's noise anew at every call, `[B, C, F, h, w]`, drawn on the CPU."""
+        channels, height, width = self._plan.latent_shape
+        shape = (self._batch, channels, len(chunk.makes), height, width)
+        generator = noise_generator(self._seed, chunk.index)
+        return lambda: torch.randn(shape, generator=generator).to(self._like)
