@@ -1,0 +1,102 @@
+"""Everything that decides a run, typed and closed: a key that is not here is refused.
+
+One `RunConfig` is resolved from the backend's YAML, the user's file, `--set` and the options, written to run.yaml
+beside the video, and enough to make the same video again. No torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qvg_kernels.spec import CodecSpec
+
+
+class Config(BaseModel):
+    """Base of every section: unknown keys are errors, values do not change after checking."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class CacheConfig(Config):
+    """How the attention history is kept.
+
+    Attributes:
+        preset: Name of the preset the codecs came from.
+        k: Codec of the keys.
+        v: Codec of the values.
+        keep_recent_chunks: Newest finished chunks that stay unpacked.
+        keep_sink: Whether the first chunk stays unpacked.
+        span_tokens: Finished chunks wait until together they have this many tokens, then become one span;
+            1 packs every chunk as soon as it is finished.
+    """
+
+    preset: str
+    k: Annotated[CodecSpec, Field(discriminator="scheme")]
+    v: Annotated[CodecSpec, Field(discriminator="scheme")]
+    keep_recent_chunks: int = Field(0, ge=0)
+    keep_sink: bool = False
+    span_tokens: int = Field(1, ge=1)
+
+
+class VideoConfig(Config):
+    """What is asked for: the size in pixels and the length in latent frames."""
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    frames: int = Field(gt=0, description="latent frames")
+    fps: int = Field(16, gt=0)
+
+
+class SamplerConfig(Config):
+    """How a chunk is denoised (specs of the model families name the values).
+
+    Attributes:
+        steps: Nominal steps on the 1000-step scale, before the shift warps them.
+        shift: Of the flow-matching schedule.
+        context_noise: Timestep of the clean pass whose keys and values stay.
+        frames_per_chunk: Latent frames made together.
+        independent_first_frame: Whether the first chunk is a single frame.
+        window: Latent frames attended to, the chunk's own included; none means the whole history.
+        sink: First latent frames that a window never drops.
+    """
+
+    steps: tuple[int, ...]
+    shift: float = Field(gt=0)
+    context_noise: float = Field(0.0, ge=0, le=1000)
+    frames_per_chunk: int = Field(gt=0)
+    independent_first_frame: bool = False
+    window: int | None = Field(None, gt=0)
+    sink: int = Field(0, ge=0)
+
+
+class ModelConfig(Config):
+    """Where the weights are and how they are held.
+
+    Attributes:
+        name: What the user sees.
+        weights: Folder with transformer, vae, text_encoder and tokenizer; a name without a slash is one that
+            ships with the package.
+        dtype: Of weights and activations; "auto" is bf16 on a GPU, and on a CPU with bf16 instructions
+            float32 for the transformer and bf16 for the decoder.
+        text_tokens: Length that prompts are padded to.
+    """
+
+    name: str
+    weights: str
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    text_tokens: int = Field(512, gt=0)
+
+
+class RunConfig(Config):
+    """One run, whole."""
+
+    backend: str
+    prompt: str
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: str = "auto"
+    model: ModelConfig
+    video: VideoConfig
+    sampler: SamplerConfig
+    cache: CacheConfig

@@ -1,0 +1,44 @@
+"""Errors that are shown to the user: what is wrong with which value, the limit, and what to do about it.
+
+Everything below `main.py` raises; only `main.py` prints and exits.
+"""
+
+from __future__ import annotations
+
+
+class QvgError(Exception):
+    """A failure while running; its text is shown to the user.
+
+    Attributes:
+        hint: What the user can do about it, shown on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(QvgError):
+    """A request that cannot be carried out as it was written; found before anything is loaded."""
+
+    exit_code = 2
+
+
+class MissingModelError(QvgError):
+    """Weights or a helper program are not on this machine, or access to them was refused."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(QvgError):
+    """The device has too little memory for the run."""
+
+    exit_code = 4
+
+
+class Interrupted(QvgError):
+    """The user stopped the run; what was made until then is kept."""
+
+    exit_code = 130
