@@ -1,0 +1,142 @@
+"""The layered cache: what it holds, what it reads, and that the account is exact."""
+
+import pytest
+import torch
+
+from qvg_cli.backends.self_forcing.plan import plan_chunks
+from qvg_cli.cache.accounting import add, total
+from qvg_cli.cache.kv_cache import KVCache, open_cache
+from qvg_cli.config import CacheConfig, SamplerConfig
+from qvg_cli.errors import QvgError
+from qvg_cli.plan import VideoPlan
+from qvg_kernels.spec import Bf16Spec, CodecSpec, NoneSpec, QvgSpec
+
+HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
+QVG = QvgSpec(num_centroids=16)
+
+
+class ByFrame:
+    """A rotation that can be undone by eye: adds the frame's id to the keys."""
+
+    def rotate(self, keys, frames, tokens):
+        ids = torch.tensor(frames, dtype=keys.dtype)[torch.arange(tokens.start or 0, tokens.stop) // TOKENS]
+        return keys + ids[:, None]
+
+
+def video_plan(num_frames=12, **changes) -> VideoPlan:
+    settings = {"steps": (1000,), "shift": 5.0, "frames_per_chunk": 3, **changes}
+    return VideoPlan(plan_chunks(num_frames, SamplerConfig(**settings)), TOKENS, (16, 8, 12), 64, 96)
+
+
+def empty_cache(plan: VideoPlan, spec: CodecSpec, **changes) -> KVCache:
+    config = CacheConfig(preset="test", k=spec, v=spec, **changes)
+    return open_cache(
+        config, plan, num_layers=LAYERS, layer_width=HEADS * HEAD_DIM, sink_frames=0, seed=1
+    )
+
+
+def keys_of(frames, generator=None) -> torch.Tensor:
+    generator = generator or torch.Generator().manual_seed(frames[0])
+    return torch.randn(1, HEADS, TOKENS * len(frames), HEAD_DIM, generator=generator)
+
+
+def run(plan: VideoPlan, cache: KVCache) -> None:
+    for chunk in plan.chunks:
+        cache.begin(chunk)
+        if chunk.commits:
+            for layer in cache.layers:
+                layer.append(keys_of(chunk.commits), -keys_of(chunk.commits), chunk.commits, cache.packs(chunk))
+            cache.commit(chunk.commits)
+
+
+def held_by_tensors(cache: KVCache) -> dict[str, int]:
+    held: dict[str, int] = {}
+    for layer in cache.layers:
+        for entry in layer.entries:
+            for packed in (entry.key, entry.value):
+                for name, tensor in packed.tensors.items():
+                    held = add(held, {packed.kinds[name]: tensor.untyped_storage().nbytes()})
+    return held
+
+
+@pytest.mark.parametrize("spec", [NoneSpec(), Bf16Spec(), QVG], ids=lambda spec: spec.scheme)
+@pytest.mark.parametrize("settings", [{}, {"span_tokens": 2 * 3 * TOKENS}, {"keep_recent_chunks": 1}, {"keep_sink": True}])
+@pytest.mark.parametrize("window", [None, 8])
+def test_the_account_is_the_sum_of_the_storages(spec, settings, window):
+    plan = video_plan(window=window)
+    cache = empty_cache(plan, spec, **settings)
+    run(plan, cache)
+    assert cache.payload_bytes() == held_by_tensors(cache)
+
+
+def test_bf16_reference_is_the_size_of_a_bf16_cache_of_the_same_frames():
+    plan = video_plan()
+    cache = empty_cache(plan, Bf16Spec())
+    run(plan, cache)
+    assert cache.bf16_bytes == total(cache.payload_bytes()) == cache.payload_bytes()["bf16"]
+
+
+def test_layers_hold_what_the_last_chunk_read():
+    plan = video_plan(21, window=8, sink=2)
+    cache = empty_cache(plan, NoneSpec())
+    run(plan, cache)
+    for layer in cache.layers:
+        assert set(plan.chunks[-1].reads) <= set(layer.frames)
+
+
+@pytest.mark.parametrize("reads", [(0, 1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 7), (0, 8), ()])
+@pytest.mark.parametrize("settings", [{}, {"span_tokens": 3 * 3 * TOKENS}])
+def test_attention_reads_the_wanted_frames_at_their_positions(reads, settings):
+    plan = video_plan()
+    cache = empty_cache(plan, NoneSpec(), **settings)
+    run(plan, cache)
+    own = (9, 10, 11)
+    generator = torch.Generator().manual_seed(5)
+    query, key, value = (keys_of(own, generator) for _ in range(3))
+    found = cache.layers[1].attend(query, key, value, frames=own, reads=reads, rotation=ByFrame())
+
+    history = torch.cat([keys_of((f, f + 1, f + 2)) for f in (0, 3, 6)], dim=2).unflatten(2, (9, TOKENS))
+    kept = history[:, :, list(reads)]
+    rotated = kept + torch.tensor(reads, dtype=kept.dtype).view(-1, 1, 1)
+    keys = torch.cat([rotated.flatten(2, 3), ByFrame().rotate(key, own, slice(0, key.shape[2]))], dim=2)
+    values = torch.cat([-kept.flatten(2, 3), value], dim=2)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_attending_changes_nothing():
+    plan = video_plan()
+    cache = empty_cache(plan, QVG)
+    run(plan, cache)
+    own = (9, 10, 11)
+    query = keys_of(own)
+    attend = lambda: cache.layers[0].attend(  # noqa: E731
+        query, query, query, frames=own, reads=plan.chunks[-1].reads, rotation=ByFrame()
+    )
+    before = cache.payload_bytes()
+    first = attend().clone()
+    assert torch.equal(first, attend())
+    assert cache.payload_bytes() == before
+
+
+def test_a_value_that_is_not_a_number_is_refused_with_its_place():
+    plan = video_plan()
+    cache = empty_cache(plan, QVG)
+    keys = keys_of((0, 1, 2))
+    keys[0, 1, 5, 7] = float("nan")
+    with pytest.raises(QvgError, match="layer 1, latent frames 0 to 2"):
+        cache.layers[1].append(keys, keys, (0, 1, 2), ((0, 1, 2),))
+
+
+def test_the_peak_is_the_fullest_moment_of_a_chunk():
+    plan = video_plan()
+    cache = empty_cache(plan, QVG, span_tokens=2 * 3 * TOKENS)
+    dense = 2 * HEADS * 3 * TOKENS * HEAD_DIM * 2
+    first, second = plan.chunks[:2]
+    for chunk in (first, second):
+        cache.begin(chunk)
+        for layer in cache.layers:
+            layer.append(keys_of(chunk.commits), keys_of(chunk.commits), chunk.commits, cache.packs(chunk))
+    # The second chunk is stored beside the first one layer at a time, and both are packed before the next layer.
+    assert cache.ledger.peak["bf16"] == dense * LAYERS + dense
+    assert "bf16" not in cache.ledger.held
