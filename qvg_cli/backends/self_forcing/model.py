@@ -1,7 +1,7 @@
-"""The causal model: diffusers' Wan transformer with its self-attention reading a cache and its positions absolute.
+"""The causal model: diffusers' Wan transformer, its self-attention on a cache and its positions absolute.
 
-Nothing of diffusers' forward is overridden. `model.rope` and the 2 x L attention processors are replaced; what
-`rope` returns reaches the self-attention processors untouched, so it carries the rotation of the call.
+Nothing of diffusers' forward is overridden. `model.rope` and the 2 x L attention processors are replaced;
+what `rope` returns reaches the self-attention processors untouched, so it carries the rotation of the call.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qvg_cli.backends.rotary import FrameRotation, RotaryTables
 from qvg_cli.cache.kv_cache import KVCache, LayerCache
 from qvg_cli.cache.policy import Frames
-
-ROPE_THETA = 10000.0
 
 
 @dataclass
@@ -33,50 +32,6 @@ class Call:
     frames: Frames = ()
     reads: Frames = ()
     packs: tuple[Frames, ...] | None = None
-
-
-class RotaryTables:
-    """Cosines and sines of all positions of an axis, computed in float64 and kept in float32.
-
-    A head of `D` channels is split into time, row and column, `D - 4 * (D // 6)`, `2 * (D // 6)`, `2 * (D // 6)`,
-    in adjacent pairs; each axis uses its own width in the exponent.
-
-    Source: Wan-Video/Wan2.1, `rope_params` in `wan/modules/model.py`. Held outside the module tree, because
-    `model.to(bfloat16)` would round them.
-    """
-
-    def __init__(self, head_dim: int, num_positions: int, device: torch.device) -> None:
-        side = 2 * (head_dim // 6)
-        positions = torch.arange(num_positions, dtype=torch.float64)
-        angles = [
-            torch.outer(positions, ROPE_THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width))
-            for width in (head_dim - 2 * side, side, side)
-        ]
-        self.cosines = [angle.cos().float().to(device) for angle in angles]
-        self.sines = [angle.sin().float().to(device) for angle in angles]
-
-
-@dataclass(frozen=True)
-class FrameRotation:
-    """Rotation of tokens by absolute frame, row and column."""
-
-    tables: RotaryTables
-    rows: int
-    columns: int
-
-    def rotate(self, keys: Tensor, frames: Frames, tokens: slice) -> Tensor:
-        """Rotate `[B, h, s, D]`, which are `tokens` of the tokens of `frames`; computed in float32."""
-        per_frame = self.rows * self.columns
-        device = self.tables.cosines[0].device
-        token = torch.arange(tokens.start or 0, tokens.stop, device=device)
-        frame = torch.tensor(frames, device=device)[token // per_frame]
-        place = token % per_frame
-        positions = (frame, place // self.columns, place % self.columns)
-        cosine = torch.cat([table[at] for table, at in zip(self.tables.cosines, positions, strict=True)], dim=-1)
-        sine = torch.cat([table[at] for table, at in zip(self.tables.sines, positions, strict=True)], dim=-1)
-        even, odd = keys.float().unflatten(-1, (-1, 2)).unbind(-1)
-        rotated = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
-        return rotated.flatten(-2).to(keys.dtype)
 
 
 class FrameRope(nn.Module):
@@ -96,8 +51,8 @@ class FrameRope(nn.Module):
 class TimestepSinusoid(nn.Module):
     """Sinusoid of the timestep, cosines first, angles in float64 as in the original model.
 
-    Source: Wan-Video/Wan2.1, `sinusoidal_embedding_1d` in `wan/modules/model.py`. diffusers computes it in float32,
-    which alone is most of the difference to the original's output.
+    Source: Wan-Video/Wan2.1, `sinusoidal_embedding_1d` in `wan/modules/model.py`. diffusers computes it in
+    float32, which alone is most of the difference to the original's output.
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -177,7 +132,9 @@ class TextCrossAttention:
 def prepare(model: WanTransformer3DModel) -> None:
     """Give the model absolute positions and the original timestep sinusoid; done once after loading."""
     config = model.config
-    tables = RotaryTables(config.attention_head_dim, config.rope_max_seq_len, model.patch_embedding.weight.device)
+    tables = RotaryTables(
+        config.attention_head_dim, config.rope_max_seq_len, model.patch_embedding.weight.device
+    )
     model.rope = FrameRope(tables, tuple(config.patch_size))
     model.condition_embedder.timesteps_proj = TimestepSinusoid(config.freq_dim)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qvg_cli.backends.self_forcing.model import prepare
 from qvg_cli.backends.self_forcing.session import SelfForcingSession
-from qvg_cli.backends.self_forcing.text import TextEncoder
+from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import RunConfig
 from qvg_cli.errors import MissingModelError
