@@ -1,7 +1,7 @@
 """What each chunk of a video makes, reads and keeps, in absolute latent-frame ids. Integers only, no torch.
 
-A plan is made before a byte of weights is read. The same object drives the run, the progress bar, the accounting
-and the tests, so everything that can be wrong with a request is found here.
+A plan is made before a byte of weights is read. The same object drives the run, the progress bar, the
+accounting and the tests, so everything that can be wrong with a request is found here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Seeds by purpose, so that no draw depends on another.
 
-The noise of a chunk does not depend on the video's length or on the cache codec, and is drawn on the CPU, so that
-it is the same on every device.
+The noise of a chunk does not depend on the video's length or on the cache codec, and is drawn on the CPU, so
+that it is the same on every device.
 """
 
 from __future__ import annotations

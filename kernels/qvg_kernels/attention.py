@@ -1,8 +1,8 @@
 """Attention over a history that is kept packed: read into one bounded workspace, attended, reused.
 
-Torch reference. The history is never expanded whole: heads go through in groups, and where even one head's keys
-exceed the workspace, spans of keys do, merged by their running (maximum, sum, output). Invariant: the result does
-not depend on the workspace's size beyond the rounding of the sums.
+Torch reference. The history is never expanded whole: heads go through in groups, and where even one head's
+keys exceed the workspace, spans of keys do, merged by their running (maximum, sum, output). Invariant: the
+result does not depend on the workspace's size beyond the rounding of the sums.
 """
 
 from __future__ import annotations
@@ -52,13 +52,18 @@ class Workspace:
         """Two uninitialised `[B, h, s, D]` views in the dtype and on the device of `like`."""
         count = math.prod(shape)
         buffer = self._buffer
-        if buffer is None or buffer.dtype != like.dtype or buffer.device != like.device or buffer.numel() < 2 * count:
+        if (
+            buffer is None
+            or buffer.dtype != like.dtype
+            or buffer.device != like.device
+            or buffer.numel() < 2 * count
+        ):
             self._buffer = buffer = None
             self._buffer = buffer = torch.empty(2 * count, dtype=like.dtype, device=like.device)
         return buffer[:count].view(shape), buffer[count : 2 * count].view(shape)
 
     def part_sizes(self, query: Tensor, num_tokens: int) -> tuple[int, int]:
-        """Heads and tokens that fit at once beside `[B, H, S, D]` queries: all keys of some heads, else some of one."""
+        """Heads and tokens that fit at once for `[B, H, S, D]` queries: all keys of some heads, or some of one."""
         batch, heads, _, head_dim = query.shape
         token_bytes = 2 * batch * head_dim * query.element_size()
         tokens = max(1, min(num_tokens, self.limit_bytes // token_bytes))
@@ -93,7 +98,7 @@ def attend(query: Tensor, segments: Sequence[Segment], workspace: Workspace) -> 
 def _read_parts(
     query: Tensor, heads: slice, segments: Sequence[Segment], part_tokens: int, workspace: Workspace
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fill the workspace with up to `part_tokens` keys and values at a time; a part is valid until the next."""
+    """Fill the workspace with up to `part_tokens` keys at a time; a part is valid until the next."""
     remaining = sum(segment.num_tokens for segment in segments)
     batch, group_heads, _, head_dim = query.shape
     part_tokens = min(part_tokens, remaining)

@@ -1,7 +1,8 @@
 """What every model family offers to the rollout.
 
 A family is a package with `plan.py` (torch-free: `plan_video(config) -> VideoPlan`) and `pipeline.py`
-(`load_pipeline(config, device) -> Pipeline`). Nothing outside a family's package knows how its model is called.
+(`load_pipeline(config, device) -> Pipeline`). Nothing outside a family's package knows how its model is
+called.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Session(Protocol):
         """Compute keys and values of finished `frames`, `[B, C, F, h, w]`, and commit them to the cache."""
         ...
 
-    def denoise(self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]) -> Tensor:
+    def denoise(
+        self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]
+    ) -> Tensor:
         """Latents `[B, C, F, h, w]` of the frames that `chunk` makes; changes nothing in the cache.
 
         Args:
@@ -61,5 +64,3 @@ class Pipeline(Protocol):
     def decoder(self) -> StreamingDecoder:
         """A decoder at the beginning of a video."""
         ...
-
-

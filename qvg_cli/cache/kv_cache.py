@@ -1,7 +1,7 @@
 """The attention history of one video: per layer, packed spans and the chunks that still wait for theirs.
 
-Keys are stored after the key norm and before any rotation, values raw. Invariants: reading changes nothing; a span
-is encoded once; what a layer holds is exactly the frames that the plan says, and nothing else.
+Keys are stored after the key norm and before any rotation, values raw. Invariants: reading changes nothing; a
+span is encoded once; what a layer holds is exactly the frames that the plan says, and nothing else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which finished chunks become a packed span, and when. Integers only, no torch.
 
-Made from the plan before anything runs, so every layer packs the same frames at the same time, and the bytes that a
-run will hold are known in advance. Invariants: a chunk boundary never lies inside a span, sink frames share a span
-with no others (a rolling window would keep such a span alive for ever), and a span is packed once.
+Made from the plan before anything runs, so every layer packs the same frames at the same time, and the bytes
+that a run will hold are known in advance. Invariants: a chunk boundary never lies inside a span, sink frames
+share a span with no others (a rolling window would keep such a span alive for ever), and a span is packed
+once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How far two videos are apart, frame by frame, on the pixels before any lossy coding.
 
-Both follow scikit-image: PSNR over all values of a frame, SSIM with a Gaussian window of sigma 1.5 and 11 pixels,
-population covariance, mean over the channels.
+Both follow scikit-image: PSNR over all values of a frame, SSIM with a Gaussian window of sigma 1.5 and 11
+pixels, population covariance, mean over the channels.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         `[N]` float64.
 
-    Source: Wang et al. 2004, with the constants of scikit-image's `structural_similarity(gaussian_weights=True,
-    sigma=1.5, use_sample_covariance=False)`, borders left out.
+    Source: Wang et al. 2004, with the constants of scikit-image's
+    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`, borders left out.
     """
     a, b = (frames.permute(0, 3, 1, 2).double() for frames in (first, second))
     mean_a, mean_b = _blur(a), _blur(b)

@@ -1,7 +1,7 @@
 """Decoding latents as they come, with the same bits as decoding the whole video at once.
 
-The decoder is causal: it needs the last features of every temporal convolution and nothing else of the past. Calling
-`vae.decode` chunk by chunk would forget them at every call, and show a cut at each chunk.
+The decoder is causal: it needs the last features of every temporal convolution and nothing else of the past.
+Calling `vae.decode` chunk by chunk would forget them at every call, and show a cut at each chunk.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ class StreamingDecoder:
         decoded = []
         for frame in latents.split(1, dim=2):
             decoded.append(
-                self._vae.decoder(
-                    frame, feat_cache=self._features, feat_idx=[0], first_chunk=self._is_first
-                )
+                self._vae.decoder(frame, feat_cache=self._features, feat_idx=[0], first_chunk=self._is_first)
             )
             self._is_first = False
         pixels = torch.cat(decoded, dim=2)
@@ -61,6 +59,7 @@ class StreamingDecoder:
 
 
 def to_pixels(frames: Tensor) -> Tensor:
-    """`[B, 3, n, height, width]` in -1 .. 1 to `[B, n, height, width, 3]` uint8 on the CPU, rounded to nearest."""
+    """`[B, 3, n, height, width]` in -1 .. 1 to `[B, n, height, width, 3]` uint8 on the CPU, rounded to
+    nearest."""
     levels = ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 4, 1).contiguous().cpu()

@@ -1,7 +1,8 @@
-"""Golden numbers of the original Self-Forcing code (fp32, tiny random weights), reproduced through the real engine.
+"""Golden numbers of the original Self-Forcing code (fp32, tiny random weights), through the real engine.
 
-Tolerance 1e-4 on values of scale 6: what remains is the order of fp32 sums; each known mistake (integer timesteps,
-a window off by one, re-based positions, ...) is off by 0.05 or more. `QVG_GOLDEN_DIR` names another root folder.
+Tolerance 1e-4 on values of scale 6: what remains is the order of fp32 sums; each known mistake (integer
+timesteps, a window off by one, re-based positions, ...) is off by 0.05 or more. `QVG_GOLDEN_DIR` names
+another root folder.
 """
 
 import re
@@ -92,9 +93,7 @@ class Run:
         context_frames = 0 if context is None else context.shape[1]
         num_frames = context_frames + noise.shape[1]
         plan = VideoPlan(
-            chunks=plan_chunks(
-                num_frames, sampler, context_frames=context_frames, commit_last=commit_last
-            ),
+            chunks=plan_chunks(num_frames, sampler, context_frames=context_frames, commit_last=commit_last),
             tokens_per_frame=CONFIG["tokens_per_frame"],
             latent_shape=tuple(noise.shape[2:]),
             height=8 * CONFIG["latent_height"],
@@ -204,16 +203,12 @@ def test_independent_first_frame(model, name):
     assert_close(run.latents, golden[name], name)
 
 
-@pytest.mark.parametrize(
-    ("name", "start"), [("image.latents", "init1"), ("extend.latents", "init3")]
-)
+@pytest.mark.parametrize(("name", "start"), [("image.latents", "init1"), ("extend.latents", "init3")])
 def test_given_start(model, name, start):
     golden = load_golden(FOLDER, "conditioned.safetensors")
     context = golden[start]
     rest = golden[name].shape[1] - context.shape[1]
-    run = Run(
-        model, sampler_config(), INPUTS["noise"][:, :rest], list(INPUTS["renoise"]), context=context
-    )
+    run = Run(model, sampler_config(), INPUTS["noise"][:, :rest], list(INPUTS["renoise"]), context=context)
     assert_close(run.latents, golden[name], name)
 
 

@@ -30,9 +30,7 @@ def video_plan(num_frames=12, **changes) -> VideoPlan:
 
 def empty_cache(plan: VideoPlan, spec: CodecSpec, **changes) -> KVCache:
     config = CacheConfig(preset="test", k=spec, v=spec, **changes)
-    return open_cache(
-        config, plan, num_layers=LAYERS, layer_width=HEADS * HEAD_DIM, sink_frames=0, seed=1
-    )
+    return open_cache(config, plan, num_layers=LAYERS, layer_width=HEADS * HEAD_DIM, sink_frames=0, seed=1)
 
 
 def keys_of(frames, generator=None) -> torch.Tensor:
@@ -45,7 +43,9 @@ def run(plan: VideoPlan, cache: KVCache) -> None:
         cache.begin(chunk)
         if chunk.commits:
             for layer in cache.layers:
-                layer.append(keys_of(chunk.commits), -keys_of(chunk.commits), chunk.commits, cache.packs(chunk))
+                layer.append(
+                    keys_of(chunk.commits), -keys_of(chunk.commits), chunk.commits, cache.packs(chunk)
+                )
             cache.commit(chunk.commits)
 
 
@@ -60,7 +60,9 @@ def held_by_tensors(cache: KVCache) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("spec", [NoneSpec(), Bf16Spec(), QVG], ids=lambda spec: spec.scheme)
-@pytest.mark.parametrize("settings", [{}, {"span_tokens": 2 * 3 * TOKENS}, {"keep_recent_chunks": 1}, {"keep_sink": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"span_tokens": 2 * 3 * TOKENS}, {"keep_recent_chunks": 1}, {"keep_sink": True}]
+)
 @pytest.mark.parametrize("window", [None, 8])
 def test_the_account_is_the_sum_of_the_storages(spec, settings, window):
     plan = video_plan(window=window)
@@ -137,6 +139,7 @@ def test_the_peak_is_the_fullest_moment_of_a_chunk():
         cache.begin(chunk)
         for layer in cache.layers:
             layer.append(keys_of(chunk.commits), keys_of(chunk.commits), chunk.commits, cache.packs(chunk))
-    # The second chunk is stored beside the first one layer at a time, and both are packed before the next layer.
+    # The second chunk is stored beside the first one layer at a time, and both are packed before the next
+    # layer.
     assert cache.ledger.peak["bf16"] == dense * LAYERS + dense
     assert "bf16" not in cache.ledger.held

@@ -54,11 +54,31 @@ def test_given_frames_pass_through_in_blocks(context, prefills):
 @pytest.mark.parametrize(
     ("frames", "changes", "context", "message"),
     [
-        (20, {}, 0, r"20 latent frames \(77 pixel frames\) do not fit chunks of 3; nearest: 18 \(69 .*\), 21 \(81"),
-        (1027, {}, 0, r"1027 latent frames exceed the model's 1024 positions; longest: 1023 latent frames \(4089"),
-        (21, {"window": 5, "sink": 3}, 0, "window 5 is too small for sink 3 and chunks of 3 frames; smallest: 6"),
+        (
+            20,
+            {},
+            0,
+            r"20 latent frames \(77 pixel frames\) do not fit chunks of 3; nearest: 18 \(69 .*\), 21 \(81",
+        ),
+        (
+            1027,
+            {},
+            0,
+            r"1027 latent frames exceed the model's 1024 positions; longest: 1023 latent frames \(4089",
+        ),
+        (
+            21,
+            {"window": 5, "sink": 3},
+            0,
+            "window 5 is too small for sink 3 and chunks of 3 frames; smallest: 6",
+        ),
         (21, {}, 5, "5 given latent frames do not fit chunks of 3; nearest: 3, 4"),
-        (1, {}, 0, r"1 latent frames \(1 pixel frames\) do not fit chunks of 3; nearest: 3 \(9 pixel frames\)"),
+        (
+            1,
+            {},
+            0,
+            r"1 latent frames \(1 pixel frames\) do not fit chunks of 3; nearest: 3 \(9 pixel frames\)",
+        ),
     ],
 )
 def test_requests_that_do_not_fit_name_the_nearest_that_do(frames, changes, context, message):

@@ -1,7 +1,7 @@
 """Chunks of the Self-Forcing family: blocks of frames, the whole history or a rolling window with a sink.
 
-A block that covers frames `s .. e-1` attends to everything while `e <= window`; afterwards to the sink and to the
-newest `window - sink` frames, its own included. Positions are absolute and never renumbered.
+A block that covers frames `s .. e-1` attends to everything while `e <= window`; afterwards to the sink and to
+the newest `window - sink` frames, its own included. Positions are absolute and never renumbered.
 
 Source: guandeh17/Self-Forcing at 33593df, the rolling update of `causal_model.py`, as a rule on frame ids.
 """
@@ -102,7 +102,7 @@ def _window(cached: tuple[int, ...], end: int, sampler: SamplerConfig) -> tuple[
 
 
 def _context_blocks(context_frames: int, size: int) -> list[int]:
-    """Lengths of the blocks in which given frames pass through the model: whole blocks, or one frame and blocks."""
+    """Lengths of the blocks in which given frames pass: whole blocks, or one frame and then blocks."""
     blocks, rest = divmod(context_frames, size)
     if rest not in (0, 1):
         near = context_frames - rest
@@ -133,8 +133,8 @@ def _check_length(num_frames: int, first: int, size: int) -> None:
         lengths = [length for length in (below, below + size) if 0 < length <= MAX_FRAMES]
         near = ", ".join(f"{length} ({pixel_frames(length)} pixel frames)" for length in lengths)
         raise UsageError(
-            f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) do not fit chunks of {size}; "
-            f"nearest: {near}"
+            f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) do not fit chunks of "
+            f"{size}; nearest: {near}"
         )
 
 

@@ -1,4 +1,4 @@
-"""One Self-Forcing video in the making: four denoising calls a block, then the clean pass that fills the cache.
+"""One Self-Forcing video in the making: four denoising calls a block, then the pass that fills the cache.
 
 Source: guandeh17/Self-Forcing at 33593df, `pipeline/causal_inference.py`.
 """
@@ -49,7 +49,9 @@ class SelfForcingSession:
         self._call.packs = None
         self.cache.commit(frames)
 
-    def denoise(self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]) -> Tensor:
+    def denoise(
+        self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]
+    ) -> Tensor:
         """See `Session.denoise`."""
         latents = clean = draw_noise()
         for step, following in zip(self._steps, (*self._steps[1:], None), strict=True):

@@ -59,7 +59,9 @@ def diffusers_name(name: str) -> str | None:
     return f"{prefix}{table[stem]}.{leaf}" if stem in table else None
 
 
-def transformer_from_published(state: Mapping[str, Tensor], config: Mapping[str, object]) -> WanTransformer3DModel:
+def transformer_from_published(
+    state: Mapping[str, Tensor], config: Mapping[str, object]
+) -> WanTransformer3DModel:
     """Build the transformer from tensors under their published names.
 
     Args:
@@ -88,7 +90,8 @@ def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
             raise MissingModelError(f"tensor {name} is missing from the checkpoint")
         if found[name].shape != expected[name].shape:
             raise MissingModelError(
-                f"tensor {name} has shape {tuple(found[name].shape)}, the model needs {tuple(expected[name].shape)}"
+                f"tensor {name} has shape {tuple(found[name].shape)}, "
+                f"the model needs {tuple(expected[name].shape)}"
             )
     for name in found:
         if name not in expected:

@@ -1,0 +1,83 @@
+"""Runs of the built-in pocket model for the benches: many prompts side by side, through a user's engine.
+
+Prompts are made from the grammar that ships with the weights, by a seeded generator; no run changes
+another's noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/ is not part of any installed package
+
+from qvg_cli.backends.base import Session
+from qvg_cli.backends.registry import load_pipeline, plan_video
+from qvg_cli.config import RunConfig
+from qvg_cli.config_load import Request, load_config
+from qvg_cli.device import resolve_device
+from qvg_cli.rollout import ChunkResult, SeededNoise, rollout
+from scripts.pocket.prompts import Grammar
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One cache setting of a comparison, written `preset` or `preset:knob=value,knob=value`."""
+
+    label: str
+    preset: str
+    sets: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """The arm that `text` says."""
+        preset, _, knobs = text.partition(":")
+        sets = tuple(f"cache.{knob}" for knob in knobs.split(",") if knob)
+        return cls(text, preset, sets)
+
+    def config(self, common: Sequence[str]) -> RunConfig:
+        """The pocket model's configuration with this arm's cache and `common` settings."""
+        sets = (f"cache.preset={self.preset}", *common, *self.sets)
+        return load_config(Request(pocket=True, backend="self-forcing", sets=sets)).config
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Videos made side by side, and the session that made them."""
+
+    session: Session
+    results: Iterator[ChunkResult]
+
+
+def sample_prompts(count: int, seed: int) -> list[str]:
+    """Prompts that the pocket model was not trained on, all different scenes."""
+    grammar = Grammar.load()
+    generator = torch.Generator().manual_seed(seed)
+    specs = (grammar.sample_spec(generator, held_out=True) for _ in itertools.count())
+    scenes = itertools.islice(dict.fromkeys(itertools.islice(specs, 4 * count)), count)
+    return [grammar.sample_prompt(spec, generator) for spec in scenes]
+
+
+def start_batch(config: RunConfig, prompts: Sequence[str], device_name: str) -> Batch:
+    """Load the model and begin one video per prompt; the videos are made as the results are taken."""
+    device = resolve_device(device_name)
+    plan = plan_video(config)
+    pipeline = load_pipeline(config, device)
+    embeds = torch.cat([pipeline.encode_prompt(prompt) for prompt in prompts])
+    session = pipeline.start(plan, embeds, config.seed)
+    noise = SeededNoise(plan, config.seed, batch=len(prompts), like=embeds)
+    return Batch(session, rollout(plan, session, pipeline.decoder(), noise))
+
+
+def history(session: Session) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Layer, keys and values `[B, H, S, D]` of everything the cache holds, keys not rotated."""
+    for layer in session.cache.layers:
+        pairs = [entry.decode(slice(None), slice(None)) for entry in layer.entries]
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
+        yield layer.index, keys, values
