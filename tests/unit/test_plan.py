@@ -2,10 +2,11 @@
 
 import pytest
 
-from qvg_cli.backends.self_forcing.plan import plan_chunks
-from qvg_cli.config import SamplerConfig
+from qvg_cli.backends.self_forcing.plan import plan_chunks, plan_video
+from qvg_cli.config import CacheConfig, ModelConfig, RunConfig, SamplerConfig, VideoConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
+from qvg_kernels.spec import NoneSpec
 
 
 def sampler(**changes) -> SamplerConfig:
@@ -88,3 +89,29 @@ def test_requests_that_do_not_fit_name_the_nearest_that_do(frames, changes, cont
 
 def test_latent_frames_to_pixel_frames():
     assert [pixel_frames(n) for n in (0, 1, 3, 21, 180, 1023)] == [0, 1, 9, 81, 717, 4089]
+
+
+def run_config(**cache) -> RunConfig:
+    return RunConfig(
+        backend="self-forcing",
+        prompt="a ball",
+        model=ModelConfig(name="tiny", weights="./tiny"),
+        video=VideoConfig(height=128, width=224, frames=60),
+        sampler=sampler(window=12, sink=3),
+        cache=CacheConfig(preset="test", k=NoneSpec(), v=NoneSpec(), **cache),
+    )
+
+
+def test_spans_that_a_window_drops_before_they_are_full_are_refused():
+    assert plan_video(run_config(span_tokens=9 * 112)).tokens_per_frame == 112
+    with pytest.raises(UsageError, match="span_tokens=1009 is more than the 1008 tokens"):
+        plan_video(run_config(span_tokens=9 * 112 + 1))
+    with pytest.raises(UsageError, match="more than the 672 tokens"):
+        plan_video(run_config(span_tokens=9 * 112, keep_recent_chunks=1))
+
+
+def test_sizes_that_do_not_divide_name_the_nearest_that_do():
+    config = run_config()
+    odd = config.model_copy(update={"video": VideoConfig(height=100, width=224, frames=60)})
+    with pytest.raises(UsageError, match="height 100 is not a multiple of 16; nearest: 96, 112"):
+        plan_video(odd)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qvg_cli.backends.self_forcing.model import prepare
 from qvg_cli.backends.self_forcing.session import SelfForcingSession
+from qvg_cli.backends.self_forcing.weights import read_published, transformer_from_published
 from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import RunConfig
@@ -33,7 +34,7 @@ class SelfForcingPipeline:
         self._config = config
         self._text = TextEncoder(weights, config.model.text_tokens, device, dtype)
         self._vae = _load(AutoencoderKLWan, weights / "vae", dtype).to(device)
-        self._transformer = _load(WanTransformer3DModel, weights / "transformer", dtype).to(device)
+        self._transformer = _load_transformer(weights, dtype).to(device)
         prepare(self._transformer)
 
     def encode_prompt(self, prompt: str) -> Tensor:
@@ -70,6 +71,26 @@ def load_pipeline(config: RunConfig, device: torch.device) -> SelfForcingPipelin
         MissingModelError: A part is missing or broken.
     """
     return SelfForcingPipeline(config, device)
+
+
+def _load_transformer(weights: Path, dtype: torch.dtype) -> WanTransformer3DModel:
+    """The transformer in diffusers' layout, or from a published checkpoint beside its `transformer/config.json`."""
+    folder = weights / "transformer"
+    published = sorted([*weights.glob("*.pt"), *weights.glob("*.safetensors")])
+    if any(folder.glob("*.safetensors")) or not published:
+        return _load(WanTransformer3DModel, folder, dtype)
+    if len(published) > 1:
+        names = ", ".join(path.name for path in published)
+        raise MissingModelError(
+            f"{weights} has more than one checkpoint: {names}", hint="keep one of them there"
+        )
+    try:
+        config = WanTransformer3DModel.load_config(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise MissingModelError(f"cannot read {folder / 'config.json'}: {error}") from error
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    model = transformer_from_published(read_published(published[0]), settings, dtype)
+    return model.eval().requires_grad_(False)
 
 
 def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:

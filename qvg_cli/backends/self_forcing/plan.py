@@ -36,9 +36,11 @@ def plan_video(config: RunConfig, *, context_frames: int = 0, commit_last: bool 
     )
     latent_height = config.video.height // SPATIAL_FACTOR
     latent_width = config.video.width // SPATIAL_FACTOR
+    tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
+    _check_spans(config, tokens_per_frame)
     return VideoPlan(
         chunks=chunks,
-        tokens_per_frame=(latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE),
+        tokens_per_frame=tokens_per_frame,
         latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
         height=config.video.height,
         width=config.video.width,
@@ -135,6 +137,22 @@ def _check_length(num_frames: int, first: int, size: int) -> None:
         raise UsageError(
             f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) do not fit chunks of "
             f"{size}; nearest: {near}"
+        )
+
+
+def _check_spans(config: RunConfig, tokens_per_frame: int) -> None:
+    """Refuse spans that a rolling window would drop before they are full: nothing would ever be packed."""
+    sampler, cache = config.sampler, config.cache
+    if sampler.window is None or config.video.frames <= sampler.window:
+        return
+    chunks = (sampler.window - sampler.sink) // sampler.frames_per_chunk - cache.keep_recent_chunks
+    most_tokens = chunks * sampler.frames_per_chunk * tokens_per_frame
+    if cache.span_tokens > most_tokens:
+        raise UsageError(
+            f"cache.span_tokens={cache.span_tokens} is more than the {most_tokens} tokens that wait in a window of "
+            f"{sampler.window} frames beside its sink of {sampler.sink} and the {cache.keep_recent_chunks} chunks "
+            "kept unpacked",
+            hint="make the window longer, or cache.span_tokens or cache.keep_recent_chunks smaller",
         )
 
 

@@ -5,15 +5,20 @@ Source of the names: gdhe17/Self-Forcing `self_forcing_dmd.pt` and Wan-Video/Wan
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qvg_cli.errors import MissingModelError
 
+_KEPT_IN_FLOAT32 = frozenset(WanTransformer3DModel._keep_in_fp32_modules)
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _TOP_LEVEL = {
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
@@ -59,14 +64,42 @@ def diffusers_name(name: str) -> str | None:
     return f"{prefix}{table[stem]}.{leaf}" if stem in table else None
 
 
+def read_published(path: Path) -> dict[str, Tensor]:
+    """The generator's tensors of a published checkpoint, under the names in the file.
+
+    Args:
+        path: `.safetensors`, or a `.pt` of tensors; a pickle that holds anything else is not executed.
+
+    Raises:
+        MissingModelError: The file is broken, holds more than tensors, or has no generator.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise MissingModelError(f"{path} holds more than tensors and was not loaded") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise MissingModelError(f"cannot read {path}: {error}") from error
+    # The averaged weights are the ones to use; a bare state dict is accepted too.
+    for key in ("generator_ema", "generator", "model"):
+        if isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise MissingModelError(f"{path} has no generator", hint="its keys are " + ", ".join(map(str, found)))
+    return dict(found)
+
+
 def transformer_from_published(
-    state: Mapping[str, Tensor], config: Mapping[str, object]
+    state: Mapping[str, Tensor], config: Mapping[str, object], dtype: torch.dtype = torch.float32
 ) -> WanTransformer3DModel:
     """Build the transformer from tensors under their published names.
 
     Args:
         state: All tensors of the generator, with or without the prefixes of training wrappers.
         config: Arguments of `WanTransformer3DModel`.
+        dtype: Of the weights, but for those that diffusers keeps in float32.
 
     Raises:
         MissingModelError: A tensor is missing, unknown or has another shape; it is named.
@@ -76,7 +109,8 @@ def transformer_from_published(
         target = diffusers_name(name)
         if target is None:
             raise MissingModelError(f"unknown tensor {name} in the checkpoint")
-        renamed[target] = tensor
+        is_kept = not _KEPT_IN_FLOAT32.isdisjoint(target.split("."))
+        renamed[target] = tensor.to(torch.float32 if is_kept else dtype)
     with torch.device("meta"):
         model = WanTransformer3DModel(**config)
     _check_tensors(renamed, model.state_dict())
