@@ -1,4 +1,4 @@
-"""Published checkpoints: the generator is found whatever it is wrapped in, and code in a pickle never runs."""
+"""Published checkpoints: the generator is found whatever it is wrapped in, code in a pickle never runs."""
 
 from pathlib import Path
 

@@ -74,7 +74,7 @@ def load_pipeline(config: RunConfig, device: torch.device) -> SelfForcingPipelin
 
 
 def _load_transformer(weights: Path, dtype: torch.dtype) -> WanTransformer3DModel:
-    """The transformer in diffusers' layout, or from a published checkpoint beside its `transformer/config.json`."""
+    """The transformer in diffusers' layout, or of a published checkpoint beside `transformer/config.json`."""
     folder = weights / "transformer"
     published = sorted([*weights.glob("*.pt"), *weights.glob("*.safetensors")])
     if any(folder.glob("*.safetensors")) or not published:
