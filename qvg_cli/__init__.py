@@ -1,3 +1,3 @@
-"""qvg: long videos from autoregressive video diffusion models, with the attention history kept in 2 bits a value."""
+"""qvg: long videos from autoregressive video diffusion models, their history kept in 2 bits a value."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Everything that decides a run, typed and closed: a key that is not here is refused.
 
-One `RunConfig` is resolved from the backend's YAML, the user's file, `--set` and the options, written to run.yaml
-beside the video, and enough to make the same video again. No torch.
+One `RunConfig` is resolved from the backend's YAML, the user's file, `--set` and the options, written to
+run.yaml beside the video, and enough to make the same video again. No torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from qvg_kernels.spec import CodecSpec
 
 
 class Config(BaseModel):
-    """Base of every section: unknown keys are errors, values do not change after checking."""
+    """Base of every section: unknown keys are errors, types are not converted, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False
+    )
 
 
 class CacheConfig(Config):
@@ -62,7 +64,7 @@ class SamplerConfig(Config):
         sink: First latent frames that a window never drops.
     """
 
-    steps: tuple[int, ...]
+    steps: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
     shift: float = Field(gt=0)
     context_noise: float = Field(0.0, ge=0, le=1000)
     frames_per_chunk: int = Field(gt=0)

@@ -1,0 +1,5 @@
+"""`python -m qvg_cli` is `qvg`."""
+
+from qvg_cli.main import main
+
+main()

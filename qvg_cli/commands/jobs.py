@@ -1,0 +1,81 @@
+"""All videos of one command, each with its configuration and plan, before anything is loaded. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvg_cli.backends.registry import plan_video
+from qvg_cli.commands.lengths import fit_pixel_frames, fit_seconds
+from qvg_cli.config import RunConfig
+from qvg_cli.config_load import DEFAULT_BACKEND, Request, load_config
+from qvg_cli.console import Console
+from qvg_cli.plan import VideoPlan
+from qvg_cli.prompts import Job, check_prompt, pocket_examples, read_jobs, unknown_words
+from qvg_cli.run_dir import run_name, slug
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One video, ready to be made.
+
+    Attributes:
+        name: Of its run folder.
+    """
+
+    config: RunConfig
+    plan: VideoPlan
+    name: str
+
+
+def plan_jobs(
+    request: Request, console: Console, *, prompts: Path | None, seconds: float | None, frames: int | None
+) -> list[Planned]:
+    """Resolve and plan every video of a command, and say what was chosen for the user.
+
+    Raises:
+        UsageError: Something does not fit; nothing was made.
+    """
+    loaded = load_config(request)
+    config = loaded.config
+    if loaded.has_default_backend:
+        console.note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
+    if loaded.has_default_prompt and prompts is None:
+        console.note(f"no PROMPT given: {config.prompt!r}")
+    if frames is not None:
+        config = fit_pixel_frames(config, frames)
+    if seconds is not None:
+        config = fit_seconds(config, seconds)
+    plan = plan_video(config)
+    _note_length(console, config, plan, seconds)
+
+    jobs = read_jobs(prompts) if prompts is not None else [Job(check_prompt(config.prompt))]
+    if config.model.weights == "pocket":
+        for job in jobs:
+            _note_unknown_words(console, job.prompt)
+    planned = []
+    for job in jobs:
+        seed = config.seed if job.seed is None else job.seed
+        name = (slug(job.name) if job.name else "") or run_name(job.prompt, seed)
+        planned.append(Planned(config.model_copy(update={"prompt": job.prompt, "seed": seed}), plan, name))
+    return planned
+
+
+def _note_length(console: Console, config: RunConfig, plan: VideoPlan, seconds: float | None) -> None:
+    lasts = plan.num_pixel_frames / config.video.fps
+    if seconds is not None and abs(lasts - seconds) > 1e-6:
+        console.note(f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s")
+    frames = f"{plan.num_pixel_frames} frames ({plan.num_frames} latent)"
+    console.note(
+        f"{plan.width} pixels wide, {plan.height} high, {frames} at {config.video.fps} a second: "
+        f"{lasts:.2f} s in {len(plan.chunks)} chunks"
+    )
+
+
+def _note_unknown_words(console: Console, prompt: str) -> None:
+    words = unknown_words(prompt)
+    if words:
+        console.note(
+            f"the pocket model does not know {', '.join(map(repr, words))} and may show something else; "
+            f"it knows {pocket_examples()}"
+        )

@@ -1,0 +1,131 @@
+"""What a person reads: notes, progress and errors on stderr. Only data for programs goes to stdout.
+
+Every line is understood without colour; progress is a bar on a terminal and a line a chunk elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+
+
+class Progress(Protocol):
+    """Shows how far a video is."""
+
+    def step(self) -> None:
+        """A model call has ended."""
+        ...
+
+    def chunk_done(self, status: str) -> None:
+        """A chunk has ended; `status` tells how the run goes."""
+        ...
+
+
+class Console:
+    """Where a command talks to a person.
+
+    Args:
+        is_quiet: Only errors are shown.
+    """
+
+    def __init__(self, *, is_quiet: bool = False) -> None:
+        self._is_quiet = is_quiet
+
+    def note(self, text: str) -> None:
+        """A line that a person may want to know."""
+        if not self._is_quiet:
+            typer.echo(text, err=True)
+
+    @contextmanager
+    def progress(self, num_chunks: int) -> Iterator[Progress]:
+        """Progress of one video, from its first chunk to its last."""
+        if self._is_quiet:
+            yield _Silent()
+            return
+        from rich.console import Console as RichConsole
+
+        rich_console = RichConsole(stderr=True, highlight=False)
+        if rich_console.is_terminal and not rich_console.is_dumb_terminal:
+            with _Bar(rich_console, num_chunks) as bar:
+                yield bar
+        else:
+            yield _Lines(self, num_chunks)
+
+
+def show_error(message: str, hint: str | None = None) -> None:
+    """What went wrong and, after an empty line, what to do about it."""
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"\nhint: {hint}", err=True)
+
+
+def show_data(text: str) -> None:
+    """A result for a program."""
+    typer.echo(text)
+    sys.stdout.flush()
+
+
+class _Silent:
+    def step(self) -> None:
+        pass
+
+    def chunk_done(self, status: str) -> None:
+        pass
+
+
+class _Lines:
+    """One line a chunk."""
+
+    def __init__(self, console: Console, num_chunks: int) -> None:
+        self._console = console
+        self._num_chunks = num_chunks
+        self._num_done = 0
+
+    def step(self) -> None:
+        pass
+
+    def chunk_done(self, status: str) -> None:
+        self._num_done += 1
+        self._console.note(f"chunk {self._num_done}/{self._num_chunks}: {status}")
+
+
+class _Bar:
+    """A bar that moves with every chunk, and a count that moves with every model call."""
+
+    def __init__(self, rich_console: RichConsole, num_chunks: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        self._progress = RichProgress(
+            TextColumn("chunk"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[step]}"),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=rich_console,
+        )
+        self._task = self._progress.add_task("", total=num_chunks, step="step 0", status="")
+        self._step = 0
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def step(self) -> None:
+        self._step += 1
+        self._progress.update(self._task, step=f"step {self._step}")
+
+    def chunk_done(self, status: str) -> None:
+        self._step = 0
+        self._progress.update(self._task, advance=1, step="", status=status)

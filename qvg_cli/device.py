@@ -1,0 +1,34 @@
+"""From the name of a device to the device, or a plain word that this machine has none such."""
+
+from __future__ import annotations
+
+import torch
+
+from qvg_cli.errors import UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `name` means here: "auto" is the first GPU, or the CPU where there is none.
+
+    Raises:
+        UsageError: The name is none of a device, or this machine does not have it.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"unknown device {name!r}", hint="known: auto, cpu, cuda, cuda:0, cuda:1, ..."
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"device {name!r} is not supported", hint="known: auto, cpu, cuda, cuda:0, cuda:1, ..."
+        )
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            found = f"it has {count}" if count else "it has none that this torch can use"
+            raise UsageError(f"device {name!r} is not on this machine: {found}", hint="use --device cpu")
+        device = torch.device("cuda", device.index or 0)
+    return device

@@ -1,0 +1,110 @@
+"""The `qvg` program: its commands, and the one place that turns an error into a message and an exit code.
+
+Nothing heavy is imported here, so that `qvg --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from qvg_cli import __version__
+from qvg_cli.commands.generate import generate
+from qvg_cli.console import show_error
+from qvg_cli.errors import Interrupted, OutOfMemoryError, QvgError
+
+EXIT_CODES = """\b
+Exit codes:
+  0    the video is there
+  1    the run failed; what was made until then is kept
+  2    the request cannot be carried out as it was written
+  3    weights or ffmpeg are missing
+  4    out of memory
+  130  stopped with Ctrl-C; what was made until then is kept"""
+
+_GENERATE_EXAMPLES = """\b
+Examples:
+  qvg generate "a small blue cube slides from side to side on sand"
+  qvg generate --seconds 20 --cache bf16 --seed 3
+  qvg generate --prompts prompts.txt --out videos --json
+  qvg generate --config results/self-forcing/NAME/run.yaml"""
+
+
+class _Command(TyperCommand):
+    """A command whose errors become a message, a hint and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, typer.Exit | typer.TyperException | typer.Abort) or ctx.params.get("debug"):
+                raise
+            shown = _shown(error)
+            show_error("; ".join([str(shown), *getattr(error, "__notes__", ())]), shown.hint)
+            raise typer.Exit(shown.exit_code) from None
+
+
+app = typer.Typer(
+    name="qvg",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
+)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"qvg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def qvg(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Long videos from autoregressive video diffusion models, their history kept in 2 bits a value."""
+
+
+app.command(cls=_Command, epilog=f"{_GENERATE_EXAMPLES}\n\n{EXIT_CODES}")(generate)
+
+
+def main() -> None:
+    """The entry point of the program `qvg`."""
+    app()
+
+
+def _shown(error: BaseException) -> QvgError:
+    """What the user is told about `error`."""
+    if isinstance(error, QvgError):
+        return error
+    if _is_out_of_memory(error):
+        return OutOfMemoryError(
+            "out of memory", hint="give a smaller --size, fewer --seconds or another --cache"
+        )
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("stopped")
+    return QvgError(
+        f"{type(error).__name__}: {error}",
+        hint="this is a defect of qvg; the same command with --debug shows where",
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    # A torch that nobody has imported has not run out of memory.
+    torch = sys.modules.get("torch")
+    is_allocator = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return is_allocator or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Prompts from the command line and from files, and what the built-in model knows of them. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qvg_cli.errors import UsageError
+from qvg_cli.resources import pocket_grammar
+
+_JOB_KEYS = ("prompt", "seed", "name")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make.
+
+    Attributes:
+        seed: Its own seed; none takes the run's.
+        name: Of its run folder; none makes one from the prompt.
+    """
+
+    prompt: str
+    seed: int | None = None
+    name: str | None = None
+
+
+def check_prompt(prompt: str, place: str = "the prompt") -> str:
+    """`prompt` without white space around it.
+
+    Raises:
+        UsageError: Nothing is left, or it holds control characters.
+    """
+    text = prompt.strip()
+    if not text:
+        raise UsageError(
+            f"{place} is empty", hint='say what to show, for example qvg generate "a red ball bounces"'
+        )
+    if not all(character.isprintable() or character.isspace() for character in text):
+        raise UsageError(f"{place} holds characters that cannot be printed", hint="write it as plain text")
+    return text
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """The jobs of a .txt file, a prompt a line, or of a .jsonl file, an object with `prompt` a line.
+
+    Empty lines are left out.
+
+    Raises:
+        UsageError: The file cannot be read, or a line is no job; its number is named.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UsageError(
+            f"{path}: prompts are read from .txt or .jsonl", hint="rename the file by what it holds"
+        )
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    jobs = []
+    for number, line in enumerate(lines, start=1):
+        place = f"{path} line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{place}: it is not UTF-8 text") from error
+        if text:
+            jobs.append(
+                _parse_job(text, place) if path.suffix == ".jsonl" else Job(check_prompt(text, place))
+            )
+    if not jobs:
+        raise UsageError(f"{path} holds no prompt", hint="write one prompt a line")
+    return jobs
+
+
+def _parse_job(text: str, place: str) -> Job:
+    try:
+        job = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(job, dict) or not isinstance(job.get("prompt"), str):
+        raise UsageError(
+            f"{place}: no text under prompt", hint='a line looks like {"prompt": "...", "seed": 7}'
+        )
+    unknown = [key for key in job if key not in _JOB_KEYS]
+    if unknown:
+        raise UsageError(f"{place}: unknown key {unknown[0]!r}", hint=f"known: {', '.join(_JOB_KEYS)}")
+    seed, name = job.get("seed"), job.get("name")
+    is_seed = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
+    if seed is not None and not is_seed:
+        raise UsageError(f"{place}: seed={seed!r} is not a whole number from 0 to 2**63 - 1")
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise UsageError(f"{place}: name={name!r} is not a text")
+    return Job(check_prompt(job["prompt"], f"{place}: prompt"), seed, name)
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """Words of `prompt` that the built-in model has never seen, in their order."""
+    grammar = yaml.safe_load(pocket_grammar().read_text(encoding="utf-8"))
+    templates = " ".join(grammar["templates"])
+    known = set(_words(re.sub(r"{\w+}", " ", templates)))
+    for text in (*_texts(grammar["concepts"]), *grammar["fillers"]):
+        known.update(_words(text))
+    return [word for word in dict.fromkeys(_words(prompt)) if word not in known]
+
+
+def pocket_examples() -> str:
+    """What a prompt for the built-in model can name, for a message."""
+    concepts = yaml.safe_load(pocket_grammar().read_text(encoding="utf-8"))["concepts"]
+    return "; ".join(f"{concept}: {', '.join(values)}" for concept, values in concepts.items())
+
+
+def _words(text: str) -> list[str]:
+    # Letters of any script, so that a prompt in another language is seen as unknown and not as empty.
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, list):
+        for value in values:
+            yield from _texts(value)
+    else:
+        for value in values.values():
+            yield from _texts(value)

@@ -1,0 +1,128 @@
+"""What the cache held during a run: memory.json for programs, memory.png for people.
+
+Payload bytes are sums of the sizes of the tensors held, by kind, and always stand beside what a BF16 cache
+would hold for the same frames at the same moment. The device peak is the allocator's, and is none on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qvg_cli.cache.accounting import MemorySample, total
+from qvg_cli.plan import VideoPlan, pixel_frames
+from qvg_kernels.spec import PayloadBytes
+
+SCHEMA = 1
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """The samples of one run, and what they are of.
+
+    Attributes:
+        plan: Of the whole video; a run that was stopped has fewer samples than chunks.
+        label: Of the cache in the plot.
+    """
+
+    plan: VideoPlan
+    samples: Sequence[MemorySample]
+    fps: int
+    label: str
+
+    @property
+    def peak_sample(self) -> MemorySample:
+        """The chunk in which the cache was fullest."""
+        return max(self.samples, key=lambda sample: total(sample.peak_bytes))
+
+    def summary(self) -> dict[str, Any]:
+        """Figures of the whole run: at the peak and at the end."""
+        peak, end = self.peak_sample, self.samples[-1]
+        device_peaks = [s.device_peak_bytes for s in self.samples if s.device_peak_bytes is not None]
+        return {
+            "peak": {"chunk": peak.chunk, **_figures(peak.peak_bytes, peak.bf16_peak_bytes)},
+            "end": _figures(end.end_bytes, end.bf16_end_bytes),
+            "device_peak_bytes": max(device_peaks, default=None),
+        }
+
+    def to_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of memory.json.
+
+        Args:
+            about: What the run was, in front of the figures.
+        """
+        chunks = [
+            {
+                "chunk": sample.chunk,
+                "latent_frames": sample.num_frames,
+                "pixel_frames": self._pixel_frames(sample),
+                "peak": _figures(sample.peak_bytes, sample.bf16_peak_bytes),
+                "end": _figures(sample.end_bytes, sample.bf16_end_bytes),
+                "device_peak_bytes": sample.device_peak_bytes,
+            }
+            for sample in self.samples
+        ]
+        return {"schema": SCHEMA, **about, **self.summary(), "chunks": chunks}
+
+    def peak_text(self) -> str:
+        """The cache at its peak beside BF16, in words."""
+        peak = self.peak_sample
+        return describe_bytes(total(peak.peak_bytes), peak.bf16_peak_bytes)
+
+    def save_plot(self, path: Path) -> None:
+        """Draw what the cache held after each chunk over the video's time, beside BF16."""
+        # Not pyplot: it would look for a screen.
+        from matplotlib.figure import Figure
+
+        seconds = [0.0, *(self._pixel_frames(sample) / self.fps for sample in self.samples)]
+        curves = (
+            ("BF16, same frames", "#9a9a9a", [s.bf16_end_bytes for s in self.samples]),
+            (self.label, "#0b6bcb", [total(s.end_bytes) for s in self.samples]),
+        )
+        figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+        axes = figure.add_subplot()
+        for label, color, held in curves:
+            mib = [0.0, *(value / MIB for value in held)]
+            # What is held after a chunk is held while the next one is made.
+            axes.step(seconds, mib, where="post", color=color, linewidth=2, label=label)
+        axes.set_xlabel("video time [s]")
+        axes.set_ylabel("cache after each chunk [MiB]")
+        axes.set_xlim(0, seconds[-1])
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"At the peak: {self.peak_text()}", loc="left", fontsize=10)
+        axes.legend(loc="upper left", frameon=False)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, format="png")
+
+    def _pixel_frames(self, sample: MemorySample) -> int:
+        return pixel_frames(sample.num_frames, self.plan.pixel_frames_per_latent)
+
+
+def _figures(payload: PayloadBytes, bf16_bytes: int) -> dict[str, Any]:
+    held = total(payload)
+    return {
+        "bytes": held,
+        "kinds": dict(sorted(payload.items())),
+        "bf16_bytes": bf16_bytes,
+        "ratio": round(bf16_bytes / held, 3) if held else None,
+    }
+
+
+def describe_bytes(held: int, bf16_bytes: int) -> str:
+    """Bytes of a cache beside those of BF16 for the same frames, for people."""
+    text = f"{mib_text(held)} MiB"
+    if not held:
+        return text
+    ratio = bf16_bytes / held
+    comparison = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
+    return f"{text}, {comparison} than BF16 ({mib_text(bf16_bytes)} MiB)"
+
+
+def mib_text(num_bytes: int) -> str:
+    """MiB with three digits or more."""
+    mib = num_bytes / MIB
+    return f"{mib:.2f}" if mib < 10 else f"{mib:.1f}"

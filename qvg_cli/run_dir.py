@@ -1,0 +1,97 @@
+"""A run's folder: one place for all that a run leaves behind, never written over, never half a file.
+
+Every file but the video is written under a temporary name and moved when whole; the video is written by
+`qvg_cli.video.io` in the same way. Nothing from a prompt or a name can lead out of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+from qvg_cli.errors import QvgError, UsageError
+
+_MAX_SLUG = 48
+
+
+class RunDir:
+    """The files of one run, by purpose.
+
+    Args:
+        path: An existing folder that holds nothing else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.video = path / "video.mp4"
+        self.latents = path / "latents.safetensors"
+        self.memory = path / "memory.json"
+        self.plot = path / "memory.png"
+        self.config = path / "run.yaml"
+
+    @classmethod
+    def create(cls, root: Path, backend: str, name: str) -> RunDir:
+        """A new folder `root/backend/name`, numbered if that name is taken.
+
+        Raises:
+            UsageError: The folder cannot be made.
+        """
+        parent = root / backend
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for number in count(1):
+                path = parent / (name if number == 1 else f"{name}-{number}")
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                break
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {parent}: {error.strerror}", hint="give another folder with --out"
+            ) from error
+        return cls(path)
+
+    def discard(self) -> None:
+        """Remove the folder of a run that made nothing."""
+        self.config.unlink(missing_ok=True)
+        self.path.rmdir()
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, and move it there when whole.
+
+    Raises:
+        QvgError: The file cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise QvgError(
+            f"cannot write {path}: {error.strerror or error}", hint="free some space, or give another --out"
+        ) from error
+
+
+def run_name(prompt: str, seed: int) -> str:
+    """A folder's name: the prompt's first words, nothing a file system could mind, and the seed."""
+    return f"{slug(prompt) or 'video'}-seed{seed}"
+
+
+def slug(text: str) -> str:
+    """Lower-case ASCII letters, digits and hyphens of `text`, at most 48, cut between words."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    words = re.findall(r"[a-z0-9]+", ascii_text.lower())
+    name = ""
+    for word in words:
+        longer = f"{name}-{word}" if name else word[:_MAX_SLUG]
+        if len(longer) > _MAX_SLUG:
+            break
+        name = longer
+    return name

@@ -1,0 +1,163 @@
+"""MP4 files, a frame at a time: nothing is resized or held, and a file has its name only when whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+
+from qvg_cli.errors import MissingModelError, QvgError, UsageError
+
+Frames = NDArray[np.uint8]
+
+_LEAST_FREE_BYTES = 1 << 20
+_LEAST_VERSION = (7, 1)
+_KEYFRAME_INTERVAL = 32
+
+
+def check_encoder() -> None:
+    """Make sure that there is an ffmpeg to write with.
+
+    Raises:
+        MissingModelError: There is none.
+    """
+    hint = "install the package imageio-ffmpeg, which brings one, or set IMAGEIO_FFMPEG_EXE to yours"
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise MissingModelError("ffmpeg is not on this machine", hint=hint) from error
+    if shutil.which(program) is None:
+        raise MissingModelError(f"ffmpeg is not at {program}", hint=hint)
+    version = re.match(r"(\d+)\.(\d+)", imageio_ffmpeg.get_ffmpeg_version())
+    if version and tuple(map(int, version.groups())) < _LEAST_VERSION:
+        raise MissingModelError(
+            f"ffmpeg {version[0]} at {program} is too old; {'.'.join(map(str, _LEAST_VERSION))} is needed",
+            hint=hint,
+        )
+
+
+class VideoWriter:
+    """Writes one H.264 file that plays up to where the writing stopped, whatever stopped it.
+
+    Frames go to `<name>.part` until `finish` gives the file its name. If this process dies, ffmpeg closes the
+    part; if ffmpeg dies or the disk is full, the part plays up to its last whole group of frames.
+
+    Args:
+        path: Of the finished file.
+        comment: Kept in the file's metadata.
+
+    Raises:
+        UsageError: The height or the width is odd, which the yuv420p of H.264 players cannot hold.
+    """
+
+    def __init__(self, path: Path, *, height: int, width: int, fps: int, comment: str = "") -> None:
+        for name, size in (("height", height), ("width", width)):
+            if size % 2:
+                raise UsageError(f"{name} {size} is odd, MP4 needs it even; nearest: {size - 1}, {size + 1}")
+        self.path = path
+        self.num_frames = 0
+        self._shape = (height, width, 3)
+        self._part = path.with_name(f"{path.name}.part")
+        self._encoder: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
+            str(self._part),
+            (width, height),
+            fps=fps,
+            codec="libx264",
+            quality=None,
+            macro_block_size=1,
+            ffmpeg_log_level="error",
+            output_params=_output_params(comment),
+        )
+        self._encoder.send(None)
+
+    def write(self, frames: Frames) -> None:
+        """Append frames, `[n, height, width, 3]` uint8 RGB.
+
+        Raises:
+            ValueError: Another shape or dtype; nothing of it was written.
+            QvgError: ffmpeg stopped, for example because the disk is full.
+        """
+        if frames.shape[1:] != self._shape or frames.ndim != 4 or frames.dtype != np.uint8:
+            raise ValueError(
+                f"frames of shape {frames.shape} and dtype {frames.dtype} do not fit a video of "
+                f"[n, {', '.join(map(str, self._shape))}] uint8"
+            )
+        for frame in frames:
+            try:
+                self._encoder.send(np.ascontiguousarray(frame))
+            except (OSError, StopIteration) as error:
+                raise self._failure() from error
+            self.num_frames += 1
+
+    def finish(self) -> None:
+        """Close the file and give it its name; without a frame there is no file.
+
+        Raises:
+            QvgError: ffmpeg could not write all frames; those that it could are in the file.
+        """
+        self._encoder.close()
+        num_kept = count_frames(self._part) if self.num_frames and self._part.exists() else 0
+        if num_kept:
+            os.replace(self._part, self.path)
+        else:
+            self._part.unlink(missing_ok=True)
+        if num_kept < self.num_frames:
+            raise self._failure(num_kept)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self._encoder.close()
+
+    def _failure(self, num_kept: int | None = None) -> QvgError:
+        kept = "" if num_kept is None else f"; {self.path} has {num_kept} of {self.num_frames} frames"
+        folder = self.path.parent
+        if not folder.is_dir():
+            return QvgError(f"cannot write {self.path}: its folder is gone")
+        if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
+            return QvgError(f"no space left in {folder}{kept}", hint="free some space, or give another --out")
+        return QvgError(
+            f"ffmpeg stopped after {self.num_frames} frames{kept}", hint="ffmpeg's own message is above"
+        )
+
+
+def _output_params(comment: str) -> list[str]:
+    # crf 16 is hard to tell from the source. A hybrid file is made of fragments that play on their own while
+    # it grows, and becomes a plain MP4 at its end; any other file that is cut off does not play at all.
+    params = ["-crf", "16", "-g", str(_KEYFRAME_INTERVAL), "-movflags", "+hybrid_fragmented"]
+    # The part's name does not end in .mp4, so the format is named.
+    params += ["-f", "mp4"]
+    return [*params, "-metadata", f"comment={comment}"] if comment else params
+
+
+def read_frames(path: Path) -> Iterator[Frames]:
+    """Frames of a video file in their order, each `[height, width, 3]` uint8 RGB."""
+    reader = imageio_ffmpeg.read_frames(str(path))
+    try:
+        width, height = next(reader)["size"]
+        for data in reader:
+            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    finally:
+        reader.close()
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a video file; 0 if it cannot be read as one."""
+    try:
+        return int(imageio_ffmpeg.count_frames_and_secs(str(path))[0])
+    except RuntimeError:
+        return 0

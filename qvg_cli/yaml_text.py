@@ -1,0 +1,110 @@
+"""YAML in and out, without the traps: what a file seems to say is what it means.
+
+YAML 1.1 reads `yes` as true, `12:30` as 750, `010` as 8 and `1e-4` as a text, and keeps the last of two equal
+keys. Each is refused here with its line. Text written here is always accepted back.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from qvg_cli.errors import UsageError
+
+_NUMBER_TRAPS = (
+    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "some YAML readers take it for base 60"),
+    (re.compile(r"[-+]?0o?[0-9_]+"), "some YAML readers take it for an octal number"),
+    (re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+"), "YAML 1.1 takes it for a text"),
+    (re.compile(r"[-+]?[0-9]+_[0-9_]*(\.[0-9_]*)?"), "underscores in numbers are not read alike everywhere"),
+    (re.compile(r"\d{4}-\d\d?-\d\d?([Tt\s].*)?"), "YAML takes it for a date"),
+)
+_PROPER_FLOAT = re.compile(r"[-+]?\d+\.\d*([eE][-+]\d+)?")
+_TRUTH_TRAP = re.compile(r"y|yes|n|no|on|off", re.IGNORECASE)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The one document in `text`.
+
+    Args:
+        source: Name of the text in messages.
+
+    Raises:
+        UsageError: The text is not YAML, has two equal keys, or a value that YAML readers take differently.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_node(node, source)
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UsageError(
+            f"{_place(source, mark)}: {error.problem or error.context}",
+            hint="put a text with : or # or brackets in quotes",
+        ) from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def format_yaml(values: dict[str, Any]) -> str:
+    """`values` as YAML, keys in their order, texts in quotes where they could be taken for something else."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _place(source: str, mark: Any) -> str:
+    is_option = source.startswith("--")
+    return source if is_option or not mark else f"{source} line {mark.line + 1}"
+
+
+def _check_node(node: yaml.Node, source: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            _check_node(key, source)
+            if not (isinstance(key, yaml.ScalarNode) and key.tag.endswith((":str", ":merge"))):
+                raise UsageError(f"{_place(source, key.start_mark)}: a setting's name must be a text")
+            if key.value in seen:
+                raise UsageError(
+                    f"{_place(source, key.start_mark)}: {key.value!r} is set twice", hint="keep one of them"
+                )
+            seen.add(key.value)
+            _check_node(value, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_node(item, source)
+    elif isinstance(node, yaml.ScalarNode) and node.style is None:
+        trap = _trap(node.value)
+        if trap is not None:
+            problem, remedy = trap
+            raise UsageError(
+                f"{_place(source, node.start_mark)}: {node.value} is unclear: {problem}", hint=remedy
+            )
+
+
+def _trap(text: str) -> tuple[str, str] | None:
+    """Why an unquoted value is unclear, and what to write instead; none where it is clear."""
+    if _TRUTH_TRAP.fullmatch(text):
+        return "some YAML readers take it for true or false", f"write true or false, or '{text}' for the word"
+    if text == "0" or _PROPER_FLOAT.fullmatch(text):
+        return None
+    for pattern, problem in _NUMBER_TRAPS:
+        if pattern.fullmatch(text):
+            return problem, f"write a plain number such as 1500, 0.0001 or 1.0e-4, or '{text}' for the text"
+    return None
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _trap(text) else None)
+
+
+_Dumper.add_representer(str, _represent_text)

@@ -1,0 +1,62 @@
+"""What every test stands on: one thread, fixed seeds, no network, and a tiny model of the real classes."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Read when torch and huggingface_hub are imported, here and in the programs that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="qvg-tests-")
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+
+# On a shared machine with few cores, two spinning threads are ten times slower than one.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """A weights folder for the Self-Forcing family: random, one head of 64, two layers."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny")
+    AutoencoderKLWan(
+        base_dim=8,
+        z_dim=16,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[True, True],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+    ).save_pretrained(folder / "vae")
+    WanTransformer3DModel(
+        num_attention_heads=1,
+        attention_head_dim=64,
+        in_channels=16,
+        out_channels=16,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+    ).save_pretrained(folder / "transformer")
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "ball": 3, "red": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=8
+    ).save_pretrained(folder / "tokenizer")
+    config = UMT5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    return folder
