@@ -52,25 +52,28 @@ def rollout(
         on_step: Called after every model call.
     """
     recorder = MemoryRecorder(session.cache, session.device)
-    latents = [] if context is None else [context]
+    known = [] if context is None else list(context.split(1, dim=2))
     num_emitted = 0
     for chunk in plan.chunks:
         started = time.perf_counter()
         session.cache.begin(chunk)
         recorder.begin()
         if chunk.prefill:
-            session.clean_pass(chunk, chunk.prefill, torch.cat(latents, dim=2)[:, :, list(chunk.prefill)])
+            given = torch.cat([known[frame] for frame in chunk.prefill], dim=2)
+            session.clean_pass(chunk, chunk.prefill, given)
             on_step()
         if chunk.makes:
-            latents.append(session.denoise(chunk, noise(chunk), on_step))
-            if chunk.commits and chunk.commits == chunk.makes:
-                session.clean_pass(chunk, chunk.makes, latents[-1])
+            made = session.denoise(chunk, noise(chunk), on_step)
+            known.extend(made.split(1, dim=2))
+            if chunk.commits == chunk.makes:
+                session.clean_pass(chunk, chunk.makes, made)
                 on_step()
         end = max(chunk.frames) + 1
-        added = torch.cat(latents, dim=2)[:, :, num_emitted:end]
+        latents = torch.cat(known[num_emitted:end], dim=2)
         num_emitted = end
-        frames = decoder.decode(added)
-        yield ChunkResult(chunk, added, frames, recorder.sample(chunk, end), time.perf_counter() - started)
+        frames = decoder.decode(latents)
+        memory = recorder.sample(chunk, end)
+        yield ChunkResult(chunk, latents, frames, memory, time.perf_counter() - started)
 
 
 class SeededNoise:

@@ -149,9 +149,9 @@ def _check_spans(config: RunConfig, tokens_per_frame: int) -> None:
     most_tokens = chunks * sampler.frames_per_chunk * tokens_per_frame
     if cache.span_tokens > most_tokens:
         raise UsageError(
-            f"cache.span_tokens={cache.span_tokens} is more than the {most_tokens} tokens that wait in a window "
-            f"of {sampler.window} frames beside its sink of {sampler.sink} and the {cache.keep_recent_chunks} "
-            "chunks kept unpacked",
+            f"cache.span_tokens={cache.span_tokens} is more than the {most_tokens} tokens that wait in a "
+            f"window of {sampler.window} frames beside its sink of {sampler.sink} and the "
+            f"{cache.keep_recent_chunks} chunks kept unpacked",
             hint="make the window longer, or cache.span_tokens or cache.keep_recent_chunks smaller",
         )
 
