@@ -20,3 +20,18 @@ def to_bits(values: Tensor) -> Tensor:
 def from_bits(bits: Tensor) -> Tensor:
     """E4m3 bit patterns, uint8, to float32; exact."""
     return bits.view(torch.float8_e4m3fn).to(torch.float32)
+
+
+def round_to_unit(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a head's non-negative scales at full e4m3 range.
+
+    Args:
+        values: `[N]` float32, not negative.
+
+    Returns:
+        Bit patterns `[N]` of `values / unit`, and the unit: float32 without axes, the least power of two that
+        brings the largest value to at most 448, or 2**-100 for zeros.
+    """
+    exponent = torch.ceil(torch.log2(values.amax() / MAX)).clamp(min=-100.0)
+    unit = torch.exp2(exponent)
+    return to_bits(values / unit), unit

@@ -60,3 +60,9 @@ def kmeans(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, 
         sums, sizes = cluster_sums(points, ids, centroids.shape[0])
         centroids = torch.where(sizes > 0, sums / sizes.clamp(min=1), centroids)
     return ids, centroids
+
+
+def spread_starts(tokens: int, count: int, device: torch.device) -> Tensor:
+    """`[count]` int64 token numbers, evenly spread over the span: the middles of `count` equal parts."""
+    places = 2 * torch.arange(count, device=device) + 1
+    return (places * tokens) // (2 * count)

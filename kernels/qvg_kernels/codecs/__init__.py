@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qvg_kernels.codec import Codec
+from qvg_kernels.codecs.fitted import FittedCodec
 from qvg_kernels.codecs.plain import Bf16Codec, NoneCodec
 from qvg_kernels.codecs.qvg import QvgCodec
 
@@ -13,4 +14,5 @@ CODECS: dict[str, Callable[[Any], Codec]] = {
     "none": NoneCodec,
     "bf16": Bf16Codec,
     "qvg": QvgCodec,
+    "fitted": FittedCodec,
 }
