@@ -23,15 +23,15 @@ def from_bits(bits: Tensor) -> Tensor:
 
 
 def round_to_unit(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a head's non-negative scales at full e4m3 range.
+    """Round a head's scales at full e4m3 range.
 
     Args:
-        values: `[N]` float32, not negative.
+        values: Float32 of any shape, all of one head.
 
     Returns:
-        Bit patterns `[N]` of `values / unit`, and the unit: float32 without axes, the least power of two that
-        brings the largest value to at most 448, or 2**-100 for zeros.
+        Bit patterns of `values / unit`, and the unit: float32 without axes, the least power of two that
+        brings the largest magnitude to at most 448, or 2**-100 for zeros.
     """
-    exponent = torch.ceil(torch.log2(values.amax() / MAX)).clamp(min=-100.0)
+    exponent = torch.ceil(torch.log2(values.abs().amax() / MAX)).clamp(min=-100.0)
     unit = torch.exp2(exponent)
     return to_bits(values / unit), unit

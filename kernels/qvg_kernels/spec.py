@@ -190,12 +190,162 @@ class FittedSpec(_Spec):
         # phase.
         channels = head_dim * (1 + 4 + (1 if centroids else 0))
         shared = centroids * head_dim + channels + 3 * 4 + 1
+        ids = {"ids": heads * tokens} if centroids else {}
+        return {"codes": heads * codes, "scales": heads * tokens, **ids, "tables": heads * shared}
+
+
+@dataclass(frozen=True)
+class AsymSpec(_Spec):
+    """K-means, then a grid from the lowest to the highest residual of each block.
+
+    Attributes:
+        bits: Of a residual code.
+        block_size: Consecutive channels of a token that share an e4m3 step and an e4m3 lowest value.
+        num_centroids: Of the table.
+        iterations: Assign-and-update rounds of the k-means.
+
+    Source: the setting that a third party measured on real models (github.com/JamesSand/Quant-VideoGen at
+        e8883df, "qvg-nom").
+    """
+
+    scheme: Literal["asym"] = "asym"
+    bits: Literal[2, 4] = 2
+    block_size: Literal[16, 32, 64, 128] = 128
+    num_centroids: int = 256
+    iterations: int = 2
+
+    def __post_init__(self) -> None:
+        _check_choice("bits", self.bits, (2, 4))
+        _check_choice("block_size", self.block_size, (16, 32, 64, 128))
+        _check_range("num_centroids", self.num_centroids, 1, 256)
+        _check_range("iterations", self.iterations, 1, 100)
+
+    def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
+        """Bytes of one span: codes, two scales a block, an id a token; a head's centroids and two units."""
+        check_packed_shape(self.scheme, tokens, head_dim)
         return {
-            "codes": heads * codes,
-            "scales": heads * tokens,
-            "ids": heads * tokens if centroids else 0,
-            "tables": heads * shared,
+            "codes": heads * tokens * head_dim * self.bits // 8,
+            "scales": 2 * heads * tokens * -(-head_dim // self.block_size),
+            "ids": heads * tokens,
+            "tables": heads * (min(self.num_centroids, tokens) * head_dim * 2 + 2 * 4),
         }
 
 
-CodecSpec = NoneSpec | Bf16Spec | QvgSpec | FittedSpec
+def _min_max_bytes(heads: int, tokens: int, head_dim: int, bits: int, groups: int) -> PayloadBytes:
+    """Codes and, for each of a head's groups, a bf16 lowest value and a bf16 step."""
+    return {"codes": heads * tokens * head_dim * bits // 8, "scales": heads * groups * 4}
+
+
+@dataclass(frozen=True)
+class RtnSpec(_Spec):
+    """Round to nearest between the lowest and highest value of each group of a token's channels.
+
+    Attributes:
+        bits: Of a code.
+        group_size: Consecutive channels that share a bf16 step and a bf16 lowest value.
+
+    Source: the baseline "RTN" of the QVG paper (arXiv 2602.02958), here on all four levels.
+    """
+
+    scheme: Literal["rtn"] = "rtn"
+    bits: Literal[2, 4] = 2
+    group_size: Literal[32, 64, 128] = 128
+
+    def __post_init__(self) -> None:
+        _check_choice("bits", self.bits, (2, 4))
+        _check_choice("group_size", self.group_size, (32, 64, 128))
+
+    def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
+        """Bytes of one span, by kind; `heads` counts batch times heads."""
+        check_packed_shape(self.scheme, tokens, head_dim)
+        return _min_max_bytes(heads, tokens, head_dim, self.bits, tokens * -(-head_dim // self.group_size))
+
+
+@dataclass(frozen=True)
+class KiviSpec(_Spec):
+    """KIVI: keys in groups along the tokens of each channel, values in groups along each token's channels.
+
+    Attributes:
+        bits: Of a code.
+        group_size: Neighbours that share a bf16 step and a bf16 lowest value.
+        along: What a group runs along: "tokens" for keys, "channels" for values.
+
+    Source: KIVI (arXiv 2402.02750), which uses groups of 32 and keeps its newest 128 tokens unpacked; the
+        group here is chosen for the bits of the other schemes, the newest tokens are the cache's
+        `keep_recent_chunks`.
+    """
+
+    scheme: Literal["kivi"] = "kivi"
+    bits: Literal[2, 4] = 2
+    group_size: Literal[32, 64, 128] = 128
+    along: Literal["tokens", "channels"] = "tokens"
+
+    def __post_init__(self) -> None:
+        _check_choice("bits", self.bits, (2, 4))
+        _check_choice("group_size", self.group_size, (32, 64, 128))
+        _check_choice("along", self.along, ("tokens", "channels"))
+
+    def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
+        """Bytes of one span, by kind; `heads` counts batch times heads."""
+        check_packed_shape(self.scheme, tokens, head_dim)
+        if self.along == "tokens":
+            groups = -(-tokens // self.group_size) * head_dim
+        else:
+            groups = tokens * -(-head_dim // self.group_size)
+        return _min_max_bytes(heads, tokens, head_dim, self.bits, groups)
+
+
+@dataclass(frozen=True)
+class QuarotSpec(_Spec):
+    """QuaRot: a Hadamard rotation over the channels, then round to nearest in slightly clipped groups.
+
+    Attributes:
+        bits: Of a code.
+        group_size: Consecutive rotated channels that share a bf16 step and a bf16 lowest value.
+        clip_ratio: Part of a group's lowest and highest value that the levels span.
+
+    Source: QuaRot (arXiv 2404.00456), section on the KV cache: asymmetric, group 128, clipping ratio 0.95.
+        It packs keys after their positional rotation; this cache packs them before.
+    """
+
+    scheme: Literal["quarot"] = "quarot"
+    bits: Literal[2, 4] = 2
+    group_size: Literal[32, 64, 128] = 128
+    clip_ratio: float = 0.95
+
+    def __post_init__(self) -> None:
+        _check_choice("bits", self.bits, (2, 4))
+        _check_choice("group_size", self.group_size, (32, 64, 128))
+        _check_range("clip_ratio", self.clip_ratio, 0.5, 1.0)
+
+    def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
+        """Bytes of one span, by kind; `heads` counts batch times heads."""
+        check_packed_shape(self.scheme, tokens, head_dim)
+        return _min_max_bytes(heads, tokens, head_dim, self.bits, tokens * -(-head_dim // self.group_size))
+
+
+@dataclass(frozen=True)
+class TurboQuantSpec(_Spec):
+    """TurboQuant: each token's norm, and its direction rotated at random onto Lloyd-Max levels.
+
+    Attributes:
+        bits: Of a code.
+
+    Source: TurboQuant (arXiv 2504.19874), the variant for least error (Algorithm 1), norms in bf16.
+    """
+
+    scheme: Literal["turboquant"] = "turboquant"
+    bits: Literal[2, 4] = 2
+
+    def __post_init__(self) -> None:
+        _check_choice("bits", self.bits, (2, 4))
+
+    def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
+        """Bytes of one span: codes and a norm a token."""
+        check_packed_shape(self.scheme, tokens, head_dim)
+        return {"codes": heads * tokens * head_dim * self.bits // 8, "scales": heads * tokens * 2}
+
+
+CodecSpec = (
+    NoneSpec | Bf16Spec | QvgSpec | FittedSpec | AsymSpec | RtnSpec | KiviSpec | QuarotSpec | TurboQuantSpec
+)

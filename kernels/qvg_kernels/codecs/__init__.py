@@ -6,13 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 from qvg_kernels.codec import Codec
+from qvg_kernels.codecs.asym import AsymCodec
 from qvg_kernels.codecs.fitted import FittedCodec
+from qvg_kernels.codecs.min_max import KiviCodec, QuarotCodec, RtnCodec
 from qvg_kernels.codecs.plain import Bf16Codec, NoneCodec
 from qvg_kernels.codecs.qvg import QvgCodec
+from qvg_kernels.codecs.turboquant import TurboQuantCodec
 
 CODECS: dict[str, Callable[[Any], Codec]] = {
     "none": NoneCodec,
     "bf16": Bf16Codec,
     "qvg": QvgCodec,
     "fitted": FittedCodec,
+    "asym": AsymCodec,
+    "rtn": RtnCodec,
+    "kivi": KiviCodec,
+    "quarot": QuarotCodec,
+    "turboquant": TurboQuantCodec,
 }
