@@ -36,10 +36,10 @@ def check_encoder() -> None:
         raise MissingModelError("ffmpeg is not on this machine", hint=hint) from error
     if shutil.which(program) is None:
         raise MissingModelError(f"ffmpeg is not at {program}", hint=hint)
-    version = re.match(r"(\d+)\.(\d+)", imageio_ffmpeg.get_ffmpeg_version())
+    version = re.match(r"n?(\d+)\.(\d+)", imageio_ffmpeg.get_ffmpeg_version())
     if version and tuple(map(int, version.groups())) < _LEAST_VERSION:
         raise MissingModelError(
-            f"ffmpeg {version[0]} at {program} is too old; {'.'.join(map(str, _LEAST_VERSION))} is needed",
+            f"ffmpeg {version[0].lstrip('n')} at {program} is too old; {'.'.join(map(str, _LEAST_VERSION))} is needed",
             hint=hint,
         )
 
@@ -140,7 +140,7 @@ def _output_params(comment: str) -> list[str]:
     # it grows, and becomes a plain MP4 at its end; any other file that is cut off does not play at all.
     params = ["-crf", "16", "-g", str(_KEYFRAME_INTERVAL), "-movflags", "+hybrid_fragmented"]
     # The part's name does not end in .mp4, so the format is named.
-    params += ["-f", "mp4"]
+    params += ["-flush_packets", "1", "-f", "mp4"]
     return [*params, "-metadata", f"comment={comment}"] if comment else params
 
 

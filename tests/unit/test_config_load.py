@@ -1,0 +1,207 @@
+"""Sources are laid over one another in order, and checked alike; messages name setting, source and nearest."""
+
+import pytest
+
+from qvg_cli.backends.registry import backend_names
+from qvg_cli.cache_settings import cache_label
+from qvg_cli.config_load import Layer, Request, load_config
+from qvg_cli.errors import UsageError
+from qvg_cli.resources import configs_dir, preset_names
+from qvg_cli.yaml_text import format_yaml
+from qvg_kernels.spec import Bf16Spec, QvgSpec
+
+
+def load(*sets, **request):
+    return load_config(Request(sets=sets, **request)).config
+
+
+def refused(*sets, **request):
+    with pytest.raises(UsageError) as caught:
+        load(*sets, **request)
+    return str(caught.value), caught.value.hint
+
+
+def test_later_sources_win(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 1\nvideo: {fps: 8, frames: 9}\n")
+    config = load(
+        "video.fps=12",
+        "seed=2",
+        file=file,
+        options=[Layer("--seed", {"seed": 3}), Layer("PROMPT", {"prompt": "x"})],
+    )
+    assert (config.video.frames, config.video.fps, config.seed, config.prompt) == (9, 12, 3, "x")
+
+
+def test_without_a_backend_the_pocket_model_is_taken():
+    loaded = load_config(Request())
+    assert loaded.has_default_backend
+    assert loaded.config.model.weights == "pocket"
+    assert (loaded.config.video.height, loaded.config.video.width) == (128, 224)
+
+
+def test_a_named_backend_uses_its_own_weights_unless_pocket_is_asked_for(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("backend: self-forcing\n")
+    for request in ({"backend": "self-forcing"}, {"file": file}):
+        assert load(**request).video.height == 480
+        assert load(**request, pocket=True).video.height == 128
+
+
+def test_a_copy_of_the_backends_yaml_is_a_valid_file():
+    path = configs_dir() / "self-forcing.yaml"
+    assert load(file=path) == load(backend="self-forcing")
+    assert load(file=path, pocket=True) == load()
+
+
+def test_the_resolved_config_loads_to_itself(tmp_path):
+    config = load(
+        "cache.preset=int2-qvg", "cache.k.preset=bf16", "cache.v.block_size=16", "prompt='1e5: [a]'", "seed=7"
+    )
+    file = tmp_path / "run.yaml"
+    file.write_text(format_yaml({**config.model_dump(mode="json"), "provenance": {"commit": "12e4"}}))
+    assert load(file=file) == config
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_loads(preset):
+    config = load(f"cache.preset={preset}")
+    assert config.cache.preset == preset
+    assert cache_label(config.cache) == preset
+
+
+def test_a_plain_cache_setting_changes_keys_and_values():
+    cache = load("cache.preset=int2-qvg", "cache.block_size=16", "cache.stages=4").cache
+    assert cache.k == cache.v == QvgSpec(block_size=16, stages=4)
+    assert cache_label(cache) == "int2-qvg, changed"
+
+
+def test_keys_and_values_can_come_from_different_presets():
+    cache = load("cache.k.preset=int2-qvg", "cache.v.preset=bf16").cache
+    assert (cache.k, cache.v) == (QvgSpec(), Bf16Spec())
+
+
+def test_the_special_wins_over_the_general_whatever_the_order(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("cache:\n  k: {block_size: 16}\n  block_size: 32\n  preset: int2-qvg\n")
+    cache = load(file=file).cache
+    assert (cache.k.block_size, cache.v.block_size) == (16, 32)
+
+
+def test_another_scheme_starts_from_its_own_defaults():
+    assert load("cache.preset=int2-qvg", "cache.k.scheme=bf16").cache.k == Bf16Spec()
+
+
+@pytest.mark.parametrize(
+    ("sets", "message", "hint"),
+    [
+        (["video.frame=9"], "unknown setting video.frame (--set video.frame)", "nearest: video.frames"),
+        (["frames=9"], "unknown setting frames (--set frames)", "nearest: video.frames"),
+        (
+            ["cache.blocksize=16"],
+            "unknown setting cache.blocksize (--set cache.blocksize)",
+            "nearest: cache.block_size",
+        ),
+        (["provenance.seed=9"], "unknown setting provenance (--set provenance.seed)", None),
+        (["video.fps"], "--set video.fps is not of the form key=value", "for example --set video.fps=24"),
+        (["=3"], "--set =3 is not of the form key=value", "for example --set video.fps=24"),
+        (
+            ["video=3"],
+            "video=3 (--set video): video is a group of settings",
+            "set one of video.height, video.width, video.frames, video.fps",
+        ),
+        (["video.frames=0"], "video.frames=0 (--set video.frames): must be greater than 0", None),
+        (["video.frames=true"], "video.frames=True (--set video.frames): a whole number is needed", None),
+        (["video.frames=9.5"], "video.frames=9.5 (--set video.frames): a whole number is needed", None),
+        (
+            ["sampler.steps=[]"],
+            "sampler.steps=[] (--set sampler.steps): Tuple should have at least 1 item",
+            None,
+        ),
+        (["sampler.shift=.nan"], "sampler.shift=nan (--set sampler.shift): a finite number is needed", None),
+        (["cache.keep_sink=1"], "cache.keep_sink=1 (--set cache.keep_sink): true or false is needed", None),
+        (
+            ["video.fps=yes"],
+            "--set video.fps: yes is unclear: some YAML readers take it for true or false",
+            "write true or false, or 'yes' for the word",
+        ),
+        (
+            ["prompt=a: b: c"],
+            "--set prompt: mapping values are not allowed here",
+            "put a text with : or # or brackets in quotes",
+        ),
+        (
+            ["cache.preset=int2-qvg", "cache.block_size=17"],
+            "cache.block_size=17 (--set cache.block_size): must be 16, 32, 64 or 128",
+            None,
+        ),
+        (
+            ["cache.preset=int2-qvg", "cache.num_centroids=300"],
+            "cache (--set cache.num_centroids): num_centroids=300 is out of range; choose 1 to 256",
+            None,
+        ),
+        (
+            ["cache.preset=bf16", "cache.num_centroids=128"],
+            "cache.num_centroids=128 (--set cache.num_centroids): cache.k has scheme 'bf16' without it",
+            "it has no settings; take another preset",
+        ),
+        (
+            ["cache.k=bf16"],
+            "cache.k='bf16' (--set cache.k): cache.k is a group of settings",
+            "for a preset's codec, set cache.k.preset=bf16",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_refused(sets, message, hint):
+    shown, shown_hint = refused(*sets)
+    assert shown.startswith(message)
+    assert shown_hint == hint
+
+
+def test_a_knob_that_the_scheme_does_not_have_names_those_it_has():
+    _, hint = refused("cache.preset=int2-qvg", "cache.unbiased=1.0")
+    assert hint == "it has: bits, block_size, num_centroids, stages, iterations"
+
+
+def test_unknown_names_come_with_the_nearest():
+    assert refused(backend="self_forcing") == (
+        "unknown backend 'self_forcing'",
+        "nearest: self-forcing; known: " + ", ".join(backend_names()),
+    )
+    message, hint = refused("cache.preset=int2_qvg")
+    assert message == "unknown cache preset 'int2_qvg' (--set cache.preset)"
+    assert hint.startswith("nearest: int2-qvg; known: bf16, int2, ")
+    message, hint = refused("cache.k.scheme=qvgg")
+    assert message == "unknown cache.k.scheme 'qvgg' (--set cache.k.scheme)"
+    assert hint.startswith("nearest: qvg; known: none, bf16, qvg")
+
+
+def test_all_wrong_settings_are_named_at_once():
+    message, _ = refused("seed=-1", "video.fps=0")
+    assert message == (
+        "2 settings are wrong\n  seed=-1 (--set seed): must be greater than or equal to 0\n"
+        "  video.fps=0 (--set video.fps): must be greater than 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"video: {frames: 9, frames: 12}\n", "{} line 1: 'frames' is set twice"),
+        (b"- a\n", "{} has no settings"),
+        (b"", "{} has no settings"),
+        (b"\xff\xfe", "cannot read {}: it is not UTF-8 text"),
+        (b"video: {colour: red}\n", "unknown setting video.colour ({})"),
+        (b"pocket: 3\n", "{}: pocket holds settings, not 3"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, content, message):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    assert refused(file=file)[0] == message.format(file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert (
+        refused(file=tmp_path / "no.yaml")[0] == f"cannot read {tmp_path}/no.yaml: No such file or directory"
+    )

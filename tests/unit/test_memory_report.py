@@ -1,0 +1,87 @@
+"""memory.json adds up, compares the same frames, and the plot is drawn."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from qvg_cli.cache.accounting import MemorySample
+from qvg_cli.plan import VideoPlan
+from qvg_cli.report.memory import MemoryReport, describe_bytes
+
+MIB = 1024 * 1024
+
+
+def sample(chunk, frames, peak, end, bf16_peak, bf16_end, device_peak=None):
+    return MemorySample(chunk, frames, peak, end, bf16_peak, bf16_end, device_peak)
+
+
+@pytest.fixture
+def report():
+    plan = VideoPlan(chunks=(), tokens_per_frame=8, latent_shape=(16, 4, 8), height=32, width=64)
+    samples = [
+        sample(0, 3, {"bf16": 64, "codes": 10}, {"codes": 10, "scales": 2}, 80, 80, 500),
+        sample(1, 6, {"bf16": 64, "codes": 20}, {"codes": 20, "scales": 4}, 160, 160, 700),
+        sample(2, 9, {"codes": 20, "scales": 4}, {"codes": 20, "scales": 4}, 160, 160, 600),
+    ]
+    return MemoryReport(plan, samples, fps=16, label="int2 cache")
+
+
+def test_the_peak_is_the_fullest_moment_and_stands_beside_the_same_frames(report):
+    content = report.to_json({"prompt": "x"})
+    assert content["schema"] == 1
+    assert content["prompt"] == "x"
+    assert content["peak"] == {
+        "chunk": 1,
+        "bytes": 84,
+        "kinds": {"bf16": 64, "codes": 20},
+        "bf16_bytes": 160,
+        "ratio": 1.905,
+    }
+    assert content["end"] == {
+        "bytes": 24,
+        "kinds": {"codes": 20, "scales": 4},
+        "bf16_bytes": 160,
+        "ratio": 6.667,
+    }
+    assert content["device_peak_bytes"] == 700
+    json.dumps(content)
+
+
+def test_every_chunk_is_listed_and_its_kinds_add_up(report):
+    chunks = report.to_json({})["chunks"]
+    assert [(chunk["latent_frames"], chunk["pixel_frames"]) for chunk in chunks] == [(3, 9), (6, 21), (9, 33)]
+    for chunk in chunks:
+        for moment in ("peak", "end"):
+            assert sum(chunk[moment]["kinds"].values()) == chunk[moment]["bytes"]
+
+
+def test_a_cache_that_held_nothing_has_no_ratio():
+    report = MemoryReport(SimpleNamespace(pixel_frames_per_latent=4), [sample(0, 3, {}, {}, 0, 0)], 16, "x")
+    assert report.summary() == {
+        "peak": {"chunk": 0, "bytes": 0, "kinds": {}, "bf16_bytes": 0, "ratio": None},
+        "end": {"bytes": 0, "kinds": {}, "bf16_bytes": 0, "ratio": None},
+        "device_peak_bytes": None,
+    }
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_plot_is_an_image(report, tmp_path, count):
+    few = MemoryReport(report.plan, report.samples[:count], report.fps, report.label)
+    few.save_plot(tmp_path / "m.png.part")
+    with Image.open(tmp_path / "m.png.part") as image:
+        assert image.format == "PNG"
+        assert len(image.convert("RGB").getcolors(100_000)) > 10
+
+
+@pytest.mark.parametrize(
+    ("held", "bf16", "text"),
+    [
+        (0, 0, "0.00 MiB"),
+        (2 * MIB, 15 * MIB, "2.00 MiB, 7.50x smaller than BF16 (15.0 MiB)"),
+        (4 * MIB, 3 * MIB, "4.00 MiB, 1.33x larger than BF16 (3.00 MiB)"),
+    ],
+)
+def test_bytes_in_words(held, bf16, text):
+    assert describe_bytes(held, bf16) == text
