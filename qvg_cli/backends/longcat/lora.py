@@ -1,0 +1,86 @@
+"""Low-rank adapters in the published format, as changes of the weights they adapt.
+
+A fused layer (query, key and value in one matrix) has `n` adapters: one stacked down matrix and `n` up
+blocks, each for its share of the output rows. Ranks and `n` are read from the file, and so is the factor:
+published adapters of rank 128 store 0.5, and leaving it out doubles their strength.
+
+Source: meituan-longcat/LongCat-Video, `longcat_video/modules/lora_utils.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from qvg_cli.errors import MissingModelError
+
+_PREFIX = "lora___lorahyphen___"
+_DOT = "___lorahyphen___"
+_FACTOR = "alpha_scale"
+_DOWN = "lora_down.weight"
+_UP = re.compile(r"lora_up\.(?:blocks\.(\d+)\.)?weight")
+
+
+@dataclass
+class _Adapter:
+    """Names in the file of one module's tensors; the up blocks by their index."""
+
+    down: str = ""
+    factor: str = ""
+    ups: dict[int, str] = field(default_factory=dict)
+
+
+class Lora:
+    """One adapter file; tensors are read when they are asked for.
+
+    Raises:
+        MissingModelError: The file is not there, not whole, or not in the published format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+        except (OSError, SafetensorError) as error:
+            raise MissingModelError(f"cannot read the adapter {path}: {error}") from error
+        self._adapters: dict[str, _Adapter] = {}
+        for name in names:
+            self._place(name)
+        for module, adapter in self._adapters.items():
+            if not (adapter.down and adapter.factor and adapter.ups):
+                raise MissingModelError(f"the adapter {path} is not whole: tensors of {module} are missing")
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the adapted modules."""
+        return tuple(self._adapters)
+
+    def delta(self, module: str) -> Tensor:
+        """What the adapter adds to the weight of `module`, `[out, in]` float32."""
+        adapter = self._adapters[module]
+        with safe_open(self.path, framework="pt") as file:
+            down = file.get_tensor(adapter.down).float()
+            factor = float(file.get_tensor(adapter.factor))
+            ups = [file.get_tensor(adapter.ups[index]).float() for index in sorted(adapter.ups)]
+        parts = [up @ part for up, part in zip(ups, down.chunk(len(ups)), strict=True)]
+        return factor * torch.cat(parts)
+
+    def _place(self, name: str) -> None:
+        stem, _, leaf = name.partition(".")
+        up = _UP.fullmatch(leaf)
+        if not stem.startswith(_PREFIX) or not (up or leaf in (_DOWN, _FACTOR)):
+            raise MissingModelError(f"unknown tensor {name} in the adapter {self.path}")
+        module = stem.removeprefix(_PREFIX).replace(_DOT, ".")
+        adapter = self._adapters.setdefault(module, _Adapter())
+        if up:
+            adapter.ups[int(up[1] or 0)] = name
+        elif leaf == _DOWN:
+            adapter.down = name
+        else:
+            adapter.factor = name

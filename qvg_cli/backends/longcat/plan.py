@@ -1,0 +1,96 @@
+"""How a LongCat video is cut into a base clip and segments, and which sizes the model makes. No torch.
+
+A clip is one window of latent frames. Each segment takes the newest frames of what is there as its condition
+and fills the rest of the window. Keys and values of the condition are made anew for every segment: a deeper
+layer's depend on all frames of the window, and the window moves on.
+
+Source: meituan-longcat/LongCat-Video, `run_demo_long_video.py` and `longcat_video/utils/bukcet_config.py`.
+"""
+
+from __future__ import annotations
+
+from qvg_cli.errors import UsageError
+from qvg_cli.plan import ChunkPlan, pixel_frames
+
+LATENT_CHANNELS = 16
+SPATIAL_FACTOR = 8
+PATCH_SIZE = 2
+_SIZES_480P = {
+    0.26: (320, 1216),
+    0.31: (352, 1120),
+    0.38: (384, 1024),
+    0.43: (416, 960),
+    0.52: (448, 864),
+    0.58: (480, 832),
+    0.67: (512, 768),
+    0.74: (544, 736),
+    0.86: (576, 672),
+    0.95: (608, 640),
+    1.05: (640, 608),
+    1.17: (672, 576),
+    1.29: (704, 544),
+    1.35: (736, 544),
+    1.50: (768, 512),
+    1.67: (800, 480),
+    1.73: (832, 480),
+    2.00: (896, 448),
+    2.31: (960, 416),
+    2.58: (992, 384),
+    2.75: (1056, 384),
+    3.09: (1088, 352),
+    3.70: (1184, 320),
+    3.80: (1216, 320),
+    3.90: (1248, 320),
+    4.00: (1280, 320),
+}
+"""Sizes `(height, width)` of the 480p class by the ratio they are chosen for."""
+
+
+def fit_size(height: int, width: int) -> tuple[int, int]:
+    """The 480p size `(height, width)` whose ratio is nearest to that of a given clip; the first on a tie."""
+    ratio = height / width
+    return _SIZES_480P[min(_SIZES_480P, key=lambda listed: abs(listed - ratio))]
+
+
+def plan_chunks(
+    num_frames: int, *, window: int, condition_frames: int, context_frames: int = 0
+) -> tuple[ChunkPlan, ...]:
+    """Cut `num_frames` latent frames, the first `context_frames` given, into a base clip and segments.
+
+    Args:
+        window: Latent frames of the base clip, and of a segment with its condition frames.
+        condition_frames: Latent frames that a segment goes on from.
+        context_frames: 0 for a base clip from text, 1 for one from an image, else a clip to go on from.
+
+    Raises:
+        UsageError: The length or the given clip does not fit; the message names the nearest that do.
+    """
+    if 1 < context_frames < condition_frames:
+        raise UsageError(
+            f"the given clip has {pixel_frames(context_frames)} frames, a segment goes on from "
+            f"{pixel_frames(condition_frames)}; nearest: {pixel_frames(condition_frames)}"
+        )
+    first_end = window if context_frames <= 1 else context_frames
+    step = window - condition_frames
+    segments, rest = divmod(num_frames - first_end, step)
+    if segments < 0 or rest:
+        below = first_end + max(0, segments) * step
+        lengths = [below] if segments < 0 else [below, below + step]
+        near = ", ".join(f"{length} ({pixel_frames(length)} pixel frames)" for length in lengths)
+        raise UsageError(
+            f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) do not fit a start of "
+            f"{first_end} and segments of {step}; nearest: {near}"
+        )
+    chunks: list[ChunkPlan] = []
+    if context_frames <= 1:
+        chunks.append(_chunk(0, range(context_frames), range(context_frames, window), ()))
+    for start in range(first_end, num_frames, step):
+        condition = range(start - condition_frames, start)
+        cached = chunks[-1].commits if chunks else ()
+        chunks.append(_chunk(len(chunks), condition, range(start, start + step), cached))
+    return tuple(chunks)
+
+
+def _chunk(index: int, condition: range, made: range, cached: tuple[int, ...]) -> ChunkPlan:
+    frames = tuple(condition)
+    return ChunkPlan(index, tuple(made), prefill=frames, reads=frames, commits=frames, evicts=cached)

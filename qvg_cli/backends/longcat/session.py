@@ -1,0 +1,89 @@
+"""One LongCat video in the making: a base clip from noise, then segments that go on from condition frames.
+
+The condition frames of a segment pass through the model once, without text, and leave the cache that all its
+steps and both rows of the guidance read.
+
+Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`, `generate_t2v` and
+`generate_vc`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qvg_cli.backends.longcat.layers import Call, TextStates
+from qvg_cli.backends.longcat.model import LongCatTransformer
+from qvg_cli.backends.longcat.schedule import Schedule, Step, guide
+from qvg_cli.cache.kv_cache import KVCache
+from qvg_cli.cache.policy import Frames
+from qvg_cli.plan import ChunkPlan
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How chunks are denoised.
+
+    Attributes:
+        start: Schedule of a clip that begins from text, or from text and one image.
+        continuation: Schedule of a segment that goes on from several frames.
+        guidance: Scale of the guidance; of no effect on a prompt of one row.
+    """
+
+    start: Schedule
+    continuation: Schedule
+    guidance: float
+
+    def schedule(self, chunk: ChunkPlan) -> Schedule:
+        """The schedule of `chunk`."""
+        return self.continuation if len(chunk.prefill) > 1 else self.start
+
+
+class LongCatSession:
+    """See `qvg_cli.backends.base.Session`.
+
+    Args:
+        text: One row, or two for guidance: the negative prompt, then the prompt.
+    """
+
+    def __init__(
+        self, model: LongCatTransformer, cache: KVCache, text: TextStates, sampling: Sampling
+    ) -> None:
+        self.cache = cache
+        self._model = model
+        self._text = text
+        self._sampling = sampling
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._model.device
+
+    def clean_pass(self, chunk: ChunkPlan, frames: Frames, latents: Tensor) -> None:
+        """See `Session.clean_pass`. Frames attend to each other; the prediction itself is of no use."""
+        call = Call(self.cache.layers, frames, packs=self.cache.packs(chunk), first_frame=frames[0])
+        timesteps = latents.new_zeros(latents.shape[0], len(frames), dtype=torch.float32)
+        self._model(latents, timesteps, None, call)
+        self.cache.commit(frames)
+
+    def denoise(
+        self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]
+    ) -> Tensor:
+        """See `Session.denoise`. Latents are float32 between the steps."""
+        first_frame = (chunk.reads or chunk.makes)[0]
+        call = Call(self.cache.layers, chunk.makes, chunk.reads, first_frame=first_frame)
+        latents = draw_noise().float()
+        for step in self._sampling.schedule(chunk):
+            latents = step.advance(latents, self._predict_flow(latents, step, call))
+            on_step()
+        return latents
+
+    def _predict_flow(self, latents: Tensor, step: Step, call: Call) -> Tensor:
+        """`clean - noise` of `[1, C, F, h, w]` latents, guided if there are two rows of text."""
+        rows = self._text.states.shape[0]
+        timesteps = latents.new_full((rows, len(call.frames)), step.timestep)
+        flow = self._model(latents.expand(rows, -1, -1, -1, -1), timesteps, self._text, call)
+        return guide(flow, self._sampling.guidance) if rows == 2 else flow
