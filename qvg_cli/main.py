@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that `qvg --help` answers at once.
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -40,8 +41,10 @@ class _Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, typer.Exit | typer.TyperException | typer.Abort) or ctx.params.get("debug"):
+            if isinstance(error, typer.Exit | typer.TyperException | typer.Abort):
                 raise
+            if ctx.params.get("debug"):
+                traceback.print_exception(error)
             shown = _shown(error)
             show_error("; ".join([str(shown), *getattr(error, "__notes__", ())]), shown.hint)
             raise typer.Exit(shown.exit_code) from None

@@ -18,7 +18,7 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT]", help="What the video shows. Without it, the demo prompt.", show_default=False
+            metavar="PROMPT", help="What the video shows. Without it, the demo prompt.", show_default=False
         ),
     ] = None,
     backend: Annotated[
@@ -33,7 +33,7 @@ def generate(
     cache: Annotated[
         str | None,
         typer.Option(
-            metavar="PRESET", help="How the attention history is kept, such as bf16.", show_default=False
+            metavar="PRESET", help="How the attention history is kept, such as int2, the default, or bf16.", show_default=False
         ),
     ] = None,
     seconds: Annotated[

@@ -188,7 +188,7 @@ class Recording:
         rate = self.num_frames / self._seconds
         return (
             f"{self.num_frames} frames ({lasts:.2f} s) in {self._seconds:.1f} s, {rate:.1f} frames/s; "
-            f"cache at its peak {self._report().peak_text()}"
+            f"cache at its peak {self._report().peak_text()} for the same frames"
         )
 
     def kept(self) -> str:

@@ -1,4 +1,4 @@
-"""Sources are laid over one another in order, and checked alike; messages name setting, source and nearest."""
+"""Sources are laid over one another in order and checked alike; messages name setting, source and nearest."""
 
 import pytest
 

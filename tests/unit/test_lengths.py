@@ -25,7 +25,8 @@ def test_pixel_frames_that_fit(config, pixel, latent):
         (0, "--frames 0 is not a length"),
         (
             5000,
-            "1251 latent frames exceed the model's 1024 positions; longest: 1023 latent frames (4089 pixel frames)",
+            "1251 latent frames exceed the model's 1024 positions; "
+            "longest: 1023 latent frames (4089 pixel frames)",
         ),
     ],
 )

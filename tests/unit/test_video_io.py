@@ -70,11 +70,10 @@ def test_no_frames_leave_no_file(tmp_path):
 
 def test_an_error_in_between_leaves_a_part_that_plays(tmp_path):
     with (
-        pytest.raises(RuntimeError, match="stop"),
-        VideoWriter(tmp_path / "v.mp4", height=48, width=80, fps=16) as w,
+        pytest.raises(ValueError, match="do not fit"),
+        VideoWriter(tmp_path / "v.mp4", height=48, width=80, fps=16) as writer,
     ):
-        w.write(some_frames(5))
-        raise RuntimeError("stop")
+        write_all(writer, some_frames(5), some_frames(1, 8, 8))
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4.part"]
     assert count_frames(tmp_path / "v.mp4.part") == 5
 
@@ -106,8 +105,7 @@ def test_the_whole_groups_play_when_ffmpeg_is_killed(tmp_path, monkeypatch):
     wait_until(lambda: count_frames(tmp_path / "v.mp4.part") >= 32)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     with pytest.raises(QvgError, match=r"^ffmpeg stopped after \d+ frames$"):
-        for _ in range(50):
-            writer.write(some_frames(20))
+        write_all(writer, *[some_frames(20)] * 50)
     with pytest.raises(QvgError, match=r"ffmpeg stopped after \d+ frames; .*v.mp4 has \d+ of \d+ frames"):
         writer.finish()
     assert count_frames(tmp_path / "v.mp4") >= 32
@@ -117,13 +115,17 @@ def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path, monkeypatch, capf
     # A limit on the file's size stands for the disk's end.
     wrap_ffmpeg(tmp_path, monkeypatch, "trap '' XFSZ; ulimit -f 40")
     writer = VideoWriter(tmp_path / "v.mp4", height=128, width=128, fps=16)
-    noise = np.random.default_rng(0).integers(0, 255, (400, 128, 128, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (100, 128, 128, 3), np.uint8)
     with pytest.raises(QvgError, match="ffmpeg stopped after"):
-        writer.write(noise)
-        writer.finish()
-    with pytest.raises(QvgError, match="v.mp4 has|ffmpeg stopped"):
+        write_all(writer, *[noise] * 10)
+    with pytest.raises(QvgError, match=r"v\.mp4 has \d+ of \d+ frames"):
         writer.finish()
     assert "File too large" in capfd.readouterr().err
+
+
+def write_all(writer, *parts):
+    for frames in parts:
+        writer.write(frames)
 
 
 def wrap_ffmpeg(folder, monkeypatch, command):
@@ -153,5 +155,5 @@ def test_an_ffmpeg_that_is_too_old_is_refused(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\necho ffmpeg version 6.0 Copyright\n")
     program.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
-    with pytest.raises(MissingModelError, match="ffmpeg 6.0 at .* is too old; 7.1 is needed"):
+    with pytest.raises(MissingModelError, match=r"^ffmpeg 6\.0 at .* is too old; 7\.1 is needed$"):
         check_encoder()

@@ -1,0 +1,129 @@
+"""A request that cannot be carried out: one message with value, limit and remedy, and its exit code."""
+
+import pytest
+
+
+def assert_refused(result, code, message, hint=None):
+    expected = f"error: {message}\n" + (f"\nhint: {hint}\n" if hint else "")
+    shown = result.stderr[result.stderr.index("error: ") :]
+    assert (result.exit_code, shown, result.stdout) == (code, expected, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (
+            ["  "],
+            "the prompt is empty",
+            'say what to show, for example qvg generate "a red ball bounces"',
+        ),
+        (["a", "--prompts", "p.txt"], "PROMPT and --prompts were both given", "put the prompt into the file"),
+        (["--seconds", "1", "--frames", "9"], "--seconds and --frames were both given", "give one of them"),
+        (
+            ["--frames", "82"],
+            "--frames 82 does not fit chunks of 3 latent frames (12 pixel frames); nearest: 81, 93",
+            "or give --seconds, which takes the next possible length",
+        ),
+        (["--set", "video.frames=20"], "20 latent frames (77 pixel frames) do not fit chunks of 3; nearest: "
+         "18 (69 pixel frames), 21 (81 pixel frames)", None),
+        (["--size", "480"], "--size 480 is not of the form HEIGHTxWIDTH", "for example --size 480x832"),
+        (["--size", "100x224"], "height 100 is not a multiple of 16; nearest: 96, 112", None),
+        (["--size", "0x224"], "video.height=0 (--size): must be greater than 0", None),
+        (["--cache", "int2qvg"], "unknown cache preset 'int2qvg' (--cache)", ...),
+        (["--backend", "selfforcing"], "unknown backend 'selfforcing'", ...),
+        (["--set", "video.fp=3"], "unknown setting video.fp (--set video.fp)", "nearest: video.fps"),
+        (["--seed", "-1"], "seed=-1 (--seed): must be greater than or equal to 0", None),
+        (
+            ["--out", "x.mp4"],
+            "--out x.mp4 looks like a file",
+            "give a folder; the video in it is video.mp4",
+        ),
+        (["--device", "gpu"], "unknown device 'gpu'", "known: auto, cpu, cuda, cuda:0, cuda:1, ..."),
+        (["--config", "no.yaml"], "cannot read no.yaml: No such file or directory", None),
+        (["--prompts", "no.txt"], "cannot read no.txt: No such file or directory", None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_usage(qvg, tmp_path, monkeypatch, arguments, message, hint):
+    monkeypatch.chdir(tmp_path)
+    result = qvg("generate", *arguments)
+    if hint is ...:
+        hint = result.stderr.partition("hint: ")[2].removesuffix("\n")
+        assert hint
+    assert_refused(result, 2, message, hint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there(qvg, tmp_path):
+    result = qvg("generate", "--device", "cuda:99", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "error: device 'cuda:99' is not on this machine: it has " in result.stderr
+
+
+def test_a_bad_line_of_a_prompt_file_is_named(qvg, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a red ball"}\n{"prmpt": "x"}\n')
+    assert_refused(
+        qvg("generate", "--prompts", file, "--out", tmp_path / "out"),
+        2,
+        f"{file} line 2: no text under prompt",
+        'a line looks like {"prompt": "...", "seed": 7}',
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trap_in_the_users_file_is_named_by_line(qvg, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 1\nsampler:\n  shift: 5e0\n")
+    assert_refused(
+        qvg("generate", "--config", file),
+        2,
+        f"{file} line 3: 5e0 is unclear: YAML 1.1 takes it for a text",
+        "write a plain number such as 1500, 0.0001 or 1.0e-4, or '5e0' for the text",
+    )
+
+
+def test_a_folder_that_cannot_be_written(qvg, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_refused(
+        qvg("generate", "--out", tmp_path / "file"),
+        2,
+        f"cannot write to {tmp_path}/file/self-forcing: Not a directory",
+        "give another folder with --out",
+    )
+
+
+def test_missing_weights(qvg, tmp_path):
+    result = qvg("generate", "--set", f"model.weights={tmp_path}/none", "--out", tmp_path / "out")
+    assert_refused(
+        result,
+        3,
+        f"no weights at {tmp_path}/none",
+        "use --pocket for the built-in weights, or --set model.weights=FOLDER for your own",
+    )
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_missing_ffmpeg(qvg, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    assert_refused(
+        qvg("generate", "--out", tmp_path),
+        3,
+        "ffmpeg is not at /nowhere/ffmpeg",
+        "install the package imageio-ffmpeg, which brings one, or set IMAGEIO_FFMPEG_EXE to yours",
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_option(qvg):
+    result = qvg("generate", "--second", "3")
+    assert result.exit_code == 2
+    assert "--seconds" in result.stderr
+
+
+def test_debug_shows_where_and_keeps_the_exit_code(qvg, capfd):
+    result = qvg("generate", "--size", "3", "--debug")
+    assert result.exit_code == 2
+    shown = result.stderr + capfd.readouterr().err
+    assert "Traceback (most recent call last)" in shown
+    assert "error: --size 3 is not of the form HEIGHTxWIDTH" in shown
