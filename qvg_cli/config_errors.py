@@ -28,14 +28,17 @@ _TYPE_WORDS = {
 }
 
 
-def describe(error: ValidationError, sources: Mapping[str, str], extra_names: Sequence[str]) -> UsageError:
+def describe(
+    error: ValidationError, sources: Mapping[str, str], model: type[RunConfig], extra_names: Sequence[str]
+) -> UsageError:
     """All problems as one error to show.
 
     Args:
         sources: Dotted setting to what set it.
-        extra_names: Settings that exist beside those of `RunConfig`, for nearest names.
+        model: What the settings were checked against.
+        extra_names: Settings that exist beside those of `model`, for nearest names.
     """
-    known = [*_setting_names(RunConfig), *extra_names]
+    known = [*_setting_names(model), *extra_names]
     lines, hints = [], []
     for problem in error.errors():
         path = _as_written(_dotted(problem["loc"]), problem, sources)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qvg_cli.backends.registry import backend_names
+from qvg_cli.backends.registry import backend_names, config_class
 from qvg_cli.cache_settings import KNOBS, merge_cache
 from qvg_cli.config import RunConfig
 from qvg_cli.config_errors import describe
@@ -94,7 +94,7 @@ def load_config(request: Request) -> LoadedConfig:
     layers = [_with_pocket(layer, is_pocket) for layer in (builtin, *user_layers)]
     layers.append(Layer("--backend", {"backend": backend}))
     return LoadedConfig(
-        config=_check(layers),
+        config=_check(layers, config_class(backend)),
         has_default_backend=has_default_backend,
         has_default_prompt=not any("prompt" in layer.values for layer in user_layers),
     )
@@ -175,7 +175,7 @@ def _note_source(name: str, value: Any, source: str, sources: dict[str, str]) ->
             _note_source(f"{name}.{key}", inner, source, sources)
 
 
-def _check(layers: Sequence[Layer]) -> RunConfig:
+def _check(layers: Sequence[Layer], model: type[RunConfig]) -> RunConfig:
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     cache_layers = []
@@ -193,6 +193,6 @@ def _check(layers: Sequence[Layer]) -> RunConfig:
         _merge(merged, rest, layer.source, sources)
     merged["cache"] = merge_cache(cache_layers)
     try:
-        return RunConfig.model_validate(merged)
+        return model.model_validate(merged)
     except ValidationError as error:
-        raise describe(error, sources, extra_names=[f"cache.{knob}" for knob in KNOBS]) from error
+        raise describe(error, sources, model, extra_names=[f"cache.{knob}" for knob in KNOBS]) from error

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qvg_cli.backends.base import Session
+from qvg_cli.backends.base import Decoder, Session
 from qvg_cli.cache.accounting import MemoryRecorder, MemorySample
 from qvg_cli.plan import ChunkPlan, VideoPlan
 from qvg_cli.randomness import noise_generator
-from qvg_cli.video.vae_stream import StreamingDecoder
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class ChunkResult:
 def rollout(
     plan: VideoPlan,
     session: Session,
-    decoder: StreamingDecoder,
+    decoder: Decoder,
     noise: Callable[[ChunkPlan], Callable[[], Tensor]],
     *,
     context: Tensor | None = None,
@@ -59,7 +58,7 @@ def rollout(
         session.cache.begin(chunk)
         recorder.begin()
         if chunk.prefill:
-            given = torch.cat([known[frame] for frame in chunk.prefill], dim=2)
+            given = decoder.recall(torch.cat([known[frame] for frame in chunk.prefill], dim=2))
             session.clean_pass(chunk, chunk.prefill, given)
             on_step()
         if chunk.makes:

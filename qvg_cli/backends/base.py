@@ -1,8 +1,8 @@
 """What every model family offers to the rollout.
 
-A family is a package with `plan.py` (torch-free: `plan_video(config) -> VideoPlan`) and `pipeline.py`
-(`load_pipeline(config, device) -> Pipeline`). Nothing outside a family's package knows how its model is
-called.
+A family is a package with `plan.py` (torch-free: `plan_video(config) -> VideoPlan`), `pipeline.py`
+(`load_pipeline(config, device) -> Pipeline`) and, where it has settings of its own, `config.py` (torch-free:
+its class of `RunConfig`). Nothing outside a family's package knows how its model is called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from qvg_cli.cache.kv_cache import KVCache
     from qvg_cli.plan import ChunkPlan, VideoPlan
     from qvg_cli.rollout import SeededNoise
-    from qvg_cli.video.vae_stream import StreamingDecoder
 
 
 class Session(Protocol):
@@ -46,11 +45,23 @@ class Session(Protocol):
         ...
 
 
+class Decoder(Protocol):
+    """From latents to pixels, and to the latents that the model is shown again."""
+
+    def recall(self, latents: Tensor) -> Tensor:
+        """What a prefill reads of frames that were made, or given, as `latents`; `[B, C, F, h, w]` both."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels `[B, n, height, width, 3]` uint8, on the CPU, of the next latent frames."""
+        ...
+
+
 class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Text states `[1, text_tokens, C]` of a prompt."""
+        """Text states `[rows, text_tokens, C]` of a prompt; two rows for a family with guidance."""
         ...
 
     def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> Session:
@@ -61,6 +72,6 @@ class Pipeline(Protocol):
         """The noise of the planned video, in the model's dtype and on its device."""
         ...
 
-    def decoder(self) -> StreamingDecoder:
+    def decoder(self) -> Decoder:
         """A decoder at the beginning of a video."""
         ...

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from qvg_cli.config import RunConfig
 
 if TYPE_CHECKING:
     import torch
 
     from qvg_cli.backends.base import Pipeline
-    from qvg_cli.config import RunConfig
     from qvg_cli.plan import VideoPlan
 
-_PACKAGES = {"self-forcing": "qvg_cli.backends.self_forcing"}
+
+class _Family(NamedTuple):
+    """Where a family's code is.
+
+    Attributes:
+        config: Class in its `config.py` for runs of this family; none takes `RunConfig` as it is.
+    """
+
+    package: str
+    config: str | None = None
+
+
+_FAMILIES = {
+    "self-forcing": _Family("qvg_cli.backends.self_forcing"),
+}
 
 
 def backend_names() -> tuple[str, ...]:
     """Names that `--backend` takes."""
-    return tuple(_PACKAGES)
+    return tuple(_FAMILIES)
+
+
+def config_class(backend: str) -> type[RunConfig]:
+    """What a run of `backend` is checked against."""
+    family = _FAMILIES[backend]
+    if family.config is None:
+        return RunConfig
+    model: type[RunConfig] = getattr(importlib.import_module(f"{family.package}.config"), family.config)
+    return model
 
 
 def plan_video(config: RunConfig) -> VideoPlan:
@@ -26,7 +50,7 @@ def plan_video(config: RunConfig) -> VideoPlan:
     Raises:
         UsageError: The request does not fit the model; the message names the nearest that does.
     """
-    module = importlib.import_module(f"{_PACKAGES[config.backend]}.plan")
+    module = importlib.import_module(f"{_FAMILIES[config.backend].package}.plan")
     plan: VideoPlan = module.plan_video(config)
     return plan
 
@@ -37,6 +61,6 @@ def load_pipeline(config: RunConfig, device: torch.device) -> Pipeline:
     Raises:
         MissingModelError: The weights are not there or not whole.
     """
-    module = importlib.import_module(f"{_PACKAGES[config.backend]}.pipeline")
+    module = importlib.import_module(f"{_FAMILIES[config.backend].package}.pipeline")
     pipeline: Pipeline = module.load_pipeline(config, device)
     return pipeline

@@ -28,6 +28,10 @@ class StreamingDecoder:
         self._features: list[Tensor | str | None] = [None] * num_convolutions
         self._is_first = True
 
+    def recall(self, latents: Tensor) -> Tensor:
+        """Finished latents as the model reads them again: as it made them."""
+        return latents
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode the next latent frames.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
+from qvg_cli.backends.loading import load_pretrained, model_dtype
 from qvg_cli.backends.self_forcing.model import prepare
 from qvg_cli.backends.self_forcing.session import SelfForcingSession
 from qvg_cli.backends.self_forcing.weights import read_published, transformer_from_published
@@ -21,19 +21,16 @@ from qvg_cli.resources import weights_folder
 from qvg_cli.rollout import SeededNoise
 from qvg_cli.video.vae_stream import StreamingDecoder
 
-Model = TypeVar("Model", AutoencoderKLWan, WanTransformer3DModel)
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 class SelfForcingPipeline:
     """See `qvg_cli.backends.base.Pipeline`."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         weights = weights_folder(config.model.weights)
-        dtype = _DTYPES.get(config.model.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        dtype = model_dtype(config.model, device)
         self._config = config
         self._text = TextEncoder(weights, config.model.text_tokens, device, dtype)
-        self._vae = _load(AutoencoderKLWan, weights / "vae", dtype).to(device)
+        self._vae = load_pretrained(AutoencoderKLWan, weights / "vae", dtype).to(device)
         self._transformer = _load_transformer(weights, dtype).to(device)
         prepare(self._transformer)
 
@@ -78,7 +75,7 @@ def _load_transformer(weights: Path, dtype: torch.dtype) -> WanTransformer3DMode
     folder = weights / "transformer"
     published = sorted([*weights.glob("*.pt"), *weights.glob("*.safetensors")])
     if any(folder.glob("*.safetensors")) or not published:
-        return _load(WanTransformer3DModel, folder, dtype)
+        return load_pretrained(WanTransformer3DModel, folder, dtype)
     if len(published) > 1:
         names = ", ".join(path.name for path in published)
         raise MissingModelError(
@@ -90,14 +87,4 @@ def _load_transformer(weights: Path, dtype: torch.dtype) -> WanTransformer3DMode
         raise MissingModelError(f"cannot read {folder / 'config.json'}: {error}") from error
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
     model = transformer_from_published(read_published(published[0]), settings, dtype)
-    return model.eval().requires_grad_(False)
-
-
-def _load(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
-    try:
-        model = model_class.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise MissingModelError(f"cannot load {folder}: {error}") from error
     return model.eval().requires_grad_(False)
