@@ -16,7 +16,7 @@ class ChunkPlan:
     Attributes:
         index: Position in the plan, from 0.
         makes: Frames that this chunk generates; empty for a chunk that only reads given frames.
-        prefill: Given or finished frames whose keys and values are computed before denoising.
+        prefill: Given or finished frames that pass through the model before denoising.
         reads: Cached frames attended to while denoising, oldest first, without the chunk's own.
         commits: Frames whose keys and values stay in the cache after the clean pass.
         evicts: Frames that leave the cache before this chunk begins.
@@ -31,7 +31,7 @@ class ChunkPlan:
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """Frames whose latents this chunk adds to the video, given or made."""
+        """Frames that pass through the model in this chunk, given, finished or made."""
         return self.prefill + self.makes
 
 
@@ -46,6 +46,7 @@ class VideoPlan:
         height: Of the decoded frames, in pixels.
         width: Of the decoded frames, in pixels.
         pixel_frames_per_latent: Pixel frames of every latent frame but the first, which gives one.
+        notes: What of the request does not come true as it was written, to be shown to the user.
     """
 
     chunks: tuple[ChunkPlan, ...]
@@ -54,11 +55,12 @@ class VideoPlan:
     height: int
     width: int
     pixel_frames_per_latent: int = 4
+    notes: tuple[str, ...] = ()
 
     @property
     def num_frames(self) -> int:
         """Latent frames of the video, given and made."""
-        return sum(len(chunk.frames) for chunk in self.chunks)
+        return 1 + max((max(chunk.frames) for chunk in self.chunks), default=-1)
 
     @property
     def num_pixel_frames(self) -> int:

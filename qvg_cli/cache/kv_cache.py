@@ -26,11 +26,24 @@ from qvg_kernels.spec import Bf16Spec, NoneSpec, PayloadBytes
 
 
 class Rotation(Protocol):
-    """Positional rotation of the keys of given frames."""
+    """Positional rotation of the keys of given frames, or of their values."""
 
     def rotate(self, keys: Tensor, frames: Frames, tokens: slice) -> Tensor:
         """Rotate `[B, h, s, D]` keys, which are `tokens` of the tokens of `frames`."""
         ...
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """How keys and values are placed when they are read."""
+
+    rotation: Rotation
+    value_rotation: Rotation | None
+
+    def place(self, key: Tensor, value: Tensor, frames: Frames, tokens: slice) -> tuple[Tensor, Tensor]:
+        if self.value_rotation is not None:
+            value = self.value_rotation.rotate(value, frames, tokens)
+        return self.rotation.rotate(key, frames, tokens), value
 
 
 @dataclass(frozen=True)
@@ -72,14 +85,13 @@ class _HistorySegment:
     """A run of neighbouring frames of an entry."""
 
     entry: Entry
-    rotation: Rotation
+    placement: _Placement
     first_token: int
     num_tokens: int
 
     def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
         part = slice(self.first_token + tokens.start, self.first_token + tokens.stop)
-        key, value = self.entry.decode(heads, part)
-        return self.rotation.rotate(key, self.entry.frames, part), value
+        return self.placement.place(*self.entry.decode(heads, part), self.entry.frames, part)
 
 
 @dataclass(frozen=True)
@@ -89,15 +101,15 @@ class _CurrentSegment:
     frames: Frames
     key: Tensor
     value: Tensor
-    rotation: Rotation
+    placement: _Placement
 
     @property
     def num_tokens(self) -> int:
         return self.key.shape[2]
 
     def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
-        key = self.rotation.rotate(self.key[:, heads, tokens], self.frames, tokens)
-        return key, self.value[:, heads, tokens]
+        key, value = self.key[:, heads, tokens], self.value[:, heads, tokens]
+        return self.placement.place(key, value, self.frames, tokens)
 
 
 @dataclass
@@ -119,7 +131,15 @@ class LayerCache:
         return tuple(frame for entry in self.entries for frame in entry.frames)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *, frames: Frames, reads: Frames, rotation: Rotation
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        frames: Frames,
+        reads: Frames,
+        rotation: Rotation,
+        value_rotation: Rotation | None = None,
     ) -> Tensor:
         """Attend from a chunk to `reads` of the history and to the chunk itself; changes nothing.
 
@@ -128,9 +148,11 @@ class LayerCache:
             key: `[B, H, S, D]` of the chunk's own `frames`, not rotated.
             value: `[B, H, S, D]` of the chunk.
             reads: Frames of the history, all held.
+            value_rotation: Of the values; none leaves them as they are.
         """
-        segments: list[Segment] = list(self._segments(reads, rotation))
-        segments.append(_CurrentSegment(frames, key, value, rotation))
+        placement = _Placement(rotation, value_rotation)
+        segments: list[Segment] = list(self._segments(reads, placement))
+        segments.append(_CurrentSegment(frames, key, value, placement))
         return attend(query, segments, self.workspace)
 
     def append(self, key: Tensor, value: Tensor, frames: Frames, packs: Sequence[Frames]) -> None:
@@ -157,7 +179,7 @@ class LayerCache:
         for entry in [entry for entry in self.entries if gone.issuperset(entry.frames)]:
             self._drop(entry)
 
-    def _segments(self, reads: Frames, rotation: Rotation) -> Iterator[_HistorySegment]:
+    def _segments(self, reads: Frames, placement: _Placement) -> Iterator[_HistorySegment]:
         wanted = set(reads)
         size = self.tokens_per_frame
         for entry in self.entries:
@@ -166,7 +188,7 @@ class LayerCache:
                 if frame in wanted and start is None:
                     start = position
                 elif frame not in wanted and start is not None:
-                    yield _HistorySegment(entry, rotation, start * size, (position - start) * size)
+                    yield _HistorySegment(entry, placement, start * size, (position - start) * size)
                     start = None
 
     def _pack(self, group: Frames) -> None:
