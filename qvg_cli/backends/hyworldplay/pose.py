@@ -1,0 +1,108 @@
+"""The pose grammar: `w-8,right-4` says how the camera moves, move by move. No torch.
+
+A number counts latent frames. Every mistake is found here, before anything is loaded, with its place.
+
+Source: Tencent-Hunyuan/HY-WorldPlay, the pose strings of `hyvideo/generate.py`. It drops fractions and moves
+of no frames without a word; here they are noted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from qvg_cli.errors import UsageError
+
+MOVES = ("w", "s", "a", "d", "up", "down", "left", "right")
+"""Forward, back, left and right; then turns."""
+MAX_POSES = 10_000
+"""Latent frames of the longest path, 41 minutes at 16 frames a second; more is a slip of the finger."""
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One move, the same in each of its latent frames."""
+
+    move: str
+    frames: int
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A whole pose text.
+
+    Attributes:
+        notes: What of the text does not come true as it was written, to be shown to the user.
+    """
+
+    commands: tuple[Command, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_poses(self) -> int:
+        """Camera poses: one for the start, and one for each latent frame of each move."""
+        return 1 + sum(command.frames for command in self.commands)
+
+
+def parse_pose(text: str) -> Pose:
+    """Read a pose text: moves with their lengths, separated by commas, such as `w-8, right-4`.
+
+    Raises:
+        UsageError: Something is not of this form; the message names the character, counted from 1.
+    """
+    commands: list[Command] = []
+    notes: list[str] = []
+    start = 0
+    for part in text.split(","):
+        if part.strip():
+            command, note = _parse_command(text, part, start)
+            commands.append(command)
+            notes += [note] if note else []
+        start += len(part) + 1
+    if not commands:
+        raise UsageError(f"the pose {text!r} holds no move", hint=_form())
+    pose = Pose(tuple(commands), tuple(notes))
+    if pose.num_poses > MAX_POSES:
+        raise UsageError(
+            f"the pose {text!r} has {pose.num_poses - 1} latent frames, the longest path has {MAX_POSES - 1}"
+        )
+    return pose
+
+
+def _parse_command(text: str, part: str, start: int) -> tuple[Command, str | None]:
+    """One command, which begins at `text[start]`, and what is to be said about it."""
+    written = part.strip()
+    start += part.index(written)
+    move, hyphen, number = written.partition("-")
+    if not hyphen:
+        raise _mistake(text, start, f"{written!r} has no length")
+    if move.strip() not in MOVES:
+        raise _mistake(text, start, f"unknown move {move.strip()!r}", _near(move.strip()))
+    start += len(move) + 1 + len(number) - len(number.lstrip())
+    number = number.strip()
+    if not number:
+        raise _mistake(text, start, f"{written!r} has no length")
+    if not _NUMBER.fullmatch(number):
+        raise _mistake(text, start, f"{number!r} is not a number of latent frames")
+    frames = int(number.partition(".")[0][:9])
+    note = None
+    if frames == 0:
+        note = f"{written!r} in the pose moves nothing: it lasts less than a latent frame"
+    elif float(number) != frames:
+        note = f"{written!r} in the pose is taken as {frames} whole latent frames"
+    return Command(move.strip(), frames), note
+
+
+def _near(move: str) -> str:
+    near = get_close_matches(move.lower(), MOVES, n=1, cutoff=0.5)
+    return f"nearest: {near[0]}; " if near else ""
+
+
+def _mistake(text: str, position: int, what: str, near: str = "") -> UsageError:
+    return UsageError(f"pose {text!r}, character {position + 1}: {what}", hint=near + _form())
+
+
+def _form() -> str:
+    return f"a move, a hyphen and latent frames, such as w-8,right-4; moves: {', '.join(MOVES)}"
