@@ -22,10 +22,11 @@ import yaml
 from figures import Row, write_plot, write_table
 from measures import AttentionProbe, error_db, gain, rope_3d
 from pydantic import Field, TypeAdapter
-from qvg_kernels.codec import build_codec
-from qvg_kernels.spec import CodecSpec
 from safetensors.torch import load_file
 from synthetic import FRAME, LEVELS, Sample, make_sample
+
+from qvg_kernels.codec import build_codec
+from qvg_kernels.spec import CodecSpec
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "cache"
 SHARPNESS = (8.0, 3.0)

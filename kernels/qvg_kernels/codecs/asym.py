@@ -72,7 +72,7 @@ class AsymCodec:
         step = e4m3.from_bits(stored["steps"][:, heads, tokens]) * step_unit
         low = e4m3.from_bits(stored["lows"][:, heads, tokens]) * low_unit
         codes = bitpack.unpack(stored["codes"][:, heads, tokens], self.spec.bits).float()
-        blocks = codes.reshape(*step.shape, -1)
+        blocks = codes.unflatten(-1, (step.shape[-1], codes.shape[-1] // step.shape[-1]))
         values: Tensor = (low.unsqueeze(-1) + step.unsqueeze(-1) * blocks).flatten(-2)
         ids = stored["ids"][:, heads, tokens].long().unsqueeze(-1).expand(*values.shape)
         values = values + stored["centroids"][:, heads].float().gather(2, ids)

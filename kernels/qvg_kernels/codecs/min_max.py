@@ -44,8 +44,10 @@ def _decode_channel_groups(packed: PackedTensor, bits: int, heads: slice, tokens
     """Float32 values of what `_encode_channel_groups` packed."""
     stored = {name: tensor[:, heads, tokens] for name, tensor in packed.tensors.items()}
     step = stored["steps"].float().unsqueeze(-1)
-    codes = bitpack.unpack(stored["codes"], bits).float().reshape(*step.shape[:-1], -1)
-    return (stored["lows"].float().unsqueeze(-1) + step * codes).flatten(-2)
+    codes = bitpack.unpack(stored["codes"], bits).float()
+    codes = codes.unflatten(-1, (step.shape[-2], codes.shape[-1] // step.shape[-2]))
+    values: Tensor = stored["lows"].float().unsqueeze(-1) + step * codes
+    return values.flatten(-2)
 
 
 class RtnCodec:

@@ -72,7 +72,8 @@ class QvgCodec:
         largest = 2 ** (self.spec.bits - 1) - 1
         codes = bitpack.unpack(stored["codes"][:, heads, tokens], self.spec.bits)
         steps = e4m3.from_bits(stored["scales"][:, heads, tokens])
-        blocks = (codes.float() - largest).reshape(*steps.shape, -1)
+        block_size = codes.shape[-1] // steps.shape[-1]
+        blocks = (codes.float() - largest).unflatten(-1, (steps.shape[-1], block_size))
         values: Tensor = (blocks * steps.unsqueeze(-1)).flatten(-2)
         ids = stored["ids"][:, heads, :, tokens].long()
         centroids = stored["centroids"][:, heads].float()

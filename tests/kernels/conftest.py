@@ -1,0 +1,55 @@
+"""What the kernel tests share: every cache preset, and spans that look like a video model's."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import torch
+import yaml
+from pydantic import Field, TypeAdapter
+
+from qvg_kernels.spec import CodecSpec
+
+REPOSITORY = Path(__file__).parents[2]
+# The benches are scripts, not a package; their data generator is used here too.
+sys.path.insert(0, str(REPOSITORY / "kernels" / "bench"))
+
+ADAPTER = TypeAdapter(Annotated[CodecSpec, Field(discriminator="scheme")])
+
+
+def preset_names():
+    return sorted(path.stem for path in (REPOSITORY / "configs" / "cache").glob("*.yaml"))
+
+
+def preset_specs(name):
+    """The key codec's and the value codec's spec."""
+    settings = yaml.safe_load((REPOSITORY / "configs" / "cache" / f"{name}.yaml").read_text())
+    return ADAPTER.validate_python(settings["k"]), ADAPTER.validate_python(settings["v"])
+
+
+def every_spec():
+    """Each preset's different specs, as pytest parameters."""
+    params = []
+    for name in preset_names():
+        key, value = preset_specs(name)
+        params.append(pytest.param(key, id=f"{name}-k"))
+        if value != key:
+            params.append(pytest.param(value, id=f"{name}-v"))
+    return params
+
+
+def packed_specs():
+    """The specs of `every_spec` that pack."""
+    return [param for param in every_spec() if param.values[0].head_dims is not None]
+
+
+def make_span(*shape, dtype=torch.float32):
+    """Clusters, channel offsets and noise, `[B, H, S, D]`."""
+    batch, heads, tokens, head_dim = shape
+    generator = torch.Generator().manual_seed(tokens * head_dim)
+    centres = torch.randn(batch, heads, 6, head_dim, generator=generator)
+    ids = torch.randint(0, 6, (tokens,), generator=generator)
+    offset = 4 * torch.randn(batch, heads, 1, head_dim, generator=generator)
+    noise = 0.3 * torch.randn(batch, heads, tokens, head_dim, generator=generator)
+    return (centres[:, :, ids] + offset + noise).to(dtype)
