@@ -193,8 +193,8 @@ class Recording:
 
     def kept(self) -> str:
         """What is left of a run that ended early."""
-        if not self.samples:
-            return "no frame was made, nothing was kept"
+        if not self.num_frames:
+            return "no frame was kept"
         lasts = self.num_frames / self.video.config.video.fps
         return f"the first {self.num_frames} frames ({lasts:.2f} s) are in {self._run.video}"
 

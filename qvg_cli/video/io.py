@@ -64,6 +64,7 @@ class VideoWriter:
                 raise UsageError(f"{name} {size} is odd, MP4 needs it even; nearest: {size - 1}, {size + 1}")
         self.path = path
         self.num_frames = 0
+        self._has_failed = False
         self._shape = (height, width, 3)
         self._part = path.with_name(f"{path.name}.part")
         self._encoder: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
@@ -94,14 +95,17 @@ class VideoWriter:
             try:
                 self._encoder.send(np.ascontiguousarray(frame))
             except (OSError, StopIteration) as error:
-                raise self._failure() from error
+                self._has_failed = True
+                raise self._failure(f"ffmpeg stopped after {self.num_frames} frames") from error
             self.num_frames += 1
 
     def finish(self) -> None:
         """Close the file and give it its name; without a frame there is no file.
 
+        Afterwards `num_frames` is what the file holds: less than was written if ffmpeg could not write it all.
+
         Raises:
-            QvgError: ffmpeg could not write all frames; those that it could are in the file.
+            QvgError: ffmpeg could not write all frames, and `write` has not said so.
         """
         self._encoder.close()
         num_kept = count_frames(self._part) if self.num_frames and self._part.exists() else 0
@@ -109,8 +113,9 @@ class VideoWriter:
             os.replace(self._part, self.path)
         else:
             self._part.unlink(missing_ok=True)
-        if num_kept < self.num_frames:
-            raise self._failure(num_kept)
+        num_written, self.num_frames = self.num_frames, num_kept
+        if num_kept < num_written and not self._has_failed:
+            raise self._failure(f"ffmpeg wrote {num_kept} of {num_written} frames")
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -123,16 +128,13 @@ class VideoWriter:
         else:
             self._encoder.close()
 
-    def _failure(self, num_kept: int | None = None) -> QvgError:
-        kept = "" if num_kept is None else f"; {self.path} has {num_kept} of {self.num_frames} frames"
+    def _failure(self, what: str) -> QvgError:
         folder = self.path.parent
         if not folder.is_dir():
             return QvgError(f"cannot write {self.path}: its folder is gone")
         if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
-            return QvgError(f"no space left in {folder}{kept}", hint="free some space, or give another --out")
-        return QvgError(
-            f"ffmpeg stopped after {self.num_frames} frames{kept}", hint="ffmpeg's own message is above"
-        )
+            return QvgError(f"no space left in {folder}", hint="free some space, or give another --out")
+        return QvgError(what, hint="ffmpeg's own message is above")
 
 
 def _output_params(comment: str) -> list[str]:

@@ -106,9 +106,9 @@ def test_the_whole_groups_play_when_ffmpeg_is_killed(tmp_path, monkeypatch):
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     with pytest.raises(QvgError, match=r"^ffmpeg stopped after \d+ frames$"):
         write_all(writer, *[some_frames(20)] * 50)
-    with pytest.raises(QvgError, match=r"ffmpeg stopped after \d+ frames; .*v.mp4 has \d+ of \d+ frames"):
-        writer.finish()
-    assert count_frames(tmp_path / "v.mp4") >= 32
+    num_written = writer.num_frames
+    writer.finish()
+    assert 32 <= count_frames(tmp_path / "v.mp4") == writer.num_frames < num_written
 
 
 def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path, monkeypatch, capfd):
@@ -118,8 +118,8 @@ def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path, monkeypatch, capf
     noise = np.random.default_rng(0).integers(0, 255, (100, 128, 128, 3), np.uint8)
     with pytest.raises(QvgError, match="ffmpeg stopped after"):
         write_all(writer, *[noise] * 10)
-    with pytest.raises(QvgError, match=r"v\.mp4 has \d+ of \d+ frames"):
-        writer.finish()
+    writer.finish()
+    assert count_frames(tmp_path / "v.mp4") == writer.num_frames
     assert "File too large" in capfd.readouterr().err
 
 
