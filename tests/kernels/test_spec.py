@@ -13,10 +13,9 @@ from .conftest import ADAPTER, preset_names, preset_specs
 
 MIB = 2**20
 
-PRESETS = set(
-    "none bf16 int2 int2-scalar int2-lite int2-asym int2-qvg int2-qvg-pro int3 int4 trit "
-    "rtn-int2 kivi-int2 quarot-int2 turboquant-int2".split()
-)
+FITTED = {"int2", "int2-scalar", "int2-lite", "int3", "int4", "trit"}
+PEERS = {"int2-qvg", "int2-qvg-pro", "int2-asym", "rtn-int2", "kivi-int2", "quarot-int2", "turboquant-int2"}
+PRESETS = {"none", "bf16"} | FITTED | PEERS
 
 
 def allocated_mib(payload):

@@ -119,17 +119,26 @@ class FittedCodec:
         scale_unit, weight_unit, step_unit = stored["units"].unsqueeze(-2).unbind(-1)
         weight = e4m3.from_bits(stored["weights"]) * weight_unit
         scale = e4m3.from_bits(stored["scales"][..., start:stop]) * scale_unit
-        signs = _signs(torch.arange(start, stop, device=scale.device), stored["phase"], head_dim)
         levels = self.grid.read(stored["codes"], start, stop, head_dim)
-        values: Tensor = (levels @ hadamard(head_dim, levels.device)) * scale.unsqueeze(-1)
-        values = values * (signs * weight.unsqueeze(-2))
+        values = (levels @ hadamard(head_dim, levels.device)) * scale.unsqueeze(-1)
+        patterns = token_patterns(torch.arange(start, stop, device=scale.device), stored["phase"])
+        values *= _rows(weight.unsqueeze(-2) * sign_patterns(head_dim, scale.device), patterns)
         offset = stored["offset"].unsqueeze(-2)
-        if "ids" not in stored:
-            return (values + offset)[:, :, ::stride].to(packed.dtype)
-        step = e4m3.from_bits(stored["steps"]) * step_unit
-        table: Tensor = offset + (weight * step).unsqueeze(-2) * stored["table"].float()
-        ids = stored["ids"][..., start:stop].long().unsqueeze(-1).expand(*values.shape)
-        return (values + table.gather(2, ids))[:, :, ::stride].to(packed.dtype)
+        if "ids" in stored:
+            step = e4m3.from_bits(stored["steps"]) * step_unit
+            table = offset + (weight * step).unsqueeze(-2) * stored["table"].float()
+            values += _rows(table, stored["ids"][..., start:stop].long())
+        else:
+            values += offset
+        return values[:, :, ::stride].to(packed.dtype)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows `[B, H, S]` of each head's table `[B, H, K, D]`, `[B, H, S, D]`."""
+    batch, heads, size, width = table.shape
+    first = size * torch.arange(batch * heads, device=index.device).reshape(batch, heads, 1)
+    rows = table.reshape(-1, width).index_select(0, (index + first).flatten())
+    return rows.reshape(*index.shape, width)
 
 
 def _signs(tokens: Tensor, phase: Tensor, head_dim: int) -> Tensor:
