@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, device
 
     from qvg_cli.cache.kv_cache import KVCache
+    from qvg_cli.config import CacheConfig
     from qvg_cli.plan import ChunkPlan, VideoPlan
     from qvg_cli.rollout import SeededNoise
 
@@ -59,6 +60,10 @@ class Decoder(Protocol):
 
 class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""
+
+    def with_cache(self, cache: CacheConfig) -> Pipeline:
+        """The same weights, not loaded again, for sessions whose history is kept as `cache` says."""
+        ...
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """Text states `[rows, text_tokens, C]` of a prompt; two rows for a family with guidance."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from qvg_cli.backends.self_forcing.session import SelfForcingSession
 from qvg_cli.backends.self_forcing.weights import read_published, transformer_from_published
 from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config import RunConfig
+from qvg_cli.config import CacheConfig, RunConfig
 from qvg_cli.errors import MissingModelError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.resources import weights_folder
@@ -33,6 +34,12 @@ class SelfForcingPipeline:
         self._vae = load_pretrained(AutoencoderKLWan, weights / "vae", dtype).to(device)
         self._transformer = _load_transformer(weights, dtype).to(device)
         prepare(self._transformer)
+
+    def with_cache(self, cache: CacheConfig) -> SelfForcingPipeline:
+        """See `Pipeline.with_cache`."""
+        other = copy.copy(self)
+        other._config = self._config.model_copy(update={"cache": cache})
+        return other
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """See `Pipeline.encode_prompt`."""
