@@ -23,8 +23,9 @@ from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import Interrupted, QvgError
 from qvg_cli.interrupts import hold_interrupts
-from qvg_cli.report.memory import MemoryReport, describe_bytes, mib_text
+from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.provenance import provenance
+from qvg_cli.report.words import describe_bytes, mib_text
 from qvg_cli.rollout import ChunkResult, rollout
 from qvg_cli.run_dir import RunDir, write_whole
 from qvg_cli.video.io import VideoWriter, check_encoder

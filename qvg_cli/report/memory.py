@@ -13,10 +13,10 @@ from typing import Any
 
 from qvg_cli.cache.accounting import MemorySample, total
 from qvg_cli.plan import VideoPlan, pixel_frames
+from qvg_cli.report.words import MIB, describe_bytes
 from qvg_kernels.spec import PayloadBytes
 
 SCHEMA = 1
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,3 @@ def _figures(payload: PayloadBytes, bf16_bytes: int) -> dict[str, Any]:
         "bf16_bytes": bf16_bytes,
         "ratio": round(bf16_bytes / held, 3) if held else None,
     }
-
-
-def describe_bytes(held: int, bf16_bytes: int) -> str:
-    """Bytes of a cache beside those of BF16 for the same frames, for people."""
-    text = f"{mib_text(held)} MiB"
-    if not held:
-        return text
-    ratio = bf16_bytes / held
-    comparison = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
-    return f"{text}, {comparison} than BF16 ({mib_text(bf16_bytes)} MiB)"
-
-
-def mib_text(num_bytes: int) -> str:
-    """MiB with three digits or more."""
-    mib = num_bytes / MIB
-    return f"{mib:.2f}" if mib < 10 else f"{mib:.1f}"

@@ -8,7 +8,8 @@ from PIL import Image
 
 from qvg_cli.cache.accounting import MemorySample
 from qvg_cli.plan import VideoPlan
-from qvg_cli.report.memory import MemoryReport, describe_bytes
+from qvg_cli.report.memory import MemoryReport
+from qvg_cli.report.words import describe_bytes
 
 MIB = 1024 * 1024
 

@@ -1,0 +1,21 @@
+"""Figures in words, the same on the terminal and in every page. No torch."""
+
+from __future__ import annotations
+
+MIB = 1024 * 1024
+
+
+def describe_bytes(held: int, bf16_bytes: int) -> str:
+    """Bytes of a cache beside those of BF16 for the same frames, for people."""
+    text = f"{mib_text(held)} MiB"
+    if not held:
+        return text
+    ratio = bf16_bytes / held
+    comparison = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
+    return f"{text}, {comparison} than BF16 ({mib_text(bf16_bytes)} MiB)"
+
+
+def mib_text(num_bytes: int) -> str:
+    """MiB with three digits or more."""
+    mib = num_bytes / MIB
+    return f"{mib:.2f}" if mib < 10 else f"{mib:.1f}"
