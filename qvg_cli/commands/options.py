@@ -1,0 +1,110 @@
+"""Options that several commands share: declared once, so that they read alike everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvg_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from qvg_cli.config_load import Layer
+
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Model family. Without it, the built-in pocket model.", show_default=False
+    ),
+]
+Pocket = Annotated[bool, typer.Option("--pocket", help="Use the backend's small built-in weights.")]
+Seconds = Annotated[
+    float | None,
+    typer.Option(help="Length in seconds, rounded up to the next possible one.", show_default=False),
+]
+PixelFrames = Annotated[
+    int | None,
+    typer.Option(
+        help="Length in pixel frames, those that one sees. (Latent frames: --set video.frames=N.)",
+        show_default=False,
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HEIGHTxWIDTH", help="Size in pixels, the height first, such as 480x832.", show_default=False
+    ),
+]
+Seed = Annotated[int | None, typer.Option(help="Of the noise and the codecs.", show_default=False)]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Many videos: a .txt file with a prompt a line, or a .jsonl file with an object a line "
+        "(keys prompt, seed, name).",
+        show_default=False,
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default=False)]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Settings as YAML; the run.yaml of a run makes it again.", show_default=False
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="One setting, such as cache.block_size=16. Repeatable.",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def option_layers(
+    *,
+    prompt: str | None,
+    cache: str | None,
+    size: str | None,
+    seed: int | None,
+    device: str | None,
+    prompt_option: str = "PROMPT",
+) -> list[Layer]:
+    """The settings of options of their own, each with the option's name."""
+    from qvg_cli.config_load import Layer
+
+    layers = []
+    if prompt is not None:
+        layers.append(Layer(prompt_option, {"prompt": prompt}))
+    if cache is not None:
+        layers.append(Layer("--cache", {"cache": {"preset": cache}}))
+    if size is not None:
+        height, width = _parse_size(size)
+        layers.append(Layer("--size", {"video": {"height": height, "width": width}}))
+    if seed is not None:
+        layers.append(Layer("--seed", {"seed": seed}))
+    if device is not None:
+        layers.append(Layer("--device", {"device": device}))
+    return layers
+
+
+def check_length_options(seconds: float | None, frames: int | None) -> None:
+    """Refuse a length that is given twice.
+
+    Raises:
+        UsageError: It is.
+    """
+    if seconds is not None and frames is not None:
+        raise UsageError("--seconds and --frames were both given", hint="give one of them")
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise UsageError(f"--size {text} is not of the form HEIGHTxWIDTH", hint="for example --size 480x832")
+    return int(height), int(width)
