@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .PHONY: demo test test-slow lint fix docs build size
 

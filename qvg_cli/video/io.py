@@ -38,9 +38,9 @@ def check_encoder() -> None:
         raise MissingModelError(f"ffmpeg is not at {program}", hint=hint)
     version = re.match(r"n?(\d+)\.(\d+)", imageio_ffmpeg.get_ffmpeg_version())
     if version and tuple(map(int, version.groups())) < _LEAST_VERSION:
+        least = ".".join(map(str, _LEAST_VERSION))
         raise MissingModelError(
-            f"ffmpeg {version[0].lstrip('n')} at {program} is too old; {'.'.join(map(str, _LEAST_VERSION))} is needed",
-            hint=hint,
+            f"ffmpeg {version[1]}.{version[2]} at {program} is too old; {least} is needed", hint=hint
         )
 
 
@@ -102,7 +102,7 @@ class VideoWriter:
     def finish(self) -> None:
         """Close the file and give it its name; without a frame there is no file.
 
-        Afterwards `num_frames` is what the file holds: less than was written if ffmpeg could not write it all.
+        Afterwards `num_frames` is what the file holds: fewer than sent if ffmpeg could not write them all.
 
         Raises:
             QvgError: ffmpeg could not write all frames, and `write` has not said so.
