@@ -45,7 +45,7 @@ def make_videos(planned: Sequence[Planned], out: Path, console: Console, *, is_j
     first_run = RunDir.create(out, config.backend, planned[0].name)
     try:
         console.note(f"loading {config.model.name} on {device}, cache {cache_label(config.cache)}")
-        _quiet_libraries()
+        quiet_libraries()
         pipeline = load_pipeline(config, device)
     except BaseException:
         first_run.discard()
@@ -56,29 +56,36 @@ def make_videos(planned: Sequence[Planned], out: Path, console: Console, *, is_j
             console.note(f"video {number}/{len(planned)}: {video.config.prompt!r}")
         recording = Recording(video, run, device)
         try:
-            _make_video(recording, pipeline, console)
+            make_video(recording, pipeline, console)
         finally:
             if recording.samples:
                 console.note(recording.summary())
                 show_data(json.dumps(recording.figures()) if is_json else str(run.video))
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep the loading bars and advice of the model libraries out of our own lines."""
     for library in (transformers, diffusers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
 
 
-def _make_video(recording: Recording, pipeline: Pipeline, console: Console) -> None:
+def make_video(
+    recording: Recording, pipeline: Pipeline, console: Console, *, prompt_embeds: Tensor | None = None
+) -> None:
     """Make one video into its folder.
+
+    Args:
+        prompt_embeds: Of the video's prompt; none encodes it here.
 
     Raises:
         Interrupted: Ctrl-C; the part made so far is in the folder.
     """
     config, plan = recording.video.config, recording.video.plan
     try:
-        session = pipeline.start(plan, pipeline.encode_prompt(config.prompt), config.seed)
+        if prompt_embeds is None:
+            prompt_embeds = pipeline.encode_prompt(config.prompt)
+        session = pipeline.start(plan, prompt_embeds, config.seed)
         noise = pipeline.noise(plan, config.seed)
         recording.begin()
         with console.progress(len(plan.chunks)) as progress:
@@ -117,6 +124,7 @@ class Recording:
         self._run = run
         self._device = device
         self._latents: list[Tensor] = []
+        self._chunk_seconds: list[float] = []
         self._writer: VideoWriter | None = None
         self._started = 0.0
         self._seconds = 0.0
@@ -142,6 +150,7 @@ class Recording:
         self._writer.write(result.frames[0].numpy())
         self._latents.append(result.latents.cpu())
         self.samples.append(result.memory)
+        self._chunk_seconds.append(round(result.seconds, 4))
         self._seconds = time.perf_counter() - self._started
 
     def finish(self, status: str) -> None:
@@ -164,9 +173,7 @@ class Recording:
         for write in (
             self._writer.finish,
             lambda: write_whole(self._run.latents, self._save_latents),
-            lambda: write_whole(
-                self._run.memory, lambda path: _write_text(path, _to_json(report, self._about()))
-            ),
+            lambda: write_whole(self._run.memory, lambda path: self._save_memory(report, path)),
             lambda: write_whole(self._run.plot, report.save_plot),
         ):
             try:
@@ -245,13 +252,13 @@ class Recording:
         label = f"{cache_label(config.cache)} cache"
         return MemoryReport(self.video.plan, self.samples, config.video.fps, label)
 
+    def _save_memory(self, report: MemoryReport, path: Path) -> None:
+        about = {**self._about(), "chunk_seconds": self._chunk_seconds}
+        _write_text(path, json.dumps(report.to_json(about), indent=1) + "\n")
+
     def _save_latents(self, path: Path) -> None:
         # Not save_file: it makes files that only their owner can read.
         path.write_bytes(save({"latents": torch.cat(self._latents, dim=2).contiguous()}))
-
-
-def _to_json(report: MemoryReport, about: dict[str, Any]) -> str:
-    return json.dumps(report.to_json(about), indent=1) + "\n"
 
 
 def _write_text(path: Path, text: str) -> None:
