@@ -27,6 +27,7 @@ class _Family(NamedTuple):
 
 _FAMILIES = {
     "self-forcing": _Family("qvg_cli.backends.self_forcing"),
+    "longcat": _Family("qvg_cli.backends.longcat", config="LongCatConfig"),
 }
 
 

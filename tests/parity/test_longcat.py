@@ -21,6 +21,7 @@ from torch import Tensor
 from qvg_cli.backends.longcat.layers import Call
 from qvg_cli.backends.longcat.plan import fit_size, plan_chunks
 from qvg_cli.backends.longcat.schedule import (
+    Sampling,
     Schedule,
     distilled_schedule,
     guide,
@@ -28,10 +29,11 @@ from qvg_cli.backends.longcat.schedule import (
     guided_schedule_with_tail,
     projection_scale,
 )
-from qvg_cli.backends.longcat.session import LongCatSession, Sampling
-from qvg_cli.backends.longcat.weights import INDEX_FILE, load_transformer
+from qvg_cli.backends.longcat.session import LongCatSession
+from qvg_cli.backends.longcat.weights import INDEX_FILE, Checkpoint
 from qvg_cli.backends.rotary import FrameRotation, RotaryTables
 from qvg_cli.cache.kv_cache import CodecPair, KVCache
+from qvg_cli.config_load import Request, load_config
 from qvg_cli.plan import VideoPlan
 from qvg_kernels.codec import PackedTensor, build_codec
 from qvg_kernels.spec import NoneSpec
@@ -71,7 +73,7 @@ def load_model(folder, *, dtype=torch.float32, adapters=()):
         weight_map.update(dict.fromkeys(part, file_name))
     (folder / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(DIT))
-    return load_transformer(folder, dtype=dtype, device=torch.device("cpu"), adapters=adapters)
+    return Checkpoint(folder, adapters).load(dtype=dtype, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -314,19 +316,29 @@ def test_bf16_cache(bf16_model):
     assert_close_bf16(segment.outputs[1], golden["cached_noise_pred"], "cached_noise_pred")
 
 
-BUILDERS = {"base": guided_schedule, "distill": distilled_schedule, "tail": guided_schedule_with_tail}
+BUILDERS = {"base": guided_schedule, "tail": guided_schedule_with_tail}
 TABLES = sorted(name.removesuffix("_sigmas") for name in SCHEDULES if re.fullmatch(r"[a-z]+\d+_sigmas", name))
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if not name.startswith("refine")])
 def test_schedule_is_the_published_table(name):
     kind, steps = re.fullmatch(r"([a-z]+)(\d+)", name).groups()
-    schedule = BUILDERS[kind](int(steps), SHIFT)
+    if kind == "distill":
+        levels = (1000 * SCHEDULES[f"{name}_preshift_sigmas"]).round().int().tolist()
+        assert len(levels) == int(steps)
+        schedule = distilled_schedule(levels, SHIFT)
+    else:
+        schedule = BUILDERS[kind](int(steps), SHIFT)
     timesteps = torch.tensor([step.timestep for step in schedule])
     sigmas = torch.tensor([step.sigma for step in schedule] + [list(schedule)[-1].next_sigma])
     torch.testing.assert_close(timesteps, SCHEDULES[f"{name}_timesteps"], rtol=1e-6, atol=0)
     torch.testing.assert_close(sigmas, SCHEDULES[f"{name}_sigmas"], rtol=1e-6, atol=0)
     assert torch.equal(timesteps.bfloat16().float(), SCHEDULES[f"{name}_timesteps_bf16"])
+
+
+def test_the_distilled_steps_of_the_configuration_are_the_published_ones():
+    levels = (1000 * SCHEDULES["distill16_preshift_sigmas"]).round().int().tolist()
+    assert list(load_config(Request(backend="longcat")).config.sampler.steps) == levels
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ class _Adapter:
 class Lora:
     """One adapter file; tensors are read when they are asked for.
 
+    Attributes:
+        shapes: Paths of the adapted modules to `(out, in)` of what is added to their weights.
+
     Raises:
         MissingModelError: The file is not there, not whole, or not in the published format.
     """
@@ -46,20 +49,21 @@ class Lora:
         self.path = path
         try:
             with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
+                sizes = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
         except (OSError, SafetensorError) as error:
             raise MissingModelError(f"cannot read the adapter {path}: {error}") from error
         self._adapters: dict[str, _Adapter] = {}
-        for name in names:
+        for name in sizes:
             self._place(name)
+        self.shapes: dict[str, tuple[int, int]] = {}
         for module, adapter in self._adapters.items():
             if not (adapter.down and adapter.factor and adapter.ups):
                 raise MissingModelError(f"the adapter {path} is not whole: tensors of {module} are missing")
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Paths of the adapted modules."""
-        return tuple(self._adapters)
+            ups = [sizes[name] for name in adapter.ups.values()]
+            rank, width = sizes[adapter.down]
+            if rank != sum(up[1] for up in ups):
+                raise MissingModelError(f"the adapter {path} is broken: the ranks of {module} do not match")
+            self.shapes[module] = sum(up[0] for up in ups), width
 
     def delta(self, module: str) -> Tensor:
         """What the adapter adds to the weight of `module`, `[out, in]` float32."""

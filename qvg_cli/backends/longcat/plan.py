@@ -9,8 +9,10 @@ Source: meituan-longcat/LongCat-Video, `run_demo_long_video.py` and `longcat_vid
 
 from __future__ import annotations
 
+from qvg_cli.backends.longcat.config import LongCatConfig, WindowSamplerConfig
+from qvg_cli.config import CacheConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.plan import ChunkPlan, pixel_frames
+from qvg_cli.plan import ChunkPlan, VideoPlan, pixel_frames
 
 LATENT_CHANNELS = 16
 SPATIAL_FACTOR = 8
@@ -52,6 +54,36 @@ def fit_size(height: int, width: int) -> tuple[int, int]:
     return _SIZES_480P[min(_SIZES_480P, key=lambda listed: abs(listed - ratio))]
 
 
+def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
+    """Plan a run.
+
+    Args:
+        config: The resolved configuration.
+        context_frames: Given latent frames at the start, part of `config.video.frames`; see `plan_chunks`.
+
+    Raises:
+        UsageError: Size, length, window or cache do not fit; the message names what would.
+    """
+    _check_size(config.video.height, config.video.width)
+    _check_sampler(config.sampler)
+    latent_height = config.video.height // SPATIAL_FACTOR
+    latent_width = config.video.width // SPATIAL_FACTOR
+    tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
+    _check_cache(config.cache, config.sampler.condition_frames * tokens_per_frame)
+    return VideoPlan(
+        chunks=plan_chunks(
+            config.video.frames,
+            window=config.sampler.window,
+            condition_frames=config.sampler.condition_frames,
+            context_frames=context_frames,
+        ),
+        tokens_per_frame=tokens_per_frame,
+        latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
+        height=config.video.height,
+        width=config.video.width,
+    )
+
+
 def plan_chunks(
     num_frames: int, *, window: int, condition_frames: int, context_frames: int = 0
 ) -> tuple[ChunkPlan, ...]:
@@ -60,26 +92,24 @@ def plan_chunks(
     Args:
         window: Latent frames of the base clip, and of a segment with its condition frames.
         condition_frames: Latent frames that a segment goes on from.
-        context_frames: 0 for a base clip from text, 1 for one from an image, else a clip to go on from.
+        context_frames: 0 for a base clip from text, 1 for one from an image, `condition_frames` to go on from
+            the end of a given clip.
 
     Raises:
         UsageError: The length or the given clip does not fit; the message names the nearest that do.
     """
-    if 1 < context_frames < condition_frames:
+    if context_frames not in (0, 1, condition_frames):
         raise UsageError(
-            f"the given clip has {pixel_frames(context_frames)} frames, a segment goes on from "
-            f"{pixel_frames(condition_frames)}; nearest: {pixel_frames(condition_frames)}"
+            f"{_length(context_frames)} are given; a segment goes on from exactly {_length(condition_frames)}"
         )
     first_end = window if context_frames <= 1 else context_frames
     step = window - condition_frames
     segments, rest = divmod(num_frames - first_end, step)
     if segments < 0 or rest:
         below = first_end + max(0, segments) * step
-        lengths = [below] if segments < 0 else [below, below + step]
-        near = ", ".join(f"{length} ({pixel_frames(length)} pixel frames)" for length in lengths)
+        near = ", ".join(_length(length) for length in ([below] if segments < 0 else [below, below + step]))
         raise UsageError(
-            f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) do not fit a start of "
-            f"{first_end} and segments of {step}; nearest: {near}"
+            f"{_length(num_frames)} do not fit a start of {first_end} and segments of {step}; nearest: {near}"
         )
     chunks: list[ChunkPlan] = []
     if context_frames <= 1:
@@ -94,3 +124,39 @@ def plan_chunks(
 def _chunk(index: int, condition: range, made: range, cached: tuple[int, ...]) -> ChunkPlan:
     frames = tuple(condition)
     return ChunkPlan(index, tuple(made), prefill=frames, reads=frames, commits=frames, evicts=cached)
+
+
+def _length(num_frames: int) -> str:
+    return f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames)"
+
+
+def _check_size(height: int, width: int) -> None:
+    multiple = SPATIAL_FACTOR * PATCH_SIZE
+    for name, value in (("height", height), ("width", width)):
+        if value % multiple:
+            below = value // multiple * multiple
+            near = f"{below}, {below + multiple}" if below else str(multiple)
+            raise UsageError(f"{name} {value} is not a multiple of {multiple}; nearest: {near}")
+
+
+def _check_sampler(sampler: WindowSamplerConfig) -> None:
+    if sampler.condition_frames < 2:
+        raise UsageError(
+            f"sampler.frames_per_chunk={sampler.frames_per_chunk} leaves {sampler.condition_frames} latent "
+            f"frames of a window of {sampler.window} to go on from; largest: {sampler.window - 2}"
+        )
+    for name in ("independent_first_frame", "sink", "context_noise"):
+        if getattr(sampler, name):
+            raise UsageError(f"sampler.{name} is not a setting of this model", hint="leave it out")
+
+
+def _check_cache(cache: CacheConfig, condition_tokens: int) -> None:
+    """Refuse what would leave the condition frames unpacked: they live for one segment only."""
+    limits = {"keep_recent_chunks": 0, "keep_sink": False, "span_tokens": condition_tokens}
+    for name, limit in limits.items():
+        value = getattr(cache, name)
+        if value > limit:
+            raise UsageError(
+                f"cache.{name}={value} would leave the condition frames unpacked; largest: {limit}",
+                hint="for an unpacked cache, take --cache bf16",
+            )

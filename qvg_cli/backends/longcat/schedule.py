@@ -10,15 +10,17 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_cli.backends.longcat.config import WindowSamplerConfig
+from qvg_cli.plan import ChunkPlan
+
 NUM_TRAIN_TIMESTEPS = 1000
-DISTILLED_TRAIN_STEPS = 50
 TAIL_START = 500
 TAIL_STEP = 50
 _LAST_LEVEL = 0.001
@@ -59,6 +61,35 @@ class Schedule:
             yield Step(float(timestep), float(sigma), float(next_sigma))
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How the chunks of a video are denoised.
+
+    Attributes:
+        start: Schedule of a clip that begins from text, or from text and one image.
+        continuation: Schedule of a segment that goes on from several frames.
+        guidance: Scale of the guidance, where a prompt has two rows.
+    """
+
+    start: Schedule
+    continuation: Schedule
+    guidance: float
+
+    def schedule(self, chunk: ChunkPlan) -> Schedule:
+        """The schedule of `chunk`."""
+        return self.continuation if len(chunk.prefill) > 1 else self.start
+
+
+def sampling_of(sampler: WindowSamplerConfig) -> Sampling:
+    """The sampling that is configured."""
+    if sampler.mode == "distilled":
+        start = continuation = distilled_schedule(sampler.steps, sampler.shift)
+    else:
+        start = guided_schedule(sampler.guided_steps, sampler.shift)
+        continuation = guided_schedule_with_tail(sampler.guided_steps, sampler.shift)
+    return Sampling(start, continuation, sampler.guidance)
+
+
 def guided_schedule(num_steps: int, shift: float) -> Schedule:
     """`num_steps` levels, evenly spaced before the warp."""
     return _warp(np.linspace(1, _LAST_LEVEL, num_steps, dtype=np.float32), shift)
@@ -75,13 +106,9 @@ def guided_schedule_with_tail(num_steps: int, shift: float) -> Schedule:
     return Schedule(timesteps, timesteps / np.float32(NUM_TRAIN_TIMESTEPS))
 
 
-def distilled_schedule(num_steps: int, shift: float) -> Schedule:
-    """`num_steps` of the 50 levels that the distilled adapter was trained on."""
-    trained = np.arange(1, DISTILLED_TRAIN_STEPS + 1, dtype=np.float32)[::-1] / np.float32(
-        DISTILLED_TRAIN_STEPS
-    )
-    index = np.floor(np.linspace(0, DISTILLED_TRAIN_STEPS, num_steps, endpoint=False)).astype(int)
-    return _warp(trained[index], shift)
+def distilled_schedule(steps: Sequence[int], shift: float) -> Schedule:
+    """The levels of nominal `steps` on the 1000-step scale; the adapter was trained on multiples of 20."""
+    return _warp(np.array(steps, dtype=np.float32) / np.float32(NUM_TRAIN_TIMESTEPS), shift)
 
 
 def guide(flow: Tensor, scale: float) -> Tensor:

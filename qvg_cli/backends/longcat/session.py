@@ -10,36 +10,16 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qvg_cli.backends.longcat.layers import Call, TextStates
 from qvg_cli.backends.longcat.model import LongCatTransformer
-from qvg_cli.backends.longcat.schedule import Schedule, Step, guide
+from qvg_cli.backends.longcat.schedule import Sampling, Step, guide
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.cache.policy import Frames
 from qvg_cli.plan import ChunkPlan
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How chunks are denoised.
-
-    Attributes:
-        start: Schedule of a clip that begins from text, or from text and one image.
-        continuation: Schedule of a segment that goes on from several frames.
-        guidance: Scale of the guidance; of no effect on a prompt of one row.
-    """
-
-    start: Schedule
-    continuation: Schedule
-    guidance: float
-
-    def schedule(self, chunk: ChunkPlan) -> Schedule:
-        """The schedule of `chunk`."""
-        return self.continuation if len(chunk.prefill) > 1 else self.start
 
 
 class LongCatSession:

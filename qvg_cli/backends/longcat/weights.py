@@ -25,33 +25,38 @@ from qvg_cli.errors import MissingModelError
 INDEX_FILE = "diffusion_pytorch_model.safetensors.index.json"
 
 
-def load_transformer(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, adapters: Sequence[Path] = ()
-) -> LongCatTransformer:
-    """The transformer of a published `dit` folder, frozen.
+class Checkpoint:
+    """A published `dit` folder and the adapters to merge, checked but not read.
 
     Args:
         folder: `config.json` and one or more safetensors files, float32 or bf16.
-        dtype: Of the weights in memory, but for the parts that stay float32.
-        adapters: LoRA files to merge.
+        adapters: LoRA files.
 
     Raises:
         MissingModelError: A file or tensor is missing, broken, unknown or has another shape; it is named.
     """
-    model = empty_transformer(read_config(folder))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    files = _weight_files(folder)
-    _check_tensors(folder, _read_shapes(files), expected)
-    loras = [Lora(path) for path in adapters]
-    for lora in loras:
-        _check_modules(lora, expected)
-    for name, tensor in _read_tensors(files):
-        module = name.removesuffix(".weight")
-        for lora in loras:
-            if module in lora.modules:
-                tensor = tensor.float() + _fitting_delta(lora, module, tensor)
-        put_tensor(model, name, tensor.to(device=device, dtype=dtype_of(name, dtype)))
-    return model.eval().requires_grad_(False)
+
+    def __init__(self, folder: Path, adapters: Sequence[Path] = ()) -> None:
+        self.config = read_config(folder)
+        self._files = _weight_files(folder)
+        expected = {
+            name: tuple(tensor.shape) for name, tensor in empty_transformer(self.config).state_dict().items()
+        }
+        _check_tensors(folder, _read_shapes(self._files), expected)
+        self._adapters = [Lora(path) for path in adapters]
+        for adapter in self._adapters:
+            _check_modules(adapter, expected)
+
+    def load(self, *, dtype: torch.dtype, device: torch.device) -> LongCatTransformer:
+        """The transformer, frozen, in `dtype` but for the parts that stay float32."""
+        model = empty_transformer(self.config)
+        for name, tensor in _read_tensors(self._files):
+            module = name.removesuffix(".weight")
+            for adapter in self._adapters:
+                if module in adapter.shapes:
+                    tensor = tensor.float() + adapter.delta(module)
+            put_tensor(model, name, tensor.to(device=device, dtype=dtype_of(name, dtype)))
+        return model.eval().requires_grad_(False)
 
 
 def empty_transformer(config: TransformerConfig) -> LongCatTransformer:
@@ -149,17 +154,12 @@ def _check_tensors(
             raise MissingModelError(f"tensor {name} in {folder} is not part of the model")
 
 
-def _check_modules(lora: Lora, expected: Mapping[str, tuple[int, ...]]) -> None:
-    for module in lora.modules:
-        if f"{module}.weight" not in expected:
-            raise MissingModelError(f"the adapter {lora.path} is for {module}, which the model has not")
-
-
-def _fitting_delta(lora: Lora, module: str, weight: Tensor) -> Tensor:
-    delta = lora.delta(module)
-    if delta.shape != weight.shape:
-        raise MissingModelError(
-            f"the adapter {lora.path} changes {module} by a matrix of {tuple(delta.shape)}, "
-            f"the model's is {tuple(weight.shape)}"
-        )
-    return delta
+def _check_modules(adapter: Lora, expected: Mapping[str, tuple[int, ...]]) -> None:
+    for module, shape in adapter.shapes.items():
+        weight = expected.get(f"{module}.weight")
+        if weight is None:
+            raise MissingModelError(f"the adapter {adapter.path} is for {module}, which the model has not")
+        if weight != shape:
+            raise MissingModelError(
+                f"the adapter {adapter.path} changes {module} by a matrix of {shape}, the model's is {weight}"
+            )

@@ -1,8 +1,12 @@
 """The base clip and its segments, in absolute latent frames, and lengths that do not fit."""
 
+import subprocess
+import sys
+
 import pytest
 
-from qvg_cli.backends.longcat.plan import plan_chunks
+from qvg_cli.backends.longcat.plan import plan_chunks, plan_video
+from qvg_cli.config_load import Request, load_config
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
 
@@ -41,22 +45,46 @@ def test_an_image_is_the_first_frame_of_the_base_clip():
     assert (segment.prefill, segment.makes, segment.evicts) == (span(5, 24), span(24, 29), (0,))
 
 
-@pytest.mark.parametrize("context_frames", [19, 24, 40])
-def test_a_given_clip_is_gone_on_from(context_frames):
-    (chunk,) = plan(context_frames + 5, context_frames)
-    assert chunk.prefill == span(context_frames - 19, context_frames)
-    assert chunk.makes == span(context_frames, context_frames + 5)
+def test_a_given_clip_is_gone_on_from():
+    (chunk,) = plan(24, context_frames=19)
+    assert (chunk.prefill, chunk.makes) == (span(0, 19), span(19, 24))
 
 
 @pytest.mark.parametrize(
     ("num_frames", "context_frames", "message"),
     [
-        (26, 0, r"26 latent frames \(101 pixel frames\) .* nearest: 24 \(93 pixel frames\), 29 \(113 pix"),
-        (20, 0, r"nearest: 24 \(93 pixel frames\)$"),
-        (30, 24, r"a start of 24 and segments of 5; nearest: 29 \(113 pixel frames\), 34"),
-        (29, 18, r"the given clip has 69 frames, a segment goes on from 73; nearest: 73"),
+        (
+            26,
+            0,
+            r"^26 latent frames \(101 pixel frames\) .* nearest: 24 latent frames .*, 29 latent frames \(113",
+        ),
+        (20, 0, r"nearest: 24 latent frames \(93 pixel frames\)$"),
+        (30, 19, r"a start of 19 and segments of 5; nearest: 29 latent frames .*, 34 latent"),
+        (29, 18, r"^18 latent frames \(69 pixel frames\) are given; .* exactly 19 latent frames \(73 pixel"),
     ],
 )
 def test_lengths_that_do_not_fit_name_the_nearest(num_frames, context_frames, message):
     with pytest.raises(UsageError, match=message):
         plan(num_frames, context_frames)
+
+
+def test_planning_needs_no_torch():
+    code = "import qvg_cli.backends.longcat.plan, sys; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("preset", "mib"), [("bf16", 22230.00), ("int2-qvg", 3231.26)])
+def test_cache_of_the_published_model_in_mib(preset, mib):
+    config = load_config(Request(backend="longcat", sets=(f"cache.preset={preset}",))).config
+    tokens = config.sampler.condition_frames * plan_video(config).tokens_per_frame
+    assert tokens == 29640
+    layer = [codec.payload_bytes(32, tokens, 128) for codec in (config.cache.k, config.cache.v)]
+    held = 48 * sum(sum(payload.values()) for payload in layer) / 2**20
+    assert round(held, 2) == mib
+
+
+def test_default_cache_is_seven_times_smaller_than_bf16():
+    cache = load_config(Request(backend="longcat")).config.cache
+    bits = [codec.bits_per_value(29640, 128) for codec in (cache.k, cache.v)]
+    assert 16 / (sum(bits) / 2) >= 7

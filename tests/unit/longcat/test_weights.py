@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from qvg_cli.backends.longcat.layers import TransformerConfig
 from qvg_cli.backends.longcat.weights import (
     INDEX_FILE,
+    Checkpoint,
     config_from,
     empty_transformer,
-    load_transformer,
     read_config,
 )
 from qvg_cli.errors import MissingModelError
@@ -112,7 +112,7 @@ def adapter_tensors(module, down, ups, factor):
 
 
 def load(folder, dtype=torch.float32, adapters=()):
-    return load_transformer(folder, dtype=dtype, device=CPU, adapters=adapters)
+    return Checkpoint(folder, adapters).load(dtype=dtype, device=CPU)
 
 
 def test_published_model_has_the_published_names_shapes_and_size():
