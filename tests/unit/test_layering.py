@@ -21,7 +21,7 @@ LAYERS = (
         "qvg_cli",
     ),
     ("qvg_cli.yaml_text", "qvg_cli.run_dir", "qvg_cli.interrupts", "qvg_cli.prompts", "qvg_cli.device"),
-    ("qvg_cli.cache", "qvg_cli.video"),
+    ("qvg_cli.cache", "qvg_cli.video", "qvg_cli.hub"),
     ("qvg_cli.backends", "qvg_cli.rollout"),
     (
         "qvg_cli.cache_settings",
@@ -54,10 +54,11 @@ def module_name(path):
 
 
 def layer(module):
-    while module not in LAYER_OF:
-        module, _, _ = module.rpartition(".")
-        assert module, "a module outside all layers: add it to LAYERS"
-    return LAYER_OF[module]
+    name = module
+    while name not in LAYER_OF or (name == "qvg_cli" != module):
+        name, _, _ = name.rpartition(".")
+        assert name, f"{module} is in no layer: add it to LAYERS"
+    return LAYER_OF[name]
 
 
 def own_imports(tree):
