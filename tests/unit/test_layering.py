@@ -21,7 +21,7 @@ LAYERS = (
         "qvg_cli",
     ),
     ("qvg_cli.yaml_text", "qvg_cli.run_dir", "qvg_cli.interrupts", "qvg_cli.prompts", "qvg_cli.device"),
-    ("qvg_cli.cache", "qvg_cli.video", "qvg_cli.hub"),
+    ("qvg_cli.cache", "qvg_cli.video"),
     ("qvg_cli.backends", "qvg_cli.rollout"),
     (
         "qvg_cli.cache_settings",
@@ -29,6 +29,7 @@ LAYERS = (
         "qvg_cli.config_load",
         "qvg_cli.report",
         "qvg_cli.console",
+        "qvg_cli.hub",
     ),
     ("qvg_cli.commands",),
     ("qvg_cli.main", "qvg_cli.__main__"),
