@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qvg_cli.config import RunConfig
@@ -27,6 +29,7 @@ class _Family(NamedTuple):
 
 _FAMILIES = {
     "self-forcing": _Family("qvg_cli.backends.self_forcing"),
+    "hyworldplay": _Family("qvg_cli.backends.hyworldplay", config="HyWorldPlayConfig"),
     "longcat": _Family("qvg_cli.backends.longcat", config="LongCatConfig"),
 }
 
@@ -65,3 +68,16 @@ def load_pipeline(config: RunConfig, device: torch.device) -> Pipeline:
     module = importlib.import_module(f"{_FAMILIES[config.backend].package}.pipeline")
     pipeline: Pipeline = module.load_pipeline(config, device)
     return pipeline
+
+
+def convert_checkpoint(backend: str, source: Path, config: Mapping[str, object], folder: Path) -> None:
+    """Write the published checkpoint `source` to `folder` as safetensors with a config.json.
+
+    Args:
+        config: What the model is built from.
+
+    Raises:
+        MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
+    """
+    module = importlib.import_module(f"{_FAMILIES[backend].package}.weights")
+    module.convert_checkpoint(source, config, folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qvg_cli.backends.hyworldplay.trajectory import Array
 
@@ -18,7 +19,7 @@ CHUNK_FRAMES = 4
 _RADIUS = 8.0
 _HALF_VIEW_DEGREES = (30.0, 17.5)
 """Horizontally and vertically, of the view that overlaps are measured in."""
-_NUM_POINTS = 50_000
+_NUM_POINTS = 20_000
 
 
 def ball_points(count: int = _NUM_POINTS) -> Array:
@@ -47,8 +48,7 @@ class ViewOverlap:
     """
 
     def __init__(self, points: Array) -> None:
-        azimuth, elevation = _angles(points)
-        self._points = points[_is_inside(azimuth, elevation)]
+        self._points = points[_is_inside(points, np.array([0.0, 0.0, 1.0]))]
 
     def distances(self, query: Array, others: Array) -> Array:
         """1 - overlap of the view of `query`, `[4, 4]` world to camera, with those of `others`, `[M, 4, 4]`.
@@ -63,14 +63,9 @@ class ViewOverlap:
             return np.ones(len(others))
         poses = query @ np.linalg.inv(others)
         offsets = self._points - poses[:, None, :3, 3]
-        azimuth, elevation = _angles(offsets)
-        forward_azimuth, forward_elevation = _angles(poses[:, :3, 2])
-        inside = _is_inside(
-            _wrap(azimuth - forward_azimuth[:, None]), _wrap(elevation - forward_elevation[:, None])
-        )
-        seen = inside & (np.linalg.norm(offsets, axis=-1) < _RADIUS)
-        share: Array = 1 - seen.mean(axis=1)
-        return share
+        seen = _is_inside(offsets, poses[:, None, :3, 2]) & (_length(offsets) < _RADIUS)
+        unseen: Array = 1 - seen.mean(axis=1)
+        return unseen
 
 
 @dataclass(frozen=True)
@@ -111,17 +106,20 @@ class Memory:
         return dict(zip(clips, distances.reshape(-1, 2).mean(axis=1).tolist(), strict=True))
 
 
-def _angles(vectors: Array) -> tuple[Array, Array]:
-    """Azimuth and elevation in degrees of `[..., 3]` vectors, from the forward axis."""
-    x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
-    return np.degrees(np.arctan2(x, z)), np.degrees(np.arctan2(y, np.hypot(x, z)))
+def _is_inside(vectors: Array, forward: Array) -> NDArray[np.bool_]:
+    """Whether `[..., 3]` vectors are within the view's angles of a direction of length 1.
+
+    Horizontal and vertical angles are compared by their cosines: `cos(a - b) > cos(limit)`.
+    """
+    flat, forward_flat = _length(vectors[..., ::2]), _length(forward[..., ::2])
+    across = (vectors[..., ::2] * forward[..., ::2]).sum(axis=-1)
+    along = flat * forward_flat + vectors[..., 1] * forward[..., 1]
+    horizontal, vertical = np.cos(np.radians(_HALF_VIEW_DEGREES))
+    inside: NDArray[np.bool_] = across > horizontal * flat * forward_flat
+    inside &= along > vertical * _length(vectors)
+    return inside
 
 
-def _wrap(degrees: Array) -> Array:
-    wrapped: Array = (degrees + 180) % 360 - 180
-    return wrapped
-
-
-def _is_inside(azimuth: Array, elevation: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    horizontal, vertical = _HALF_VIEW_DEGREES
-    return (np.abs(azimuth) < horizontal) & (np.abs(elevation) < vertical)
+def _length(vectors: Array) -> Array:
+    length: Array = np.sqrt((vectors * vectors).sum(axis=-1))
+    return length

@@ -1,0 +1,124 @@
+"""The loaded HY-WorldPlay family: VAE and transformer of one weights folder, the text encoder while it works.
+
+The text encoder is larger than the transformer: it is loaded for a prompt, and dropped before the transformer
+is read.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor
+
+from qvg_cli.backends.hyworldplay.config import HyWorldPlayConfig
+from qvg_cli.backends.hyworldplay.image import fill_frame, open_image
+from qvg_cli.backends.hyworldplay.model import prepare
+from qvg_cli.backends.hyworldplay.session import HyWorldPlaySession
+from qvg_cli.backends.hyworldplay.trajectory import camera_path
+from qvg_cli.backends.hyworldplay.weights import load_transformer
+from qvg_cli.backends.loading import load_pretrained, model_dtype
+from qvg_cli.backends.text import TextEncoder
+from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.errors import MissingModelError
+from qvg_cli.plan import VideoPlan
+from qvg_cli.randomness import derive_seed
+from qvg_cli.resources import weights_folder
+from qvg_cli.rollout import SeededNoise
+from qvg_cli.video.vae_stream import StreamingDecoder
+
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+
+
+class HyWorldPlayPipeline:
+    """See `qvg_cli.backends.base.Pipeline`."""
+
+    def __init__(self, config: HyWorldPlayConfig, device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        self._dtype = model_dtype(config.model, device)
+        self._weights = weights_folder(config.model.weights)
+        for part in PARTS:
+            if not (self._weights / part).is_dir():
+                raise MissingModelError(f"{self._weights} has no folder {part}")
+
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """See `Pipeline.encode_prompt`. The encoder is not kept."""
+        encoder = TextEncoder(self._weights, self._config.model.text_tokens, self._device, self._dtype)
+        return encoder.encode(prompt)
+
+    def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> HyWorldPlaySession:
+        """See `Pipeline.start`."""
+        model = self._transformer.config
+        batch = prompt_embeds.shape[0]
+        cache = open_cache(
+            self._config.cache,
+            plan,
+            num_layers=model.num_layers,
+            layer_width=batch * model.num_attention_heads * model.attention_head_dim,
+            sink_frames=0,
+            seed=seed,
+        )
+        image = self._config.walk.image
+        return HyWorldPlaySession(
+            self._transformer,
+            cache,
+            prompt_embeds,
+            self._config.sampler,
+            plan,
+            camera_path(self._config.walk.pose).take(plan.num_frames),
+            None if image is None else self._encode_image(image, seed).repeat(batch, 1, 1, 1, 1),
+        )
+
+    def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
+        """See `Pipeline.noise`; in float32, as the state between the steps."""
+        return SeededNoise(plan, seed, like=torch.empty(0, dtype=torch.float32, device=self._device))
+
+    def decoder(self) -> StreamingDecoder:
+        """See `Pipeline.decoder`."""
+        return StreamingDecoder(self._vae)
+
+    @cached_property
+    def _transformer(self) -> WanTransformer3DModel:
+        model = load_transformer(self._weights / "transformer", self._dtype, self._device)
+        prepare(model)
+        return model
+
+    @cached_property
+    def _vae(self) -> AutoencoderKLWan:
+        vae = load_pretrained(AutoencoderKLWan, self._weights / "vae", self._dtype).to(self._device)
+        settings = self._config.model
+        found = vae.config.z_dim, vae.config.scale_factor_spatial
+        if found != (settings.latent_channels, settings.spatial_factor):
+            raise MissingModelError(
+                f"the VAE of {self._weights} makes {found[0]} channels, each {found[1]} pixels to a side",
+                hint="set model.latent_channels and model.spatial_factor to these",
+            )
+        return vae
+
+    @torch.no_grad()
+    def _encode_image(self, path: str, seed: int) -> Tensor:
+        """Normalised latents `[1, C, 1, h, w]` float32 of a picture, drawn from the encoder's posterior."""
+        video = self._config.video
+        pixels = fill_frame(open_image(Path(path).expanduser()), height=video.height, width=video.width)
+        frame = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None]
+        generator = torch.Generator().manual_seed(derive_seed(seed, "image"))
+        vae = self._vae
+        posterior = vae.encode(frame.to(self._device, self._dtype)).latent_dist
+        latents: Tensor = posterior.sample(generator).float()
+        mean, std = (
+            torch.tensor(values, device=self._device).view(1, -1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        return (latents - mean) / std
+
+
+def load_pipeline(config: HyWorldPlayConfig, device: torch.device) -> HyWorldPlayPipeline:
+    """Check the weights folder that `config` names; its parts are read when they are first needed.
+
+    Raises:
+        MissingModelError: A part is missing.
+    """
+    return HyWorldPlayPipeline(config, device)

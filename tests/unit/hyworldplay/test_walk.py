@@ -1,0 +1,106 @@
+"""A whole walk through the engine, on a tiny random model of the real classes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qvg_cli.backends.registry import load_pipeline, plan_video
+from qvg_cli.cache.accounting import total
+from qvg_cli.errors import MissingModelError
+from qvg_cli.rollout import rollout
+
+CONTEXTS = ("append", "rebuild", "incremental")
+LONG = "right-8,left-12,w-4"
+"""24 latent frames; with a window of 16, later chunks recall frames."""
+
+
+class Walk:
+    """A finished walk and what its cache held after each chunk."""
+
+    def __init__(self, config) -> None:
+        self.plan = plan_video(config)
+        pipeline = load_pipeline(config, torch.device("cpu"))
+        session = pipeline.start(self.plan, pipeline.encode_prompt(config.prompt), config.seed)
+        self.held = []
+        parts, frames, self.samples = [], [], []
+        for result in rollout(self.plan, session, pipeline.decoder(), pipeline.noise(self.plan, config.seed)):
+            parts.append(result.latents)
+            frames.append(result.frames)
+            self.samples.append(result.memory)
+            self.held.append([layer.frames for layer in session.cache.layers])
+        self.latents = torch.cat(parts, dim=2)
+        self.frames = torch.cat(frames, dim=1)
+
+
+@pytest.mark.parametrize("cache", ["none", "bf16", "int2", "int2-qvg"])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_every_context_runs_through_every_cache(walk_config, context, cache):
+    config = walk_config(
+        f"sampler.context={context}",
+        "sampler.window=16",
+        f"walk.pose={LONG}",
+        f"cache.preset={cache}",
+    )
+    walk = Walk(config)
+    assert walk.latents.shape == (1, 16, 24, 4, 8)
+    assert walk.frames.shape == (1, walk.plan.num_pixel_frames, 32, 64, 3)
+    assert torch.isfinite(walk.latents).all()
+    cached: tuple[int, ...] = ()
+    for chunk, held in zip(walk.plan.chunks, walk.held, strict=True):
+        cached = tuple(frame for frame in cached if frame not in chunk.evicts) + chunk.commits
+        assert held == [cached] * 2
+    if cache == "none":
+        assert all(total(sample.end_bytes) == 2 * sample.bf16_end_bytes for sample in walk.samples)
+
+
+def test_frames_are_recalled_in_a_long_walk(walk_config):
+    plan = plan_video(walk_config("sampler.window=16", f"walk.pose={LONG}"))
+    assert [len(chunk.reads) for chunk in plan.chunks] == [0, 4, 8, 12, 12, 12]
+    assert plan.chunks[-1].reads != tuple(range(8, 20))
+
+
+def test_append_and_rebuild_part_at_the_third_chunk(walk_config):
+    append, rebuild = (
+        Walk(walk_config(f"sampler.context={context}", "walk.pose=w-12")).latents for context in CONTEXTS[:2]
+    )
+    assert torch.equal(append[:, :, :8], rebuild[:, :, :8])
+    assert not torch.allclose(append[:, :, 8:12], rebuild[:, :, 8:12], atol=1e-4)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_beginning_does_not_depend_on_the_length(walk_config, context):
+    short, long = (
+        Walk(walk_config(f"sampler.context={context}", f"walk.pose={pose}")).latents
+        for pose in ("w-8", "w-8,a-8")
+    )
+    assert torch.equal(short, long[:, :, : short.shape[2]])
+
+
+def test_camera_and_action_change_the_walk(walk_config):
+    ahead, aside = (Walk(walk_config(f"walk.pose={pose}")).latents for pose in ("w-7", "d-7"))
+    assert not torch.allclose(ahead, aside, atol=1e-3)
+
+
+def test_the_first_frame_is_the_picture(walk_config, tmp_path):
+    picture = np.zeros((50, 70, 3), np.uint8)
+    picture[:, 35:] = 255
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    image = tmp_path / "picture.png"
+    walk = Walk(walk_config(f"walk.image={image}", "walk.pose=w-7"))
+    again = Walk(walk_config(f"walk.image={image}", "walk.pose=d-7"))
+    assert torch.equal(walk.latents[:, :, :1], again.latents[:, :, :1])
+    assert not torch.allclose(walk.latents[:, :, 1:], again.latents[:, :, 1:], atol=1e-3)
+    other = Walk(walk_config("walk.pose=w-7"))
+    assert not torch.allclose(walk.latents[:, :, :1], other.latents[:, :, :1], atol=1e-3)
+
+
+def test_a_folder_without_a_part_is_refused(walk_config, tmp_path):
+    with pytest.raises(MissingModelError, match="has no folder transformer"):
+        load_pipeline(walk_config(f"model.weights={tmp_path}"), torch.device("cpu"))
+
+
+def test_another_vae_than_configured_is_refused(walk_config):
+    config = walk_config("model.latent_channels=48")
+    with pytest.raises(MissingModelError, match="makes 16 channels, each 8 pixels to a side"):
+        load_pipeline(config, torch.device("cpu")).decoder()
