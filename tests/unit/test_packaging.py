@@ -1,10 +1,13 @@
 """The wheel: whole, without a package named `kernels`, and at work in a folder far from its source."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
 
@@ -72,14 +75,43 @@ def test_the_installed_program_makes_a_video(installed, tmp_path, tiny_weights):
     assert (tmp_path / result.stdout.strip()).stat().st_size > 0
 
 
+def test_every_import_is_a_requirement():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {
+        distribution(text)
+        for text in [*project["dependencies"], *project["optional-dependencies"]["kernels"]]
+    }
+    own = {"qvg_cli", "qvg_kernels"}
+    sources = [*(ROOT / "qvg_cli").rglob("*.py"), *(ROOT / "kernels" / "qvg_kernels").rglob("*.py")]
+    imported = {name for path in sources for name in top_level_imports(path)} - own - sys.stdlib_module_names
+    shipped_by = packages_distributions()
+    missing = {
+        name
+        for name in imported
+        if not {distribution(dist) for dist in shipped_by.get(name, [name])} & required
+    }
+    assert not missing
+
+
+def top_level_imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+
+
+def distribution(requirement):
+    """Name of a requirement in the form that is compared."""
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
 def test_the_constraints_pin_torch_and_every_requirement():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    for requirement in requirements:
-        name = requirement.partition(">")[0].partition(";")[0].strip().lower()
-        assert name.replace("_", "-") in pinned
+    pinned = {distribution(line) for line in lines if "==" in line}
+    assert {distribution(text) for text in requirements} <= pinned
     assert "torch==2.13.0" in lines
 
 
