@@ -13,13 +13,14 @@ import typer
 from typer.core import TyperCommand
 
 from qvg_cli import __version__
+from qvg_cli.commands.download import download
 from qvg_cli.commands.generate import generate
 from qvg_cli.console import show_error
 from qvg_cli.errors import Interrupted, OutOfMemoryError, QvgError
 
 EXIT_CODES = """\b
 Exit codes:
-  0    the video is there
+  0    done
   1    the run failed; what was made until then is kept
   2    the request cannot be carried out as it was written
   3    weights or ffmpeg are missing
@@ -32,6 +33,12 @@ Examples:
   qvg generate --seconds 20 --cache bf16 --seed 3
   qvg generate --prompts prompts.txt --out videos --json
   qvg generate --config results/self-forcing/NAME/run.yaml"""
+
+_DOWNLOAD_EXAMPLES = """\b
+Examples:
+  qvg download --list
+  qvg download self-forcing --dry-run
+  qvg download self-forcing --revision gdhe17/Self-Forcing=main"""
 
 
 class _Command(TyperCommand):
@@ -77,6 +84,7 @@ def qvg(
 
 
 app.command(cls=_Command, epilog=f"{_GENERATE_EXAMPLES}\n\n{EXIT_CODES}")(generate)
+app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
 
 
 def main() -> None:

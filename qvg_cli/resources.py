@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -30,23 +31,44 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (configs_dir() / "cache").glob("*.yaml")))
 
 
+def qvg_home() -> Path:
+    """The folder for downloaded weights: `QVG_HOME`, or `qvg` in the user's cache folder."""
+    if home := os.environ.get("QVG_HOME"):
+        return Path(home).expanduser().absolute()
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG standard has relative paths ignored.
+    return (cache_home if cache_home.is_absolute() else Path.home() / ".cache") / "qvg"
+
+
 def weights_folder(name: str) -> Path:
     """The folder of a model's weights.
 
     Args:
-        name: A folder, or a name without a slash for weights that ship with the package.
+        name: A folder, or a name without a slash for weights that ship with the package or were downloaded.
 
     Raises:
-        MissingModelError: There is no such folder.
+        MissingModelError: There is no such folder, or what it links to has gone.
     """
-    is_shipped = "/" not in name
-    folder = _PACKAGE / "data" / name if is_shipped else Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    is_name = "/" not in name
+    folders = [_PACKAGE / "data" / name, qvg_home() / name] if is_name else [Path(name).expanduser()]
+    for folder in folders:
+        if folder.is_dir():
+            if folder.parent == qvg_home():
+                _check_links(folder)
+            return folder
     hint = "use --pocket for the built-in weights, or --set model.weights=FOLDER for your own"
-    if is_shipped and Path(name).is_dir():
+    if is_name and (configs_dir() / f"{name}.yaml").is_file():
+        hint = f"fetch them with: qvg download {name}; or {hint}"
+    if is_name and Path(name).is_dir():
         hint = f"for the folder {name} here, write --set model.weights=./{name}"
-    raise MissingModelError(f"no weights at {folder}", hint=hint)
+    raise MissingModelError(f"no weights at {folders[-1]}", hint=hint)
+
+
+def _check_links(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if not path.exists():
+            hint = f"fetch it again with: qvg download {folder.name}"
+            raise MissingModelError(f"{path} links to a file that has gone", hint=hint)
 
 
 def pocket_grammar() -> Path:

@@ -41,6 +41,8 @@ WITHOUT_TORCH = (
     "qvg_cli.plan",
     "qvg_cli.config",
     "qvg_cli.config_load",
+    "qvg_cli.hub.plan",
+    "qvg_cli.hub.store",
     "qvg_cli.cache.policy",
     "qvg_cli.commands.jobs",
     "qvg_cli.backends.self_forcing.plan",

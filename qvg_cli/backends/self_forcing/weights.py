@@ -118,6 +118,20 @@ def transformer_from_published(
     return model
 
 
+def convert_checkpoint(source: Path, config: Mapping[str, object], folder: Path) -> None:
+    """Write the generator of a published checkpoint to `folder` in diffusers' layout, in bf16.
+
+    The tensors that diffusers keeps in float32 stay so: a model loaded in bf16 is the same from both files.
+
+    Args:
+        config: Arguments of `WanTransformer3DModel`.
+
+    Raises:
+        MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
+    """
+    transformer_from_published(read_published(source), config, torch.bfloat16).save_pretrained(folder)
+
+
 def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     for name in expected:
         if name not in found:

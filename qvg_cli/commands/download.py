@@ -1,0 +1,207 @@
+"""`qvg download`: the published weights of a backend onto this machine, only what is needed of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvg_cli.commands import options
+from qvg_cli.console import Console, show_data
+from qvg_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from qvg_cli.hub.plan import DownloadPlan, WantedRepository
+    from qvg_cli.hub.spec import Download
+
+_COMMIT_DIGITS = 12
+
+
+def download(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Backends, such as self-forcing.", show_default=False),
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show what can be downloaded, and what is there.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show files, sizes and free space; download nothing.")
+    ] = False,
+    revision: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REPOSITORY=REVISION",
+            help="Branch, tag or commit of a repository. Without it, the commit of the last download, or "
+            "else what the backend's YAML names. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fetch the published weights of backends.
+
+    Files go to the hub's cache (HF_HOME), converted checkpoints and links to QVG_HOME, ~/.cache/qvg unless
+    set. An interrupted download continues where it stopped. The folder's path goes to stdout.
+    """
+    from qvg_cli.config_load import unknown_name
+    from qvg_cli.hub.spec import read_downloads
+
+    del debug
+    known = read_downloads()
+    if list_:
+        show_data("\n\n".join(_about(each) for each in known.values()))
+        return
+    if not names:
+        raise UsageError("no name was given", hint=f"known: {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise unknown_name("name", name, tuple(known))
+    chosen = [known[name] for name in dict.fromkeys(names)]
+    revisions = _parse_revisions(revision or (), chosen)
+    console = Console(is_quiet=quiet)
+    if dry_run:
+        _show_plans(chosen, revisions)
+    else:
+        _download_all(chosen, revisions, console, is_quiet=quiet)
+
+
+def _parse_revisions(texts: Sequence[str], chosen: Sequence[Download]) -> dict[str, str]:
+    known = [config.repository for each in chosen for config in each.config.repositories]
+    revisions = {}
+    for text in texts:
+        repository, _, revision = text.partition("=")
+        if not revision or repository not in known:
+            raise UsageError(
+                f"--revision {text} is not REPOSITORY=REVISION of a repository that is downloaded",
+                hint=f"the repositories are {', '.join(known)}",
+            )
+        revisions[repository] = revision
+    return revisions
+
+
+def _show_plans(chosen: Sequence[Download], revisions: Mapping[str, str]) -> None:
+    from qvg_cli.hub.plan import check_space, plan_download
+    from qvg_cli.hub.store import read_record
+
+    plans = [plan_download(each, read_record(each.name), revisions) for each in chosen]
+    show_data("\n\n".join("\n".join(_plan_lines(plan)) for plan in plans))
+    check_space(plans)
+
+
+def _download_all(
+    chosen: Sequence[Download], revisions: Mapping[str, str], console: Console, *, is_quiet: bool
+) -> None:
+    from contextlib import ExitStack
+
+    from huggingface_hub.utils import disable_progress_bars
+
+    from qvg_cli.hub.plan import check_space, plan_download
+    from qvg_cli.hub.store import is_whole, locked, read_record
+    from qvg_cli.resources import qvg_home
+
+    if is_quiet:
+        disable_progress_bars()
+    with ExitStack() as stack:
+        plans: list[DownloadPlan] = []
+        folders: list[Path] = []
+        for each in sorted(chosen, key=lambda each: each.name):
+            stack.enter_context(locked(each.name, console.note))
+            record = read_record(each.name)
+            is_asked = any(config.repository in revisions for config in each.config.repositories)
+            folders.append(qvg_home() / each.name)
+            if (
+                record is not None
+                and record.config == each.config
+                and not is_asked
+                and is_whole(each.name, record)
+            ):
+                console.note(f"{each.name} is whole already; --revision REPOSITORY=main asks for a newer one")
+                continue
+            plans.append(plan_download(each, record, revisions))
+            console.note("\n".join(_plan_lines(plans[-1])))
+        check_space(plans)
+        for plan in plans:
+            _fetch(plan, console)
+    for folder in folders:
+        show_data(str(folder))
+
+
+def _fetch(plan: DownloadPlan, console: Console) -> None:
+    from qvg_cli.hub.fetch import fetch
+    from qvg_cli.hub.plan import size_text
+    from qvg_cli.hub.store import assemble
+
+    # Small files first: a wrong set-up shows before the first gigabyte.
+    files = sorted({wanted.file for wanted in plan.files}, key=lambda file: file.size)
+    paths = {}
+    for number, file in enumerate(files, 1):
+        if file.missing_bytes:
+            console.note(f"file {number}/{len(files)}: {file.path}, {size_text(file.missing_bytes)}")
+        paths[file] = fetch(file, console.note)
+    assemble(plan, paths, console.note)
+    console.note(f'{plan.download.name} is there; try: qvg generate --backend {plan.download.name} "..."')
+
+
+def _about(download: Download) -> str:
+    """What `--list` says of one name."""
+    from qvg_cli.hub.store import is_whole, read_record
+    from qvg_cli.resources import qvg_home
+
+    record = read_record(download.name)
+    state = "not downloaded"
+    if record is not None:
+        folder = qvg_home() / download.name
+        state = f"in {folder}" if is_whole(download.name, record) else f"no longer whole in {folder}"
+    lines = [f"{download.name}: {download.summary}", f"  {state}", f"  {download.licence}"]
+    commits = {found.repository: found.commit for found in record.repositories} if record is not None else {}
+    for config in download.config.repositories:
+        commit = commits.get(config.repository)
+        lines.append(
+            f"  {config.repository} " + (f"at commit {commit}" if commit else f"at {config.revision}")
+        )
+    return "\n".join(lines)
+
+
+def _plan_lines(plan: DownloadPlan) -> Iterator[str]:
+    """Files, sizes, licences and space of one download."""
+    from pathlib import Path
+
+    from huggingface_hub import constants
+
+    from qvg_cli.hub.plan import free_bytes, size_text
+    from qvg_cli.resources import qvg_home
+
+    yield f"{plan.download.name}: {plan.download.summary}"
+    yield f"licence: {plan.download.licence}"
+    for repository in plan.repositories:
+        yield from _repository_lines(repository)
+    cache = Path(constants.HF_HUB_CACHE)
+    yield f"to download: {size_text(plan.missing_bytes)}; free at {cache}: {size_text(free_bytes(cache))}"
+    if plan.converted_bytes:
+        home = qvg_home()
+        yield f"to convert: {size_text(plan.converted_bytes)}; free at {home}: {size_text(free_bytes(home))}"
+
+
+def _repository_lines(repository: WantedRepository) -> Iterator[str]:
+    from qvg_cli.hub.plan import size_text
+
+    snapshot = repository.snapshot
+    commit = snapshot.commit[:_COMMIT_DIGITS]
+    origin = "the commit of the last download" if repository.is_same_commit else f"of {snapshot.revision}"
+    licence = f", licence on its card: {snapshot.licence}" if snapshot.licence else ""
+    yield f"https://huggingface.co/{snapshot.repository} at {commit} ({origin}){licence}"
+    for wanted in repository.files:
+        missing = wanted.file.missing_bytes
+        state = (
+            "there"
+            if missing == 0
+            else "to download"
+            if missing == wanted.file.size
+            else (f"{size_text(missing)} to download")
+        )
+        yield f"  {size_text(wanted.file.size):>11}  {wanted.file.path}  ({state})"

@@ -1,0 +1,122 @@
+"""What went wrong between this machine and the hub, told apart, each with what to do about it.
+
+No text of the hub's is passed on: it may hold signed addresses.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from qvg_cli.errors import MissingModelError, QvgError
+
+_LOG_IN = "log in with `hf auth login`, or put a token into HF_TOKEN"
+_CONTINUES = "the same command continues where it stopped"
+
+
+@contextmanager
+def hub_errors(repository: str, revision: str) -> Iterator[None]:
+    """Errors of the block, which works with `repository` at `revision`, become messages with a remedy."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(_CONTINUES)
+        raise
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        # The hub's library wraps what it met while it looked for a file in its cache.
+        is_wrapped = isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception)
+        met = error.__cause__ if is_wrapped else error
+        raise _told(met, repository, revision) from error
+
+
+def disk_error(error: OSError, place: str, variable: str) -> QvgError:
+    """The message for a disk that cannot be written.
+
+    Args:
+        place: Where it was tried.
+        variable: Environment variable that names another place.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return QvgError(f"no space left at {place}", hint=f"free some, or set {variable}; {_CONTINUES}")
+    return QvgError(
+        f"cannot write to {place}: {error.strerror or error}", hint=f"set {variable} to a folder of yours"
+    )
+
+
+def _told(error: BaseException | None, repository: str, revision: str) -> QvgError:
+    page = f"https://huggingface.co/{repository}"
+    # Subclasses before their bases.
+    if isinstance(error, OfflineModeIsEnabled):
+        return MissingModelError(
+            f"{repository} is not whole on this machine, and offline mode forbids to fetch it",
+            hint="unset HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) where there is a network",
+        )
+    if isinstance(error, GatedRepoError):
+        return MissingModelError(
+            f"{repository} is open only to those who accepted its terms",
+            hint=f"accept them at {page}, then {_LOG_IN}",
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        token = "the token given may not read it" if get_token() else _LOG_IN
+        return MissingModelError(
+            f"{repository} does not exist, or is private", hint=f"look at {page}; if it is private, {token}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return MissingModelError(
+            f"{repository} has no revision {revision}", hint=f"its revisions are listed at {page}/tree/main"
+        )
+    if isinstance(error, RemoteEntryNotFoundError):
+        return MissingModelError(f"a file of {repository} has gone", hint=f"see {page}/tree/{revision}")
+    if isinstance(error, DisabledRepoError):
+        return MissingModelError(f"{repository} was disabled on the hub", hint=f"see {page}")
+    if isinstance(error, HfHubHTTPError):
+        return _answered(error.response.status_code, repository)
+    if isinstance(error, FileMetadataError | ValueError | httpx2.InvalidURL):
+        return QvgError(
+            f"{constants.ENDPOINT} does not answer as a hub does",
+            hint="check HF_ENDPOINT, and whether a proxy or firewall answers in the hub's place",
+        )
+    if isinstance(error, httpx2.ProxyError):
+        return QvgError("the proxy refuses the connection to the hub", hint="check HTTPS_PROXY and NO_PROXY")
+    if isinstance(error, OSError) and error.errno is not None:
+        return disk_error(error, str(error.filename or constants.HF_HUB_CACHE), "HF_HOME")
+    if isinstance(error, httpx2.TransportError):
+        return QvgError(
+            f"no connection to {constants.ENDPOINT}: {error or type(error).__name__}",
+            hint=f"check the network, and HF_ENDPOINT if it is set; {_CONTINUES}",
+        )
+    return QvgError(f"{repository} was not fetched whole: {type(error).__name__}", hint=_CONTINUES)
+
+
+def _answered(status: int, repository: str) -> QvgError:
+    if status == 401:
+        return MissingModelError("the hub refuses the token", hint=f"it may have ended; {_LOG_IN}")
+    if status == 403:
+        return MissingModelError(
+            f"the hub forbids access to {repository}",
+            hint=f"a token with the right to read it helps: {_LOG_IN}",
+        )
+    if status == 404:
+        return MissingModelError(
+            f"{constants.ENDPOINT} has no {repository}", hint="check HF_ENDPOINT if it is set"
+        )
+    if status == 429:
+        return QvgError(
+            "the hub asks to wait: too many requests", hint=f"try again in some minutes; {_CONTINUES}"
+        )
+    return QvgError(f"the hub failed with status {status}", hint=f"try again later; {_CONTINUES}")

@@ -1,0 +1,130 @@
+"""One file into the hub's cache: continued where it stopped, and kept only if it is what the hub lists.
+
+huggingface_hub 2.4 starts a file anew after every interruption, which costs tens of gigabytes with files of
+this size. So a large file is gathered here beside its place in the cache, under a name of its content, by the
+library's own `http_get`; once its SHA-256 is right it is moved there, and the library finds it as its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+from qvg_cli.errors import QvgError
+from qvg_cli.hub.errors import hub_errors
+from qvg_cli.hub.remote import RemoteFile, patiently
+
+Note = Callable[[str], None]
+_READ_BYTES = 16 * 2**20
+_DAMAGED = "{} in the hub's cache is damaged and is fetched again"
+
+
+def fetch(file: RemoteFile, note: Note) -> Path:
+    """`file` in the hub's cache, whole and verified; downloaded if it is not there.
+
+    Args:
+        note: Takes a line for the user.
+
+    Raises:
+        QvgError: The file cannot be had, or is not what the hub lists.
+    """
+    with hub_errors(file.repository, file.commit):
+        if file.sha256 is not None:
+            _fetch_large(file, note)
+        path = Path(hf_hub_download(file.repository, file.path, revision=file.commit))
+        if not _is_intact(path, file):
+            note(_DAMAGED.format(file.path))
+            hf_hub_download(file.repository, file.path, revision=file.commit, force_download=True)
+    if not _is_intact(path, file):
+        raise _not_as_listed(file)
+    return path
+
+
+def git_sha1(path: Path) -> str:
+    """The name that git gives to the content of a small file."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Of the whole file, read in parts."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(_READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _is_intact(path: Path, file: RemoteFile) -> bool:
+    if path.stat().st_size != file.size:
+        return False
+    if file.sha256 is None:
+        return git_sha1(path) == file.git_sha1
+    # The content was hashed before it got its place in the cache.
+    return path.samefile(file.blob) or sha256(path) == file.sha256
+
+
+def _fetch_large(file: RemoteFile, note: Note) -> None:
+    """Let the hub's cache have the content of `file`."""
+    file.blob.parent.mkdir(parents=True, exist_ok=True)
+    file.lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(file.lock):
+        if file.blob.exists():
+            if file.blob.stat().st_size == file.size and sha256(file.blob) == file.sha256:
+                return
+            note(_DAMAGED.format(file.path))
+        # A link whose target has gone is in the way, too.
+        file.blob.unlink(missing_ok=True)
+        while True:
+            had_part = _gather(file)
+            if _finish(file):
+                return
+            if not had_part:
+                raise _not_as_listed(file)
+            note(f"the parts of {file.path} do not fit together; it is fetched from its beginning")
+
+
+def _gather(file: RemoteFile) -> bool:
+    """Download what is missing from the partial file; whether there was a part of it already."""
+    if file.partial.exists() and file.partial.stat().st_size > file.size:
+        file.partial.unlink()
+
+    def download() -> bool:
+        with file.partial.open("ab") as stream:
+            gathered = stream.tell()
+            # Asked at the hub itself every time: the address that it answers with ends after a while.
+            http_get(
+                hf_hub_url(file.repository, file.path, revision=file.commit),
+                stream,
+                resume_size=gathered,
+                headers=build_hf_headers(library_name="qvg"),
+                expected_size=file.size,
+                displayed_filename=file.path,
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        return gathered > 0
+
+    return patiently(download)
+
+
+def _finish(file: RemoteFile) -> bool:
+    """Move the partial file to its place, or remove it if it is not the right content."""
+    if file.partial.stat().st_size == file.size and sha256(file.partial) == file.sha256:
+        os.replace(file.partial, file.blob)
+        return True
+    file.partial.unlink()
+    return False
+
+
+def _not_as_listed(file: RemoteFile) -> QvgError:
+    return QvgError(
+        f"{file.path} of {file.repository} came with another content than the hub lists",
+        hint="try again; if it stays so, a proxy or mirror changes files (HF_ENDPOINT, HTTPS_PROXY)",
+    )

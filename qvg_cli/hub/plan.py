@@ -1,0 +1,141 @@
+"""What a download fetches, from which commits, and whether the disks have room for it; nothing is written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from qvg_cli.errors import QvgError
+from qvg_cli.hub.remote import RemoteFile, Snapshot, list_files
+from qvg_cli.hub.spec import Download, RepositoryConfig, targets
+from qvg_cli.hub.store import Record
+from qvg_cli.resources import qvg_home
+
+_BYTES_PER_PARAMETER = 2
+
+
+@dataclass(frozen=True)
+class WantedFile:
+    """A file to have.
+
+    Attributes:
+        target: Where it goes in the weights folder; none for a checkpoint that is only converted.
+    """
+
+    file: RemoteFile
+    target: str | None
+
+
+@dataclass(frozen=True)
+class WantedRepository:
+    """What is wanted of one repository.
+
+    Attributes:
+        is_same_commit: The commit is the one of the last download.
+    """
+
+    config: RepositoryConfig
+    snapshot: Snapshot
+    files: tuple[WantedFile, ...]
+    is_same_commit: bool
+
+    def path_of(self, path: str) -> RemoteFile:
+        """The file at `path` in the repository."""
+        return self.snapshot.files[path]
+
+
+@dataclass(frozen=True)
+class DownloadPlan:
+    """Everything that one name needs."""
+
+    download: Download
+    repositories: tuple[WantedRepository, ...]
+
+    @property
+    def files(self) -> tuple[WantedFile, ...]:
+        """Of all repositories."""
+        return tuple(wanted for repository in self.repositories for wanted in repository.files)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What comes over the network; a file that is named twice comes once."""
+        return sum({wanted.file.blob: wanted.file.missing_bytes for wanted in self.files}.values())
+
+    @property
+    def converted_bytes(self) -> int:
+        """What converted checkpoints need."""
+        converts = [repository.config.convert for repository in self.repositories]
+        return sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
+
+
+def plan_download(download: Download, record: Record | None, revisions: Mapping[str, str]) -> DownloadPlan:
+    """Ask the hub what `download` needs.
+
+    Args:
+        record: Of the last download; its commits are used again.
+        revisions: Revision by repository, where the user named one.
+
+    Raises:
+        QvgError: The hub cannot be asked, or a needed file is not there.
+    """
+    repositories = []
+    for config in download.config.repositories:
+        asked = revisions.get(config.repository)
+        commit = record.commit(config) if record is not None and asked is None else None
+        snapshot = list_files(config.repository, asked or config.revision, commit)
+        places = targets(config, sorted(snapshot.files))
+        wanted = [WantedFile(snapshot.files[path], target) for path, target in places.items()]
+        if config.convert is not None:
+            wanted.append(WantedFile(snapshot.files[config.convert.file], None))
+        repositories.append(WantedRepository(config, snapshot, tuple(wanted), commit is not None))
+    return DownloadPlan(download, tuple(repositories))
+
+
+def free_bytes(place: Path) -> int:
+    """Free space at `place`, which need not exist yet."""
+    return shutil.disk_usage(_existing(place)).free
+
+
+def check_space(plans: Iterable[DownloadPlan]) -> None:
+    """Refuse a download that the disks have no room for.
+
+    Raises:
+        QvgError: A disk is too small; the message says by how much.
+    """
+    needed: dict[int, int] = {}
+    places: dict[int, Path] = {}
+    for plan in plans:
+        for place, size in (
+            (Path(constants.HF_HUB_CACHE), plan.missing_bytes),
+            (qvg_home(), plan.converted_bytes),
+        ):
+            device = os.stat(_existing(place)).st_dev
+            needed[device] = needed.get(device, 0) + size
+            places.setdefault(device, place)
+    for device, size in needed.items():
+        free = free_bytes(places[device])
+        if size > free:
+            raise QvgError(
+                f"{size_text(size)} are needed at {places[device]}, {size_text(free)} are free there",
+                hint="free some, or set HF_HOME (what is downloaded) or QVG_HOME (what is converted) "
+                "to a folder on a larger disk",
+            )
+
+
+def size_text(size: int) -> str:
+    """Bytes as a person reads them."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 2**power:
+            return f"{size / 2**power:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _existing(place: Path) -> Path:
+    """`place`, or the nearest folder above it that exists."""
+    place = place.expanduser().absolute()
+    return next(path for path in (place, *place.parents) if path.exists())

@@ -1,0 +1,121 @@
+"""The `download` section of a backend's YAML: the files that are needed of repositories, and where they go.
+
+All that `qvg download` knows about a model family is said there; this module reads it. No torch, no network.
+"""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from qvg_cli.config import Config
+from qvg_cli.errors import MissingModelError
+from qvg_cli.resources import configs_dir
+from qvg_cli.yaml_text import parse_yaml
+
+_FOLDER_NAME = r"^[a-z0-9_]+$"
+_REPOSITORY_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
+
+FolderName = Annotated[str, Field(pattern=_FOLDER_NAME)]
+Patterns = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+
+class ConvertConfig(Config):
+    """A published checkpoint that is read once and kept as safetensors in diffusers' layout.
+
+    Attributes:
+        file: Path in the repository.
+        into: Folder that gets the result; its config.json says what the model is.
+        parameters: Of the model, at two bytes each: what the result needs on the disk.
+    """
+
+    file: str
+    into: FolderName
+    parameters: int = Field(gt=0)
+
+
+class RepositoryConfig(Config):
+    """What is taken from one repository.
+
+    Attributes:
+        repository: `owner/name` on the hub.
+        revision: Branch, tag or commit.
+        files: Folder of the weights, and patterns of the files that go there. What a pattern says before its
+            first wildcard, up to the last slash, is left out of a file's name there.
+        convert: A checkpoint that is converted.
+    """
+
+    repository: str = Field(pattern=_REPOSITORY_ID)
+    revision: str = Field("main", min_length=1)
+    files: dict[FolderName, Patterns] = Field(default_factory=dict)
+    convert: ConvertConfig | None = None
+
+
+class DownloadConfig(Config):
+    """The whole section."""
+
+    repositories: Annotated[tuple[RepositoryConfig, ...], Field(strict=False, min_length=1)]
+
+
+class Download(Config):
+    """What can be downloaded under one name.
+
+    Attributes:
+        name: Of the backend.
+        summary: What the model is.
+        licence: What the weights' licence allows.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    config: DownloadConfig
+
+
+def read_downloads() -> dict[str, Download]:
+    """Everything that can be downloaded, by name."""
+    found: dict[str, Download] = {}
+    for path in sorted(configs_dir().glob("*.yaml")):
+        values: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        if "download" in values:
+            found[path.stem] = Download(
+                name=path.stem,
+                summary=values["summary"],
+                licence=values["licence"],
+                config=DownloadConfig.model_validate(values["download"]),
+            )
+    return found
+
+
+def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
+    """Where the needed ones of a repository's `paths` go: path there to path in the weights folder.
+
+    Raises:
+        MissingModelError: A pattern fits no path, or a path leads out of the folder.
+    """
+    found: dict[str, str] = {}
+    for folder, patterns in config.files.items():
+        for pattern in patterns:
+            matches = [path for path in paths if fnmatchcase(path, pattern)]
+            if not matches:
+                raise _missing(config, pattern)
+            prefix = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
+            for path in matches:
+                relative = PurePosixPath(path).relative_to(prefix)
+                if ".." in relative.parts or relative.is_absolute() or "\\" in path:
+                    raise MissingModelError(f"{config.repository} has a file of the unusable name {path!r}")
+                found[path] = str(folder / relative)
+    if config.convert is not None and config.convert.file not in paths:
+        raise _missing(config, config.convert.file)
+    return found
+
+
+def _missing(config: RepositoryConfig, pattern: str) -> MissingModelError:
+    return MissingModelError(
+        f"{config.repository} has no {pattern} at this revision",
+        hint=f"name one that has it: --revision {config.repository}=REVISION",
+    )

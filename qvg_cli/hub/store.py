@@ -1,0 +1,301 @@
+"""The folder of a backend's weights: links into the hub's cache, converted checkpoints, a record of both.
+
+It is put together beside its place and moved there when whole, under a lock: a folder that is there is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from filelock import Timeout
+from huggingface_hub.utils import WeakFileLock
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
+from qvg_cli.backends.registry import convert_checkpoint
+from qvg_cli.config import Config
+from qvg_cli.errors import QvgError
+from qvg_cli.hub.errors import disk_error
+from qvg_cli.hub.spec import ConvertConfig, DownloadConfig, RepositoryConfig
+from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.resources import qvg_home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qvg_cli.hub.plan import DownloadPlan
+    from qvg_cli.hub.remote import RemoteFile
+
+RECORD = "download.json"
+_LOCK_SECONDS = 0.1
+
+
+class FileRecord(Config):
+    """A file of the hub's cache that the folder links to.
+
+    Attributes:
+        path: In the repository.
+        target: In the folder; none for a checkpoint that was only converted.
+        sha256: Where the hub gives it.
+    """
+
+    path: str
+    target: str | None
+    size: int
+    sha256: str | None
+    git_sha1: str
+
+
+class RepositoryRecord(Config):
+    """What came from one repository.
+
+    Attributes:
+        licence: What the model card said.
+    """
+
+    repository: str
+    revision: str
+    commit: str
+    licence: str | None
+    files: tuple[FileRecord, ...]
+
+
+class ConvertedRecord(Config):
+    """What a published checkpoint became.
+
+    Attributes:
+        config_sha256: Of the config.json that it was read with.
+        sizes: Bytes by path in the folder.
+    """
+
+    file: str
+    source_sha256: str
+    config_sha256: str
+    sizes: dict[str, int]
+
+
+class Record(Config):
+    """What a folder holds, and where it came from.
+
+    Attributes:
+        config: The section that the folder was made from.
+    """
+
+    format: Literal[1] = 1
+    config: DownloadConfig
+    repositories: tuple[RepositoryRecord, ...]
+    converted: tuple[ConvertedRecord, ...]
+
+    def commit(self, config: RepositoryConfig) -> str | None:
+        """The commit to use again; none where the YAML has come to name another revision."""
+        is_same = any(
+            (old.repository, old.revision) == (config.repository, config.revision)
+            for old in self.config.repositories
+        )
+        commits = [found.commit for found in self.repositories if found.repository == config.repository]
+        return commits[0] if is_same and commits else None
+
+
+def read_record(name: str) -> Record | None:
+    """The record of a folder; none if there is no such folder, or its record is not readable."""
+    try:
+        return Record.model_validate_json((qvg_home() / name / RECORD).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def is_whole(name: str, record: Record) -> bool:
+    """Whether every file of the record is there in its size."""
+    folder = qvg_home() / name
+    sizes = {
+        file.target: file.size
+        for found in record.repositories
+        for file in found.files
+        if file.target is not None
+    }
+    for converted in record.converted:
+        sizes.update(converted.sizes)
+    return all((folder / path).is_file() and (folder / path).stat().st_size == sizes[path] for path in sizes)
+
+
+@contextmanager
+def locked(name: str, note: Callable[[str], None]) -> Iterator[None]:
+    """Keep other downloads of `name` out; what one of them left half done is put right.
+
+    Raises:
+        QvgError: The folder for weights cannot be written.
+    """
+    home = qvg_home()
+    with ExitStack() as stack:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            path = home / f".{name}.lock"
+            try:
+                stack.enter_context(WeakFileLock(path, timeout=_LOCK_SECONDS))
+            except Timeout:
+                note(f"another qvg is downloading {name}; waiting for it to end")
+                stack.enter_context(WeakFileLock(path))
+            shutil.rmtree(_part(name), ignore_errors=True)
+            # Stopped between the two moves of a replacement.
+            if _old(name).exists() and not (home / name).exists():
+                os.replace(_old(name), home / name)
+        except OSError as error:
+            raise disk_error(error, str(home), "QVG_HOME") from error
+        yield
+
+
+def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callable[[str], None]) -> Path:
+    """Make the folder of a plan whose files were fetched, in place of an older one, under the lock.
+
+    Args:
+        paths: Where each file is in the hub's cache.
+
+    Raises:
+        QvgError: The folder cannot be written, or a checkpoint is not one of the model.
+    """
+    name = plan.download.name
+    folder, part = qvg_home() / name, _part(name)
+    old = read_record(name)
+    _refuse_strangers(folder, old)
+    try:
+        part.mkdir()
+        for wanted in plan.files:
+            if wanted.target is not None:
+                _link(paths[wanted.file], part / wanted.target)
+        converted = []
+        for repository in plan.repositories:
+            if (convert := repository.config.convert) is not None:
+                source = repository.path_of(convert.file)
+                converted.append(_convert(name, convert, source, paths[source], old, note))
+        record = _record(plan, tuple(converted))
+        with (part / RECORD).open("w", encoding="utf-8") as stream:
+            stream.write(record.model_dump_json(indent=2) + "\n")
+            os.fsync(stream.fileno())
+        _move_in(name)
+    except OSError as error:
+        raise disk_error(error, str(qvg_home()), "QVG_HOME") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _convert(
+    name: str,
+    convert: ConvertConfig,
+    source: RemoteFile,
+    path: Path,
+    old: Record | None,
+    note: Callable[[str], None],
+) -> ConvertedRecord:
+    """Put the converted checkpoint into the folder that is being made; an older result is used again."""
+    into = _part(name) / convert.into
+    config_text = (into / "config.json").read_bytes()
+    record = ConvertedRecord(
+        file=source.path,
+        source_sha256=source.sha256 or "",
+        config_sha256=hashlib.sha256(config_text).hexdigest(),
+        sizes={},
+    )
+    for earlier in old.converted if old is not None else ():
+        if record == earlier.model_copy(update={"sizes": {}}) and old is not None and is_whole(name, old):
+            for made in earlier.sizes:
+                (_part(name) / made).unlink(missing_ok=True)
+                os.link(qvg_home() / name / made, _part(name) / made)
+            return earlier
+    note(f"converting {source.path} to safetensors, once")
+    settings = {key: value for key, value in json.loads(config_text).items() if not key.startswith("_")}
+    fresh = _part(name) / f".{convert.into}"
+    try:
+        convert_checkpoint(name, path, settings, fresh)
+    except SafetensorError as error:
+        raise QvgError(
+            f"cannot write at {fresh}: {error}", hint="free some space, or set QVG_HOME"
+        ) from error
+    sizes = {}
+    for file in sorted(fresh.iterdir()):
+        _sync(file)
+        # Never written through: what lies there may be a link into the hub's cache.
+        os.replace(file, into / file.name)
+        sizes[f"{convert.into}/{file.name}"] = (into / file.name).stat().st_size
+    fresh.rmdir()
+    return record.model_copy(update={"sizes": sizes})
+
+
+def _record(plan: DownloadPlan, converted: tuple[ConvertedRecord, ...]) -> Record:
+    repositories = []
+    for wanted in plan.repositories:
+        files = tuple(
+            FileRecord(
+                path=item.file.path,
+                target=item.target,
+                size=item.file.size,
+                sha256=item.file.sha256,
+                git_sha1=item.file.git_sha1,
+            )
+            for item in wanted.files
+        )
+        snapshot = wanted.snapshot
+        repositories.append(
+            RepositoryRecord(
+                repository=snapshot.repository,
+                revision=snapshot.revision,
+                commit=snapshot.commit,
+                licence=snapshot.licence,
+                files=files,
+            )
+        )
+    return Record(config=plan.download.config, repositories=tuple(repositories), converted=converted)
+
+
+def _refuse_strangers(folder: Path, record: Record | None) -> None:
+    """Never replace what this module did not write."""
+    if not folder.exists():
+        return
+    known = (
+        {RECORD} | {path for converted in record.converted for path in converted.sizes}
+        if record
+        else {RECORD}
+    )
+    for path in sorted(folder.rglob("*")):
+        is_own = path.is_symlink() or path.is_dir() or str(path.relative_to(folder)) in known
+        if not is_own and (record is not None or not (folder / RECORD).exists()):
+            raise QvgError(
+                f"{path} was not put there by qvg download", hint="move it elsewhere, then download again"
+            )
+
+
+def _link(path: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    # Not resolved: the name in the cache's snapshot says what it is.
+    link.symlink_to(path.absolute())
+
+
+def _move_in(name: str) -> None:
+    """Let the new folder take the place of the old one."""
+    folder = qvg_home() / name
+    with hold_interrupts():
+        if folder.exists():
+            shutil.rmtree(_old(name), ignore_errors=True)
+            os.replace(folder, _old(name))
+        os.replace(_part(name), folder)
+    shutil.rmtree(_old(name), ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _part(name: str) -> Path:
+    return qvg_home() / f".{name}.part"
+
+
+def _old(name: str) -> Path:
+    return qvg_home() / f".{name}.old"
