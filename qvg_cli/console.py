@@ -97,30 +97,33 @@ class _Lines:
 
 
 class _Bar:
-    """A bar that moves with every chunk, and a count that moves with every model call."""
+    """A bar that moves with every chunk, a count of model calls, and how the run goes on a line below."""
 
     def __init__(self, rich_console: RichConsole, num_chunks: int) -> None:
+        from rich.console import Group
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
+        from rich.text import Text
 
         self._progress = RichProgress(
             TextColumn("chunk"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=30),
             TextColumn("{task.fields[step]}"),
-            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
-            console=rich_console,
         )
-        self._task = self._progress.add_task("", total=num_chunks, step="step 0", status="")
+        self._task = self._progress.add_task("", total=num_chunks, step="step 0")
+        self._status = Text("", no_wrap=True, overflow="ellipsis")
+        self._live = Live(Group(self._progress, self._status), console=rich_console, refresh_per_second=4)
         self._step = 0
 
     def __enter__(self) -> _Bar:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def step(self) -> None:
         self._step += 1
@@ -128,4 +131,5 @@ class _Bar:
 
     def chunk_done(self, status: str) -> None:
         self._step = 0
-        self._progress.update(self._task, advance=1, step="", status=status)
+        self._progress.update(self._task, advance=1, step="")
+        self._status.plain = status

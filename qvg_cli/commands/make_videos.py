@@ -93,7 +93,8 @@ def make_video(
                 with hold_interrupts():
                     recording.add(result)
                 progress.chunk_done(recording.status_line())
-        recording.finish("complete")
+        with hold_interrupts():
+            recording.finish("complete")
     except KeyboardInterrupt:
         with hold_interrupts():
             recording.finish("interrupted")
