@@ -307,6 +307,16 @@ def test_bf16(bf16_model):
     assert_close_bf16(found, golden["output"], "output")
 
 
+def test_bf16_model_is_told_a_rounded_timestep(bf16_model):
+    case = as_bf16(TEXT_MASK)
+    outputs = [
+        plain_forward(bf16_model, case, torch.full((2,), timestep), case["encoder_attention_mask"])
+        for timestep in (998.27, 1000.0, 990.0)
+    ]
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[1], outputs[2])
+
+
 def test_bf16_cache(bf16_model):
     golden = load_golden(FOLDER, "bf16.safetensors")
     (timestep,) = golden["cached_timestep"].unique().float()

@@ -56,8 +56,8 @@ class WindowDecoder:
             decoder.decode_float(self._condition)
             self._condition = None
         frames = decoder.decode_float(latents)
-        shown = frames if self._shown is None else torch.cat([self._shown.to(frames.device), frames], dim=2)
-        self._shown = shown[:, :, -self._num_kept :].cpu()
+        shown = frames.cpu() if self._shown is None else torch.cat([self._shown, frames.cpu()], dim=2)
+        self._shown = shown[:, :, -self._num_kept :]
         return to_pixels(frames)
 
 

@@ -143,6 +143,18 @@ def test_a_given_clip_is_gone_on_from(plain, longcat_weights):
     assert result.frames.shape[1] == pixel_frames(WINDOW)
 
 
+def test_an_image_starts_the_base_clip(plain, longcat_weights):
+    config = load_config(Request(backend="longcat", sets=settings(longcat_weights))).config
+    plan = plan_longcat(config, context_frames=1)
+    pipeline = plain.pipeline
+    session = pipeline.start(plan, pipeline.encode_prompt("red ball"), 0)
+    image = torch.randn(1, 16, 1, 4, 6)
+    results = list(rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, 0), context=image))
+    assert torch.equal(results[0].latents[:, :, :1], image)
+    assert [result.latents.shape[2] for result in results] == [WINDOW, STEP, STEP]
+    assert not torch.equal(results[0].latents, plain.results[0].latents)
+
+
 def test_segment_is_decoded_as_the_end_of_its_window(longcat_weights):
     vae = AutoencoderKLWan.from_pretrained(longcat_weights / "vae").eval()
     decoder = WindowDecoder(vae, CONDITION)
