@@ -34,21 +34,27 @@ class Grid(Protocol):
         ...
 
 
+@cache
+def _on_device(levels: tuple[int, ...], device: torch.device) -> Tensor:
+    """Levels as float32; kept, since a copy to a GPU waits for its queue."""
+    return torch.tensor(levels, dtype=torch.float32, device=device)
+
+
 class ScalarGrid:
     """Every value by itself: the nearest of a few integer levels.
 
     Attributes:
-        levels: `[L]` float32, ascending.
+        levels: Integers, ascending.
         step: Distance of one unit in standard deviations of the values, before it is refined for each token.
     """
 
     def __init__(self, levels: tuple[int, ...], step: float) -> None:
-        self.levels = torch.tensor(levels, dtype=torch.float32)
+        self.levels = levels
         self.step = step
 
     def quantize(self, values: Tensor) -> Tensor:
         """Nearest levels; each token's step is refined once by least squares before the final rounding."""
-        levels = self.levels.to(values.device)
+        levels = _on_device(self.levels, values.device)
         bounds = (levels[1:] + levels[:-1]) / 2
         rounded = levels[torch.bucketize(values / self.step, bounds)]
         fitted = (values * rounded).sum(-1, keepdim=True) / rounded.square().sum(-1, keepdim=True).clamp(
@@ -57,7 +63,7 @@ class ScalarGrid:
         return levels[torch.bucketize(values / fitted.clamp(min=1e-9), bounds)]
 
     def _indices(self, levels: Tensor) -> Tensor:
-        return torch.searchsorted(self.levels.to(levels.device), levels).to(torch.uint8)
+        return torch.searchsorted(_on_device(self.levels, levels.device), levels).to(torch.uint8)
 
     def write(self, levels: Tensor) -> Tensor:
         """Indices of the levels, ascending, packed as `bitpack` says for their number of bits."""
@@ -73,7 +79,7 @@ class ScalarGrid:
             indices = bitpack.unpack(low, 2) | (bitpack.unpack(high, 1) << 2)
         else:
             indices = bitpack.unpack(codes, (len(self.levels) - 1).bit_length())
-        return self.levels.to(codes.device)[indices.long()]
+        return _on_device(self.levels, codes.device)[indices.long()]
 
 
 class TritGrid(ScalarGrid):

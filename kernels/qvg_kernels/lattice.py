@@ -12,6 +12,7 @@ the 29 that it takes from the next shell, which no sorting could find.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
@@ -49,46 +50,48 @@ def nearest(values: Tensor) -> Tensor:
     return torch.where((up_distance <= down_distance).unsqueeze(-1), up, down).reshape(values.shape)
 
 
-def _nearest_shifted(groups: Tensor, shift: float) -> tuple[Tensor, Tensor]:
-    """Nearest codewords `[N, 8]` with one shift, and half their squared distance less a constant, `[N]`.
+@dataclass(frozen=True)
+class _Shapes:
+    """The shapes of pattern on a device, one a row: `[8, 8]` entries in quarters, largest first, and counts
+    `[8]`."""
 
-    Of a pattern's orderings the nearest has its large entries where the magnitudes are largest. If the
-    signs then have the wrong parity, the cheapest repair is the smallest magnitude, whose entry is always
-    1/2 (2 quarters).
-    """
-    device = groups.device
-    shifted = groups - shift
-    negative = shifted < 0
-    magnitude, order = shifted.abs().sort(stable=True, dim=-1, descending=True)
-    running = magnitude.cumsum(-1)
-    entries = _shape_entries(device)
-    # Inner product of the sorted magnitudes with each shape, less half the shape's energy.
-    threes, fives = torch.tensor(_NUM_THREES), torch.tensor(_NUM_FIVES)
-    sums = torch.cat([torch.zeros_like(running[:, :1]), running], -1)
-    score = 2 * running[:, 7:] + 4 * sums[:, (threes + fives).to(device)] + 4 * sums[:, fives.to(device)]
-    score = score - 0.5 * entries.square().sum(-1)
-    wants_odd = (threes % 2 == 1).to(device)
-    is_odd = (negative.sum(-1, keepdim=True) % 2) == 1
-    mismatch = wants_odd != is_odd
-    score = score - torch.where(mismatch, 4 * magnitude[:, 7:], 0.0)
-    best, shape = score.max(-1)
-    signed = entries[shape]
-    repair = mismatch.gather(-1, shape.unsqueeze(-1))
-    signs = torch.where(negative.gather(-1, order), -1.0, 1.0)
-    signs[:, 7:] = torch.where(repair, -signs[:, 7:], signs[:, 7:])
-    codewords = torch.empty_like(groups).scatter_(-1, order, signed * signs) + shift
-    half_energy = 0.5 * shifted.square().sum(-1)
-    return codewords, half_energy - best
+    entries: Tensor
+    threes: Tensor
+    fives: Tensor
 
 
 @cache
-def _shape_entries(device: torch.device) -> Tensor:
-    """`[8, 8]` float32: each shape's entries in quarters, largest first."""
+def _shapes(device: torch.device) -> _Shapes:
     rows = [
         [10.0] * fives + [6.0] * threes + [2.0] * (8 - fives - threes)
         for threes, fives in zip(_NUM_THREES, _NUM_FIVES, strict=True)
     ]
-    return torch.tensor(rows, device=device)
+    counts = torch.tensor([_NUM_THREES, _NUM_FIVES], device=device)
+    return _Shapes(torch.tensor(rows, device=device), counts[0], counts[1])
+
+
+def _nearest_shifted(groups: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """Nearest codewords `[N, 8]` with one shift, and half their squared distance, `[N]`.
+
+    Of a pattern's orderings the nearest has its large entries where the magnitudes are largest. If the signs
+    then have the wrong parity, the cheapest repair is the smallest magnitude, whose entry is always 2
+    quarters.
+    """
+    shapes = _shapes(groups.device)
+    shifted = groups - shift
+    negative = shifted < 0
+    magnitude, order = shifted.abs().sort(stable=True, dim=-1, descending=True)
+    # Inner products of the sorted magnitudes with every shape: 2 everywhere, 4 more for 3/2, 8 for 5/2.
+    sums = torch.cat([torch.zeros_like(magnitude[:, :1]), magnitude.cumsum(-1)], -1)
+    products = 2 * sums[:, 8:] + 4 * sums[:, shapes.threes + shapes.fives] + 4 * sums[:, shapes.fives]
+    mismatch = (shapes.threes % 2 == 1) != (negative.sum(-1, keepdim=True) % 2 == 1)
+    products = products - torch.where(mismatch, 4 * magnitude[:, 7:], 0.0)
+    best, shape = (products - 0.5 * shapes.entries.square().sum(-1)).max(-1)
+    signs = torch.where(negative.gather(-1, order), -1.0, 1.0)
+    repair = mismatch.gather(-1, shape.unsqueeze(-1))
+    signs[:, 7:] = torch.where(repair, -signs[:, 7:], signs[:, 7:])
+    nearest_words = torch.empty_like(groups).scatter_(-1, order, shapes.entries[shape] * signs) + shift
+    return nearest_words, 0.5 * shifted.square().sum(-1) - best
 
 
 @cache

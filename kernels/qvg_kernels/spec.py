@@ -154,7 +154,7 @@ class FittedSpec(_Spec):
         num_centroids: Of the span's table; 0 for none, empty for a number that suits the span's length.
         iterations: Assign-and-update rounds of the k-means.
         unbiased: Where the scale lies between least error (0) and no shrinking of what is stored (1). Keys
-            do best in between: noise on a key makes its token heard more, shrinking makes it heard less.
+            do best at about 0.8: noise on a key makes its token heard more, shrinking makes it heard less.
 
     Source: the unbiased scale is that of DRIVE and EDEN (arXiv 2105.08339, 2108.08842).
     """
