@@ -48,6 +48,8 @@ def plan_jobs(
         config = fit_seconds(config, seconds)
     plan = plan_video(config)
     _note_length(console, config, plan, seconds)
+    for note in plan.notes:
+        console.note(note)
 
     jobs = read_jobs(prompts) if prompts is not None else [Job(check_prompt(config.prompt))]
     if config.model.weights == "pocket":
