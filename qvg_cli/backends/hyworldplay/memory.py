@@ -68,7 +68,7 @@ class ViewOverlap:
         return unseen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Memory:
     """Chooses the frames a chunk looks back at.
 

@@ -106,10 +106,6 @@ def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
     """
     path = camera_path(config.walk.pose)
     num_frames, poses = config.video.frames, len(path)
-    if num_frames % CHUNK_FRAMES:
-        below = num_frames - num_frames % CHUNK_FRAMES
-        near = ", ".join(_length(length) for length in (below, below + CHUNK_FRAMES) if length)
-        raise UsageError(f"{_length(num_frames)} do not fit chunks of {CHUNK_FRAMES}; nearest: {near}")
     if poses < num_frames and config.walk.pad_pose is None:
         longest = poses - poses % CHUNK_FRAMES
         fits = f"it is enough for {_length(longest)}" if longest else f"a chunk has {CHUNK_FRAMES}"
@@ -118,6 +114,10 @@ def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
             f"{_length(num_frames)}; {fits}",
             hint="make the pose longer, or let the camera stand still at the end: --pad-pose hold",
         )
+    if num_frames % CHUNK_FRAMES:
+        below = num_frames - num_frames % CHUNK_FRAMES
+        near = ", ".join(_length(length) for length in (below, below + CHUNK_FRAMES) if length)
+        raise UsageError(f"{_length(num_frames)} do not fit chunks of {CHUNK_FRAMES}; nearest: {near}")
     notes = list(path.notes)
     if poses < num_frames:
         notes.append(f"the camera stands still from latent frame {poses} on: its pose has ended")

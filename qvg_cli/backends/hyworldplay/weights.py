@@ -68,8 +68,7 @@ def transformer_from_published(
     Raises:
         MissingModelError: A tensor is missing, unknown or has another shape; it is named.
     """
-    with torch.device("meta"):
-        model = build_transformer(config)
+    model = _empty_transformer(config)
     renamed = {diffusers_name(name): tensor for name, tensor in state.items()}
     _check_shapes(_shapes(renamed), _shapes(model.state_dict()))
     cast = {name: tensor.to(load_dtype(name, dtype)) for name, tensor in renamed.items()}
@@ -115,9 +114,7 @@ def convert_checkpoint(
         published = {diffusers_name(name): tensor for name, tensor in checkpoint["generator"].items()}
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise MissingModelError(f"cannot read a generator from {source}: {error}") from error
-    with torch.device("meta"):
-        expected = _shapes(build_transformer(config).state_dict())
-    _check_shapes(_shapes(published), expected)
+    _check_shapes(_shapes(published), _shapes(_empty_transformer(config).state_dict()))
 
     folder.mkdir(parents=True, exist_ok=True)
     parts = list(_cut(published, part_bytes))
@@ -132,6 +129,15 @@ def convert_checkpoint(
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
     # The index comes last: a folder with one is whole.
     (folder / _INDEX).write_text(json.dumps({"weight_map": weight_map}, indent=2), encoding="utf-8")
+
+
+def _empty_transformer(config: Mapping[str, object]) -> WanTransformer3DModel:
+    """The transformer without storage."""
+    try:
+        with torch.device("meta"):
+            return build_transformer(config)
+    except TypeError as error:
+        raise MissingModelError(f"config.json does not describe this transformer: {error}") from error
 
 
 def _cut(tensors: Mapping[str, Tensor], part_bytes: int) -> Iterator[list[str]]:

@@ -90,6 +90,10 @@ def test_unused_frames_are_named(walk_config, pose, note):
             ["walk.pose=w-7", "video.frames=12"],
             r"gives 8 camera poses .* 12 latent frames \(45 pixel frames\); it is",
         ),
+        (
+            ["walk.pose=w-7", "video.frames=13"],
+            r"gives 8 camera poses .* 13 latent frames .* it is enough for 8",
+        ),
         (["walk.pose=w-2"], "too short: it gives 3 camera poses with its start, .*; a chunk has 4"),
         (["video.frames=10"], r"10 latent frames .* do not fit chunks of 4; nearest: 8 .*, 12 latent frames"),
         (["video.height=40"], "height 40 is not a multiple of 16; nearest: 32, 48"),

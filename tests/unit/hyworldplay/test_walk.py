@@ -82,6 +82,15 @@ def test_camera_and_action_change_the_walk(walk_config):
     assert not torch.allclose(ahead, aside, atol=1e-3)
 
 
+def test_bf16_stays_close_to_float32(walk_config):
+    exact, rounded = (
+        Walk(walk_config("walk.pose=w-7", f"model.dtype={dtype}")).latents
+        for dtype in ("float32", "bfloat16")
+    )
+    assert rounded.dtype == torch.float32
+    assert (exact - rounded).norm() / exact.norm() < 0.02
+
+
 def test_the_first_frame_is_the_picture(walk_config, tmp_path):
     picture = np.zeros((50, 70, 3), np.uint8)
     picture[:, 35:] = 255

@@ -98,3 +98,10 @@ def test_a_checkpoint_without_a_generator_is_refused(tmp_path, state):
 def test_a_folder_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(MissingModelError, match="cannot load the transformer from"):
         load_transformer(tmp_path, torch.float32, torch.device("cpu"))
+
+
+def test_a_config_of_another_model_is_refused(state):
+    with pytest.raises(
+        MissingModelError, match=r"config.json does not describe this transformer: .*num_experts"
+    ):
+        transformer_from_published(state, {**CONFIG, "num_experts": 8})
