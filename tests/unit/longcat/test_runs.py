@@ -1,6 +1,7 @@
 """Whole videos with a tiny random model of the real classes: base clip, segments, cache, adapter, command."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -196,6 +197,8 @@ def test_the_command_makes_base_clip_and_segments(longcat_weights, tmp_path):
     # 1.5 s at 15 fps are 23 frames; the next clip is 6 latent frames and one segment of 2.
     assert (figures["latent_frames"], figures["pixel_frames"]) == (8, 29)
     assert figures["peak"]["ratio"] > 2
+    again = load_config(Request(file=Path(figures["config"]))).config
+    assert (again.backend, again.video.frames, again.sampler.window) == ("longcat", 8, WINDOW)
 
 
 @pytest.mark.parametrize(
