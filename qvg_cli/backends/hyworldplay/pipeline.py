@@ -6,6 +6,7 @@ is read.
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from qvg_cli.backends.hyworldplay.weights import load_transformer
 from qvg_cli.backends.loading import load_pretrained, model_dtype
 from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.config import CacheConfig
 from qvg_cli.errors import MissingModelError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.randomness import derive_seed
@@ -43,6 +45,12 @@ class HyWorldPlayPipeline:
         for part in PARTS:
             if not (self._weights / part).is_dir():
                 raise MissingModelError(f"{self._weights} has no folder {part}")
+
+    def with_cache(self, cache: CacheConfig) -> HyWorldPlayPipeline:
+        """See `Pipeline.with_cache`."""
+        other = copy.copy(self)
+        other._config = self._config.model_copy(update={"cache": cache})
+        return other
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """See `Pipeline.encode_prompt`. The encoder is not kept."""
