@@ -54,9 +54,19 @@ def load_presets(names: list[str]) -> list[Preset]:
     return presets
 
 
+def require_whole_frames(span: int, frame_tokens: int) -> None:
+    """Refuse a span that ends inside a frame."""
+    nearest = max(1, round(span / frame_tokens)) * frame_tokens
+    if span != nearest:
+        raise ValueError(
+            f"--spans {span} is not a whole number of frames of {frame_tokens} tokens; nearest: {nearest}"
+        )
+
+
 def synthetic_samples(spans: list[int], samples: int) -> Iterator[tuple[str, Sample]]:
-    """Every level at every span, which is rounded down to whole latent frames."""
+    """Every level at every span."""
     for span in spans:
+        require_whole_frames(span, math.prod(FRAME))
         for level in LEVELS:
             for seed in range(samples):
                 yield level, make_sample(level, span // math.prod(FRAME), num_queries=NUM_QUERIES, seed=seed)
@@ -68,6 +78,7 @@ def recorded_samples(path: Path, spans: list[int], frame: tuple[int, int]) -> It
     num_layers = sum(name.endswith(".key") for name in tensors)
     frame_tokens = math.prod(frame)
     for span in spans:
+        require_whole_frames(span, frame_tokens)
         for layer in range(num_layers):
             keys, values = tensors[f"layer{layer}.key"].float(), tensors[f"layer{layer}.value"].float()
             if keys.shape[2] < span:

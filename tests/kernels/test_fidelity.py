@@ -1,0 +1,73 @@
+"""The fidelity bench end to end, on the smallest spans it takes."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from .conftest import make_span
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the bench with arguments; what it prints, and the table it writes."""
+    import fidelity
+
+    threads = torch.get_num_threads()
+    table = tmp_path / "table.md"
+
+    def bench(*arguments):
+        files = ["--table", str(table), "--plot", str(tmp_path / "plot.png"), "--threads", str(threads)]
+        monkeypatch.setattr("sys.argv", ["fidelity.py", *arguments, *files])
+        fidelity.main()
+        assert (tmp_path / "plot.png").stat().st_size > 1000
+        return capsys.readouterr().out, table.read_text()
+
+    return bench
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Two layers, two prompts, two heads, ten frames of 2 x 3 tokens."""
+    tensors = {
+        f"layer{layer}.{name}": make_span(2, 2, 60, 64, dtype=torch.bfloat16)
+        for layer in range(2)
+        for name in ("key", "value")
+    }
+    save_file(tensors, tmp_path / "recorded.safetensors")
+    return str(tmp_path / "recorded.safetensors")
+
+
+def test_it_compares_presets_on_synthetic_spans(run):
+    printed, table = run("--presets", "int2", "int2-qvg", "--spans", "1560", "--samples", "1")
+    assert table in printed
+    for level in ("low", "mid", "high"):
+        assert f"{level}, spans of 1,560 tokens" in table
+    assert table.count("| int2 |") == 3
+    assert "Error of int2 below that of int2-qvg, dB" in table
+
+
+def test_it_reads_recorded_keys_and_values(run, recorded):
+    _, table = run(
+        "--presets", "int2", "trit", "--recorded", recorded, "--frame", "2x3", "--spans", "24", "60"
+    )
+    assert "recorded, spans of 24 tokens" in table
+    assert "recorded, spans of 60 tokens" in table
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [
+        ("600", "--spans 600 is longer than the 60 tokens"),
+        ("20", "--spans 20 is not a whole number of frames"),
+    ],
+)
+def test_a_span_that_the_recording_does_not_hold_is_refused(run, recorded, span, message):
+    with pytest.raises(ValueError, match=message):
+        run("--presets", "int2", "--recorded", recorded, "--frame", "2x3", "--spans", span)
+
+
+def test_a_span_of_broken_frames_is_refused(run):
+    with pytest.raises(
+        ValueError, match="--spans 4000 is not a whole number of frames of 1560 tokens; nearest: 4680"
+    ):
+        run("--presets", "int2", "--spans", "4000")
