@@ -37,10 +37,10 @@ def fetch(file: RemoteFile, note: Note) -> Path:
     with hub_errors(file.repository, file.commit):
         if file.sha256 is not None:
             _fetch_large(file, note)
-        path = Path(hf_hub_download(file.repository, file.path, revision=file.commit))
+        path = _place(file)
         if not _is_intact(path, file):
             note(_DAMAGED.format(file.path))
-            hf_hub_download(file.repository, file.path, revision=file.commit, force_download=True)
+            _place(file, is_anew=True)
     if not _is_intact(path, file):
         raise _not_as_listed(file)
     return path
@@ -59,6 +59,17 @@ def sha256(path: Path) -> str:
         while part := stream.read(_READ_BYTES):
             digest.update(part)
     return digest.hexdigest()
+
+
+def _place(file: RemoteFile, *, is_anew: bool = False) -> Path:
+    """Let the library fetch `file`, or find its content, and give it its name in the cache."""
+    return Path(
+        patiently(
+            lambda: hf_hub_download(
+                file.repository, file.path, revision=file.commit, force_download=is_anew, library_name="qvg"
+            )
+        )
+    )
 
 
 def _is_intact(path: Path, file: RemoteFile) -> bool:
@@ -92,26 +103,29 @@ def _fetch_large(file: RemoteFile, note: Note) -> None:
 
 def _gather(file: RemoteFile) -> bool:
     """Download what is missing from the partial file; whether there was a part of it already."""
-    if file.partial.exists() and file.partial.stat().st_size > file.size:
+    gathered = file.partial.stat().st_size if file.partial.exists() else 0
+    if gathered > file.size:
         file.partial.unlink()
+        gathered = 0
+    # A part that was compressed on its way could not be continued.
+    headers = {**build_hf_headers(library_name="qvg"), "Accept-Encoding": "identity"}
 
-    def download() -> bool:
+    def download() -> None:
         with file.partial.open("ab") as stream:
-            gathered = stream.tell()
             # Asked at the hub itself every time: the address that it answers with ends after a while.
             http_get(
                 hf_hub_url(file.repository, file.path, revision=file.commit),
                 stream,
-                resume_size=gathered,
-                headers=build_hf_headers(library_name="qvg"),
+                resume_size=stream.tell(),
+                headers=headers,
                 expected_size=file.size,
                 displayed_filename=file.path,
             )
             stream.flush()
             os.fsync(stream.fileno())
-        return gathered > 0
 
-    return patiently(download)
+    patiently(download)
+    return gathered > 0
 
 
 def _finish(file: RemoteFile) -> bool:
