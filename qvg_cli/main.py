@@ -13,8 +13,10 @@ import typer
 from typer.core import TyperCommand
 
 from qvg_cli import __version__
+from qvg_cli.commands.compare import compare
 from qvg_cli.commands.download import download
 from qvg_cli.commands.generate import generate
+from qvg_cli.commands.show import show
 from qvg_cli.console import show_error
 from qvg_cli.errors import Interrupted, OutOfMemoryError, QvgError
 
@@ -39,6 +41,19 @@ Examples:
   qvg download --list
   qvg download self-forcing --dry-run
   qvg download self-forcing --revision gdhe17/Self-Forcing=main"""
+
+_COMPARE_EXAMPLES = """\b
+Examples:
+  qvg compare bf16 int2
+  qvg compare bf16 int2 int2-qvg --seconds 20 --seeds 3
+  qvg compare bf16 int2 --prompts prompts.txt --out comparisons
+  qvg compare results/self-forcing/A results/self-forcing/B"""
+
+_SHOW_EXAMPLES = """\b
+Examples:
+  qvg show
+  qvg show results/self-forcing/NAME
+  qvg show --gallery results"""
 
 
 class _Command(TyperCommand):
@@ -85,6 +100,8 @@ def qvg(
 
 app.command(cls=_Command, epilog=f"{_GENERATE_EXAMPLES}\n\n{EXIT_CODES}")(generate)
 app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
+app.command(cls=_Command, epilog=f"{_COMPARE_EXAMPLES}\n\n{EXIT_CODES}")(compare)
+app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)
 
 
 def main() -> None:

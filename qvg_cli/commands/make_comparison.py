@@ -1,0 +1,206 @@
+"""The comparison itself: every video of every arm, frame against frame, and the report on all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from qvg_cli.backends.base import Pipeline
+from qvg_cli.backends.registry import load_pipeline
+from qvg_cli.commands.arms import Arm, FinishedArm, comparison_name
+from qvg_cli.commands.jobs import Planned
+from qvg_cli.commands.make_videos import Recording, make_video, quiet_libraries
+from qvg_cli.console import Console, show_data
+from qvg_cli.device import resolve_device
+from qvg_cli.errors import QvgError
+from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.report.compare_video import compare_video
+from qvg_cli.report.comparison_writer import SIDE_BY_SIDE, ComparisonWriter
+from qvg_cli.report.run_files import Result, read_result
+from qvg_cli.report.spool import FrameSpool, check_space
+from qvg_cli.report.tables import comparison_tables
+from qvg_cli.rollout import ChunkResult
+from qvg_cli.run_dir import RunDir, slug
+from qvg_cli.video.io import check_encoder
+
+FROM_RUNS = "frames as the model made them, before any lossy coding"
+FROM_LATENTS = "frames decoded anew from the latents of the runs, before any lossy coding"
+
+
+class SpooledRecording(Recording):
+    """A run of which the frames are also kept as they are."""
+
+    def __init__(self, video: Planned, run: RunDir, device: torch.device, spool: FrameSpool) -> None:
+        super().__init__(video, run, device)
+        self._spool = spool
+
+    def add(self, result: ChunkResult) -> None:
+        """See `Recording.add`."""
+        super().add(result)
+        self._spool.write(result.frames[0].numpy())
+
+
+def compare_presets(arms: Sequence[Arm], out: Path, console: Console, *, is_json: bool) -> None:
+    """Make every video with every arm, one prompt and seed after the other, and compare them.
+
+    The model is loaded once; only one arm's cache is held at a time, so the device peak of each is its own.
+
+    Raises:
+        QvgError: A video failed or was stopped; the prompts and seeds before it are reported on.
+    """
+    check_encoder()
+    rows = list(zip(*(arm.videos for arm in arms), strict=True))
+    config = rows[0][0].config
+    device = resolve_device(config.device)
+    names = [arm.name for arm in arms]
+    with _new_folder(out / "compare", comparison_name(names, [row[0] for row in rows])) as folder:
+        _check_space(folder, len(arms), rows[0][0])
+        console.note(f"loading {config.model.name} on {device}, to compare {', '.join(names)}")
+        quiet_libraries()
+        pipeline = load_pipeline(config, device)
+        writer = ComparisonWriter(folder, names, [video.config for video in rows[0]], device, FROM_RUNS)
+        try:
+            for number, row in enumerate(rows, start=1):
+                if len(rows) > 1:
+                    seed, prompt = row[0].config.seed, row[0].config.prompt
+                    console.note(f"video {number}/{len(rows)}, seed {seed}: {prompt!r}")
+                _compare_row(row, writer, pipeline, device, console)
+        except BaseException as error:
+            _keep_report(writer, error)
+            raise
+        _report(writer, console, is_json=is_json)
+
+
+def compare_runs(
+    arms: Sequence[FinishedArm], out: Path, device_name: str, console: Console, *, is_json: bool
+) -> None:
+    """Compare finished runs; their frames are decoded from their latents, since their videos are lossy.
+
+    Raises:
+        QvgError: Latents cannot be read.
+    """
+    check_encoder()
+    video = arms[0].video
+    device = resolve_device(device_name)
+    names = [arm.name for arm in arms]
+    with _new_folder(out / "compare", comparison_name(names, [video])) as folder:
+        _check_space(folder, len(arms), video)
+        console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
+        quiet_libraries()
+        pipeline = load_pipeline(video.config, device)
+        writer = ComparisonWriter(folder, names, [arm.video.config for arm in arms], device, FROM_LATENTS)
+        with _spools(folder, names, video) as spools:
+            for arm, spool in zip(arms, spools, strict=True):
+                console.note(f"{arm.name}: decoding {arm.run.folder}")
+                _decode_run(arm, pipeline, spool)
+            _measure(video, folder, [arm.run for arm in arms], spools, writer, device, console)
+        _report(writer, console, is_json=is_json)
+
+
+def _compare_row(
+    row: Sequence[Planned],
+    writer: ComparisonWriter,
+    pipeline: Pipeline,
+    device: torch.device,
+    console: Console,
+) -> None:
+    """Make one prompt and seed with every arm, and compare what they made."""
+    prompt_embeds = pipeline.encode_prompt(row[0].config.prompt)
+    with _new_folder(writer.folder, row[0].name) as folder, _spools(folder, writer.names, row[0]) as spools:
+        runs = []
+        for name, video, spool in zip(writer.names, row, spools, strict=True):
+            console.note(f"making it with {name}")
+            run = RunDir.create(folder, ".", slug(name))
+            recording = SpooledRecording(video, run, device, spool)
+            arm_pipeline = pipeline.with_cache(video.config.cache)
+            make_video(recording, arm_pipeline, console, prompt_embeds=prompt_embeds)
+            console.note(recording.summary())
+            runs.append(read_result(run.path))
+        _measure(row[0], folder, runs, spools, writer, device, console)
+
+
+def _measure(
+    video: Planned,
+    folder: Path,
+    runs: Sequence[Result],
+    spools: Sequence[FrameSpool],
+    writer: ComparisonWriter,
+    device: torch.device,
+    console: Console,
+) -> None:
+    console.note(f"comparing {spools[0].num_frames} frames")
+    path = folder / SIDE_BY_SIDE
+    compared = compare_video(writer.names, spools, path, fps=video.config.video.fps, device=device)
+    writer.add(video.config, path, runs, compared)
+
+
+def _decode_run(arm: FinishedArm, pipeline: Pipeline, spool: FrameSpool) -> None:
+    """Decode the latents of a run in the chunks in which they were made."""
+    path = arm.run.folder / "latents.safetensors"
+    try:
+        latents = load_file(path)["latents"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise QvgError(f"cannot read {path}: {error}") from error
+    decoder = pipeline.decoder()
+    start = 0
+    for chunk in arm.video.plan.chunks:
+        stop = max(chunk.frames) + 1
+        spool.write(decoder.decode(latents[:, :, start:stop])[0].numpy())
+        start = stop
+
+
+def _check_space(folder: Path, num_arms: int, video: Planned) -> None:
+    size = video.config.video
+    num_frames = num_arms * video.plan.num_pixel_frames
+    check_space(folder, num_frames=num_frames, height=size.height, width=size.width)
+
+
+@contextmanager
+def _spools(folder: Path, names: Sequence[str], video: Planned) -> Iterator[list[FrameSpool]]:
+    """A spool for every arm, gone in the end."""
+    size = video.config.video
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                FrameSpool(folder / f"frames-{index}.raw.part", height=size.height, width=size.width)
+            )
+            for index in range(len(names))
+        ]
+
+
+@contextmanager
+def _new_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder, removed again if nothing is left in it."""
+    folder = RunDir.create(parent, ".", name).path
+    try:
+        yield folder
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _report(writer: ComparisonWriter, console: Console, *, is_json: bool) -> None:
+    content = writer.write("complete")
+    console.note("\n" + comparison_tables(content) + "\n")
+    page = writer.folder / "report.html"
+    shown = {"folder": str(writer.folder), "report": str(page), **content}
+    show_data(json.dumps(shown) if is_json else str(page))
+
+
+def _keep_report(writer: ComparisonWriter, error: BaseException) -> None:
+    """Report on the videos that were compared before something went wrong."""
+    if not writer.num_videos:
+        return
+    try:
+        with hold_interrupts():
+            writer.write("partial")
+    except QvgError as second:
+        error.add_note(str(second))
+    else:
+        error.add_note(f"what was compared until then is in {writer.folder / 'report.html'}")

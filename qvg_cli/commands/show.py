@@ -1,0 +1,109 @@
+"""`qvg show`: the figures of a finished run on the terminal, and a gallery of many."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvg_cli.commands import options
+from qvg_cli.console import Console, show_data
+from qvg_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from qvg_cli.report.run_files import Result
+
+_MAX_CHUNKS = 12
+
+
+def show(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN", help="Folder of a run or a comparison. Without it, the newest.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the newest is looked for.")] = Path(
+        "results"
+    ),
+    gallery: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write FOLDER/index.html instead, a page with every video below FOLDER.",
+            show_default=False,
+        ),
+    ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the content of memory.json or compare.json.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Print the figures of a run or a comparison."""
+    del debug
+    if gallery is not None:
+        if run is not None or json_:
+            raise UsageError("--gallery is given alone", hint="qvg show --gallery results")
+        _write_gallery(gallery)
+        return
+    result = _find(run, out)
+    if json_:
+        show_data(json.dumps({"folder": str(result.folder), **result.figures}))
+    else:
+        show_data(_text(result))
+
+
+def _find(run: Path | None, out: Path) -> Result:
+    from qvg_cli.report.run_files import find_results, read_result
+
+    if run is not None:
+        return read_result(run)
+    folders = find_results(out)
+    if not folders:
+        raise UsageError(
+            f"no run in {out}", hint="make one with qvg generate, or name another folder with --out"
+        )
+    return read_result(folders[0])
+
+
+def _text(result: Result) -> str:
+    from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, title_of
+    from qvg_cli.report.tables import comparison_tables, format_facts, format_table, spread
+
+    parts = [f"{result.folder}\n{title_of(result.figures)}", format_facts(result_rows(result))]
+    if result.is_comparison:
+        parts.append(comparison_tables(result.figures))
+    else:
+        rows = chunk_rows(result.figures)
+        shown = [rows[index] for index in spread(len(rows), _MAX_CHUNKS)]
+        parts.append(format_table(CHUNK_HEADER, shown))
+        if len(shown) < len(rows):
+            parts.append(f"{len(shown)} of {len(rows)} chunks; --json has all of them")
+    return "\n\n".join(parts)
+
+
+def _write_gallery(folder: Path) -> None:
+    from qvg_cli.report.html import gallery_page
+    from qvg_cli.report.run_files import find_results, read_result
+    from qvg_cli.run_dir import write_whole
+
+    console = Console()
+    results = []
+    for found in find_results(folder):
+        try:
+            results.append(read_result(found))
+        except UsageError as error:
+            console.note(f"left out: {error}")
+    if not results:
+        raise UsageError(f"no run in {folder}", hint="make one with qvg generate --out FOLDER")
+    page = folder / "index.html"
+    text = gallery_page(folder, results)
+    write_whole(page, lambda path: _write_text(path, text))
+    console.note(f"{len(results)} results")
+    show_data(str(page))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,105 @@
+"""compare.json: what every way of keeping the cache cost and lost beside the first. No torch.
+
+The figures are built once, here; the table, the plots and the page read nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from qvg_cli.report.words import mib_text
+
+SCHEMA = 1
+
+
+def arm_costs(memories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What one arm held and how long it took, over the memory.json of its videos.
+
+    Sizes are those of the fullest video, times are medians over all chunks, so that what only happens once,
+    such as the first chunk's warming up, does not count.
+    """
+    device_peaks = [memory["device_peak_bytes"] for memory in memories]
+    chunk_seconds = [memory["chunk_seconds"] for memory in memories]
+    fullest = max(memories, key=lambda memory: int(memory["peak"]["bytes"]))
+    return {
+        "peak": max((memory["peak"] for memory in memories), key=lambda held: int(held["bytes"])),
+        "end": max((memory["end"] for memory in memories), key=lambda held: int(held["bytes"])),
+        "device_peak_bytes": None if None in device_peaks else max(device_peaks),
+        "seconds_per_chunk": round(median(second for seconds in chunk_seconds for second in seconds), 4),
+        "chunks": [
+            {
+                "chunk": chunk["chunk"],
+                "pixel_frames": chunk["pixel_frames"],
+                "end_bytes": chunk["end"]["bytes"],
+                "bf16_end_bytes": chunk["end"]["bf16_bytes"],
+                "seconds": round(median(seconds), 4),
+            }
+            for chunk, seconds in zip(fullest["chunks"], zip(*chunk_seconds, strict=True), strict=True)
+        ],
+    }
+
+
+def with_baseline(arms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The arms, each with its costs as parts of the first's."""
+    baseline = arms[0]
+    return [
+        {
+            **arm,
+            "of_baseline": {
+                "peak_bytes": _part(arm["peak"]["bytes"], baseline["peak"]["bytes"]),
+                "end_bytes": _part(arm["end"]["bytes"], baseline["end"]["bytes"]),
+                "device_peak_bytes": _part(arm["device_peak_bytes"], baseline["device_peak_bytes"]),
+                "seconds_per_chunk": _part(arm["seconds_per_chunk"], baseline["seconds_per_chunk"]),
+            },
+        }
+        for arm in arms
+    ]
+
+
+def _part(value: float | None, whole: float | None) -> float | None:
+    return round(value / whole, 4) if value is not None and whole else None
+
+
+def window_label(window: Mapping[str, Any], fps: int) -> str:
+    """The time that a window covers, such as `2-4 s`."""
+    start = window["first_frame"] / fps
+    stop = start + window["num_frames"] / fps
+    return f"{start:.3g}-{stop:.3g} s"
+
+
+def frame_time(frame: int | None, fps: int) -> str:
+    """When a frame is shown."""
+    return "never" if frame is None else f"{frame / fps:.2f} s"
+
+
+def db_text(psnr_db: float | None) -> str:
+    """A PSNR in words; none stands for equal frames."""
+    return "equal" if psnr_db is None else f"{psnr_db:.2f}"
+
+
+def summary_lines(comparison: Mapping[str, Any]) -> list[str]:
+    """What every arm but the baseline cost and lost, a sentence each."""
+    arms = comparison["arms"]
+    fps = comparison["fps"]
+    return [_summary(arm, arms[0], fps) for arm in arms[1:]]
+
+
+def _summary(arm: Mapping[str, Any], baseline: Mapping[str, Any], fps: int) -> str:
+    held, baseline_held = (mib_text(one["peak"]["bytes"]) for one in (arm, baseline))
+    cost = f"{arm['name']} held {held} MiB of cache at its peak, {baseline['name']} {baseline_held} MiB"
+    times = arm["of_baseline"]["seconds_per_chunk"]
+    if times is not None:
+        cost += f"; it took {times:.2f} times as long for a chunk"
+    quality = arm["quality"]
+    different, diverged = quality["first_different_frame"], quality["first_diverged_frame"]
+    if different is None:
+        return f"{cost}. Its frames are equal."
+    under = (
+        "none is under" if diverged is None else f"from {frame_time(diverged, fps)} on there are some under"
+    )
+    return (
+        f"{cost}. Its frames differ from {frame_time(different, fps)} on; {under} 30 dB. "
+        f"The whole video has {db_text(quality['psnr_db'])} dB and an SSIM of {quality['ssim']:.4f}."
+    )

@@ -1,0 +1,154 @@
+"""Pages that a person can open anywhere and send to anyone: one file each, nothing from a network, no script.
+
+Pictures are part of the page; videos are named by their path beside it, and while one is missing its poster
+shows. All text of users is escaped by the templates.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from qvg_cli.report.compare import db_text, frame_time, summary_lines, window_label
+from qvg_cli.report.pictures import poster_jpeg
+from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, title_of
+from qvg_cli.report.run_files import Result
+from qvg_cli.report.tables import COST_HEADER, QUALITY_HEADER, cost_rows, quality_rows
+from qvg_cli.yaml_text import format_yaml
+
+if TYPE_CHECKING:
+    from qvg_cli.report.compare_video import ComparedVideo
+
+
+def run_page(run: Result) -> str:
+    """The page of one run, made from the files in its folder."""
+    settings = run.folder / "run.yaml"
+    return _render(
+        "run.html",
+        title=title_of(run.figures),
+        video=_video(run.folder, run.folder / "video.mp4"),
+        rows=result_rows(run),
+        plot=_data_uri(run.folder / "memory.png", "image/png"),
+        chunk_header=CHUNK_HEADER,
+        chunks=chunk_rows(run.figures),
+        settings=settings.read_text(encoding="utf-8") if settings.is_file() else None,
+    )
+
+
+def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequence[ComparedVideo]) -> str:
+    """The page of a comparison whose plots are in `folder`."""
+    fps = comparison["fps"]
+    arms = comparison["arms"]
+    shown = []
+    for video, compared in zip(comparison["videos"], videos, strict=True):
+        stills = [
+            {"time": frame_time(still.frame, fps), "picture": _encode(still.jpeg, "image/jpeg")}
+            for still in compared.stills
+        ]
+        poster = stills[len(stills) // 2]["picture"]
+        shown.append(
+            {
+                **video,
+                "source": quote(video["side_by_side"]),
+                "poster": poster,
+                "stills": stills,
+                "rows": quality_rows([{"name": arm["name"], "quality": arm} for arm in video["arms"]], fps),
+                "runs": [(arm["name"], quote(arm["run"])) for arm in video["arms"]],
+            }
+        )
+    return _render(
+        "compare.html",
+        title=f"{', '.join(arm['name'] for arm in arms[1:])} against {arms[0]['name']}",
+        comparison=comparison,
+        summary=summary_lines(comparison),
+        cost_header=COST_HEADER,
+        costs=cost_rows(arms),
+        quality_header=QUALITY_HEADER,
+        quality=quality_rows(arms, fps),
+        windows=_window_rows(comparison),
+        quality_plot=_data_uri(folder / "quality.png", "image/png"),
+        cost_plot=_data_uri(folder / "costs.png", "image/png"),
+        videos=shown,
+        settings=format_yaml(comparison["settings"]),
+        caches=format_yaml({arm["name"]: arm["cache"] for arm in arms}),
+        provenance=format_yaml(comparison["provenance"]),
+    )
+
+
+def gallery_page(root: Path, results: Sequence[Result]) -> str:
+    """One line per result, with its video by a path relative to `root`."""
+    lines = []
+    for result in results:
+        relative = os.path.relpath(result.folder, root)
+        lines.append(
+            {
+                "title": title_of(result.figures),
+                "video": _video(root, _main_video(result)),
+                "rows": result_rows(result),
+                "folder": relative,
+                "page": quote(f"{relative}/report.html")
+                if (result.folder / "report.html").is_file()
+                else None,
+            }
+        )
+    return _render("gallery.html", title=f"Videos in {root.resolve().name}", lines=lines)
+
+
+def _main_video(result: Result) -> Path:
+    if result.is_comparison:
+        return result.folder / str(result.figures["videos"][0]["side_by_side"])
+    return result.folder / "video.mp4"
+
+
+def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """A row a window: its time, then PSNR and SSIM of every arm but the baseline."""
+    rows = []
+    arms = comparison["arms"][1:]
+    for index, window in enumerate(arms[0]["quality"]["windows"]):
+        row = [window_label(window, comparison["fps"])]
+        for arm in arms:
+            figures = arm["quality"]["windows"][index]
+            row += [db_text(figures["psnr_db"]), f"{figures['ssim']:.4f}"]
+        rows.append(row)
+    return rows
+
+
+def _video(base: Path, path: Path) -> dict[str, str | None] | None:
+    """Source and poster of a video for a page in `base`; none if there is no video."""
+    if not path.is_file():
+        return None
+    poster = poster_jpeg(path)
+    return {
+        "source": quote(Path(os.path.relpath(path, base)).as_posix()),
+        "poster": _encode(poster, "image/jpeg") if poster else None,
+    }
+
+
+def _data_uri(path: Path, kind: str) -> str | None:
+    return _encode(path.read_bytes(), kind) if path.is_file() else None
+
+
+def _encode(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("qvg_cli.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,107 @@
+"""Plots of a comparison: what the arms lose over the video's time, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvg_cli.report.words import MIB
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Told apart with any colour vision (Okabe and Ito) and, by their dashes, without colour.
+_COLORS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_DASHES = ("-", "--", "-.", ":")
+
+
+def save_quality_plot(comparison: Mapping[str, Any], path: Path) -> None:
+    """PSNR and SSIM of every frame, the mean over the videos where there are several."""
+    _save(path, comparison, _draw_psnr, _draw_ssim)
+
+
+def save_cost_plot(comparison: Mapping[str, Any], path: Path) -> None:
+    """What the cache holds after each chunk, and how long each chunk took."""
+    _save(path, comparison, _draw_cache, _draw_seconds)
+
+
+def _save(
+    path: Path, comparison: Mapping[str, Any], *draw: Callable[[Axes, Mapping[str, Any]], None]
+) -> None:
+    # Not pyplot: it would look for a screen.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), dpi=130, layout="constrained")
+    all_axes = figure.subplots(len(draw), 1, sharex=True)
+    for axes, draw_one in zip(all_axes, draw, strict=True):
+        draw_one(axes, comparison)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    all_axes[-1].set_xlabel("video time [s]")
+    figure.savefig(path, format="png")
+
+
+def _draw_psnr(axes: Axes, comparison: Mapping[str, Any]) -> None:
+    # A gap where frames are equal: their PSNR is infinite.
+    _draw_frames(axes, comparison, "psnr_db")
+    axes.axhline(comparison["divergence_psnr_db"], color="#9a9a9a", linewidth=1)
+    axes.set_ylabel("PSNR of a frame [dB]")
+    axes.set_title(f"Against {comparison['arms'][0]['name']}; no line where equal", loc="left", fontsize=10)
+
+
+def _draw_ssim(axes: Axes, comparison: Mapping[str, Any]) -> None:
+    _draw_frames(axes, comparison, "ssim")
+    axes.set_ylabel("SSIM of a frame")
+
+
+def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:
+    fps = comparison["fps"]
+    for index, arm in enumerate(comparison["arms"][1:], start=1):
+        videos = [video["arms"][index]["frames"][name] for video in comparison["videos"]]
+        means = [_mean_of_known(values) for values in zip(*videos, strict=True)]
+        seconds = [frame / fps for frame in range(len(means))]
+        axes.plot(seconds, means, label=arm["name"], **_style(index))
+
+
+def _draw_cache(axes: Axes, comparison: Mapping[str, Any]) -> None:
+    seconds = _chunk_seconds(comparison)
+    arms = comparison["arms"]
+    bf16 = [chunk["bf16_end_bytes"] for chunk in arms[0]["chunks"]]
+    gray: dict[str, Any] = {"color": "#b0b0b0", "linewidth": 4}
+    curves = [("BF16, same frames", bf16, gray)]
+    for index, arm in enumerate(arms):
+        curves.append((arm["name"], [chunk["end_bytes"] for chunk in arm["chunks"]], _style(index)))
+    for label, held, style in curves:
+        # What is held after a chunk is held while the next one is made.
+        axes.step(seconds, [0.0, *(value / MIB for value in held)], where="post", label=label, **style)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("cache after each chunk [MiB]")
+
+
+def _draw_seconds(axes: Axes, comparison: Mapping[str, Any]) -> None:
+    ends = _chunk_seconds(comparison)[1:]
+    for index, arm in enumerate(comparison["arms"]):
+        axes.plot(ends, [chunk["seconds"] for chunk in arm["chunks"]], marker=".", **_style(index))
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("time of each chunk [s]")
+
+
+def _chunk_seconds(comparison: Mapping[str, Any]) -> list[float]:
+    fps = comparison["fps"]
+    return [0.0, *(chunk["pixel_frames"] / fps for chunk in comparison["arms"][0]["chunks"])]
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "color": _COLORS[index % len(_COLORS)],
+        "linestyle": _DASHES[index % len(_DASHES)],
+        "linewidth": 1.8,
+    }
+
+
+def _mean_of_known(values: tuple[float | None, ...]) -> float:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else math.nan

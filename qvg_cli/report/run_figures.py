@@ -1,0 +1,84 @@
+"""What a finished run or comparison has to say, as rows of text for the terminal and the pages. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from qvg_cli.report.compare import db_text
+from qvg_cli.report.run_files import Result
+from qvg_cli.report.words import describe_bytes, mib_text
+
+CHUNK_HEADER = ("chunk", "frames", "cache MiB", "BF16 MiB", "device peak MiB", "seconds")
+
+
+def title_of(figures: Mapping[str, Any]) -> str:
+    """A line that tells one result from another."""
+    if "arms" not in figures:
+        return str(figures["prompt"])
+    others = ", ".join(arm["name"] for arm in figures["arms"][1:])
+    return f"{others} against {figures['arms'][0]['name']}: {figures['videos'][0]['prompt']}"
+
+
+def result_rows(result: Result) -> list[tuple[str, str]]:
+    """Names and figures of a run, or of a comparison, in a few lines."""
+    figures = result.figures
+    rows = [
+        ("status", figures["status"]),
+        ("model", f"{figures['model']}, {figures['backend']}"),
+        (
+            "video",
+            f"{figures['width']} x {figures['height']}, {figures['pixel_frames']} frames at "
+            f"{figures['fps']} a second, {figures['video_seconds']:.2f} s",
+        ),
+    ]
+    return rows + (_comparison_rows(figures) if result.is_comparison else _run_rows(figures))
+
+
+def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of every chunk of a run."""
+    return [
+        [
+            str(chunk["chunk"] + 1),
+            str(chunk["pixel_frames"]),
+            mib_text(chunk["end"]["bytes"]),
+            mib_text(chunk["end"]["bf16_bytes"]),
+            "-" if chunk["device_peak_bytes"] is None else mib_text(chunk["device_peak_bytes"]),
+            f"{seconds:.2f}",
+        ]
+        for chunk, seconds in zip(figures["chunks"], figures["chunk_seconds"], strict=True)
+    ]
+
+
+def _run_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    peak, end = figures["peak"], figures["end"]
+    device_peak = figures["device_peak_bytes"]
+    kinds = ", ".join(f"{kind} {mib_text(count)}" for kind, count in peak["kinds"].items())
+    chunk_seconds = median(figures["chunk_seconds"])
+    return [
+        ("seed", str(figures["seed"])),
+        ("cache", figures["cache"]),
+        ("at its peak", f"{describe_bytes(peak['bytes'], peak['bf16_bytes'])}, chunk {peak['chunk'] + 1}"),
+        ("  of that", f"{kinds} MiB" if kinds else "nothing"),
+        ("at the end", describe_bytes(end["bytes"], end["bf16_bytes"])),
+        ("device peak", f"{mib_text(device_peak)} MiB" if device_peak is not None else "not known on a CPU"),
+        (
+            "time",
+            f"{figures['seconds']:.1f} s on {figures['device']}, "
+            f"{figures['frames_per_second']:.1f} frames/s, {chunk_seconds:.3g} s per chunk",
+        ),
+    ]
+
+
+def _comparison_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("compared", figures["compared"])]
+    for arm in figures["arms"]:
+        said = describe_bytes(arm["peak"]["bytes"], arm["peak"]["bf16_bytes"])
+        quality = arm["quality"]
+        if quality is not None:
+            said += (
+                f"; {db_text(quality['psnr_db'])} dB" if quality["psnr_db"] is not None else "; equal frames"
+            )
+        rows.append((arm["name"], said))
+    return rows

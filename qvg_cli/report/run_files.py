@@ -1,0 +1,84 @@
+"""Reading what runs and comparisons have left in their folders. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qvg_cli.errors import UsageError
+
+MEMORY, COMPARISON = "memory.json", "compare.json"
+_SCHEMAS = {MEMORY: 1, COMPARISON: 1}
+"""The newest schema of each file that this version reads."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run, or a comparison of runs.
+
+    Attributes:
+        figures: Content of its memory.json or compare.json.
+    """
+
+    folder: Path
+    file: str
+    figures: Mapping[str, Any]
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether this is a comparison."""
+        return self.file == COMPARISON
+
+
+def read_result(folder: Path) -> Result:
+    """The run or the comparison in `folder`.
+
+    Raises:
+        UsageError: There is none, or its file is broken or too new.
+    """
+    for name in (COMPARISON, MEMORY):
+        if (folder / name).is_file():
+            return Result(folder, name, _read(folder / name))
+    raise UsageError(
+        f"{folder} is not the folder of a run: it has no {MEMORY}",
+        hint="give the folder that video.mp4 is in, such as results/self-forcing/NAME",
+    )
+
+
+def find_results(root: Path) -> list[Path]:
+    """Folders below `root` with a run or a comparison, the newest first; runs of a comparison are its own.
+
+    Raises:
+        UsageError: There is no such folder.
+    """
+    if not root.is_dir():
+        raise UsageError(f"no folder {root}", hint="qvg generate makes results/ where it is started")
+    found = sorted(_result_files(root), key=lambda path: (path.stat().st_mtime, path), reverse=True)
+    comparisons = {path.parent for path in found if path.name == COMPARISON}
+    return [path.parent for path in found if comparisons.isdisjoint(path.parent.parents)]
+
+
+def _result_files(root: Path) -> Iterator[Path]:
+    for name in (COMPARISON, MEMORY):
+        yield from root.rglob(name)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is broken: {error}") from error
+    schema = figures.get("schema") if isinstance(figures, dict) else None
+    if not isinstance(schema, int):
+        raise UsageError(f"{path} is not a report of qvg: it has no schema number")
+    if schema > _SCHEMAS[path.name]:
+        raise UsageError(
+            f"{path} has schema {schema}, this qvg reads up to {_SCHEMAS[path.name]}", hint="use a newer qvg"
+        )
+    content: Mapping[str, Any] = figures
+    return content

@@ -1,0 +1,130 @@
+"""Tables of plain text, 80 columns wide at most, that need no colour. No torch."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qvg_cli.report.compare import db_text, frame_time, window_label
+from qvg_cli.report.words import mib_text
+
+WIDTH = 80
+COST_HEADER = ("cache", "peak MiB", "under BF16", "end MiB", "device peak MiB", "s per chunk")
+QUALITY_HEADER = ("cache", "PSNR dB", "SSIM", "differs from", "under 30 dB from")
+_MAX_WINDOWS = 5
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side, the first to the left, all others to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    for index, title in enumerate(header):
+        table.add_column(Text(title), justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        # Not plain strings: brackets would be taken for markup.
+        table.add_row(*map(Text, row))
+    text = io.StringIO()
+    Console(file=text, width=WIDTH, color_system=None, force_terminal=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def format_facts(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and what is said of them, a line each; long ones go on under themselves."""
+    indent = 2 + max(len(name) for name, _ in rows)
+    lines = []
+    for name, value in rows:
+        lines += textwrap.wrap(
+            f"{name:<{indent}}{value}", WIDTH, subsequent_indent=" " * indent, drop_whitespace=True
+        )
+    return "\n".join(lines)
+
+
+def comparison_tables(comparison: Mapping[str, Any]) -> str:
+    """What the arms cost and what they lost, for a terminal."""
+    baseline = comparison["arms"][0]["name"]
+    fps = comparison["fps"]
+    count = len(comparison["videos"])
+    videos = "1 video" if count == 1 else f"mean of {count} videos"
+    blocks = [
+        f"Cache and time, in brackets times those of {baseline}:\n" + _cost_table(comparison["arms"]),
+        f"Frames against those of {baseline}, {videos}:\n" + _quality_table(comparison["arms"], fps),
+    ]
+    windows = comparison["arms"][-1]["quality"]["windows"]
+    if len(windows) > 1:
+        shown = spread(len(windows), _MAX_WINDOWS)
+        every = "" if len(shown) == len(windows) else f" ({len(shown)} of {len(windows)} windows)"
+        for title, name in (("PSNR in dB", "psnr_db"), ("SSIM", "ssim")):
+            table = _window_table(comparison["arms"], fps, shown, name)
+            blocks.append(f"{title} by time{every}:\n{table}")
+    return "\n\n".join(blocks)
+
+
+def cost_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Cells of the costs; in brackets, how many times the baseline's a figure is."""
+    rows = []
+    for arm in arms:
+        times = {} if arm is arms[0] else arm["of_baseline"]
+        ratio = arm["peak"]["ratio"]
+        device_peak = arm["device_peak_bytes"]
+        rows.append(
+            [
+                arm["name"],
+                _beside(mib_text(arm["peak"]["bytes"]), times.get("peak_bytes")),
+                "-" if ratio is None else f"{ratio:.2f}x",
+                mib_text(arm["end"]["bytes"]),
+                "-"
+                if device_peak is None
+                else _beside(mib_text(device_peak), times.get("device_peak_bytes")),
+                _beside(f"{arm['seconds_per_chunk']:.3g}", times.get("seconds_per_chunk")),
+            ]
+        )
+    return rows
+
+
+def quality_rows(arms: Sequence[Mapping[str, Any]], fps: int) -> list[list[str]]:
+    """Cells of the losses of all arms but the baseline."""
+    return [
+        [
+            arm["name"],
+            db_text(arm["quality"]["psnr_db"]),
+            f"{arm['quality']['ssim']:.4f}",
+            frame_time(arm["quality"]["first_different_frame"], fps),
+            frame_time(arm["quality"]["first_diverged_frame"], fps),
+        ]
+        for arm in arms[1:]
+    ]
+
+
+def _cost_table(arms: Sequence[Mapping[str, Any]]) -> str:
+    return format_table(COST_HEADER, cost_rows(arms))
+
+
+def _quality_table(arms: Sequence[Mapping[str, Any]], fps: int) -> str:
+    return format_table(QUALITY_HEADER, quality_rows(arms, fps))
+
+
+def _window_table(arms: Sequence[Mapping[str, Any]], fps: int, shown: Sequence[int], name: str) -> str:
+    first = arms[-1]["quality"]["windows"]
+    header = ["cache", *(window_label(first[index], fps) for index in shown)]
+    rows = []
+    for arm in arms[1:]:
+        values = [arm["quality"]["windows"][index][name] for index in shown]
+        texts = [db_text(value) if name == "psnr_db" else f"{value:.4f}" for value in values]
+        rows.append([arm["name"], *texts])
+    return format_table(header, rows)
+
+
+def _beside(text: str, times: float | None) -> str:
+    return text if times is None else f"{text} ({times:.2f}x)"
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` indices, evenly spread, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return [round(index * (count - 1) / (most - 1)) for index in range(most)]
