@@ -6,7 +6,6 @@ is read.
 
 from __future__ import annotations
 
-import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
-from qvg_cli.backends.hyworldplay.config import HyWorldPlayConfig
+from qvg_cli.backends.hyworldplay.config import HyWorldPlayConfig, WalkModelConfig
 from qvg_cli.backends.hyworldplay.image import fill_frame, open_image
 from qvg_cli.backends.hyworldplay.model import prepare
 from qvg_cli.backends.hyworldplay.session import HyWorldPlaySession
@@ -34,32 +33,65 @@ from qvg_cli.video.vae_stream import StreamingDecoder
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
 
 
+class Models:
+    """What stays loaded, each part read when it is first needed.
+
+    Args:
+        config: Names the weights folder, and the latents that its VAE has to make.
+
+    Raises:
+        MissingModelError: The folder lacks a part.
+    """
+
+    def __init__(self, config: WalkModelConfig, device: torch.device) -> None:
+        self.weights = weights_folder(config.weights)
+        self.device = device
+        self.dtype = model_dtype(config, device)
+        self._config = config
+        for part in PARTS:
+            if not (self.weights / part).is_dir():
+                raise MissingModelError(f"{self.weights} has no folder {part}")
+
+    @cached_property
+    def transformer(self) -> WanTransformer3DModel:
+        """Ready to be attached to a cache."""
+        model = load_transformer(self.weights / "transformer", self.dtype, self.device)
+        prepare(model)
+        return model
+
+    @cached_property
+    def vae(self) -> AutoencoderKLWan:
+        """Checked against the configuration."""
+        vae = load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype).to(self.device)
+        found = vae.config.z_dim, vae.config.scale_factor_spatial
+        if found != (self._config.latent_channels, self._config.spatial_factor):
+            raise MissingModelError(
+                f"the VAE of {self.weights} makes {found[0]} channels, each {found[1]} pixels to a side",
+                hint="set model.latent_channels and model.spatial_factor to these",
+            )
+        return vae
+
+
 class HyWorldPlayPipeline:
     """See `qvg_cli.backends.base.Pipeline`."""
 
-    def __init__(self, config: HyWorldPlayConfig, device: torch.device) -> None:
+    def __init__(self, config: HyWorldPlayConfig, models: Models) -> None:
         self._config = config
-        self._device = device
-        self._dtype = model_dtype(config.model, device)
-        self._weights = weights_folder(config.model.weights)
-        for part in PARTS:
-            if not (self._weights / part).is_dir():
-                raise MissingModelError(f"{self._weights} has no folder {part}")
+        self._models = models
 
     def with_cache(self, cache: CacheConfig) -> HyWorldPlayPipeline:
         """See `Pipeline.with_cache`."""
-        other = copy.copy(self)
-        other._config = self._config.model_copy(update={"cache": cache})
-        return other
+        return HyWorldPlayPipeline(self._config.model_copy(update={"cache": cache}), self._models)
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """See `Pipeline.encode_prompt`. The encoder is not kept."""
-        encoder = TextEncoder(self._weights, self._config.model.text_tokens, self._device, self._dtype)
+        models = self._models
+        encoder = TextEncoder(models.weights, self._config.model.text_tokens, models.device, models.dtype)
         return encoder.encode(prompt)
 
     def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> HyWorldPlaySession:
         """See `Pipeline.start`."""
-        model = self._transformer.config
+        model = self._models.transformer.config
         batch = prompt_embeds.shape[0]
         cache = open_cache(
             self._config.cache,
@@ -71,7 +103,7 @@ class HyWorldPlayPipeline:
         )
         image = self._config.walk.image
         return HyWorldPlaySession(
-            self._transformer,
+            self._models.transformer,
             cache,
             prompt_embeds,
             self._config.sampler,
@@ -82,29 +114,11 @@ class HyWorldPlayPipeline:
 
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
         """See `Pipeline.noise`; in float32, as the state between the steps."""
-        return SeededNoise(plan, seed, like=torch.empty(0, dtype=torch.float32, device=self._device))
+        return SeededNoise(plan, seed, like=torch.empty(0, dtype=torch.float32, device=self._models.device))
 
     def decoder(self) -> StreamingDecoder:
         """See `Pipeline.decoder`."""
-        return StreamingDecoder(self._vae)
-
-    @cached_property
-    def _transformer(self) -> WanTransformer3DModel:
-        model = load_transformer(self._weights / "transformer", self._dtype, self._device)
-        prepare(model)
-        return model
-
-    @cached_property
-    def _vae(self) -> AutoencoderKLWan:
-        vae = load_pretrained(AutoencoderKLWan, self._weights / "vae", self._dtype).to(self._device)
-        settings = self._config.model
-        found = vae.config.z_dim, vae.config.scale_factor_spatial
-        if found != (settings.latent_channels, settings.spatial_factor):
-            raise MissingModelError(
-                f"the VAE of {self._weights} makes {found[0]} channels, each {found[1]} pixels to a side",
-                hint="set model.latent_channels and model.spatial_factor to these",
-            )
-        return vae
+        return StreamingDecoder(self._models.vae)
 
     @torch.no_grad()
     def _encode_image(self, path: str, seed: int) -> Tensor:
@@ -113,11 +127,11 @@ class HyWorldPlayPipeline:
         pixels = fill_frame(open_image(Path(path).expanduser()), height=video.height, width=video.width)
         frame = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None]
         generator = torch.Generator().manual_seed(derive_seed(seed, "image"))
-        vae = self._vae
-        posterior = vae.encode(frame.to(self._device, self._dtype)).latent_dist
+        vae = self._models.vae
+        posterior = vae.encode(frame.to(vae.device, vae.dtype)).latent_dist
         latents: Tensor = posterior.sample(generator).float()
         mean, std = (
-            torch.tensor(values, device=self._device).view(1, -1, 1, 1, 1)
+            torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         return (latents - mean) / std
@@ -129,4 +143,4 @@ def load_pipeline(config: HyWorldPlayConfig, device: torch.device) -> HyWorldPla
     Raises:
         MissingModelError: A part is missing.
     """
-    return HyWorldPlayPipeline(config, device)
+    return HyWorldPlayPipeline(config, Models(config.model, device))

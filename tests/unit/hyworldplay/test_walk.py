@@ -113,3 +113,9 @@ def test_another_vae_than_configured_is_refused(walk_config):
     config = walk_config("model.latent_channels=48")
     with pytest.raises(MissingModelError, match="makes 16 channels, each 8 pixels to a side"):
         load_pipeline(config, torch.device("cpu")).decoder()
+
+
+def test_pipelines_with_other_caches_share_the_models(walk_config):
+    pipeline = load_pipeline(walk_config(), torch.device("cpu"))
+    other = pipeline.with_cache(walk_config("cache.preset=int2").cache)
+    assert other.decoder()._vae is pipeline.decoder()._vae
