@@ -25,7 +25,7 @@ from qvg_cli.resources import configs_dir
 from qvg_cli.yaml_text import parse_yaml
 
 DEFAULT_BACKEND = "self-forcing"
-_ABOUT_THE_FILE = ("summary", "licence", "provenance", "download")
+_ABOUT_THE_FILE = ("summary", "licence", "provenance", "details", "download")
 """Sections of a file that describe it and set nothing."""
 
 

@@ -7,10 +7,12 @@ its class of `RunConfig`). Nothing outside a family's package knows how its mode
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from torch import Tensor, device
 
@@ -18,6 +20,19 @@ if TYPE_CHECKING:
     from qvg_cli.config import CacheConfig
     from qvg_cli.plan import ChunkPlan, VideoPlan
     from qvg_cli.rollout import SeededNoise
+
+
+@dataclass(frozen=True)
+class RunDetails:
+    """What a family adds to a run's folder.
+
+    Attributes:
+        about: What run.yaml says about the run beside its settings.
+        files: Name of a file to a function that writes it.
+    """
+
+    about: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
 class Session(Protocol):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from qvg_cli.backends.base import RunDetails
 from qvg_cli.config import RunConfig
 
 if TYPE_CHECKING:
@@ -21,15 +22,17 @@ class _Family(NamedTuple):
 
     Attributes:
         config: Class in its `config.py` for runs of this family; none takes `RunConfig` as it is.
+        has_details: Whether its `details.py` adds something to a run's folder.
     """
 
     package: str
     config: str | None = None
+    has_details: bool = False
 
 
 _FAMILIES = {
     "self-forcing": _Family("qvg_cli.backends.self_forcing"),
-    "hyworldplay": _Family("qvg_cli.backends.hyworldplay", config="HyWorldPlayConfig"),
+    "hyworldplay": _Family("qvg_cli.backends.hyworldplay", config="HyWorldPlayConfig", has_details=True),
     "longcat": _Family("qvg_cli.backends.longcat", config="LongCatConfig"),
 }
 
@@ -57,6 +60,15 @@ def plan_video(config: RunConfig) -> VideoPlan:
     module = importlib.import_module(f"{_FAMILIES[config.backend].package}.plan")
     plan: VideoPlan = module.plan_video(config)
     return plan
+
+
+def run_details(config: RunConfig) -> RunDetails:
+    """What the family of a run adds to its folder, without torch and without weights."""
+    family = _FAMILIES[config.backend]
+    if not family.has_details:
+        return RunDetails()
+    details: RunDetails = importlib.import_module(f"{family.package}.details").run_details(config)
+    return details
 
 
 def load_pipeline(config: RunConfig, device: torch.device) -> Pipeline:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qvg_cli.backends.base import Pipeline
-from qvg_cli.backends.registry import load_pipeline
+from qvg_cli.backends.registry import load_pipeline, run_details
 from qvg_cli.cache.accounting import MemorySample, total
 from qvg_cli.cache_settings import cache_label
 from qvg_cli.commands.jobs import Planned
@@ -123,6 +124,7 @@ class Recording:
         self.samples: list[MemorySample] = []
         self.status = "running"
         self._run = run
+        self._details = run_details(video.config)
         self._device = device
         self._latents: list[Tensor] = []
         self._chunk_seconds: list[float] = []
@@ -139,7 +141,11 @@ class Recording:
         """Write what is known before the first chunk, and open the video."""
         self._started = time.perf_counter()
         config = self.video.config
-        values = {**config.model_dump(mode="json"), "provenance": provenance(self._device)}
+        values = {
+            **config.model_dump(mode="json"),
+            **({"details": self._details.about} if self._details.about else {}),
+            "provenance": provenance(self._device),
+        }
         write_whole(self._run.config, lambda path: _write_text(path, format_yaml(values)))
         self._writer = VideoWriter(
             self._run.video, height=config.video.height, width=config.video.width, fps=config.video.fps
@@ -171,12 +177,15 @@ class Recording:
         assert self._writer is not None
         report = self._report()
         failures = []
-        for write in (
+        writes: list[Callable[[], None]] = [
             self._writer.finish,
             lambda: write_whole(self._run.latents, self._save_latents),
             lambda: write_whole(self._run.memory, lambda path: self._save_memory(report, path)),
             lambda: write_whole(self._run.plot, report.save_plot),
-        ):
+        ]
+        for name, write_file in self._details.files.items():
+            writes.append(partial(write_whole, self._run.path / name, write_file))
+        for write in writes:
             try:
                 write()
             except QvgError as error:
