@@ -120,16 +120,16 @@ class FittedCodec:
         weight = e4m3.from_bits(stored["weights"]) * weight_unit
         scale = e4m3.from_bits(stored["scales"][..., start:stop]) * scale_unit
         levels = self.grid.read(stored["codes"], start, stop, head_dim)
-        values = (levels @ hadamard(head_dim, levels.device)) * scale.unsqueeze(-1)
+        residual = (levels @ hadamard(head_dim, levels.device)).mul_(scale.unsqueeze(-1))
         patterns = token_patterns(torch.arange(start, stop, device=scale.device), stored["phase"])
-        values *= _rows(weight.unsqueeze(-2) * sign_patterns(head_dim, scale.device), patterns)
+        signed_weight = _rows(weight.unsqueeze(-2) * sign_patterns(head_dim, scale.device), patterns)
         offset = stored["offset"].unsqueeze(-2)
         if "ids" in stored:
             step = e4m3.from_bits(stored["steps"]) * step_unit
             table = offset + (weight * step).unsqueeze(-2) * stored["table"].float()
-            values += _rows(table, stored["ids"][..., start:stop].long())
+            values = _rows(table, stored["ids"][..., start:stop].long()).addcmul_(residual, signed_weight)
         else:
-            values += offset
+            values = torch.addcmul(offset, residual, signed_weight)
         return values[:, :, ::stride].to(packed.dtype)
 
 
