@@ -43,6 +43,10 @@ def compare(
     seconds: options.Seconds = None,
     frames: options.PixelFrames = None,
     size: options.Size = None,
+    pose: options.Pose = None,
+    pad_pose: options.PadPose = None,
+    image: options.Image = None,
+    context: options.Context = None,
     out: Annotated[
         Path,
         typer.Option(metavar="FOLDER", help="Results go to FOLDER/compare/<name>/, never over old ones."),
@@ -70,6 +74,7 @@ def compare(
     makes_videos = {
         "--prompt": prompt, "--prompts": prompts, "--seed": seed, "--seeds": seeds, "--backend": backend,
         "--pocket": pocket or None, "--seconds": seconds, "--frames": frames, "--size": size,
+        "--pose": pose, "--pad-pose": pad_pose, "--image": image, "--context": context,
         "--config": config, "--set": set_ or None,
     }  # fmt: skip
     if not are_presets(arms):
@@ -92,7 +97,16 @@ def compare(
         file=config,
         sets=set_ or (),
         options=options.option_layers(
-            prompt=prompt, cache=None, size=size, seed=seed, device=device, prompt_option="--prompt"
+            prompt=prompt,
+            cache=None,
+            size=size,
+            seed=seed,
+            device=device,
+            pose=pose,
+            pad_pose=pad_pose,
+            image=image,
+            context=context,
+            prompt_option="--prompt",
         ),
     )
     planned = plan_arms(

@@ -32,6 +32,10 @@ def generate(
     seconds: options.Seconds = None,
     frames: options.PixelFrames = None,
     size: options.Size = None,
+    pose: options.Pose = None,
+    pad_pose: options.PadPose = None,
+    image: options.Image = None,
+    context: options.Context = None,
     seed: options.Seed = None,
     prompts: options.Prompts = None,
     out: Annotated[
@@ -68,7 +72,17 @@ def generate(
         pocket=pocket,
         file=config,
         sets=set_ or (),
-        options=options.option_layers(prompt=prompt, cache=cache, size=size, seed=seed, device=device),
+        options=options.option_layers(
+            prompt=prompt,
+            cache=cache,
+            size=size,
+            seed=seed,
+            device=device,
+            pose=pose,
+            pad_pose=pad_pose,
+            image=image,
+            context=context,
+        ),
     )
     planned: list[Planned] = plan_jobs(request, console, prompts=prompts, seconds=seconds, frames=frames)
 

@@ -62,6 +62,35 @@ Sets = Annotated[
         show_default=False,
     ),
 ]
+Pose = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MOVES",
+        help="hyworldplay: how the camera moves, in latent frames, such as w-8,a-8 (w s a d, and turns up "
+        "down left right); or a trajectory file, path.json.",
+        show_default=False,
+    ),
+]
+PadPose = Annotated[
+    str | None,
+    typer.Option(
+        metavar="hold",
+        help="hyworldplay: let the camera stand still where the video is longer than its pose.",
+        show_default=False,
+    ),
+]
+Image = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="hyworldplay: the picture to walk into.", show_default=False),
+]
+Context = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE",
+        help="hyworldplay: how the history is kept: append, rebuild or incremental.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -73,6 +102,10 @@ def option_layers(
     size: str | None,
     seed: int | None,
     device: str | None,
+    pose: str | None = None,
+    pad_pose: str | None = None,
+    image: Path | None = None,
+    context: str | None = None,
     prompt_option: str = "PROMPT",
 ) -> list[Layer]:
     """The settings of options of their own, each with the option's name."""
@@ -90,6 +123,12 @@ def option_layers(
         layers.append(Layer("--seed", {"seed": seed}))
     if device is not None:
         layers.append(Layer("--device", {"device": device}))
+    if context is not None:
+        layers.append(Layer("--context", {"sampler": {"context": context}}))
+    walk = {"pose": pose, "pad_pose": pad_pose, "image": None if image is None else str(image)}
+    for name, value in walk.items():
+        if value is not None:
+            layers.append(Layer(f"--{name.replace('_', '-')}", {"walk": {name: value}}))
     return layers
 
 
