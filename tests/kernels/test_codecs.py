@@ -183,6 +183,34 @@ def test_an_empty_span_is_refused(spec):
         build_codec(spec).encode(torch.zeros(1, 1, 0, 64), seed=0)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_papers_knobs_go_together(bits, stages, block_size, head_dim):
+    spec = QvgSpec(bits=bits, block_size=block_size, stages=stages, num_centroids=128, iterations=1)
+    span = make_span(1, 2, 200, head_dim)
+    codec = build_codec(spec)
+    packed = codec.encode(span, seed=0)
+    assert packed.payload_bytes() == spec.payload_bytes(2, 200, head_dim)
+    error = (codec.decode(packed) - span).square().sum() / span.square().sum()
+    assert error < (0.02 if bits == 2 else 0.002)
+
+
+def test_more_stages_and_smaller_blocks_lose_less():
+    span = make_span(1, 1, 600, 128)
+    errors = []
+    for settings in (
+        {},
+        {"stages": 2},
+        {"stages": 4, "block_size": 16},
+        {"stages": 4, "bits": 4, "block_size": 16},
+    ):
+        codec = build_codec(QvgSpec(num_centroids=32, **settings))
+        errors.append((codec.decode(codec.encode(span, seed=0)) - span).square().sum().item())
+    assert errors == sorted(errors, reverse=True)
+
+
 def test_none_takes_any_head_size_and_gives_the_bits_back():
     span = make_span(1, 2, 9, 20)
     codec = build_codec(NoneSpec())
