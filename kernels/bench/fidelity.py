@@ -42,14 +42,18 @@ class Preset:
     value: Any
 
 
-def load_presets(names: list[str]) -> list[Preset]:
-    """Presets by name, all that pack anything if no name is given."""
+def load_presets(texts: list[str]) -> list[Preset]:
+    """Presets written `name` or `name:knob=value,knob=value`; all that pack anything if there are none."""
     adapter: TypeAdapter[Any] = TypeAdapter(Annotated[CodecSpec, Field(discriminator="scheme")])
     presets = []
-    for name in names or sorted(path.stem for path in PRESETS.glob("*.yaml")):
+    for text in texts or sorted(path.stem for path in PRESETS.glob("*.yaml")):
+        name, _, knobs = text.partition(":")
         settings = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
-        preset = Preset(name, adapter.validate_python(settings["k"]), adapter.validate_python(settings["v"]))
-        if names or preset.key.scheme not in ("none", "bf16"):
+        for knob in filter(None, knobs.split(",")):
+            key, _, value = knob.partition("=")
+            settings["k"][key] = settings["v"][key] = yaml.safe_load(value)
+        preset = Preset(text, adapter.validate_python(settings["k"]), adapter.validate_python(settings["v"]))
+        if texts or preset.key.scheme not in ("none", "bf16"):
             presets.append(preset)
     return presets
 
@@ -131,7 +135,7 @@ def parse_frame(text: str) -> tuple[int, int]:
 def main() -> None:
     """Measure, print the table and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--presets", nargs="*", default=[], help="names in configs/cache; all that pack")
+    parser.add_argument("--presets", nargs="*", default=[], help="names in configs/cache, or name:knob=value")
     parser.add_argument("--spans", nargs="*", type=int, default=[4680, 9360, 37440], help="tokens of a span")
     parser.add_argument("--samples", type=int, default=2, help="seeds of each synthetic cell")
     parser.add_argument("--recorded", type=Path, help="safetensors file of recorded keys and values")

@@ -90,7 +90,8 @@ def _gains(cells: dict[tuple[str, int], list[Row]]) -> list[str]:
     ]
     attention: list[float] = []
     for (source, tokens), cell in cells.items():
-        by_name = {row.preset: row for row in cell}
+        # A preset's label may carry knobs after a colon.
+        by_name = {row.preset.partition(":")[0]: row for row in cell}
         if DEFAULT not in by_name or PAPER not in by_name:
             return []
         ours, theirs = by_name[DEFAULT], by_name[PAPER]

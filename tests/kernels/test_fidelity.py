@@ -47,9 +47,10 @@ def test_it_compares_presets_on_synthetic_spans(run):
 
 
 def test_it_reads_recorded_keys_and_values(run, recorded):
-    _, table = run(
-        "--presets", "int2", "trit", "--recorded", recorded, "--frame", "2x3", "--spans", "24", "60"
-    )
+    presets = ("int2", "int2-qvg:num_centroids=16,block_size=32")
+    _, table = run("--presets", *presets, "--recorded", recorded, "--frame", "2x3", "--spans", "24", "60")
+    assert "| int2-qvg:num_centroids=16,block_size=32 |" in table
+    assert "| recorded | 24 |" in table
     assert "recorded, spans of 24 tokens" in table
     assert "recorded, spans of 60 tokens" in table
 
