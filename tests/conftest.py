@@ -7,6 +7,7 @@ from pathlib import Path
 # Read when torch and huggingface_hub are imported, here and in the programs that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="qvg-tests-")
+os.environ["QVG_HOME"] = os.path.join(os.environ["HF_HOME"], "qvg")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest

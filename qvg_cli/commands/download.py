@@ -96,16 +96,19 @@ def _show_plans(chosen: Sequence[Download], revisions: Mapping[str, str]) -> Non
 def _download_all(
     chosen: Sequence[Download], revisions: Mapping[str, str], console: Console, *, is_quiet: bool
 ) -> None:
+    import logging
     from contextlib import ExitStack
 
     from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.logging import set_verbosity
 
     from qvg_cli.hub.plan import check_space, plan_download
-    from qvg_cli.hub.store import is_whole, locked, read_record
+    from qvg_cli.hub.store import is_whole, locked, read_record, refuse_strangers
     from qvg_cli.resources import qvg_home
 
     if is_quiet:
         disable_progress_bars()
+        set_verbosity(logging.ERROR)
     with ExitStack() as stack:
         plans: list[DownloadPlan] = []
         folders: list[Path] = []
@@ -122,6 +125,7 @@ def _download_all(
             ):
                 console.note(f"{each.name} is whole already; --revision REPOSITORY=main asks for a newer one")
                 continue
+            refuse_strangers(each.name)
             plans.append(plan_download(each, record, revisions))
             console.note("\n".join(_plan_lines(plans[-1])))
         check_space(plans)

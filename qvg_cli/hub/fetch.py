@@ -81,13 +81,21 @@ def _is_intact(path: Path, file: RemoteFile) -> bool:
     return path.samefile(file.blob) or sha256(path) == file.sha256
 
 
+def _is_right(path: Path, file: RemoteFile) -> bool:
+    """Whether `path` has the whole content of a large file."""
+    return path.exists() and path.stat().st_size == file.size and sha256(path) == file.sha256
+
+
 def _fetch_large(file: RemoteFile, note: Note) -> None:
     """Let the hub's cache have the content of `file`."""
+    # Before the lock: a cache that is only read has no place for one.
+    if _is_right(file.blob, file):
+        return
     file.blob.parent.mkdir(parents=True, exist_ok=True)
     file.lock.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(file.lock):
         if file.blob.exists():
-            if file.blob.stat().st_size == file.size and sha256(file.blob) == file.sha256:
+            if _is_right(file.blob, file):
                 return
             note(_DAMAGED.format(file.path))
         # A link whose target has gone is in the way, too.
@@ -130,7 +138,7 @@ def _gather(file: RemoteFile) -> bool:
 
 def _finish(file: RemoteFile) -> bool:
     """Move the partial file to its place, or remove it if it is not the right content."""
-    if file.partial.stat().st_size == file.size and sha256(file.partial) == file.sha256:
+    if _is_right(file.partial, file):
         os.replace(file.partial, file.blob)
         return True
     file.partial.unlink()

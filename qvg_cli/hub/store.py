@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from qvg_cli.backends.registry import convert_checkpoint
 from qvg_cli.config import Config
-from qvg_cli.errors import QvgError
+from qvg_cli.errors import MissingModelError, QvgError
 from qvg_cli.hub.errors import disk_error
 from qvg_cli.hub.spec import ConvertConfig, DownloadConfig, RepositoryConfig
 from qvg_cli.interrupts import hold_interrupts
@@ -163,7 +163,6 @@ def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callabl
     name = plan.download.name
     folder, part = qvg_home() / name, _part(name)
     old = read_record(name)
-    _refuse_strangers(folder, old)
     try:
         part.mkdir()
         for wanted in plan.files:
@@ -210,7 +209,10 @@ def _convert(
                 os.link(qvg_home() / name / made, _part(name) / made)
             return earlier
     note(f"converting {source.path} to safetensors, once")
-    settings = {key: value for key, value in json.loads(config_text).items() if not key.startswith("_")}
+    try:
+        settings = {key: value for key, value in json.loads(config_text).items() if not key.startswith("_")}
+    except (ValueError, AttributeError) as error:
+        raise MissingModelError(f"the config.json that came for {convert.into} is not readable") from error
     fresh = _part(name) / f".{convert.into}"
     try:
         convert_checkpoint(name, path, settings, fresh)
@@ -254,18 +256,18 @@ def _record(plan: DownloadPlan, converted: tuple[ConvertedRecord, ...]) -> Recor
     return Record(config=plan.download.config, repositories=tuple(repositories), converted=converted)
 
 
-def _refuse_strangers(folder: Path, record: Record | None) -> None:
-    """Never replace what this module did not write."""
-    if not folder.exists():
-        return
-    known = (
-        {RECORD} | {path for converted in record.converted for path in converted.sizes}
-        if record
-        else {RECORD}
-    )
+def refuse_strangers(name: str) -> None:
+    """Refuse to replace what this module did not write.
+
+    Raises:
+        QvgError: There is such a file in the folder.
+    """
+    folder, record = qvg_home() / name, read_record(name)
+    known = {RECORD}
+    if record is not None:
+        known.update(path for converted in record.converted for path in converted.sizes)
     for path in sorted(folder.rglob("*")):
-        is_own = path.is_symlink() or path.is_dir() or str(path.relative_to(folder)) in known
-        if not is_own and (record is not None or not (folder / RECORD).exists()):
+        if not (path.is_symlink() or path.is_dir() or str(path.relative_to(folder)) in known):
             raise QvgError(
                 f"{path} was not put there by qvg download", hint="move it elsewhere, then download again"
             )

@@ -129,7 +129,12 @@ def convert_checkpoint(source: Path, config: Mapping[str, object], folder: Path)
     Raises:
         MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
     """
-    transformer_from_published(read_published(source), config, torch.bfloat16).save_pretrained(folder)
+    state = read_published(source)
+    try:
+        model = transformer_from_published(state, config, torch.bfloat16)
+    except TypeError as error:
+        raise MissingModelError(f"config.json does not describe this transformer: {error}") from error
+    model.save_pretrained(folder)
 
 
 def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -206,6 +206,22 @@ def test_a_checkpoint_of_another_model_is_named_and_leaves_nothing(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b"[1]", "the config.json that came for transformer is not readable"),
+        (b"{", "the config.json that came for transformer is not readable"),
+        (b'{"num_wings": 2}', "config.json does not describe this transformer: "),
+    ],
+)
+def test_a_config_of_something_else_is_named(published, qvg_download, folder, base_files, config, message):
+    published.repositories[BASE].push({**base_files, "transformer/config.json": config})
+    result = qvg_download("self-forcing")
+    assert result.exit_code == 3
+    assert f"error: {message}" in result.stderr
+    assert not folder.exists()
+
+
 class Payload:
     """Unpickling this would make a file."""
 
@@ -295,11 +311,12 @@ def test_a_file_that_the_repository_lacks(published, qvg_download):
     assert f"--revision {MODEL}=REVISION" in result.stderr
 
 
-def test_what_others_put_there_is_not_replaced(downloaded, qvg_download):
+def test_what_others_put_there_is_not_replaced(published, downloaded, qvg_download):
     (downloaded / "vae" / "own.safetensors").write_bytes(b"mine")
     result = qvg_download("self-forcing", "--revision", f"{MODEL}=main")
     assert result.exit_code == 1
     assert f"error: {downloaded}/vae/own.safetensors was not put there by qvg download" in result.stderr
+    assert not published.requests
     assert (downloaded / "vae" / "own.safetensors").read_bytes() == b"mine"
 
 
@@ -327,6 +344,8 @@ def test_what_a_killed_run_left_is_removed(published, qvg_download, folder):
 
 def test_a_broken_record_is_written_anew(published, downloaded, qvg_download):
     (downloaded / "download.json").write_text("{")
+    # Without a record, a file of ours cannot be told from one of the user's.
+    assert qvg_download("self-forcing").exit_code == 1
     (downloaded / WEIGHTS).unlink()
     (downloaded / "transformer" / "config.json").unlink()
     assert qvg_download("self-forcing").exit_code == 0
@@ -340,3 +359,43 @@ def test_a_home_that_cannot_be_written(published, qvg_download, tmp_path):
     assert f"error: cannot write to {tmp_path}/qvg" in result.stderr
     assert "set QVG_HOME" in result.stderr
     assert not published.requests
+
+
+def test_other_backends_need_no_code_of_their_own(hub, qvg_download, base_files, free_space, tmp_path):
+    from qvg_cli.backends.hyworldplay.weights import build_transformer, load_transformer
+
+    config = {**TINY_WALK, "_class_name": "WanTransformer3DModel", "_diffusers_version": "0"}
+    state = build_transformer(TINY_WALK).state_dict()
+    hub.repository(
+        "tencent/HY-WorldPlay",
+        {
+            "wan_transformer/config.json": json.dumps(config).encode(),
+            "wan_transformer/diffusion_pytorch_model.safetensors": b"not needed",
+            "wan_distilled_model/model.pt": saved({"generator": state, "generator_ema": {}}),
+        },
+    )
+    hub.repository("Wan-AI/Wan2.2-TI2V-5B-Diffusers", base_files)
+    result = qvg_download("hyworldplay")
+    assert result.exit_code == 0, result.stderr
+    assert not hub.asked("GET", "wan_transformer/diffusion_pytorch_model.safetensors")
+    folder = weights_folder("hyworldplay")
+    found = load_transformer(folder / "transformer", torch.bfloat16, torch.device("cpu")).state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name].to(found[name].dtype)) for name in state)
+    # The converter writes a config.json of its own: not into the hub's cache, which the folder linked to.
+    assert json.loads((folder / "transformer" / "config.json").read_text()).keys() == TINY_WALK.keys()
+    (cached,) = (tmp_path / "hf").rglob("wan_transformer/config.json")
+    assert json.loads(cached.read_text()) == config
+
+
+TINY_WALK = {
+    "num_attention_heads": 1,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 8,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 1,
+    "rope_max_seq_len": 32,
+}

@@ -175,3 +175,15 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub, get, monkeypatch):
 def test_without_a_token_none_is_sent(hub, get):
     get()
     assert {request.authorization for request in hub.requests} == {None}
+
+
+def test_a_cache_that_is_only_read_will_do(hub, get, tmp_path):
+    for path in FILES:
+        get(path)
+    before = {path: path.lstat().st_mtime_ns for path in (tmp_path / "hf").rglob("*")}
+    for lock in tmp_path.rglob("*.lock"):
+        lock.unlink()
+        before.pop(lock, None)
+    for path in FILES:
+        assert get(path).read_bytes() == FILES[path]
+    assert set((tmp_path / "hf").rglob("*")) == before.keys()
