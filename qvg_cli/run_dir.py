@@ -31,6 +31,7 @@ class RunDir:
         self.latents = path / "latents.safetensors"
         self.memory = path / "memory.json"
         self.plot = path / "memory.png"
+        self.page = path / "report.html"
         self.config = path / "run.yaml"
 
     @classmethod

@@ -24,8 +24,10 @@ from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import Interrupted, QvgError
 from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.report.html import run_page
 from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.provenance import provenance
+from qvg_cli.report.run_files import read_result
 from qvg_cli.report.words import describe_bytes, mib_text
 from qvg_cli.rollout import ChunkResult, rollout
 from qvg_cli.run_dir import RunDir, write_whole
@@ -185,6 +187,8 @@ class Recording:
         ]
         for name, write_file in self._details.files.items():
             writes.append(partial(write_whole, self._run.path / name, write_file))
+        # The last: it shows what the other files hold.
+        writes.append(lambda: write_whole(self._run.page, self._save_page))
         for write in writes:
             try:
                 write()
@@ -227,7 +231,13 @@ class Recording:
     def figures(self) -> dict[str, Any]:
         """Paths and figures for `--json`."""
         run = self._run
-        paths = {"video": run.video, "latents": run.latents, "memory": run.memory, "plot": run.plot}
+        paths = {
+            "video": run.video,
+            "latents": run.latents,
+            "memory": run.memory,
+            "plot": run.plot,
+            "report": run.page,
+        }
         return {
             "schema": 1,
             **self._about(),
@@ -265,6 +275,9 @@ class Recording:
     def _save_memory(self, report: MemoryReport, path: Path) -> None:
         about = {**self._about(), "chunk_seconds": self._chunk_seconds}
         _write_text(path, json.dumps(report.to_json(about), indent=1) + "\n")
+
+    def _save_page(self, path: Path) -> None:
+        _write_text(path, run_page(read_result(self._run.path)))
 
     def _save_latents(self, path: Path) -> None:
         # Not save_file: it makes files that only their owner can read.

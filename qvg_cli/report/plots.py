@@ -54,6 +54,7 @@ def _draw_psnr(axes: Axes, comparison: Mapping[str, Any]) -> None:
 
 def _draw_ssim(axes: Axes, comparison: Mapping[str, Any]) -> None:
     _draw_frames(axes, comparison, "ssim")
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_ylabel("SSIM of a frame")
 
 
