@@ -3,6 +3,7 @@ sizes."""
 
 import numpy as np
 import pytest
+import torch
 from golden import golden_folder, load_golden
 from PIL import Image
 
@@ -10,10 +11,13 @@ from qvg_cli.backends.hyworldplay.image import fill_frame, place
 from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap, ball_points
 from qvg_cli.backends.hyworldplay.plan import plan_chunks
 from qvg_cli.backends.hyworldplay.trajectory import camera_path
+from qvg_cli.cache.accounting import total
 from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.cache_settings import read_preset
 from qvg_cli.config import CacheConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import VideoPlan
+from qvg_kernels.codec import build_codec
 from qvg_kernels.spec import Bf16Spec
 
 FOLDER = golden_folder("hyworldplay")
@@ -100,6 +104,18 @@ def test_pictures_cover_the_frame(source):
     filled = fill_frame(Image.new("RGB", tuple(source), "white"), height=height, width=width)
     assert filled.shape == (height, width, 3)
     assert filled.min() == 255
+
+
+def test_the_default_cache_is_eleven_times_smaller_than_the_original():
+    golden = load_golden(FOLDER, "cache_memory.json")
+    preset = read_preset("int2", "the test")
+    config = CacheConfig.model_validate({"preset": "int2", **preset})
+    # One head of one chunk; bytes grow in proportion with both.
+    tokens, head_dim = CHUNK_FRAMES * golden["tokens_per_latent_frame"], golden["cached_head_dim"] // 2
+    raw = torch.randn(1, 1, tokens, head_dim)
+    held = sum(total(build_codec(spec).encode(raw, seed=0).payload_bytes()) for spec in (config.k, config.v))
+    original = golden["tensors_per_layer"] * tokens * golden["cached_head_dim"] * 2
+    assert original / held > 11
 
 
 def test_raw_keys_and_values_take_half_of_the_original_cache():

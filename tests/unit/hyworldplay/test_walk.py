@@ -60,6 +60,15 @@ def test_frames_are_recalled_in_a_long_walk(walk_config):
     assert plan.chunks[-1].reads != tuple(range(8, 20))
 
 
+@pytest.mark.parametrize("context", ["append", "incremental"])
+def test_walks_go_on_past_the_reach_of_the_window(walk_config, context):
+    walk = Walk(walk_config(f"sampler.context={context}", "walk.pose=w-40,left-31"))
+    assert len(walk.plan.chunks) == 18
+    assert len(walk.plan.chunks[-1].reads) == 48
+    assert walk.plan.chunks[-1].reads != tuple(range(20, 68))
+    assert torch.isfinite(walk.latents).all()
+
+
 def test_append_and_rebuild_part_at_the_third_chunk(walk_config):
     append, rebuild = (
         Walk(walk_config(f"sampler.context={context}", "walk.pose=w-12")).latents for context in CONTEXTS[:2]
