@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 MAX = 448.0
-MIN_NORMAL = 2.0**-6
 
 
 def to_bits(values: Tensor) -> Tensor:
@@ -32,6 +31,9 @@ def round_to_unit(values: Tensor) -> tuple[Tensor, Tensor]:
         Bit patterns of `values / unit`, and the unit: float32 without axes, the least power of two that
         brings the largest magnitude to at most 448, or 2**-100 for zeros.
     """
-    exponent = torch.ceil(torch.log2(values.abs().amax() / MAX)).clamp(min=-100.0)
-    unit = torch.exp2(exponent)
+    ratio = values.abs().amax() / MAX
+    # Exact on every device, where a rounded logarithm could miss a power of two.
+    mantissa, exponent = torch.frexp(ratio)
+    exponent = torch.where(mantissa > 0.5, exponent, exponent - 1)
+    unit = torch.exp2(torch.where(ratio > 0, exponent, -100).clamp(min=-100).float())
     return to_bits(values / unit), unit

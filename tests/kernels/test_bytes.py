@@ -61,7 +61,7 @@ def test_e4m3_rounds_to_nearest_even_and_saturates(value, rounded):
     assert e4m3.from_bits(e4m3.to_bits(torch.tensor([value]))).item() == rounded
 
 
-@pytest.mark.parametrize("largest", [1e-6, 0.3, 448.0, 449.0, 1e5])
+@pytest.mark.parametrize("largest", [1e-6, 0.3, 224.0, 448.0, 449.0, 1e5])
 def test_a_unit_is_the_least_power_of_two_that_fits(largest):
     _, unit = e4m3.round_to_unit(torch.tensor([largest / 3, largest]))
     assert torch.log2(unit).item() == round(torch.log2(unit).item())
