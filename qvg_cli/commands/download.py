@@ -86,7 +86,7 @@ def _parse_revisions(texts: Sequence[str], chosen: Sequence[Download]) -> dict[s
 
 def _show_plans(chosen: Sequence[Download], revisions: Mapping[str, str]) -> None:
     from qvg_cli.hub.plan import check_space, plan_download
-    from qvg_cli.hub.store import read_record
+    from qvg_cli.hub.record import read_record
 
     plans = [plan_download(each, read_record(each.name), revisions) for each in chosen]
     show_data("\n\n".join("\n".join(_plan_lines(plan)) for plan in plans))
@@ -103,7 +103,8 @@ def _download_all(
     from huggingface_hub.utils.logging import set_verbosity
 
     from qvg_cli.hub.plan import check_space, plan_download
-    from qvg_cli.hub.store import is_whole, locked, read_record, refuse_strangers
+    from qvg_cli.hub.record import is_whole, read_record
+    from qvg_cli.hub.store import locked, refuse_strangers
     from qvg_cli.resources import qvg_home
 
     if is_quiet:
@@ -153,7 +154,7 @@ def _fetch(plan: DownloadPlan, console: Console) -> None:
 
 def _about(download: Download) -> str:
     """What `--list` says of one name."""
-    from qvg_cli.hub.store import is_whole, read_record
+    from qvg_cli.hub.record import is_whole, read_record
     from qvg_cli.resources import qvg_home
 
     record = read_record(download.name)

@@ -12,18 +12,26 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
-from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from qvg_cli.backends.registry import convert_checkpoint
-from qvg_cli.config import Config
 from qvg_cli.errors import MissingModelError, QvgError
 from qvg_cli.hub.errors import disk_error
-from qvg_cli.hub.spec import ConvertConfig, DownloadConfig, RepositoryConfig
+from qvg_cli.hub.fetch import sha256
+from qvg_cli.hub.record import (
+    RECORD,
+    ConvertedRecord,
+    FileRecord,
+    Record,
+    RepositoryRecord,
+    are_whole,
+    read_record,
+)
+from qvg_cli.hub.spec import ConvertConfig
 from qvg_cli.interrupts import hold_interrupts
 from qvg_cli.resources import qvg_home
 
@@ -33,96 +41,7 @@ if TYPE_CHECKING:
     from qvg_cli.hub.plan import DownloadPlan
     from qvg_cli.hub.remote import RemoteFile
 
-RECORD = "download.json"
 _LOCK_SECONDS = 0.1
-
-
-class FileRecord(Config):
-    """A file of the hub's cache that the folder links to.
-
-    Attributes:
-        path: In the repository.
-        target: In the folder; none for a checkpoint that was only converted.
-        sha256: Where the hub gives it.
-    """
-
-    path: str
-    target: str | None
-    size: int
-    sha256: str | None
-    git_sha1: str
-
-
-class RepositoryRecord(Config):
-    """What came from one repository.
-
-    Attributes:
-        licence: What the model card said.
-    """
-
-    repository: str
-    revision: str
-    commit: str
-    licence: str | None
-    files: tuple[FileRecord, ...]
-
-
-class ConvertedRecord(Config):
-    """What a published checkpoint became.
-
-    Attributes:
-        config_sha256: Of the config.json that it was read with.
-        sizes: Bytes by path in the folder.
-    """
-
-    file: str
-    source_sha256: str
-    config_sha256: str
-    sizes: dict[str, int]
-
-
-class Record(Config):
-    """What a folder holds, and where it came from.
-
-    Attributes:
-        config: The section that the folder was made from.
-    """
-
-    format: Literal[1] = 1
-    config: DownloadConfig
-    repositories: tuple[RepositoryRecord, ...]
-    converted: tuple[ConvertedRecord, ...]
-
-    def commit(self, config: RepositoryConfig) -> str | None:
-        """The commit to use again; none where the YAML has come to name another revision."""
-        is_same = any(
-            (old.repository, old.revision) == (config.repository, config.revision)
-            for old in self.config.repositories
-        )
-        commits = [found.commit for found in self.repositories if found.repository == config.repository]
-        return commits[0] if is_same and commits else None
-
-
-def read_record(name: str) -> Record | None:
-    """The record of a folder; none if there is no such folder, or its record is not readable."""
-    try:
-        return Record.model_validate_json((qvg_home() / name / RECORD).read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def is_whole(name: str, record: Record) -> bool:
-    """Whether every file of the record is there in its size."""
-    folder = qvg_home() / name
-    sizes = {
-        file.target: file.size
-        for found in record.repositories
-        for file in found.files
-        if file.target is not None
-    }
-    for converted in record.converted:
-        sizes.update(converted.sizes)
-    return all((folder / path).is_file() and (folder / path).stat().st_size == sizes[path] for path in sizes)
 
 
 @contextmanager
@@ -198,12 +117,12 @@ def _convert(
     config_text = (into / "config.json").read_bytes()
     record = ConvertedRecord(
         file=source.path,
-        source_sha256=source.sha256 or "",
+        source_sha256=source.sha256 or sha256(path),
         config_sha256=hashlib.sha256(config_text).hexdigest(),
         sizes={},
     )
     for earlier in old.converted if old is not None else ():
-        if record == earlier.model_copy(update={"sizes": {}}) and old is not None and is_whole(name, old):
+        if earlier.model_copy(update={"sizes": {}}) == record and are_whole(name, earlier.sizes):
             for made in earlier.sizes:
                 (_part(name) / made).unlink(missing_ok=True)
                 os.link(qvg_home() / name / made, _part(name) / made)

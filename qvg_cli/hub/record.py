@@ -1,0 +1,107 @@
+"""What a weights folder holds and where it came from, in a small JSON beside the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import ValidationError
+
+from qvg_cli.config import Config
+from qvg_cli.hub.spec import DownloadConfig, RepositoryConfig
+from qvg_cli.resources import qvg_home
+
+RECORD = "download.json"
+
+
+class FileRecord(Config):
+    """A file of the hub's cache that the folder links to.
+
+    Attributes:
+        path: In the repository.
+        target: In the folder; none for a checkpoint that was only converted.
+        sha256: Where the hub gives it.
+    """
+
+    path: str
+    target: str | None
+    size: int
+    sha256: str | None
+    git_sha1: str
+
+
+class RepositoryRecord(Config):
+    """What came from one repository.
+
+    Attributes:
+        licence: What the model card said.
+    """
+
+    repository: str
+    revision: str
+    commit: str
+    licence: str | None
+    files: tuple[FileRecord, ...]
+
+
+class ConvertedRecord(Config):
+    """What a published checkpoint became.
+
+    Attributes:
+        config_sha256: Of the config.json that it was read with.
+        sizes: Bytes by path in the folder.
+    """
+
+    file: str
+    source_sha256: str
+    config_sha256: str
+    sizes: dict[str, int]
+
+
+class Record(Config):
+    """What a folder holds, and where it came from.
+
+    Attributes:
+        config: The section that the folder was made from.
+    """
+
+    format: Literal[1] = 1
+    config: DownloadConfig
+    repositories: tuple[RepositoryRecord, ...]
+    converted: tuple[ConvertedRecord, ...]
+
+    def commit(self, config: RepositoryConfig) -> str | None:
+        """The commit to use again; none where the YAML has come to name another revision."""
+        is_same = any(
+            (old.repository, old.revision) == (config.repository, config.revision)
+            for old in self.config.repositories
+        )
+        commits = [found.commit for found in self.repositories if found.repository == config.repository]
+        return commits[0] if is_same and commits else None
+
+
+def read_record(name: str) -> Record | None:
+    """The record of a folder; none if there is no such folder, or its record is not readable."""
+    try:
+        return Record.model_validate_json((qvg_home() / name / RECORD).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def is_whole(name: str, record: Record) -> bool:
+    """Whether every file of the record is there in its size."""
+    linked = {
+        file.target: file.size
+        for found in record.repositories
+        for file in found.files
+        if file.target is not None
+    }
+    # A converted checkpoint brings a config.json of its own.
+    made = {path: size for converted in record.converted for path, size in converted.sizes.items()}
+    return are_whole(name, {**linked, **made})
+
+
+def are_whole(name: str, sizes: Mapping[str, int]) -> bool:
+    """Whether the folder has every path of `sizes` in its size."""
+    paths = {qvg_home() / name / path: size for path, size in sizes.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
