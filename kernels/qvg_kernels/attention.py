@@ -63,7 +63,7 @@ class Workspace:
         return buffer[:count].view(shape), buffer[count : 2 * count].view(shape)
 
     def part_sizes(self, query: Tensor, num_tokens: int) -> tuple[int, int]:
-        """Heads and tokens that fit at once for `[B, H, S, D]` queries: all keys of some heads, or some of one."""
+        """Heads and tokens that fit at once for `[B, H, S, D]` queries: all keys of some, or some of one."""
         batch, heads, _, head_dim = query.shape
         token_bytes = 2 * batch * head_dim * query.element_size()
         tokens = max(1, min(num_tokens, self.limit_bytes // token_bytes))

@@ -56,4 +56,5 @@ class TextEncoder:
             return_tensors="pt",
         ).to(self._model.device)
         states = self._model(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        return states * tokens.attention_mask.unsqueeze(-1).to(states)
+        kept: Tensor = states * tokens.attention_mask.unsqueeze(-1).to(states)
+        return kept

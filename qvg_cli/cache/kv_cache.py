@@ -176,7 +176,7 @@ class LayerCache:
 
     def evict(self, gone: Set[int]) -> None:
         """Drop the entries whose frames are all `gone`; a span stays until the last of its frames goes."""
-        for entry in [entry for entry in self.entries if gone.issuperset(entry.frames)]:
+        for entry in [entry for entry in self.entries if set(entry.frames) <= gone]:
             self._drop(entry)
 
     def _segments(self, reads: Frames, placement: _Placement) -> Iterator[_HistorySegment]:

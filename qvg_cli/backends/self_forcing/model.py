@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -79,7 +80,7 @@ class CachedSelfAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: WanAttention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -112,7 +113,7 @@ class TextCrossAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: WanAttention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -156,7 +157,8 @@ def attach(model: WanTransformer3DModel, cache: KVCache) -> Call:
 
 def _split_heads(states: Tensor, heads: int) -> Tensor:
     """`[B, S, H * D]` to `[B, H, S, D]`."""
-    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = states.unflatten(-1, (heads, -1))
+    return split.transpose(1, 2)
 
 
 def _join_heads(states: Tensor) -> Tensor:
