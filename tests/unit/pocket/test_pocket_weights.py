@@ -1,0 +1,59 @@
+"""The weights that ship load offline with the stock classes and keep their promises of size and form."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors import safe_open
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from scripts.pocket.prompts import Grammar
+from scripts.pocket.text import encode_text
+from scripts.pocket.tokenizer import TEXT_LENGTH, build_tokenizer
+
+FOLDER = Path(__file__).resolve().parents[3] / "qvg_cli" / "data" / "pocket"
+MAX_BYTES = 26_000_000
+
+
+def test_everything_together_is_small():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= MAX_BYTES
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_tensors_are_finite_bf16(part):
+    (path,) = (FOLDER / part).glob("*.safetensors")
+    with safe_open(path, "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            tensor = tensors.get_tensor(name)
+            assert tensor.dtype == torch.bfloat16, name
+            assert tensor.isfinite().all(), name
+
+
+def test_vae_stores_its_own_latent_statistics():
+    vae = AutoencoderKLWan.from_pretrained(FOLDER / "vae")
+    assert len(vae.config.latents_mean) == vae.config.z_dim == 16
+    assert vae.config.latents_std != AutoencoderKLWan(base_dim=8).config.latents_std
+    assert (vae.config.scale_factor_spatial, vae.config.scale_factor_temporal) == (8, 4)
+
+
+@torch.no_grad()
+def test_text_side_feeds_the_transformer():
+    transformer = WanTransformer3DModel.from_pretrained(FOLDER / "transformer").eval()
+    encoder = UMT5EncoderModel.from_pretrained(FOLDER / "text_encoder").float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "tokenizer")
+    assert transformer.config.attention_head_dim == 128
+    padded = tokenizer(
+        "A red ball bounces", padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+    )
+    states = encode_text(encoder, padded["input_ids"])
+    assert states.shape == (1, TEXT_LENGTH, transformer.config.text_dim)
+    assert states[0, 5:].abs().max() == 0
+    flow = transformer(torch.randn(1, 16, 3, 8, 8), torch.tensor([1000.0]), states, return_dict=False)[0]
+    assert flow.isfinite().all()
+
+
+def test_shipped_tokenizer_is_the_one_the_grammar_builds():
+    shipped, built = AutoTokenizer.from_pretrained(FOLDER / "tokenizer"), build_tokenizer(Grammar.load())
+    prompt = "At dusk a Tiny purple gem hops, the camera orbits; dragons?"
+    assert shipped(prompt)["input_ids"] == built(prompt)["input_ids"]
