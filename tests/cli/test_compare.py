@@ -1,0 +1,200 @@
+"""Whole comparisons on a tiny model: the same noise, figures, files, and what is left when one stops."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from qvg_cli.main import app
+from qvg_cli.video.io import count_frames, read_frames
+
+FRAMES = 45
+LENGTH = ("--frames", FRAMES)
+
+
+def settings(tiny):
+    model = (f"model.weights={tiny.weights}", "model.text_tokens=8")
+    return ["--size", "32x64", *(part for setting in model for part in ("--set", setting))]
+
+
+@pytest.fixture(scope="module")
+def compare(tiny):
+    """`qvg compare` with the tiny model."""
+    return lambda *arguments: CliRunner().invoke(
+        app, ["compare", *map(str, arguments[:2]), *settings(tiny), *map(str, arguments[2:])]
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(compare, tmp_path_factory):
+    """Result of a comparison of three arms, the last like the first, and its `--json` object."""
+    out = tmp_path_factory.mktemp("compared")
+    arms = ("bf16", "int2-qvg", "bf16")
+    result = compare(
+        *arms, "--prompt", "a red ball", *LENGTH, "--seed", 5, "--seeds", 2, "--out", out, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    return result, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(compared):
+    return Path(compared[1]["folder"])
+
+
+def test_the_folder_holds_the_report_and_every_run(folder):
+    assert folder.parts[-2:] == ("compare", "bf16-int2-qvg-bf16-2-2-videos")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "a-red-ball-seed5", "a-red-ball-seed6", "compare.json", "costs.png", "quality.png", "report.html"
+    ]  # fmt: skip
+    for seed in (5, 6):
+        video = folder / f"a-red-ball-seed{seed}"
+        assert sorted(path.name for path in video.iterdir()) == [
+            "bf16",
+            "bf16-2",
+            "int2-qvg",
+            "side-by-side.mp4",
+        ]
+        assert count_frames(video / "side-by-side.mp4") == FRAMES
+        assert json.loads((video / "int2-qvg" / "memory.json").read_text())["seed"] == seed
+
+
+def test_all_arms_have_the_same_noise(compared):
+    _, made = compared
+    again = made["arms"][2]
+    assert again["name"] == "bf16 (2)"
+    assert again["quality"]["psnr_db"] is None
+    assert again["quality"]["ssim"] == 1
+    assert again["quality"]["first_different_frame"] is None
+
+
+def test_an_arm_differs_from_the_first_chunk_that_reads_packed_history(compared):
+    _, made = compared
+    for video in made["videos"]:
+        int2 = video["arms"][1]
+        assert int2["first_different_frame"] == 9
+        assert int2["frames"]["psnr_db"][:9] == [None] * 9
+        assert len(int2["frames"]["ssim"]) == FRAMES
+        assert [window["num_frames"] for window in int2["windows"]] == [32, 13]
+
+
+def test_figures_stand_beside_the_baselines(compared, folder):
+    _, made = compared
+    assert made["schema"] == 1
+    assert json.loads((folder / "compare.json").read_text()).items() <= made.items()
+    baseline, int2, _ = made["arms"]
+    assert baseline["quality"] is None
+    for moment in ("peak", "end"):
+        assert int2[moment]["bf16_bytes"] == baseline[moment]["bf16_bytes"]
+        part = int2[moment]["bytes"] / baseline[moment]["bytes"]
+        assert int2["of_baseline"][f"{moment}_bytes"] == pytest.approx(part, abs=1e-4)
+    memory = json.loads((folder / made["videos"][0]["arms"][1]["run"] / "memory.json").read_text())
+    assert int2["peak"] == memory["peak"]
+    assert [chunk["end_bytes"] for chunk in int2["chunks"]] == [
+        chunk["end"]["bytes"] for chunk in memory["chunks"]
+    ]
+
+
+def test_a_run_of_a_comparison_is_the_run_that_generate_makes(tiny, folder, tmp_path):
+    result = tiny("a red ball", "--cache", "int2-qvg", *LENGTH, "--seed", 6, "--out", tmp_path, "--json")
+    alone = load_file(json.loads(result.stdout)["latents"])["latents"]
+    assert alone.equal(load_file(folder / "a-red-ball-seed6" / "int2-qvg" / "latents.safetensors")["latents"])
+
+
+def test_finished_runs_give_the_same_figures(compared, folder, qvg, tmp_path):
+    _, made = compared
+    runs = [folder / "a-red-ball-seed5" / name for name in ("bf16", "int2-qvg")]
+    result = qvg("compare", *runs, "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    again = json.loads(result.stdout)
+    assert again["compared"].startswith("frames decoded anew from the latents of the runs")
+    first, second = made["videos"][0]["arms"][1], again["videos"][0]["arms"][1]
+    for key in ("psnr_db", "ssim", "first_different_frame", "windows", "frames"):
+        assert first[key] == second[key]
+    assert (Path(again["folder"]) / second["run"]).resolve() == runs[1].resolve()
+    names = ["compare.json", "costs.png", "quality.png", "report.html", "side-by-side.mp4"]
+    assert sorted(path.name for path in Path(again["folder"]).iterdir()) == names
+
+
+def test_the_page_needs_no_network_and_no_script(folder):
+    page = (folder / "report.html").read_text()
+    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    for source in re.findall(r'(?:src|href|poster)="([^"]*)"', page):
+        assert source.startswith("data:image/") or (folder / source).is_file()
+    assert "int2-qvg, bf16 (2) against bf16" in page
+
+
+def test_the_side_by_side_video_shows_the_frames_and_the_error(folder):
+    path = folder / "a-red-ball-seed5" / "side-by-side.mp4"
+    *_, last = read_frames(path)
+    # Enlarged four times, below a caption 24 high; the third arm is equal to the first: its error is black.
+    frames = [last[24 : 24 + 128, left : left + 256].astype(int) for left in (0, 260, 520)]
+    assert np.abs(frames[0] - frames[2]).mean() < 5
+    errors = [last[24 + 132 : 24 + 260, left : left + 256].astype(int) for left in (260, 520)]
+    assert errors[1].max() < 12
+    assert errors[0].max() > errors[1].max()
+
+
+def test_the_table_fits_a_terminal_and_needs_no_colour(compared):
+    result, _ = compared
+    table = result.stderr[result.stderr.index("Cache and time, in brackets times those of bf16:") :]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "\x1b" not in table
+    assert re.search(r"^int2-qvg +\d+\.\d+ \(\d\.\d\dx\) +\d\.\d\dx", table, re.MULTILINE)
+    assert re.search(r"^bf16 \(2\) +equal +1\.0000 +never +never$", table, re.MULTILINE)
+
+
+def test_many_prompts_and_quiet(compare, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "a red ball", "name": "ball"}\n{"prompt": "a red ball", "seed": 3}\n')
+    result = compare(
+        "int2-qvg", "none", "--prompts", prompts, "--frames", 9, "--out", tmp_path / "out", "--quiet"
+    )
+    folder = tmp_path / "out" / "compare" / "int2-qvg-none-2-videos"
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{folder}/report.html\n"
+    made = json.loads((folder / "compare.json").read_text())
+    assert [(video["seed"], video["side_by_side"]) for video in made["videos"]] == [
+        (0, "ball/side-by-side.mp4"),
+        (3, "a-red-ball-seed3/side-by-side.mp4"),
+    ]
+
+
+def test_a_setting_of_the_cache_changes_every_arm(compare, tmp_path):
+    result = compare(
+        "int2-qvg", "bf16", "--frames", 9, "--set", "cache.keep_sink=true", "--out", tmp_path, "--json"
+    )
+    assert [arm["cache"]["keep_sink"] for arm in json.loads(result.stdout)["arms"]] == [True, True]
+
+
+def test_ctrl_c_keeps_a_report_on_what_was_compared(tiny, tmp_path):
+    command = [sys.executable, "-m", "qvg_cli", "compare", "bf16", "int2-qvg", *settings(tiny)]
+    options = ["--frames", "21", "--seeds", "50", "--out", str(tmp_path)]
+    program = subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in program.stderr:
+        if line.startswith("video 2/"):
+            break
+    program.send_signal(signal.SIGINT)
+    stdout, stderr = program.communicate(timeout=120)
+    assert (program.returncode, stdout) == (130, ""), stderr
+    [report] = (tmp_path / "compare").glob("*/report.html")
+    assert stderr.splitlines()[-1].endswith(f"what was compared until then is in {report}")
+    made = json.loads((report.parent / "compare.json").read_text())
+    assert (made["status"], len(made["videos"])) == ("partial", 1)
+    assert "This comparison was stopped" in report.read_text()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_comparison_that_made_nothing_leaves_nothing(compare, tmp_path):
+    result = compare("bf16", "int2-qvg", "--set", f"model.weights={tmp_path}/none", "--out", tmp_path / "out")
+    assert result.exit_code == 3
+    assert not list((tmp_path / "out" / "compare").iterdir())
