@@ -143,4 +143,6 @@ def _draw_panel(axis: pyplot.Axes, points: list[tuple[str, float, float]]) -> No
         colour = "tab:red" if "qvg" in name else "tab:green" if (bits, error) in best else "tab:grey"
         axis.scatter([bits], [error], s=22, color=colour)
         axis.annotate(name, (bits, error), textcoords="offset points", xytext=(4, 3), fontsize=7)
+    # Room for the names at the right.
+    axis.margins(x=0.2)
     axis.grid(alpha=0.3)
