@@ -13,6 +13,13 @@ from qvg_cli.errors import UsageError
 MEMORY, COMPARISON = "memory.json", "compare.json"
 _SCHEMAS = {MEMORY: 1, COMPARISON: 1}
 """The newest schema of each file that this version reads."""
+_ABOUT = ("status", "backend", "model", "height", "width", "fps", "pixel_frames", "video_seconds")
+_KEYS = {
+    MEMORY: (*_ABOUT, "prompt", "seed", "cache", "device", "seconds", "frames_per_second", "chunk_seconds")
+    + ("peak", "end", "device_peak_bytes", "chunks"),
+    COMPARISON: (*_ABOUT, "compared", "arms", "videos"),
+}
+"""What every file of its kind has, so that a foreign or an early one is told from a whole one."""
 
 
 @dataclass(frozen=True)
@@ -80,5 +87,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise UsageError(
             f"{path} has schema {schema}, this qvg reads up to {_SCHEMAS[path.name]}", hint="use a newer qvg"
         )
+    for key in _KEYS[path.name]:
+        if key not in figures:
+            raise UsageError(f"{path} is not whole: it has no {key}", hint="make the run again")
     content: Mapping[str, Any] = figures
     return content

@@ -124,8 +124,9 @@ def test_broken_latents(qvg, copy_run, tmp_path):
     assert not list((tmp_path / "out" / "compare").iterdir())
 
 
-def test_a_comparison_is_not_a_run(qvg, tmp_path):
-    (tmp_path / "compare.json").write_text(json.dumps({"schema": 1}))
+def test_a_comparison_is_not_a_run(qvg, copy_run, tmp_path):
+    figures = json.loads((copy_run("run") / "memory.json").read_text())
+    (tmp_path / "compare.json").write_text(json.dumps({**figures, "compared": "", "arms": [], "videos": []}))
     assert_refused(
         qvg("compare", tmp_path, tmp_path), f"{tmp_path} is a comparison", "give the folders of its runs"
     )
