@@ -14,9 +14,9 @@ MEMORY, COMPARISON = "memory.json", "compare.json"
 _SCHEMAS = {MEMORY: 1, COMPARISON: 1}
 """The newest schema of each file that this version reads."""
 _ABOUT = ("status", "backend", "model", "height", "width", "fps", "pixel_frames", "video_seconds")
+_COSTS = ("peak", "end", "device_peak_bytes", "seconds", "frames_per_second", "chunk_seconds", "chunks")
 _KEYS = {
-    MEMORY: (*_ABOUT, "prompt", "seed", "cache", "device", "seconds", "frames_per_second", "chunk_seconds")
-    + ("peak", "end", "device_peak_bytes", "chunks"),
+    MEMORY: (*_ABOUT, "prompt", "seed", "cache", "device", *_COSTS),
     COMPARISON: (*_ABOUT, "compared", "arms", "videos"),
 }
 """What every file of its kind has, so that a foreign or an early one is told from a whole one."""

@@ -11,8 +11,10 @@ def describe_bytes(held: int, bf16_bytes: int) -> str:
     if not held:
         return text
     ratio = bf16_bytes / held
-    comparison = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
-    return f"{text}, {comparison} than BF16 ({mib_text(bf16_bytes)} MiB)"
+    comparison = f"{ratio:.2f}x smaller than" if ratio >= 1 else f"{1 / ratio:.2f}x larger than"
+    if comparison.startswith("1.00x"):
+        comparison = "as large as"
+    return f"{text}, {comparison} BF16 ({mib_text(bf16_bytes)} MiB)"
 
 
 def mib_text(num_bytes: int) -> str:
