@@ -1,6 +1,6 @@
 """What spreads a residual evenly before it meets a grid: each token's sign flips, then Hadamard.
 
-Invariant: both are their own inverse up to transposition and depend on the token's number and one stored
+Invariant: both are orthogonal and depend on the token's number and one stored
 byte alone.
 """
 
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 NUM_PATTERNS = 64
-"""Sign patterns that tokens draw from; 8 leave neighbours too alike (docs/results.md has the figures)."""
+"""Sign patterns that tokens draw from. On synthetic spans 64 and 8 lose the same at 4,680 tokens; at 37,440
+tokens of high redundancy 64 lose 1 dB less of a diffuse attention's output.
+"""
 
 PHASE_STRIDE = 65_537
 """Tokens between the starts of two phases: more than a span has, so that no two phases share numbers."""
