@@ -1,7 +1,6 @@
 """What spreads a residual evenly before it meets a grid: each token's sign flips, then Hadamard.
 
-Invariant: both are orthogonal and depend on the token's number and one stored
-byte alone.
+Invariant: both are orthogonal and depend on the token's number and one stored byte alone.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ tokens of high redundancy 64 lose 1 dB less of a diffuse attention's output.
 """
 
 PHASE_STRIDE = 65_537
-"""Tokens between the starts of two phases: more than a span has, so that no two phases share numbers."""
+"""Tokens between the starts of two phases: more than most spans have, so that phases share no numbers."""
 
 
 def mix(values: Tensor) -> Tensor:
