@@ -20,7 +20,8 @@ class WalkConfig(Config):
     Attributes:
         pose: Moves such as "w-8,a-8", or a trajectory file that ends in ".json".
         pad_pose: What the camera does when the video goes on after its path; none refuses that.
-        image: The picture to walk into; none starts from the prompt alone.
+        image: The picture to walk into: a file, or the name of one that ships with the package; none starts
+            from the prompt alone.
     """
 
     pose: str

@@ -16,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qvg_cli.errors import UsageError
 
+_SHIPPED = Path(__file__).parents[2] / "data" / "walk"
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -38,12 +40,21 @@ def place(width: int, height: int, *, target_width: int, target_height: int) -> 
     return Placement(resized, (left, top, left + target_width, top + target_height))
 
 
-def open_image(path: Path) -> Image.Image:
+def is_shipped(name: str) -> bool:
+    """Whether `name` is a picture of the package's own, not a file."""
+    return "/" not in name and (_SHIPPED / f"{name}.jpg").is_file()
+
+
+def open_image(name: str) -> Image.Image:
     """Read a picture as RGB, turned upright; of a moving one the first frame, transparent parts on white.
+
+    Args:
+        name: A file, or a name without a suffix for a picture that ships with the package.
 
     Raises:
         UsageError: The file cannot be read or is not a picture.
     """
+    path = _SHIPPED / f"{name}.jpg" if is_shipped(name) else Path(name).expanduser()
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)

@@ -7,7 +7,6 @@ is read.
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -121,10 +120,10 @@ class HyWorldPlayPipeline:
         return StreamingDecoder(self._models.vae)
 
     @torch.no_grad()
-    def _encode_image(self, path: str, seed: int) -> Tensor:
+    def _encode_image(self, name: str, seed: int) -> Tensor:
         """Normalised latents `[1, C, 1, h, w]` float32 of a picture, drawn from the encoder's posterior."""
         video = self._config.video
-        pixels = fill_frame(open_image(Path(path).expanduser()), height=video.height, width=video.width)
+        pixels = fill_frame(open_image(name), height=video.height, width=video.width)
         frame = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None]
         generator = torch.Generator().manual_seed(derive_seed(seed, "image"))
         vae = self._models.vae

@@ -9,10 +9,8 @@ Source: Tencent-Hunyuan/HY-WorldPlay, `wan/inference` (context "rebuild"); svg-p
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from qvg_cli.backends.hyworldplay.config import Context, HyWorldPlayConfig, WalkSamplerConfig
-from qvg_cli.backends.hyworldplay.image import open_image
+from qvg_cli.backends.hyworldplay.image import is_shipped, open_image
 from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap, ball_points
 from qvg_cli.backends.hyworldplay.trajectory import Trajectory, camera_path
 from qvg_cli.errors import UsageError
@@ -33,9 +31,15 @@ def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
     """
     _check_sampler(config.sampler)
     _check_size(config)
-    if config.walk.image is not None:
-        open_image(Path(config.walk.image).expanduser())
     path, notes = fit_path(config)
+    image = config.walk.image
+    if image is not None:
+        open_image(image)
+        if is_shipped(image):
+            notes += (
+                f"the walk begins in the built-in picture {image!r}; --image FILE takes another one, "
+                "--set walk.image=null none",
+            )
     factor = config.model.spatial_factor
     latent_height, latent_width = config.video.height // factor, config.video.width // factor
     tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)

@@ -46,6 +46,7 @@ def walk_config(walk_weights):
         },
         "video": {"height": 32, "width": 64},
         "cache": {"preset": "none"},
+        "walk": {"image": None},
     }
     file = walk_weights / "tiny.yaml"
     file.write_text(format_yaml(tiny), encoding="utf-8")

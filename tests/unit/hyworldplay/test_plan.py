@@ -120,6 +120,11 @@ def test_requests_that_do_not_fit_are_refused(walk_config, sets, message):
         plan_video(walk_config(*sets))
 
 
+def test_the_built_in_picture_is_named(walk_config):
+    (note,) = plan_video(walk_config("walk.pose=w-7", "walk.image=park")).notes
+    assert note.startswith("the walk begins in the built-in picture 'park'; --image FILE takes another one")
+
+
 def test_the_picture_is_checked_while_planning(walk_config, tmp_path):
     Image.new("RGB", (3, 3)).save(tmp_path / "picture.png")
     assert plan_video(walk_config(f"walk.image={tmp_path / 'picture.png'}")).num_frames == 16
