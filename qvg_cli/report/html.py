@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qvg_cli.report.compare import db_text, frame_time, summary_lines, window_label
 from qvg_cli.report.pictures import poster_jpeg
-from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, title_of
+from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
 from qvg_cli.report.tables import COST_HEADER, QUALITY_HEADER, cost_rows, quality_rows
 from qvg_cli.yaml_text import format_yaml
@@ -91,7 +91,7 @@ def gallery_page(root: Path, results: Sequence[Result]) -> str:
             {
                 "title": title_of(result.figures),
                 "video": _video(root, _main_video(result)),
-                "rows": result_rows(result),
+                "rows": short_rows(result),
                 "folder": relative,
                 "page": quote(f"{relative}/report.html")
                 if (result.folder / "report.html").is_file()

@@ -36,6 +36,14 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
     return rows + (_comparison_rows(figures) if result.is_comparison else _run_rows(figures))
 
 
+def short_rows(result: Result) -> list[tuple[str, str]]:
+    """The figures by which results are told apart where many of them are listed."""
+    left_out = {"model", "  of that", "at the end", "device peak", "compared"}
+    if result.figures["status"] == "complete":
+        left_out.add("status")
+    return [row for row in result_rows(result) if row[0] not in left_out]
+
+
 def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     """Cells of every chunk of a run."""
     return [
