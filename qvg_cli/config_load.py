@@ -81,8 +81,7 @@ def load_config(request: Request) -> LoadedConfig:
         UsageError: A file cannot be read, or a setting is unknown or has an impossible value.
     """
     user_layers = [_read_layer(request.file)] if request.file else []
-    user_layers += [_parse_set(text) for text in request.sets]
-    user_layers += request.options
+    user_layers += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
     named = [layer.values["backend"] for layer in user_layers if "backend" in layer.values]
     backend = request.backend or (named[-1] if named else DEFAULT_BACKEND)
     has_default_backend = request.backend is None and not named
@@ -118,6 +117,12 @@ def _read_layer(path: Path) -> Layer:
     if not isinstance(values, dict):
         raise UsageError(f"{path} has no settings", hint="a line looks like `seed: 7`")
     return Layer(str(path), {key: value for key, value in values.items() if key not in _ABOUT_THE_FILE})
+
+
+def _is_change(layer: Layer) -> bool:
+    """Whether a layer of the command line comes after those that name a preset, which would undo it."""
+    cache = layer.values.get("cache")
+    return not (isinstance(cache, Mapping) and "preset" in cache)
 
 
 def _parse_set(text: str) -> Layer:

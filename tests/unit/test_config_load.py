@@ -76,6 +76,12 @@ def test_a_plain_cache_setting_changes_keys_and_values():
     assert cache_label(cache) == "int2-qvg, changed"
 
 
+def test_the_preset_of_an_option_does_not_undo_a_setting():
+    option = Layer("--cache", {"cache": {"preset": "int2-qvg"}})
+    cache = load("cache.block_size=16", "cache.preset=bf16", options=[option]).cache
+    assert cache.k == cache.v == QvgSpec(block_size=16)
+
+
 def test_keys_and_values_can_come_from_different_presets():
     cache = load("cache.k.preset=int2-qvg", "cache.v.preset=bf16").cache
     assert (cache.k, cache.v) == (QvgSpec(), Bf16Spec())
