@@ -90,6 +90,11 @@ def load_config(request: Request) -> LoadedConfig:
 
     is_pocket = request.pocket or has_default_backend
     builtin = _read_layer(configs_dir() / f"{backend}.yaml")
+    if is_pocket and "pocket" not in builtin.values:
+        raise UsageError(
+            f"{backend} has no built-in weights",
+            hint=f"leave --pocket out, or take it with --backend {DEFAULT_BACKEND}",
+        )
     layers = [_with_pocket(layer, is_pocket) for layer in (builtin, *user_layers)]
     layers.append(Layer("--backend", {"backend": backend}))
     return LoadedConfig(

@@ -31,3 +31,8 @@ def test_other_backends_refuse_the_option_by_name(option):
     name = f"--{option.replace('_', '-')}"
     with pytest.raises(UsageError, match=f"^{name} is not an option of this backend$"):
         load_config(Request(backend="self-forcing", options=layers))
+
+
+def test_without_weights_of_its_own_the_family_refuses_pocket():
+    with pytest.raises(UsageError, match="^hyworldplay has no built-in weights$"):
+        load_config(Request(backend="hyworldplay", pocket=True))
