@@ -34,5 +34,5 @@ def test_other_backends_refuse_the_option_by_name(option):
 
 
 def test_without_weights_of_its_own_the_family_refuses_pocket():
-    with pytest.raises(UsageError, match="^hyworldplay has no built-in weights$"):
+    with pytest.raises(UsageError, match=r"^hyworldplay has no built-in weights$"):
         load_config(Request(backend="hyworldplay", pocket=True))
