@@ -95,7 +95,7 @@ def compare_runs(
         quiet_libraries()
         pipeline = load_pipeline(video.config, device)
         writer = ComparisonWriter(folder, names, [arm.video.config for arm in arms], device, FROM_LATENTS)
-        with _spools(folder, names, video) as spools:
+        with _spools(folder, len(arms), video) as spools:
             for arm, spool in zip(arms, spools, strict=True):
                 console.note(f"{arm.name}: decoding {arm.run.folder}")
                 _decode_run(arm, pipeline, spool)
@@ -112,7 +112,7 @@ def _compare_row(
 ) -> None:
     """Make one prompt and seed with every arm, and compare what they made."""
     prompt_embeds = pipeline.encode_prompt(row[0].config.prompt)
-    with _new_folder(writer.folder, row[0].name) as folder, _spools(folder, writer.names, row[0]) as spools:
+    with _new_folder(writer.folder, row[0].name) as folder, _spools(folder, len(row), row[0]) as spools:
         runs = []
         for name, video, spool in zip(writer.names, row, spools, strict=True):
             console.note(f"making it with {name}")
@@ -162,16 +162,12 @@ def _check_space(folder: Path, num_arms: int, video: Planned) -> None:
 
 
 @contextmanager
-def _spools(folder: Path, names: Sequence[str], video: Planned) -> Iterator[list[FrameSpool]]:
+def _spools(folder: Path, count: int, video: Planned) -> Iterator[list[FrameSpool]]:
     """A spool for every arm, gone in the end."""
     size = video.config.video
     with ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                FrameSpool(folder / f"frames-{index}.raw.part", height=size.height, width=size.width)
-            )
-            for index in range(len(names))
-        ]
+        spools = [FrameSpool(folder, height=size.height, width=size.width) for _ in range(count)]
+        yield [stack.enter_context(spool) for spool in spools]
 
 
 @contextmanager

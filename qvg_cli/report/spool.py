@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 
 import numpy as np
@@ -15,17 +18,17 @@ _SPARE_BYTES = 256 * 1024 * 1024
 
 
 class FrameSpool:
-    """Written frame after frame, read in any order, gone when closed.
+    """Written frame after frame, read in any order, gone when closed and when the program dies.
 
     Args:
-        path: Of the file that holds the pixels, three bytes each.
+        folder: Where a file without a name holds the pixels, three bytes each.
     """
 
-    def __init__(self, path: Path, *, height: int, width: int) -> None:
-        self.path = path
+    def __init__(self, folder: Path, *, height: int, width: int) -> None:
         self.num_frames = 0
+        self._folder = folder
         self._shape = (height, width, 3)
-        self._file = path.open("wb")
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115, it outlives this function
 
     def write(self, frames: Frames) -> None:
         """Append frames, `[n, height, width, 3]` uint8.
@@ -42,18 +45,20 @@ class FrameSpool:
             self._file.write(np.ascontiguousarray(frames).data)
             self._file.flush()
         except OSError as error:
-            raise QvgError(f"cannot write {self.path}: {error.strerror}", hint="free some space") from error
+            raise QvgError(
+                f"cannot write uncoded frames to {self._folder}: {error.strerror}", hint="free some space"
+            ) from error
         self.num_frames += len(frames)
 
     def read(self, start: int, stop: int) -> Frames:
         """Frames `start .. stop - 1`, `[n, height, width, 3]` uint8."""
-        held = np.memmap(self.path, np.uint8, mode="r", shape=(self.num_frames, *self._shape))
-        return np.array(held[start:stop])
+        frames = np.empty((stop - start, *self._shape), np.uint8)
+        os.preadv(self._file.fileno(), [frames.data], start * math.prod(self._shape))
+        return frames
 
     def close(self) -> None:
         """Remove the file."""
         self._file.close()
-        self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> FrameSpool:
         return self

@@ -58,8 +58,8 @@ def test_measuring_from_disk_is_measuring_in_memory(tmp_path):
     # More frames than are compared at a time.
     first, second = generator.integers(0, 255, (2, 21, 16, 20, 3), np.uint8)
     with (
-        FrameSpool(tmp_path / "a", height=16, width=20) as a,
-        FrameSpool(tmp_path / "b", height=16, width=20) as b,
+        FrameSpool(tmp_path, height=16, width=20) as a,
+        FrameSpool(tmp_path, height=16, width=20) as b,
     ):
         for spool, frames in ((a, first), (b, second)):
             spool.write(frames[:9])
@@ -74,7 +74,7 @@ def test_measuring_from_disk_is_measuring_in_memory(tmp_path):
 
 
 def test_a_spool_takes_its_own_frames_only(tmp_path):
-    with FrameSpool(tmp_path / "a", height=16, width=20) as spool:
+    with FrameSpool(tmp_path, height=16, width=20) as spool:
         with pytest.raises(ValueError, match="are not"):
             spool.write(np.zeros((1, 20, 16, 3), np.uint8))
         with pytest.raises(ValueError, match="are not"):
