@@ -39,9 +39,13 @@ class SceneSpec:
 
 @dataclass(frozen=True)
 class Grammar:
-    """Concepts with their values and phrases, sentence templates and filler words."""
+    """Concepts with their values and phrases, sentence templates and filler words.
+
+    `rough` holds more values of the concepts: the model is taught them, but they are not promised to work.
+    """
 
     concepts: Mapping[str, Mapping[str, list[str]]]
+    rough: Mapping[str, Mapping[str, list[str]]]
     templates: list[str]
     fillers: list[str]
 
@@ -49,27 +53,29 @@ class Grammar:
     def load(cls, path: Path = GRAMMAR_PATH) -> Grammar:
         return cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
 
+    @property
+    def taught(self) -> dict[str, dict[str, list[str]]]:
+        """All values that training draws: those of `concepts`, then the rough ones."""
+        return {name: {**values, **self.rough.get(name, {})} for name, values in self.concepts.items()}
+
     def words(self) -> list[str]:
-        """Every word a prompt of this grammar can contain, lower case, sorted."""
-        phrases = [
-            phrase for values in self.concepts.values() for group in values.values() for phrase in group
-        ]
+        """Every word a training prompt can contain, lower case, sorted: the tokenizer's whole words."""
+        phrases = [phrase for values in self.taught.values() for group in values.values() for phrase in group]
         text = " ".join([*phrases, *self.fillers, *(re.sub(r"{\w+}", " ", t) for t in self.templates)])
         return sorted(set(re.findall(r"[a-z]+", text.lower())))
 
     def sample_spec(self, generator: torch.Generator, *, held_out: bool = False) -> SceneSpec:
-        """Draw a scene uniformly from the training combinations, or from the held-out ones."""
+        """Draw a scene from the training combinations, or from the held-out ones of promised values."""
+        choices = self.concepts if held_out else self.taught
         while True:
-            spec = SceneSpec(
-                **{name: _pick(list(values), generator) for name, values in self.concepts.items()}
-            )
+            spec = SceneSpec(**{name: _pick(list(values), generator) for name, values in choices.items()})
             if spec.is_held_out == held_out:
                 return spec
 
     def sample_prompt(self, spec: SceneSpec, generator: torch.Generator) -> str:
         """Name the scene with a random template and random synonyms; unmentioned defaults leave no trace."""
         template = _pick(self.templates, generator)
-        phrases = {name: _pick(self.concepts[name][value], generator) for name, value in asdict(spec).items()}
+        phrases = {name: _pick(self.taught[name][value], generator) for name, value in asdict(spec).items()}
         return _tidy(template.format(**phrases))
 
 

@@ -17,21 +17,28 @@ def test_grammar_names_exactly_what_the_renderer_can_draw():
         "sky": SKIES,
         "camera": CAMERAS,
     }
-    concepts = Grammar.load().concepts
+    concepts = Grammar.load().taught
     assert {name: set(values) for name, values in concepts.items()} == {n: set(t) for n, t in tables.items()}
 
 
 def test_no_phrase_names_two_values():
-    for values in Grammar.load().concepts.values():
+    for values in Grammar.load().taught.values():
         phrases = [phrase for group in values.values() for phrase in group]
         assert len(phrases) == len(set(phrases))
 
 
 def test_only_the_default_of_a_concept_may_go_unmentioned():
-    for values in Grammar.load().concepts.values():
+    for values in Grammar.load().taught.values():
         first, *others = values.values()
         assert all("" not in phrases for phrases in others)
         assert first
+
+
+def test_evaluation_draws_no_value_that_is_not_promised():
+    grammar, generator = Grammar.load(), torch.Generator().manual_seed(0)
+    specs = [grammar.sample_spec(generator, held_out=True) for _ in range(50)]
+    assert {spec.shape for spec in specs} == set(grammar.concepts["shape"])
+    assert not set(grammar.rough["shape"]) & set(grammar.concepts["shape"])
 
 
 def test_held_out_scenes_are_never_drawn_for_training():
