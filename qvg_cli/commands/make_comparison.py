@@ -15,7 +15,7 @@ from qvg_cli.backends.base import Pipeline
 from qvg_cli.backends.registry import load_pipeline
 from qvg_cli.commands.arms import Arm, FinishedArm, comparison_name
 from qvg_cli.commands.jobs import Planned
-from qvg_cli.commands.make_videos import Recording, make_video, quiet_libraries
+from qvg_cli.commands.make_videos import Recording, encode_prompt, make_video, quiet_libraries
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import QvgError
@@ -111,7 +111,7 @@ def _compare_row(
     console: Console,
 ) -> None:
     """Make one prompt and seed with every arm, and compare what they made."""
-    prompt_embeds = pipeline.encode_prompt(row[0].config.prompt)
+    prompt_embeds = encode_prompt(pipeline, row[0].config.prompt, console)
     with _new_folder(writer.folder, row[0].name) as folder, _spools(folder, len(row), row[0]) as spools:
         runs = []
         for name, video, spool in zip(writer.names, row, spools, strict=True):
@@ -141,7 +141,7 @@ def _measure(
 
 
 def _decode_run(arm: FinishedArm, pipeline: Pipeline, spool: FrameSpool) -> None:
-    """Decode the latents of a run in the chunks in which they were made."""
+    """Decode the latents of a run chunk by chunk, as the rollout that made them did."""
     path = arm.run.folder / "latents.safetensors"
     try:
         latents = load_file(path)["latents"]
@@ -150,6 +150,9 @@ def _decode_run(arm: FinishedArm, pipeline: Pipeline, spool: FrameSpool) -> None
     decoder = pipeline.decoder()
     start = 0
     for chunk in arm.video.plan.chunks:
+        if chunk.prefill:
+            # A decoder may take what it recalls as the beginning of what comes next.
+            decoder.recall(latents[:, :, list(chunk.prefill)])
         stop = max(chunk.frames) + 1
         spool.write(decoder.decode(latents[:, :, start:stop])[0].numpy())
         start = stop

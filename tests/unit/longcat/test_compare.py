@@ -1,0 +1,38 @@
+"""`qvg compare` with this family: one model for all arms, and latents that decode to the run's own frames."""
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from qvg_cli.main import app
+
+
+def compare(*arguments):
+    result = CliRunner().invoke(app, ["compare", *map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_arms_share_their_noise_and_finished_runs_give_the_same_figures(longcat_weights, tmp_path):
+    settings = (
+        f"model.weights={longcat_weights}",
+        "model.text_tokens=8",
+        "video.height=32",
+        "video.width=48",
+        "sampler.window=6",
+        "sampler.frames_per_chunk=2",
+        "sampler.guided_steps=2",
+        "sampler.steps=[1000, 500]",
+    )
+    options = [part for setting in settings for part in ("--set", setting)]
+    made = compare(
+        "none", "int2", "none", "--backend", "longcat", *options, "--seconds", 1.5, "--out", tmp_path
+    )
+    first, again = made["videos"][0]["arms"][1:]
+    assert first["first_different_frame"] is not None
+    assert again["first_different_frame"] is None
+
+    video = Path(made["folder"]) / made["videos"][0]["side_by_side"]
+    finished = compare(video.parent / "none", video.parent / "int2", "--out", tmp_path / "again")
+    assert finished["videos"][0]["arms"][1]["frames"] == first["frames"]
