@@ -155,12 +155,14 @@ def main() -> None:
     parser.add_argument("--span-tokens", type=int, default=1008, help="tokens that wait to become one span")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of the model: auto, float32 or bfloat16")
     options = parser.parse_args()
 
     common = (
         f"video.frames={options.frames}",
         f"seed={options.seed}",
         f"cache.span_tokens={options.span_tokens}",
+        f"model.dtype={options.dtype}",
     )
     prompts = sample_prompts(options.prompts, options.seed)
     baseline_config = Arm.parse("bf16").config(common)

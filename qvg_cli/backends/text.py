@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from pathlib import Path
 
 import ftfy
@@ -21,6 +22,10 @@ def clean_prompt(prompt: str) -> str:
     """Repair the text's encoding, undo HTML escapes and collapse white space, as the model's training did."""
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", text).strip()
+
+
+class PromptCutWarning(UserWarning):
+    """A prompt is longer than the model reads; its text is shown to the user."""
 
 
 class TextEncoder:
@@ -47,9 +52,21 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
-        """Text states `[1, num_tokens, C]`."""
+        """Text states `[1, num_tokens, C]`.
+
+        Warns:
+            PromptCutWarning: The prompt has more tokens; the last ones are left out.
+        """
+        text = clean_prompt(prompt)
+        length = len(self._tokenizer(text).input_ids)
+        if length > self._num_tokens:
+            warnings.warn(
+                f"the prompt has {length} tokens and the model reads {self._num_tokens}: its end is left out",
+                PromptCutWarning,
+                stacklevel=2,
+            )
         tokens = self._tokenizer(
-            clean_prompt(prompt),
+            text,
             padding="max_length",
             max_length=self._num_tokens,
             truncation=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from qvg_cli.backends.base import Pipeline
 from qvg_cli.backends.registry import load_pipeline, run_details
+from qvg_cli.backends.text import PromptCutWarning
 from qvg_cli.cache.accounting import MemorySample, total
 from qvg_cli.cache_settings import cache_label
 from qvg_cli.commands.jobs import Planned
@@ -73,6 +75,17 @@ def quiet_libraries() -> None:
         library.utils.logging.disable_progress_bar()
 
 
+def encode_prompt(pipeline: Pipeline, prompt: str, console: Console) -> Tensor:
+    """The prompt's text states; says so if the model reads only a part of it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", PromptCutWarning)
+        embeds = pipeline.encode_prompt(prompt)
+    for warning in caught:
+        console.note(str(warning.message))
+    return embeds
+
+
 def make_video(
     recording: Recording, pipeline: Pipeline, console: Console, *, prompt_embeds: Tensor | None = None
 ) -> None:
@@ -87,7 +100,7 @@ def make_video(
     config, plan = recording.video.config, recording.video.plan
     try:
         if prompt_embeds is None:
-            prompt_embeds = pipeline.encode_prompt(config.prompt)
+            prompt_embeds = encode_prompt(pipeline, config.prompt, console)
         session = pipeline.start(plan, prompt_embeds, config.seed)
         noise = pipeline.noise(plan, config.seed)
         recording.begin()

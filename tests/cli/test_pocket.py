@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qvg_cli.resources import pocket_grammar
 from qvg_cli.video.io import read_frames
-
-pytestmark = pytest.mark.skipif(
-    not (pocket_grammar().parent / "transformer").is_dir(),
-    reason="the pocket weights are not in this checkout",
-)
 
 
 def generate(folder, *arguments):

@@ -1,0 +1,30 @@
+"""Prompts to text states."""
+
+import pytest
+import torch
+
+from qvg_cli.backends.text import PromptCutWarning, TextEncoder, clean_prompt
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_weights):
+    return TextEncoder(tiny_weights, 12, torch.device("cpu"), torch.float32)
+
+
+def test_rows_after_the_prompt_are_zero_and_the_prompts_own_do_not_depend_on_them(encoder, tiny_weights):
+    states = encoder.encode("a b")
+    assert states.shape[:2] == (1, 12)
+    length = int(states[0].any(dim=1).sum())
+    assert 0 < length < 12
+    longer = TextEncoder(tiny_weights, 20, torch.device("cpu"), torch.float32).encode("a b")
+    torch.testing.assert_close(longer[:, :length], states[:, :length])
+    assert not longer[:, length:].any()
+
+
+def test_a_prompt_that_is_cut_is_said_to_be(encoder):
+    with pytest.warns(PromptCutWarning, match="tokens and the model reads 12: its end is left out"):
+        encoder.encode("a b c d e f g h i j k l m n o p q r s t u v w x y z")
+
+
+def test_white_space_and_escapes_are_cleaned():
+    assert clean_prompt("  a\n red &amp;amp; blue\tball ") == "a red & blue ball"
