@@ -44,7 +44,9 @@ WITHOUT_TORCH = (
     "qvg_cli.hub.plan",
     "qvg_cli.hub.store",
     "qvg_cli.cache.policy",
+    "qvg_cli.commands.arms",
     "qvg_cli.commands.jobs",
+    "qvg_cli.report.html",
     "qvg_cli.backends.self_forcing.plan",
     "qvg_kernels.spec",
 )

@@ -16,7 +16,7 @@ def compare(*arguments):
 
 def test_arms_share_their_noise_and_finished_runs_give_the_same_figures(walk_config, walk_weights, tmp_path):
     walk_config()
-    settings = ("--config", walk_weights / "tiny.yaml", "--frames", 45, "--backend", "hyworldplay")
+    settings = ("--config", walk_weights / "tiny.yaml", "--frames", 29, "--backend", "hyworldplay")
     made = compare("none", "int2", "none", *settings, "--out", tmp_path)
     first, again = made["videos"][0]["arms"][1:]
     assert first["first_different_frame"] is not None
