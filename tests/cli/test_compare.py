@@ -198,3 +198,16 @@ def test_a_comparison_that_made_nothing_leaves_nothing(compare, tmp_path):
     result = compare("bf16", "int2-qvg", "--set", f"model.weights={tmp_path}/none", "--out", tmp_path / "out")
     assert result.exit_code == 3
     assert not list((tmp_path / "out" / "compare").iterdir())
+
+
+@pytest.mark.slow
+def test_the_built_in_model_loses_little_with_int2(tmp_path):
+    command = [sys.executable, "-m", "qvg_cli", "compare", "bf16", "int2", "--size", "64x112"]
+    options = ["--frames", "33", "--out", str(tmp_path), "--json", "--quiet"]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    made = json.loads(result.stdout)
+    int2 = made["arms"][1]
+    assert int2["peak"]["ratio"] > 4
+    assert int2["quality"]["first_different_frame"] == 9
+    assert 25 < int2["quality"]["psnr_db"] < 60
+    assert Path(made["report"]).stat().st_size < 2_000_000
