@@ -1,13 +1,10 @@
 """Runs of the built-in pocket model for the benches: many prompts side by side, through a user's engine.
 
-Prompts are made from the grammar that ships with the weights, by a seeded generator; no run changes
-another's noise.
+`prompts.txt` names scenes that the pocket model was not trained on; no run changes another's noise.
 """
 
 from __future__ import annotations
 
-import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/ is not part of any installed package
-
 from qvg_cli.backends.base import Session
 from qvg_cli.backends.registry import load_pipeline, plan_video
 from qvg_cli.config import RunConfig
 from qvg_cli.config_load import Request, load_config
 from qvg_cli.device import resolve_device
 from qvg_cli.rollout import ChunkResult, SeededNoise, rollout
-from scripts.pocket.prompts import Grammar
+
+PROMPTS = Path(__file__).with_name("prompts.txt")
 
 
 @dataclass(frozen=True)
@@ -55,13 +51,16 @@ class Batch:
     results: Iterator[ChunkResult]
 
 
-def sample_prompts(count: int, seed: int) -> list[str]:
-    """Prompts that the pocket model was not trained on, all different scenes."""
-    grammar = Grammar.load()
-    generator = torch.Generator().manual_seed(seed)
-    specs = (grammar.sample_spec(generator, held_out=True) for _ in itertools.count())
-    scenes = itertools.islice(dict.fromkeys(itertools.islice(specs, 4 * count)), count)
-    return [grammar.sample_prompt(spec, generator) for spec in scenes]
+def read_prompts(count: int) -> list[str]:
+    """The first `count` prompts of prompts.txt.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
+    if count > len(prompts):
+        raise ValueError(f"{count} prompts were asked for; {PROMPTS.name} has {len(prompts)}")
+    return prompts[:count]
 
 
 def start_batch(config: RunConfig, prompts: Sequence[str], device_name: str) -> Batch:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from pocket_runs import Arm, history, sample_prompts, start_batch
+from pocket_runs import Arm, history, read_prompts, start_batch
 from safetensors.torch import save_file
 
 
@@ -26,9 +26,7 @@ def main() -> None:
         "sampler.window=null",
         "sampler.sink=0",
     )
-    batch = start_batch(
-        Arm.parse("none").config(common), sample_prompts(options.prompts, options.seed), options.device
-    )
+    batch = start_batch(Arm.parse("none").config(common), read_prompts(options.prompts), options.device)
     for result in batch.results:
         print(f"chunk {result.chunk.index}: {result.seconds:.1f} s", flush=True)
     tensors = {}
