@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from qvg_cli.config import RunConfig
 from qvg_cli.video.metrics import psnr, ssim
 
 WINDOW_SECONDS = 2.0
+BATCH = 4
 # The k-means schemes get tables that bring them to the bits of int2 at the pocket's spans of 336 tokens.
 DEFAULT_ARMS = (
     "int4",
@@ -64,7 +65,17 @@ class ArmVideos:
 
 
 def make_videos(config: RunConfig, prompts: Sequence[str], device: str) -> ArmVideos:
-    """Run one arm over all prompts at once."""
+    """Run one arm, `BATCH` prompts side by side, each batch with a seed of its own."""
+    batches = [
+        _make_batch(
+            config.model_copy(update={"seed": config.seed + start}), prompts[start : start + BATCH], device
+        )
+        for start in range(0, len(prompts), BATCH)
+    ]
+    return replace(batches[0], frames=torch.cat([batch.frames for batch in batches]))
+
+
+def _make_batch(config: RunConfig, prompts: Sequence[str], device: str) -> ArmVideos:
     batch = start_batch(config, prompts, device)
     frames: list[Tensor] = []
     first_packed = None
@@ -126,6 +137,7 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
@@ -169,17 +181,18 @@ def main() -> None:
     prompts = read_prompts(options.prompts)
     baseline_config = Arm.parse("bf16").config(common)
     baseline = make_videos(baseline_config, prompts, options.device)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    options.out.mkdir(parents=True, exist_ok=True)
     for arm in map(Arm.parse, options.arms):
         videos = make_videos(arm.config(common), prompts, options.device)
         windows = compare(baseline, videos, baseline_config.video.fps)
         rows.append({"arm": arm.label, "bits": videos.bits, "ratio": videos.ratio, "windows": windows})
         print(format_table(rows[-1:]).splitlines()[-1], flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    report = {"options": {**vars(options), "out": str(options.out)}, "prompts": prompts, "arms": rows}
-    (options.out / "closed_loop.json").write_text(json.dumps(report, indent=1))
-    (options.out / "closed_loop.md").write_text(format_table(rows) + "\n")
-    write_plot(rows, options.out / "closed_loop.png")
+        # After every arm, so that a run that is stopped leaves what it has.
+        report = {"options": {**vars(options), "out": str(options.out)}, "prompts": prompts, "arms": rows}
+        (options.out / "closed_loop.json").write_text(json.dumps(report, indent=1))
+        (options.out / "closed_loop.md").write_text(format_table(rows) + "\n")
+        write_plot(rows, options.out / "closed_loop.png")
 
 
 if __name__ == "__main__":
