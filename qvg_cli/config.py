@@ -80,8 +80,7 @@ class ModelConfig(Config):
         name: What the user sees.
         weights: Folder with transformer, vae, text_encoder and tokenizer; a name without a slash is one that
             ships with the package.
-        dtype: Of weights and activations; "auto" is bf16 on a GPU, and on a CPU with bf16 instructions
-            float32 for the transformer and bf16 for the decoder.
+        dtype: Of weights and activations; "auto" is bf16 on a GPU and float32 on a CPU.
         text_tokens: Length that prompts are padded to.
     """
 
