@@ -52,7 +52,6 @@ def test_motions_repeat_and_stay_above_the_ground():
 
 @pytest.mark.parametrize("motion", ["rest", "bounce", "slide", "circle", "approach"])
 def test_rules_find_what_was_drawn(motion):
-    pytest.importorskip("scipy", reason="the detector of the evaluation needs scipy")
     from scripts.pocket.detect import detect, find_blob
 
     color = list(COLORS)[list(MOTIONS).index(motion)]
