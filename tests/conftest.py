@@ -1,6 +1,7 @@
 """What every test stands on: one thread, fixed seeds, no network, and a tiny model of the real classes."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+
+# A shell that runs tests in the background ignores Ctrl-C, and programs started here would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a shared machine with few cores, two spinning threads are ten times slower than one.
 torch.set_num_threads(1)

@@ -34,6 +34,8 @@ BATCH = 4
 DEFAULT_ARMS = (
     "int4",
     "int3",
+    "int2:keep_recent_chunks=1",
+    "int2:keep_sink=true",
     "int2",
     "int2-scalar",
     "int2-qvg:num_centroids=6",
@@ -126,14 +128,15 @@ def compare(baseline: ArmVideos, arm: ArmVideos, fps: int) -> list[dict[str, flo
 
 def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
     """PSNR per window of every arm, over the seconds since packing began."""
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = pyplot.subplots(figsize=(10, 5))
+    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     for row in rows:
         values = [window["psnr_db"] for window in row["windows"]]
         seconds = [WINDOW_SECONDS * (index + 0.5) for index in range(len(values))]
         axes.plot(seconds, values, marker="o", label=f"{row['arm']} ({row['bits']:.2f} bits)")
     axes.set_xlabel("seconds since the first chunk that read packed history")
     axes.set_ylabel("PSNR against the BF16 cache (dB)")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
