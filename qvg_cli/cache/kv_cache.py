@@ -21,7 +21,7 @@ from qvg_cli.errors import QvgError
 from qvg_cli.plan import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.attention import Segment, Workspace, attend
-from qvg_kernels.codec import Codec, PackedTensor, build_codec
+from qvg_kernels.codec import Codec, NonFiniteError, PackedTensor, build_codec
 from qvg_kernels.spec import Bf16Spec, NoneSpec, PayloadBytes
 
 
@@ -164,7 +164,8 @@ class LayerCache:
             packs: Groups of unpacked frames, this chunk's among them or held; each becomes one span now.
 
         Raises:
-            QvgError: A value is NaN or infinite; the message names the layer and the frames.
+            QvgError: A value is NaN or infinite, or the codecs do not take the head size; the message names
+                the layer, and the frame and head of the first such value.
         """
         if tuple(frames) in packs:
             self._store(self._encode(self.packed, key, value, frames))
@@ -210,10 +211,11 @@ class LayerCache:
                 codecs.key.encode(key, seed=derive_seed(self.seed, "key", self.index, frames[0])),
                 codecs.value.encode(value, seed=derive_seed(self.seed, "value", self.index, frames[0])),
             )
+        except NonFiniteError as error:
+            frame = frames[error.token // self.tokens_per_frame]
+            raise QvgError(f"cannot cache layer {self.index}, latent frame {frame}: {error}") from error
         except ValueError as error:
-            raise QvgError(
-                f"cannot cache layer {self.index}, latent frames {frames[0]} to {frames[-1]}: {error}"
-            ) from error
+            raise QvgError(f"cannot cache layer {self.index}: {error}") from error
 
     def _store(self, entry: Entry) -> None:
         self.entries.append(entry)

@@ -125,8 +125,8 @@ def test_a_value_that_is_not_a_number_is_refused_with_its_place():
     plan = video_plan()
     cache = empty_cache(plan, QVG)
     keys = keys_of((0, 1, 2))
-    keys[0, 1, 5, 7] = float("nan")
-    with pytest.raises(QvgError, match="layer 1, latent frames 0 to 2"):
+    keys[0, 1, TOKENS + 5, 7] = float("nan")
+    with pytest.raises(QvgError, match=r"layer 1, latent frame 1: .*head 1"):
         cache.layers[1].append(keys, keys, (0, 1, 2), ((0, 1, 2),))
 
 
