@@ -85,16 +85,6 @@ def plan_chunks(
     return tuple(chunks)
 
 
-def possible_frames(num_frames: int, sampler: SamplerConfig) -> tuple[int, ...]:
-    """The lengths, in latent frames, nearest to `num_frames` from below and above that the model can make."""
-    size = sampler.frames_per_chunk
-    first = 1 if sampler.independent_first_frame else 0
-    below = first + (num_frames - first) // size * size
-    lengths = [below] if below == num_frames else [below, below + size]
-    longest = first + (MAX_FRAMES - first) // size * size
-    return tuple(sorted({min(max(length, first or size), longest) for length in lengths}))
-
-
 def _window(cached: tuple[int, ...], end: int, sampler: SamplerConfig) -> tuple[int, ...]:
     """Frames of `cached` that a chunk ending before frame `end` reads."""
     if sampler.window is None or end <= sampler.window:
