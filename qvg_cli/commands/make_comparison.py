@@ -15,7 +15,8 @@ from qvg_cli.backends.base import Pipeline
 from qvg_cli.backends.registry import load_pipeline
 from qvg_cli.commands.arms import Arm, FinishedArm, comparison_name
 from qvg_cli.commands.jobs import Planned
-from qvg_cli.commands.make_videos import Recording, encode_prompt, make_video, quiet_libraries
+from qvg_cli.commands.make_videos import encode_prompt, make_video, quiet_libraries
+from qvg_cli.commands.recording import Recording
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import QvgError

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import json
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
 import transformers
-from safetensors.torch import save
 from torch import Tensor
 
 from qvg_cli.backends.base import Pipeline
-from qvg_cli.backends.registry import load_pipeline, run_details
+from qvg_cli.backends.registry import load_pipeline
 from qvg_cli.backends.text import PromptCutWarning
-from qvg_cli.cache.accounting import MemorySample, total
 from qvg_cli.cache_settings import cache_label
 from qvg_cli.commands.jobs import Planned
+from qvg_cli.commands.recording import Recording
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import Interrupted, QvgError
 from qvg_cli.interrupts import hold_interrupts
-from qvg_cli.report.html import run_page
-from qvg_cli.report.memory import MemoryReport
-from qvg_cli.report.provenance import provenance
-from qvg_cli.report.run_files import read_result
-from qvg_cli.report.words import describe_bytes, mib_text
-from qvg_cli.rollout import ChunkResult, rollout
-from qvg_cli.run_dir import RunDir, write_whole
-from qvg_cli.video.io import VideoWriter, check_encoder
-from qvg_cli.yaml_text import format_yaml
+from qvg_cli.rollout import rollout
+from qvg_cli.run_dir import RunDir
+from qvg_cli.video.io import check_encoder
 
 
 def make_videos(planned: Sequence[Planned], out: Path, console: Console, *, is_json: bool) -> None:
@@ -124,178 +114,3 @@ def make_video(
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             error.add_note(recording.memory_note())
         raise
-
-
-class Recording:
-    """What one run has made so far, and the files it leaves.
-
-    Attributes:
-        samples: The memory of every chunk made so far.
-        status: "running", then "complete", "interrupted" or "failed".
-    """
-
-    def __init__(self, video: Planned, run: RunDir, device: torch.device) -> None:
-        self.video = video
-        self.samples: list[MemorySample] = []
-        self.status = "running"
-        self._run = run
-        self._details = run_details(video.config)
-        self._device = device
-        self._latents: list[Tensor] = []
-        self._chunk_seconds: list[float] = []
-        self._writer: VideoWriter | None = None
-        self._started = 0.0
-        self._seconds = 0.0
-
-    @property
-    def num_frames(self) -> int:
-        """Pixel frames written so far."""
-        return self._writer.num_frames if self._writer else 0
-
-    def begin(self) -> None:
-        """Write what is known before the first chunk, and open the video."""
-        self._started = time.perf_counter()
-        config = self.video.config
-        values = {
-            **config.model_dump(mode="json"),
-            **({"details": self._details.about} if self._details.about else {}),
-            "provenance": provenance(self._device),
-        }
-        write_whole(self._run.config, lambda path: _write_text(path, format_yaml(values)))
-        self._writer = VideoWriter(
-            self._run.video, height=config.video.height, width=config.video.width, fps=config.video.fps
-        )
-
-    def add(self, result: ChunkResult) -> None:
-        """Take in one chunk: pixels go to the file at once."""
-        assert self._writer is not None
-        self._writer.write(result.frames[0].numpy())
-        self._latents.append(result.latents.cpu())
-        self.samples.append(result.memory)
-        self._chunk_seconds.append(round(result.seconds, 4))
-        self._seconds = time.perf_counter() - self._started
-
-    def finish(self, status: str) -> None:
-        """Close the video and write latents and reports; a run that made nothing leaves nothing.
-
-        Raises:
-            QvgError: A file could not be written; the others were tried all the same.
-        """
-        if self.status != "running":
-            return
-        self.status = status
-        if not self.samples:
-            if self._writer is not None:
-                self._writer.finish()
-            self._run.discard()
-            return
-        assert self._writer is not None
-        report = self._report()
-        failures = []
-        writes: list[Callable[[], None]] = [
-            self._writer.finish,
-            lambda: write_whole(self._run.latents, self._save_latents),
-            lambda: write_whole(self._run.memory, lambda path: self._save_memory(report, path)),
-            lambda: write_whole(self._run.plot, report.save_plot),
-        ]
-        for name, write_file in self._details.files.items():
-            writes.append(partial(write_whole, self._run.path / name, write_file))
-        # The last: it shows what the other files hold.
-        writes.append(lambda: write_whole(self._run.page, self._save_page))
-        for write in writes:
-            try:
-                write()
-            except QvgError as error:
-                failures.append(error)
-        if failures:
-            self.status = "failed"
-            raise failures[0]
-
-    def status_line(self) -> str:
-        """How the run goes, in a few words."""
-        sample = self.samples[-1]
-        cache = describe_bytes(total(sample.end_bytes), sample.bf16_end_bytes)
-        return f"{self.num_frames} frames, {self.num_frames / self._seconds:.1f} frames/s, cache {cache}"
-
-    def summary(self) -> str:
-        """How the run went, in one line."""
-        lasts = self.num_frames / self.video.config.video.fps
-        rate = self.num_frames / self._seconds
-        return (
-            f"{self.num_frames} frames ({lasts:.2f} s) in {self._seconds:.1f} s, {rate:.1f} frames/s; "
-            f"cache at its peak {self._report().peak_text()} for the same frames"
-        )
-
-    def kept(self) -> str:
-        """What is left of a run that ended early."""
-        if not self.num_frames:
-            return "no frame was kept"
-        lasts = self.num_frames / self.video.config.video.fps
-        return f"the first {self.num_frames} frames ({lasts:.2f} s) are in {self._run.video}"
-
-    def memory_note(self) -> str:
-        """What the cache and the device held when memory ran out."""
-        held = mib_text(total(self.samples[-1].end_bytes)) if self.samples else "0"
-        note = f"the cache held {held} MiB"
-        if self._device.type == "cuda":
-            note += f" of {mib_text(torch.cuda.max_memory_allocated(self._device))} MiB allocated at the peak"
-        return note
-
-    def figures(self) -> dict[str, Any]:
-        """Paths and figures for `--json`."""
-        run = self._run
-        paths = {
-            "video": run.video,
-            "latents": run.latents,
-            "memory": run.memory,
-            "plot": run.plot,
-            "report": run.page,
-        }
-        return {
-            "schema": 1,
-            **self._about(),
-            "folder": str(run.path),
-            **{name: str(path) for name, path in paths.items()},
-            "config": str(run.config),
-            **self._report().summary(),
-        }
-
-    def _about(self) -> dict[str, Any]:
-        config = self.video.config
-        return {
-            "status": self.status,
-            "backend": config.backend,
-            "model": config.model.name,
-            "prompt": config.prompt,
-            "seed": config.seed,
-            "cache": cache_label(config.cache),
-            "device": str(self._device),
-            "height": config.video.height,
-            "width": config.video.width,
-            "fps": config.video.fps,
-            "latent_frames": self.samples[-1].num_frames,
-            "pixel_frames": self.num_frames,
-            "video_seconds": self.num_frames / config.video.fps,
-            "seconds": round(self._seconds, 3),
-            "frames_per_second": round(self.num_frames / self._seconds, 3),
-        }
-
-    def _report(self) -> MemoryReport:
-        config = self.video.config
-        label = f"{cache_label(config.cache)} cache"
-        return MemoryReport(self.video.plan, self.samples, config.video.fps, label)
-
-    def _save_memory(self, report: MemoryReport, path: Path) -> None:
-        about = {**self._about(), "chunk_seconds": self._chunk_seconds}
-        _write_text(path, json.dumps(report.to_json(about), indent=1) + "\n")
-
-    def _save_page(self, path: Path) -> None:
-        _write_text(path, run_page(read_result(self._run.path)))
-
-    def _save_latents(self, path: Path) -> None:
-        # Not save_file: it makes files that only their owner can read.
-        path.write_bytes(save({"latents": torch.cat(self._latents, dim=2).contiguous()}))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
