@@ -6,8 +6,7 @@ that they do not lie beside each other while the first prompt is read.
 
 from __future__ import annotations
 
-import copy
-import functools
+from functools import cached_property
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from qvg_cli.backends.loading import load_pretrained, model_dtype
 from qvg_cli.backends.longcat.config import LongCatConfig
+from qvg_cli.backends.longcat.model import LongCatTransformer
 from qvg_cli.backends.longcat.schedule import sampling_of
 from qvg_cli.backends.longcat.session import LongCatSession
 from qvg_cli.backends.longcat.weights import Checkpoint
@@ -29,39 +29,57 @@ from qvg_cli.rollout import SeededNoise
 DISTILLED_ADAPTER = "lora/cfg_step_lora.safetensors"
 
 
+class Models:
+    """What stays loaded, each part read when it is first needed.
+
+    Args:
+        config: Names the weights folder, and by its mode the adapter.
+
+    Raises:
+        MissingModelError: A part of the transformer is missing or does not fit.
+    """
+
+    def __init__(self, config: LongCatConfig, device: torch.device) -> None:
+        self.weights = weights_folder(config.model.weights)
+        self.device = device
+        self.dtype = model_dtype(config.model, device)
+        is_distilled = config.sampler.mode == "distilled"
+        adapters = [self.weights / DISTILLED_ADAPTER] if is_distilled else []
+        self._checkpoint = Checkpoint(self.weights / "dit", adapters)
+
+    @cached_property
+    def transformer(self) -> LongCatTransformer:
+        """With its adapter merged."""
+        return self._checkpoint.load(dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def vae(self) -> AutoencoderKLWan:
+        """From latents to pixels and back."""
+        return load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype).to(self.device)
+
+
 class LongCatPipeline:
     """See `qvg_cli.backends.base.Pipeline`."""
 
-    def __init__(self, config: LongCatConfig, device: torch.device) -> None:
+    def __init__(self, config: LongCatConfig, models: Models) -> None:
         self._config = config
-        self._device = device
-        self._dtype = model_dtype(config.model, device)
-        self._weights = weights_folder(config.model.weights)
-        is_distilled = config.sampler.mode == "distilled"
-        adapters = [self._weights / DISTILLED_ADAPTER] if is_distilled else []
-        checkpoint = Checkpoint(self._weights / "dit", adapters)
-        # Called when a video starts; copies of this pipeline share what the first call loaded.
-        self._transformer = functools.cache(
-            functools.partial(checkpoint.load, dtype=self._dtype, device=device)
-        )
-        self._vae = load_pretrained(AutoencoderKLWan, self._weights / "vae", self._dtype).to(device)
+        self._models = models
 
     def with_cache(self, cache: CacheConfig) -> LongCatPipeline:
         """See `Pipeline.with_cache`."""
-        other = copy.copy(self)
-        other._config = self._config.model_copy(update={"cache": cache})
-        return other
+        return LongCatPipeline(self._config.model_copy(update={"cache": cache}), self._models)
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """See `Pipeline.encode_prompt`. With guidance, the first row is the negative prompt."""
         sampler = self._config.sampler
         prompts = [sampler.negative_prompt, prompt] if sampler.is_guided else [prompt]
-        encoder = TextEncoder(self._weights, self._config.model.text_tokens, self._device, self._dtype)
+        models = self._models
+        encoder = TextEncoder(models.weights, self._config.model.text_tokens, models.device, models.dtype)
         return torch.cat([encoder.encode(text) for text in prompts])
 
     def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> LongCatSession:
         """See `Pipeline.start`. Both rows of the guidance share one row of cache."""
-        model = self._transformer()
+        model = self._models.transformer
         cache = open_cache(
             self._config.cache,
             plan,
@@ -76,11 +94,11 @@ class LongCatPipeline:
 
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
         """See `Pipeline.noise`; float32, since latents are between the steps."""
-        return SeededNoise(plan, seed, like=torch.empty(0, dtype=torch.float32, device=self._device))
+        return SeededNoise(plan, seed, like=torch.empty(0, dtype=torch.float32, device=self._models.device))
 
     def decoder(self) -> WindowDecoder:
         """See `Pipeline.decoder`."""
-        return WindowDecoder(self._vae, self._config.sampler.condition_frames)
+        return WindowDecoder(self._models.vae, self._config.sampler.condition_frames)
 
 
 def load_pipeline(config: LongCatConfig, device: torch.device) -> LongCatPipeline:
@@ -89,4 +107,7 @@ def load_pipeline(config: LongCatConfig, device: torch.device) -> LongCatPipelin
     Raises:
         MissingModelError: A part is missing or broken.
     """
-    return LongCatPipeline(config, device)
+    models = Models(config, device)
+    # Read at once, being small: what is missing or broken is found before a prompt is encoded.
+    _ = models.vae
+    return LongCatPipeline(config, models)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from qvg_cli.backends.self_forcing.session import SelfForcingSession
 from qvg_cli.backends.self_forcing.weights import read_published, transformer_from_published
 from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config import CacheConfig, RunConfig
+from qvg_cli.config import CacheConfig, ModelConfig, RunConfig
 from qvg_cli.errors import MissingModelError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.resources import weights_folder
@@ -23,31 +23,55 @@ from qvg_cli.rollout import SeededNoise
 from qvg_cli.video.vae_stream import StreamingDecoder
 
 
+class Models:
+    """What stays loaded, each part read when it is first needed.
+
+    Args:
+        config: Names the weights folder.
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        self.weights = weights_folder(config.weights)
+        self.device = device
+        self.dtype = model_dtype(config, device)
+        self._config = config
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        """The encoder of the prompts."""
+        return TextEncoder(self.weights, self._config.text_tokens, self.device, self.dtype)
+
+    @cached_property
+    def vae(self) -> AutoencoderKLWan:
+        """From latents to pixels and back."""
+        return load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype).to(self.device)
+
+    @cached_property
+    def transformer(self) -> WanTransformer3DModel:
+        """Ready to be attached to a cache."""
+        model = _load_transformer(self.weights, self.dtype).to(self.device)
+        prepare(model)
+        return model
+
+
 class SelfForcingPipeline:
     """See `qvg_cli.backends.base.Pipeline`."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        weights = weights_folder(config.model.weights)
-        dtype = model_dtype(config.model, device)
+    def __init__(self, config: RunConfig, models: Models) -> None:
         self._config = config
-        self._text = TextEncoder(weights, config.model.text_tokens, device, dtype)
-        self._vae = load_pretrained(AutoencoderKLWan, weights / "vae", dtype).to(device)
-        self._transformer = _load_transformer(weights, dtype).to(device)
-        prepare(self._transformer)
+        self._models = models
 
     def with_cache(self, cache: CacheConfig) -> SelfForcingPipeline:
         """See `Pipeline.with_cache`."""
-        other = copy.copy(self)
-        other._config = self._config.model_copy(update={"cache": cache})
-        return other
+        return SelfForcingPipeline(self._config.model_copy(update={"cache": cache}), self._models)
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """See `Pipeline.encode_prompt`."""
-        return self._text.encode(prompt)
+        return self._models.text.encode(prompt)
 
     def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> SelfForcingSession:
         """See `Pipeline.start`."""
-        model = self._transformer.config
+        model = self._models.transformer.config
         sampler = self._config.sampler
         cache = open_cache(
             self._config.cache,
@@ -57,15 +81,15 @@ class SelfForcingPipeline:
             sink_frames=0 if sampler.window is None else sampler.sink,
             seed=seed,
         )
-        return SelfForcingSession(self._transformer, cache, prompt_embeds, sampler)
+        return SelfForcingSession(self._models.transformer, cache, prompt_embeds, sampler)
 
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
         """See `Pipeline.noise`."""
-        return SeededNoise(plan, seed, like=self._transformer.patch_embedding.weight)
+        return SeededNoise(plan, seed, like=self._models.transformer.patch_embedding.weight)
 
     def decoder(self) -> StreamingDecoder:
         """See `Pipeline.decoder`."""
-        return StreamingDecoder(self._vae)
+        return StreamingDecoder(self._models.vae)
 
 
 def load_pipeline(config: RunConfig, device: torch.device) -> SelfForcingPipeline:
@@ -74,7 +98,10 @@ def load_pipeline(config: RunConfig, device: torch.device) -> SelfForcingPipelin
     Raises:
         MissingModelError: A part is missing or broken.
     """
-    return SelfForcingPipeline(config, device)
+    models = Models(config.model, device)
+    # Read at once: what is missing or broken is found before a prompt is encoded.
+    _ = models.text, models.vae, models.transformer
+    return SelfForcingPipeline(config, models)
 
 
 def _load_transformer(weights: Path, dtype: torch.dtype) -> WanTransformer3DModel:

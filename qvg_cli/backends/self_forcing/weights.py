@@ -64,6 +64,11 @@ def diffusers_name(name: str) -> str | None:
     return f"{prefix}{table[stem]}.{leaf}" if stem in table else None
 
 
+def load_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that the tensor `name` of diffusers is held in, in a model of `dtype`."""
+    return dtype if _KEPT_IN_FLOAT32.isdisjoint(name.split(".")) else torch.float32
+
+
 def read_published(path: Path) -> dict[str, Tensor]:
     """The generator's tensors of a published checkpoint, under the names in the file.
 
@@ -109,8 +114,7 @@ def transformer_from_published(
         target = diffusers_name(name)
         if target is None:
             raise MissingModelError(f"unknown tensor {name} in the checkpoint")
-        is_kept = not _KEPT_IN_FLOAT32.isdisjoint(target.split("."))
-        renamed[target] = tensor.to(torch.float32 if is_kept else dtype)
+        renamed[target] = tensor.to(load_dtype(target, dtype))
     with torch.device("meta"):
         model = WanTransformer3DModel(**config)
     _check_tensors(renamed, model.state_dict())

@@ -1,0 +1,159 @@
+"""Models of the published layouts, or tiny ones, with random weights made on the device; for timing alone.
+
+Names, shapes and dtypes are those of the published weights, so a step costs what it costs with them. Matrices
+keep the size of what passes through them and norms are one: activations stay finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor, nn
+
+from qvg_cli.backends.hyworldplay import model as walk_model
+from qvg_cli.backends.hyworldplay import weights as walk_weights
+from qvg_cli.backends.longcat import weights as longcat_weights
+from qvg_cli.backends.self_forcing import model as self_forcing_model
+from qvg_cli.backends.self_forcing import weights as self_forcing_weights
+
+_TEXT_TOKENS = 48
+"""Rows of a prompt that are not zero: a long sentence."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of a model family.
+
+    Attributes:
+        transformer: Arguments of its transformer.
+        vae: Arguments of `AutoencoderKLWan`.
+        sets: Settings that go with it, as `--set` takes them.
+    """
+
+    transformer: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    sets: tuple[str, ...] = ()
+
+
+_WAN = {"patch_size": (1, 2, 2), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads"}
+_SELF_FORCING = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, **_WAN}
+_LONGCAT = {
+    **{"in_channels": 16, "out_channels": 16, "hidden_size": 4096, "depth": 48, "num_heads": 32},
+    **{"caption_channels": 4096, "mlp_ratio": 4, "adaln_tembed_dim": 512, "frequency_embedding_size": 256},
+    **{"patch_size": (1, 2, 2), "text_tokens_zero_pad": True},
+}
+# Wan-AI/Wan2.2-TI2V-5B-Diffusers, vae/config.json; its means and deviations change no time.
+_VAE_22 = {
+    **{"base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2},
+    **{"temperal_downsample": [False, True, True], "is_residual": True, "patch_size": 2},
+    **{"in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16, "scale_factor_temporal": 4},
+    **{"latents_mean": [0.0] * 48, "latents_std": [1.0] * 48},
+}
+_TINY_WAN = {
+    **{"num_attention_heads": 1, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16},
+    **{"text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, **_WAN},
+}
+_TINY_VAE = {
+    **{"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "patch_size": 2},
+    **{"temperal_downsample": [True, True], "in_channels": 12, "out_channels": 12},
+}
+_TINY = ("model.text_tokens=8", "video.height=32", "video.width=64")
+FULL = {
+    "self-forcing": Layout(_SELF_FORCING, {}),
+    "hyworldplay": Layout(walk_weights.TRANSFORMER_CONFIG, _VAE_22),
+    "longcat": Layout(_LONGCAT, {}),
+}
+"""As published; a VAE without arguments is that of Wan 2.1."""
+TINY = {
+    "self-forcing": Layout(_TINY_WAN, _TINY_VAE, _TINY),
+    "hyworldplay": Layout(
+        _TINY_WAN, _TINY_VAE, (*_TINY, "model.latent_channels=16", "model.spatial_factor=8")
+    ),
+    "longcat": Layout(
+        {
+            **_LONGCAT,
+            **{"hidden_size": 64, "depth": 2, "num_heads": 1, "caption_channels": 16, "mlp_ratio": 1},
+            **{"adaln_tembed_dim": 8, "frequency_embedding_size": 16},
+        },
+        _TINY_VAE,
+        _TINY,
+    ),
+}
+"""Sizes that a CPU runs in a second."""
+
+
+class RandomModels:
+    """Stands where a pipeline keeps its `Models`; has no text encoder.
+
+    Args:
+        layout: One of `FULL` or `TINY`.
+        dtype: Of weights and activations, but for the tensors that each family holds in float32.
+    """
+
+    def __init__(
+        self, backend: str, layout: Layout, *, dtype: torch.dtype, device: torch.device, seed: int = 0
+    ) -> None:
+        self.backend = backend
+        self.layout = layout
+        self.dtype = dtype
+        self.device = device
+        self._seed = seed
+
+    @cached_property
+    def transformer(self) -> nn.Module:
+        """Ready to be attached to a cache."""
+        if self.backend == "longcat":
+            config = longcat_weights.config_from(self.layout.transformer, "the layout")
+            model: nn.Module = longcat_weights.empty_transformer(config)
+            self._fill(model, longcat_weights.dtype_of)
+            return model
+        is_walk = self.backend == "hyworldplay"
+        with torch.device("meta"):
+            build = walk_model.build_transformer if is_walk else _wan_transformer
+            model = build(self.layout.transformer)
+        self._fill(model, walk_weights.load_dtype if is_walk else self_forcing_weights.load_dtype)
+        (walk_model if is_walk else self_forcing_model).prepare(model)
+        return model
+
+    @cached_property
+    def vae(self) -> AutoencoderKLWan:
+        """From latents to pixels and back."""
+        with torch.device("meta"):
+            vae = AutoencoderKLWan(**self.layout.vae)
+        self._fill(vae, lambda name, dtype: dtype)
+        return vae
+
+    def text_states(self, rows: int, num_tokens: int) -> Tensor:
+        """`[rows, num_tokens, C]` in place of a prompt's states: random, and zero after the prompt."""
+        layout = self.layout.transformer
+        width = layout.get("caption_channels") or layout.get("text_dim", 4096)
+        generator = torch.Generator().manual_seed(self._seed)
+        states = 0.1 * torch.randn(rows, num_tokens, width, generator=generator)
+        states[:, min(_TEXT_TOKENS, num_tokens // 2 + 1) :] = 0
+        return states.to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def _fill(self, model: nn.Module, dtype_of: Callable[[str, torch.dtype], torch.dtype]) -> None:
+        """Give every parameter of a model without storage random values, one after the other."""
+        generator = torch.Generator(self.device).manual_seed(self._seed)
+        for name, parameter in list(model.named_parameters()):
+            made = torch.empty(parameter.shape, dtype=dtype_of(name, self.dtype), device=self.device)
+            is_norm = name.endswith("gamma") or (name.endswith("weight") and made.ndim == 1)
+            if is_norm:
+                made.fill_(1)
+            elif made.ndim == 1:
+                made.normal_(0, 0.02, generator=generator)
+            else:
+                fan_in = made.shape[-1] if name.endswith("scale_shift_table") else made[0].numel()
+                made.normal_(0, fan_in**-0.5, generator=generator)
+            longcat_weights.put_tensor(model, name, made)
+        model.eval().requires_grad_(False)
+
+
+def _wan_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
+    return WanTransformer3DModel(**config)

@@ -1,0 +1,70 @@
+"""The full-size runs at a tiny size: real plan, session, rollout, decoder; a stop keeps the figures."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from qvg_cli.backends.hyworldplay.model import build_transformer
+from qvg_cli.backends.longcat.weights import config_from, empty_transformer
+from scripts import full_size
+from scripts.random_models import FULL, TINY, RandomModels
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "num_chunks"),
+    [
+        ("self-forcing", ["--frames", "6"], 2),
+        ("hyworldplay", ["--chunks", "2", "--context", "incremental"], 2),
+        ("longcat", ["--segments", "1", "--steps", "1", "--set", "sampler.guided_steps=2"], 2),
+    ],
+)
+def test_every_arm_runs_and_is_written(tmp_path, capsys, backend, options, num_chunks):
+    out = tmp_path / "run.json"
+    arguments = ["--backend", backend, "--size", "tiny", "--cache", "bf16", "int2", "--out", str(out)]
+    assert full_size.main([*arguments, "--device", "cpu", *options]) == 0
+    record = json.loads(out.read_text())
+    bf16, int2 = record["arms"]
+    for arm in (bf16, int2):
+        assert arm["status"] == "complete"
+        assert [chunk["chunk"] for chunk in arm["chunks"]] == list(range(num_chunks))
+        last = arm["chunks"][-1]
+        assert last["decode_seconds"] > 0
+        assert 0 < sum(last["call_seconds"]) <= last["transformer_seconds"] + 0.01
+    assert bf16["summary"]["peak"]["ratio"] == 1
+    assert int2["summary"]["peak"]["ratio"] > 2
+    printed = capsys.readouterr().out
+    assert "| int2 |" in printed
+    full_size.main(["--table", str(out)])
+    assert capsys.readouterr().out == printed
+
+
+def test_a_stopped_arm_keeps_its_figures(tmp_path, capsys):
+    out = tmp_path / "run.json"
+    arguments = ["--size", "tiny", "--device", "cpu", "--frames", "21", "--budget-seconds", "0"]
+    assert full_size.main([*arguments, "--out", str(out)]) == 0
+    (arm,) = json.loads(out.read_text())["arms"]
+    assert arm["status"] == "stopped: out of its budget"
+    (chunk,) = arm["chunks"]
+    assert chunk["is_partial"]
+    assert len(chunk["call_seconds"]) == 1
+    assert "out of its budget; 1 calls" in capsys.readouterr().out
+
+
+def test_layouts_are_the_published_ones():
+    with torch.device("meta"):
+        walk = build_transformer(FULL["hyworldplay"].transformer)
+    assert sum(tensor.numel() for tensor in walk.parameters()) == 5_293_225_152
+    clip = empty_transformer(config_from(FULL["longcat"].transformer, "the layout"))
+    assert sum(tensor.numel() for tensor in clip.parameters()) == 13_581_071_424
+
+
+@pytest.mark.parametrize("backend", sorted(TINY))
+def test_random_weights_keep_the_size_of_what_passes(backend):
+    models = RandomModels(backend, TINY[backend], dtype=torch.float32, device=torch.device("cpu"))
+    for model in (models.transformer, models.vae):
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and parameter.numel() > 500 and "gamma" not in name:
+                fan_in = parameter[0].numel() if "scale_shift_table" not in name else parameter.shape[-1]
+                assert parameter.std().item() * math.sqrt(fan_in) == pytest.approx(1, rel=0.2), name
