@@ -58,3 +58,41 @@ def test_flips_are_sign_patterns():
     found = torch.empty(128)
     _flip[(1,)](values, flips, found, 128)
     assert torch.equal(found, values * rotation.sign_patterns(128, torch.device("cpu"))[5])
+
+
+def test_e4m3_rounds_as_torch_does():
+    finite = e4m3.from_bits(torch.arange(256, dtype=torch.uint8))
+    finite = finite[~torch.isnan(finite)].sort().values
+    ties = (finite[1:] + finite[:-1]) / 2
+    edges = torch.tensor([0.0, -0.0, 1e-30, 448.0, 464.0, 1e9, -1e9, 2.0**-10])
+    values = torch.cat([finite, ties, ties.nextafter(finite[1:]), ties.nextafter(finite[:-1]), edges])
+    values = torch.nn.functional.pad(values, (0, 1024 - len(values)), value=1.0)
+    assert torch.equal(applied(numbers.e4m3_bits, values, torch.uint8), e4m3.to_bits(values))
+
+
+@triton.jit
+def _unit(values):
+    return numbers.power_of_two(numbers.unit_exponent(values))
+
+
+def test_units_are_those_of_the_reference():
+    powers = 2.0 ** torch.arange(-40, 40)
+    edges = [448 * powers, (448 * powers).nextafter(torch.tensor(1e30)), 449 * powers]
+    largest = torch.cat([*edges, torch.tensor([0.0, 1e-38, 1.0]), torch.rand(13)])
+    expected = torch.stack([e4m3.round_to_unit(value)[1] for value in largest])
+    assert torch.equal(applied(_unit, largest, torch.float32), expected)
+
+
+@triton.jit
+def _multiply(left, right, target, COUNT: tl.constexpr):
+    row, column = tl.arange(0, COUNT)[:, None], tl.arange(0, COUNT)[None, :]
+    at = row * COUNT + column
+    product = numbers.precise_dot(tl.load(left + at), tl.load(right + at).to(numbers.OPERAND))
+    tl.store(target + at, product)
+
+
+def test_precise_products_are_those_of_float32():
+    left, right = torch.randn(16, 16), numbers.hadamard_signs(16, torch.device("cpu"))
+    found = torch.empty(16, 16)
+    _multiply[(1,)](left, right, found, 16)
+    torch.testing.assert_close(found, left @ right.float())

@@ -85,3 +85,47 @@ def lattice_patterns(device: torch.device) -> Tensor:
         digits = sum((entry // 2) << (2 * place) for place, entry in enumerate(pattern))
         words[code] = digits | (pattern.count(3) % 2) << 16
     return words.to(device)
+
+
+OPERAND = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)
+"""What values become before a product: the interpreter cannot multiply bf16 values, and keeps float32."""
+
+
+def operand_dtype() -> torch.dtype:
+    """torch's name of OPERAND, for tensors that hold one side of a product."""
+    return torch.float32 if triton.knobs.runtime.interpret else torch.bfloat16
+
+
+@triton.jit
+def precise_dot(left, right):
+    """Product of float32 `left` and of `right`, whose values are exact in OPERAND; errs by about 2**-17."""
+    high = left.to(OPERAND)
+    low = (left - high.to(tl.float32)).to(OPERAND)
+    return tl.dot(low, right, tl.dot(high, right, input_precision="ieee"), input_precision="ieee")
+
+
+@triton.jit
+def e4m3_bits(values):
+    """Nearest e4m3 bit patterns (uint8) of float32 values; `qvg_kernels.e4m3.to_bits` is the reference."""
+    wide = values.to(tl.int32, bitcast=True)
+    magnitude = tl.minimum(tl.abs(values), 448.0)
+    bits = magnitude.to(tl.int32, bitcast=True)
+    # Exponent and three bits of the mantissa, rounded to nearest even; the bias is 7 instead of 127.
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - 960
+    subnormal = round_half_even(magnitude * 512.0).to(tl.int32)
+    return (tl.where(magnitude < 0.015625, subnormal, normal) | ((wide >> 24) & 128)).to(tl.uint8)
+
+
+@triton.jit
+def unit_exponent(largest):
+    """Exponent of the unit that `qvg_kernels.e4m3.round_to_unit` takes for a largest magnitude, int32."""
+    bits = largest.to(tl.int32, bitcast=True)
+    # 448 is 1.75 * 2**8: one more where the mantissa is over 1.75.
+    exponent = (bits >> 23) - 135 + ((bits & 0x7FFFFF) > 0x600000).to(tl.int32)
+    return tl.maximum(exponent, -100)
+
+
+@triton.jit
+def power_of_two(exponent):
+    """Float32 `2**exponent` for int32 exponents from -126 to 127."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
