@@ -6,7 +6,7 @@ rounds it to bf16 at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -47,7 +47,7 @@ class HyWorldPlaySession:
         self._prompt_embeds = prompt_embeds
         self._steps = denoising_steps(sampler)
         self._context_noise = sampler.context_noise
-        self._actions = torch.tensor(path.actions, dtype=torch.float32, device=self.device)
+        self._actions = path.actions
         self._image_latents = image_latents
         self._call = attach(model, cache, Cameras.of(path, plan.tokens_per_frame, self.device))
 
@@ -91,10 +91,14 @@ class HyWorldPlaySession:
         """Flow `[B, C, F, h, w]` float32 of latents of `frames`, each with its own timestep."""
         batch = latents.shape[0]
         self._call.frames, self._call.reads = frames, reads
-        self._call.actions = self._actions[list(frames)].repeat(batch)
+        self._call.actions = self._to_device([self._actions[frame] for frame in frames]).repeat(batch)
         # Each frame is an item of the batch, with its own timestep and action: [B * F, C, 1, h, w].
         items = latents.to(self._prompt_embeds.dtype).transpose(1, 2).flatten(0, 1).unsqueeze(2)
-        told = torch.tensor(timesteps, dtype=torch.float32, device=self.device).repeat(batch)
+        told = self._to_device(timesteps).repeat(batch)
         flow: Tensor = self._model(items, told, self._prompt_embeds, return_dict=False)[0]
         video: Tensor = flow.squeeze(2).unflatten(0, (batch, len(frames)))
         return video.transpose(1, 2).float()
+
+    def _to_device(self, numbers: Sequence[float]) -> Tensor:
+        """`[N]` float32, without waiting for what the device has to do before."""
+        return torch.tensor(numbers, dtype=torch.float32).to(self.device, non_blocking=True)
