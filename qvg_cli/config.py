@@ -32,6 +32,9 @@ class CacheConfig(Config):
         keep_sink: Whether the first chunk stays unpacked.
         span_tokens: Finished chunks wait until together they have this many tokens, then become one span;
             1 packs every chunk as soon as it is finished.
+        workspace_mib: For decoded keys and values, whatever the history's length.
+        arithmetic: How packed history is multiplied; "auto" is fp8 where the device has it and the codec is
+            coarser.
     """
 
     preset: str
@@ -40,6 +43,8 @@ class CacheConfig(Config):
     keep_recent_chunks: int = Field(0, ge=0)
     keep_sink: bool = False
     span_tokens: int = Field(1, ge=1)
+    workspace_mib: int = Field(256, ge=16)
+    arithmetic: Literal["auto", "fp8", "bf16"] = "auto"
 
 
 class VideoConfig(Config):

@@ -1,88 +1,61 @@
 """Attention over a history that is kept packed: read into one bounded workspace, attended, reused.
 
-Torch reference. The history is never expanded whole: heads go through in groups, and where even one head's
-keys exceed the workspace, spans of keys do, merged by their running (maximum, sum, output). Invariant: the
-result does not depend on the workspace's size beyond the rounding of the sums.
+The history is never expanded whole. The torch reference is here, the kernels are in `qvg_kernels.gpu`.
+Invariant: the result does not depend on the workspace's size beyond the rounding of the sums.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-DEFAULT_WORKSPACE_BYTES = 256 * 2**20
+from qvg_kernels.dispatch import has_fp8, uses_kernels
+from qvg_kernels.segments import GivenSegment, History, Segment
+from qvg_kernels.workspace import Workspace
+
+Arithmetic = Literal["auto", "fp8", "bf16"]
+"""How packed history is multiplied; "auto" is fp8 where the device has it and the codec is coarser."""
+
 _QUERY_BLOCK = 1024
 
 
-class Segment(Protocol):
-    """A run of keys and values that is read as a whole or in parts, packed or not."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Keys in the segment."""
-        ...
-
-    def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
-        """Keys, rotated to their positions, and values of a part: two `[B, h, s, D]`."""
-        ...
-
-
-class Workspace:
-    """Buffers for decoded keys and values, allocated once and shared by all layers.
+def attend(
+    query: Tensor,
+    history: History,
+    given: GivenSegment,
+    workspace: Workspace,
+    arithmetic: Arithmetic = "auto",
+) -> Tensor:
+    """Softmax attention of all queries to all keys of the history and of the chunk itself, without a mask.
 
     Args:
-        limit_bytes: Keys and values together never take more, except that one token of one head always fits.
-    """
-
-    def __init__(self, limit_bytes: int = DEFAULT_WORKSPACE_BYTES) -> None:
-        self.limit_bytes = limit_bytes
-        self._buffer: Tensor | None = None
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes allocated so far."""
-        return 0 if self._buffer is None else self._buffer.numel() * self._buffer.element_size()
-
-    def views(self, shape: tuple[int, int, int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Two uninitialised `[B, h, s, D]` views in the dtype and on the device of `like`."""
-        count = math.prod(shape)
-        buffer = self._buffer
-        if (
-            buffer is None
-            or buffer.dtype != like.dtype
-            or buffer.device != like.device
-            or buffer.numel() < 2 * count
-        ):
-            self._buffer = buffer = None
-            self._buffer = buffer = torch.empty(2 * count, dtype=like.dtype, device=like.device)
-        return buffer[:count].view(shape), buffer[count : 2 * count].view(shape)
-
-    def part_sizes(self, query: Tensor, num_tokens: int) -> tuple[int, int]:
-        """Heads and tokens that fit at once for `[B, H, S, D]` queries: all keys of some, or some of one."""
-        batch, heads, _, head_dim = query.shape
-        token_bytes = 2 * batch * head_dim * query.element_size()
-        tokens = max(1, min(num_tokens, self.limit_bytes // token_bytes))
-        return max(1, min(heads, self.limit_bytes // (token_bytes * num_tokens))), tokens
-
-
-def attend(query: Tensor, segments: Sequence[Segment], workspace: Workspace) -> Tensor:
-    """Softmax attention of all queries to all keys of all segments, without a mask.
-
-    Args:
-        query: `[B, H, S, D]`, rotated.
-        segments: At least one key in all.
+        query: `[B, H, S, D]`, placed.
         workspace: Where keys and values are read to; its limit decides the grouping.
 
     Returns:
         `[B, H, S, D]` in the dtype of `query`; sums are kept in float32.
     """
+    if uses_kernels(query.device) and query.dtype != torch.float32:
+        from qvg_kernels.gpu import attention
+
+        uses_fp8 = arithmetic != "bf16" and has_fp8(query.device)
+        output = attention.attend(query, history, given, workspace, uses_fp8=uses_fp8)
+        if output is not None:
+            return output
+    return attend_segments(query, [*history.segments, given], workspace)
+
+
+def attend_segments(query: Tensor, segments: Sequence[Segment], workspace: Workspace) -> Tensor:
+    """`attend` in torch: a few heads at a time, and of one head whose keys exceed the workspace, a run of keys,
+    merged with the others by a running (maximum, sum, output).
+    """
     num_tokens = sum(segment.num_tokens for segment in segments)
-    group_heads, part_tokens = workspace.part_sizes(query, num_tokens)
+    group_heads, part_tokens = _part_sizes(query, num_tokens, workspace.limit_bytes)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     for first in range(0, query.shape[1], group_heads):
         heads = slice(first, min(first + group_heads, query.shape[1]))
@@ -95,6 +68,17 @@ def attend(query: Tensor, segments: Sequence[Segment], workspace: Workspace) -> 
     return output
 
 
+def _part_sizes(query: Tensor, num_tokens: int, limit_bytes: int) -> tuple[int, int]:
+    """Heads and tokens that fit at once for `[B, H, S, D]` queries: all keys of some, or some of one.
+
+    One token of one head is read even if it does not fit.
+    """
+    batch, heads, _, head_dim = query.shape
+    token_bytes = 2 * batch * head_dim * query.element_size()
+    tokens = max(1, min(num_tokens, limit_bytes // token_bytes))
+    return max(1, min(heads, limit_bytes // (token_bytes * num_tokens))), tokens
+
+
 def _read_parts(
     query: Tensor, heads: slice, segments: Sequence[Segment], part_tokens: int, workspace: Workspace
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,7 +86,9 @@ def _read_parts(
     remaining = sum(segment.num_tokens for segment in segments)
     batch, group_heads, _, head_dim = query.shape
     part_tokens = min(part_tokens, remaining)
-    key, value = workspace.views((batch, group_heads, part_tokens, head_dim), query)
+    shape = (2, batch, group_heads, part_tokens, head_dim)
+    buffer = workspace.take(math.prod(shape) * query.element_size(), query.device)
+    key, value = buffer.view(query.dtype).view(shape)
     filled = 0
     for segment in segments:
         start = 0

@@ -44,6 +44,11 @@ class PackedTensor:
 class Codec(Protocol):
     """Packs spans of keys or values; holds settings only, never data."""
 
+    @property
+    def spec(self) -> CodecSpec:
+        """The settings."""
+        ...
+
     def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
         """Pack `[B, H, S, D]` values; `seed` serves codecs that draw starting points.
 

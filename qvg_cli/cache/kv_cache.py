@@ -20,30 +20,20 @@ from qvg_cli.config import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.plan import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
-from qvg_kernels.attention import Segment, Workspace, attend
+from qvg_kernels.attention import Arithmetic, attend
 from qvg_kernels.codec import Codec, NonFiniteError, PackedTensor, build_codec
+from qvg_kernels.placement import Placement
+from qvg_kernels.segments import GivenSegment, History, StoredSegment
 from qvg_kernels.spec import Bf16Spec, NoneSpec, PayloadBytes
+from qvg_kernels.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
 
 
 class Rotation(Protocol):
-    """Positional rotation of the keys of given frames, or of their values."""
+    """How tokens are placed when they are read. Equal rotations place alike."""
 
-    def rotate(self, keys: Tensor, frames: Frames, tokens: slice) -> Tensor:
-        """Rotate `[B, h, s, D]` keys, which are `tokens` of the tokens of `frames`."""
+    def placement(self, frames: Frames) -> Placement:
+        """Where the tokens of `frames` stand."""
         ...
-
-
-@dataclass(frozen=True)
-class _Placement:
-    """How keys and values are placed when they are read."""
-
-    rotation: Rotation
-    value_rotation: Rotation | None
-
-    def place(self, key: Tensor, value: Tensor, frames: Frames, tokens: slice) -> tuple[Tensor, Tensor]:
-        if self.value_rotation is not None:
-            value = self.value_rotation.rotate(value, frames, tokens)
-        return self.rotation.rotate(key, frames, tokens), value
 
 
 @dataclass(frozen=True)
@@ -80,38 +70,6 @@ class Entry:
         )
 
 
-@dataclass(frozen=True)
-class _HistorySegment:
-    """A run of neighbouring frames of an entry."""
-
-    entry: Entry
-    placement: _Placement
-    first_token: int
-    num_tokens: int
-
-    def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
-        part = slice(self.first_token + tokens.start, self.first_token + tokens.stop)
-        return self.placement.place(*self.entry.decode(heads, part), self.entry.frames, part)
-
-
-@dataclass(frozen=True)
-class _CurrentSegment:
-    """The chunk in hand, attended as the model made it."""
-
-    frames: Frames
-    key: Tensor
-    value: Tensor
-    placement: _Placement
-
-    @property
-    def num_tokens(self) -> int:
-        return self.key.shape[2]
-
-    def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
-        key, value = self.key[:, heads, tokens], self.value[:, heads, tokens]
-        return self.placement.place(key, value, self.frames, tokens)
-
-
 @dataclass
 class LayerCache:
     """One layer's history."""
@@ -123,7 +81,9 @@ class LayerCache:
     unpacked: CodecPair
     workspace: Workspace
     ledger: Ledger
+    arithmetic: Arithmetic = "auto"
     entries: list[Entry] = field(default_factory=list)
+    _histories: dict[object, History] = field(default_factory=dict)
 
     @property
     def frames(self) -> Frames:
@@ -150,10 +110,10 @@ class LayerCache:
             reads: Frames of the history, all held.
             value_rotation: Of the values; none leaves them as they are.
         """
-        placement = _Placement(rotation, value_rotation)
-        segments: list[Segment] = list(self._segments(reads, placement))
-        segments.append(_CurrentSegment(frames, key, value, placement))
-        return attend(query, segments, self.workspace)
+        history = self._history(reads, rotation, value_rotation)
+        value_placement = None if value_rotation is None else value_rotation.placement(frames)
+        given = GivenSegment(key, value, rotation.placement(frames), value_placement)
+        return attend(query, history, given, self.workspace, self.arithmetic)
 
     def append(self, key: Tensor, value: Tensor, frames: Frames, packs: Sequence[Frames]) -> None:
         """Store a finished chunk and pack the groups of frames that are due.
@@ -180,16 +140,37 @@ class LayerCache:
         for entry in [entry for entry in self.entries if set(entry.frames) <= gone]:
             self._drop(entry)
 
-    def _segments(self, reads: Frames, placement: _Placement) -> Iterator[_HistorySegment]:
+    def _history(self, reads: Frames, rotation: Rotation, value_rotation: Rotation | None) -> History:
+        """What `reads` are stored in, made once for all steps of a chunk."""
+        wanted = reads, rotation, value_rotation
+        if wanted not in self._histories:
+            self._histories[wanted] = History(tuple(self._segments(reads, rotation, value_rotation)))
+        return self._histories[wanted]
+
+    def _segments(
+        self, reads: Frames, rotation: Rotation, value_rotation: Rotation | None
+    ) -> Iterator[StoredSegment]:
+        """A segment for each run of neighbouring frames of an entry."""
         wanted = set(reads)
         size = self.tokens_per_frame
         for entry in self.entries:
+            placement = rotation.placement(entry.frames)
+            value_placement = None if value_rotation is None else value_rotation.placement(entry.frames)
             start = None
             for position, frame in enumerate((*entry.frames, None)):
                 if frame in wanted and start is None:
                     start = position
                 elif frame not in wanted and start is not None:
-                    yield _HistorySegment(entry, placement, start * size, (position - start) * size)
+                    yield StoredSegment(
+                        entry.codecs.key,
+                        entry.codecs.value,
+                        entry.key,
+                        entry.value,
+                        placement,
+                        value_placement,
+                        start * size,
+                        (position - start) * size,
+                    )
                     start = None
 
     def _pack(self, group: Frames) -> None:
@@ -218,10 +199,12 @@ class LayerCache:
             raise QvgError(f"cannot cache layer {self.index}: {error}") from error
 
     def _store(self, entry: Entry) -> None:
+        self._histories.clear()
         self.entries.append(entry)
         self.ledger.add(entry.payload_bytes())
 
     def _drop(self, entry: Entry) -> None:
+        self._histories.clear()
         self.entries.remove(entry)
         self.ledger.remove(entry.payload_bytes())
 
@@ -237,6 +220,8 @@ class KVCache:
         packed: Codecs of the spans.
         unpacked: Codecs of the chunks that wait or stay unpacked.
         seed: Of the codecs' starting points.
+        workspace_bytes: For decoded keys and values of all layers together.
+        arithmetic: How packed history is multiplied.
     """
 
     def __init__(
@@ -249,16 +234,19 @@ class KVCache:
         packed: CodecPair,
         unpacked: CodecPair,
         seed: int,
-        workspace: Workspace | None = None,
+        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+        arithmetic: Arithmetic = "auto",
     ) -> None:
         self.ledger = Ledger()
         self._packs = packs
         self._gone: set[int] = set()
         self._frames: set[int] = set()
         self._bf16_frame_bytes = 2 * 2 * plan.tokens_per_frame * layer_width * num_layers
-        workspace = workspace or Workspace()
+        workspace = Workspace(workspace_bytes)
         self.layers = [
-            LayerCache(index, seed, plan.tokens_per_frame, packed, unpacked, workspace, self.ledger)
+            LayerCache(
+                index, seed, plan.tokens_per_frame, packed, unpacked, workspace, self.ledger, arithmetic
+            )
             for index in range(num_layers)
         ]
 
@@ -308,4 +296,6 @@ def open_cache(
         packed=CodecPair(build_codec(config.k), build_codec(config.v)),
         unpacked=CodecPair(unpacked, unpacked),
         seed=seed,
+        workspace_bytes=config.workspace_mib * 2**20,
+        arithmetic=config.arithmetic,
     )

@@ -20,11 +20,12 @@ from qvg_cli.backends.hyworldplay.session import HyWorldPlaySession
 from qvg_cli.backends.hyworldplay.streams import RotaryStream
 from qvg_cli.backends.hyworldplay.trajectory import camera_path
 from qvg_cli.backends.hyworldplay.weights import transformer_from_published
-from qvg_cli.backends.rotary import FrameRotation, RotaryTables
+from qvg_cli.backends.rotary import FrameRotation
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import CacheConfig
 from qvg_cli.plan import VideoPlan
 from qvg_cli.rollout import rollout
+from qvg_kernels.placement import RotaryTables
 from qvg_kernels.spec import NoneSpec
 
 TOLERANCE = 1e-4
@@ -170,19 +171,17 @@ def test_both_streams_are_rebuilt_from_raw_keys_and_values(run):
     """The original caches rotated and camera-transformed keys and values; ours holds each once, raw."""
     name, done = run
     golden = load_golden(FOLDER, name)
-    tables = RotaryTables(MODEL["attention_head_dim"], MODEL["rope_max_seq_len"], torch.device("cpu"))
+    tables = RotaryTables.of(MODEL["attention_head_dim"], MODEL["rope_max_seq_len"], torch.device("cpu"))
     rows, columns = CONFIG["latent_height"] // 2, CONFIG["latent_width"] // 2
     for index, layers in done.raw.items():
         frames = done.plan.chunks[index].reads
-        rotary = RotaryStream(
-            FrameRotation(tables, rows, columns), {frame: slot for slot, frame in enumerate(frames)}
-        )
+        rotary = RotaryStream(FrameRotation(tables, rows, columns), frames)
         cameras = done.session._call.cameras
         for layer, (key, value) in enumerate(layers):
             tokens = slice(0, key.shape[2])
             streams = {
-                "k": (rotary.rotate(key, frames, tokens), cameras.rotate(key, frames, tokens)),
-                "v": (value, cameras.rotate(value, frames, tokens)),
+                "k": (rotary.rotate(key, frames), cameras.placement(frames).apply(key, tokens)),
+                "v": (value, cameras.placement(frames).apply(value, tokens)),
             }
             for side, parts in streams.items():
                 label = f"chunk{index}.cache.{side}"
@@ -215,6 +214,6 @@ def test_camera_stream():
     path = Trajectory(viewmats, intrinsics, (0,) * num_frames)
     cameras = Cameras.of(path, num_tokens // num_frames, torch.device("cpu"))
     assert_close(cameras.rotate_query(golden["q"], frames), golden["q_out"], "q")
-    assert_close(cameras.rotate(golden["k"], frames, tokens), golden["k_out"], "k")
-    assert_close(cameras.rotate(golden["v"], frames, tokens), golden["v_out"], "v")
+    assert_close(cameras.placement(frames).apply(golden["k"], tokens), golden["k_out"], "k")
+    assert_close(cameras.placement(frames).apply(golden["v"], tokens), golden["v_out"], "v")
     assert_close(cameras.restore(golden["o"], frames), golden["o_out"], "o")

@@ -31,11 +31,12 @@ from qvg_cli.backends.longcat.schedule import (
 )
 from qvg_cli.backends.longcat.session import LongCatSession
 from qvg_cli.backends.longcat.weights import INDEX_FILE, Checkpoint
-from qvg_cli.backends.rotary import FrameRotation, RotaryTables
+from qvg_cli.backends.rotary import FrameRotation
 from qvg_cli.cache.kv_cache import CodecPair, KVCache
 from qvg_cli.config_load import Request, load_config
 from qvg_cli.plan import VideoPlan
 from qvg_kernels.codec import PackedTensor, build_codec
+from qvg_kernels.placement import RotaryTables
 from qvg_kernels.spec import NoneSpec
 
 TOLERANCE = 2e-5
@@ -192,16 +193,15 @@ def test_rotary_positions():
     golden = load_golden(FOLDER, "intermediates.safetensors")
     latents = TEXT_MASK["hidden_states"]
     head_dim = DIT["hidden_size"] // DIT["num_heads"]
-    tables = RotaryTables(head_dim, 16, torch.device("cpu"))
+    tables = RotaryTables.of(head_dim, 16, torch.device("cpu"))
     rotation = FrameRotation(tables, latents.shape[3] // 2, latents.shape[4] // 2)
-    tokens = slice(0, golden["rope_in"].shape[2])
-    found = rotation.rotate(golden["rope_in"], frames_of(latents), tokens)
+    found = rotation.rotate(golden["rope_in"], frames_of(latents))
     assert_close(found, golden["rope_out"], "rope_out")
     # A pair (1, 0) turns to (cos, sin) of its angle.
-    unit = torch.tensor([1.0, 0.0]).repeat(head_dim // 2).expand(1, 1, tokens.stop, head_dim)
+    unit = torch.tensor([1.0, 0.0]).repeat(head_dim // 2).expand(1, 1, golden["rope_in"].shape[2], head_dim)
     angles = golden["rope_angles"][:, ::2]
     expected = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(-2)
-    assert_close(rotation.rotate(unit, frames_of(latents), tokens)[0, 0], expected, "rope_angles")
+    assert_close(rotation.rotate(unit, frames_of(latents))[0, 0], expected, "rope_angles")
 
 
 def test_condition_frames_pass_through_the_cache_as_in_one_call(model):

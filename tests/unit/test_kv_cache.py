@@ -1,5 +1,7 @@
 """The layered cache: what it holds, what it reads, and that the account is exact."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -15,12 +17,18 @@ HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
 QVG = QvgSpec(num_centroids=16)
 
 
+@dataclass(frozen=True)
 class ByFrame:
     """A rotation that can be undone by eye: adds the frame's id to the keys."""
 
-    def rotate(self, keys, frames, tokens):
-        ids = torch.tensor(frames, dtype=keys.dtype)[torch.arange(tokens.start or 0, tokens.stop) // TOKENS]
-        return keys + ids[:, None]
+    frames: tuple[int, ...] = ()
+
+    def placement(self, frames):
+        return ByFrame(frames)
+
+    def apply(self, keys, tokens):
+        frames = torch.tensor(self.frames, dtype=keys.dtype)
+        return keys + frames[torch.arange(tokens.start, tokens.stop) // TOKENS, None]
 
 
 def video_plan(num_frames=12, **changes) -> VideoPlan:
@@ -100,7 +108,7 @@ def test_attention_reads_the_wanted_frames_at_their_positions(reads, settings):
     history = torch.cat([keys_of((f, f + 1, f + 2)) for f in (0, 3, 6)], dim=2).unflatten(2, (9, TOKENS))
     kept = history[:, :, list(reads)]
     rotated = kept + torch.tensor(reads, dtype=kept.dtype).view(-1, 1, 1)
-    keys = torch.cat([rotated.flatten(2, 3), ByFrame().rotate(key, own, slice(0, key.shape[2]))], dim=2)
+    keys = torch.cat([rotated.flatten(2, 3), ByFrame(own).apply(key, slice(0, key.shape[2]))], dim=2)
     values = torch.cat([-kept.flatten(2, 3), value], dim=2)
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -70,8 +70,8 @@ def sign_flips(head_dim: int, device: torch.device) -> Tensor:
 
 @cache
 def hadamard_signs(head_dim: int, device: torch.device) -> Tensor:
-    """`[head_dim, head_dim]` bf16 Sylvester matrix of 1 and -1; the kernels divide by `sqrt(head_dim)`."""
-    return hadamard(head_dim, device).sign().to(torch.bfloat16)
+    """`[head_dim, head_dim]` float16 Sylvester matrix of 1 and -1; the kernels divide by `sqrt(head_dim)`."""
+    return hadamard(head_dim, device).sign().to(torch.float16)
 
 
 @cache

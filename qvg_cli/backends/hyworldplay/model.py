@@ -20,10 +20,11 @@ from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedd
 from torch import Tensor, nn
 
 from qvg_cli.backends.hyworldplay.streams import Cameras, RotaryStream
-from qvg_cli.backends.rotary import FrameRotation, RotaryTables
+from qvg_cli.backends.rotary import FrameRotation
 from qvg_cli.backends.self_forcing.model import FrameRope, TextCrossAttention
 from qvg_cli.cache.kv_cache import KVCache, LayerCache
 from qvg_cli.cache.policy import Frames
+from qvg_kernels.placement import RotaryTables
 
 
 @dataclass
@@ -47,9 +48,9 @@ class Call:
     packs: tuple[Frames, ...] = ()
 
     @property
-    def slots(self) -> dict[int, int]:
-        """Time positions: history first, then the input, without gaps."""
-        return {frame: slot for slot, frame in enumerate((*self.reads, *self.frames))}
+    def order(self) -> Frames:
+        """Frames in the order of their time positions: history first, then the input, without gaps."""
+        return (*self.reads, *self.frames)
 
 
 class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # diffusers has no types
@@ -107,8 +108,8 @@ class TwoStreamSelfAttention:
         key = self._join_frames(attn.norm_k(attn.to_k(hidden_states)), attn.heads)
         value = self._join_frames(attn.to_v(hidden_states), attn.heads)
 
-        rotary = RotaryStream(rotary_emb, self.call.slots)
-        rotated = rotary.rotate(query, frames, slice(0, query.shape[2]))
+        rotary = RotaryStream(rotary_emb, self.call.order)
+        rotated = rotary.rotate(query, frames)
         attended = self.layer.attend(
             rotated, key, value, frames=frames, reads=self.call.reads, rotation=rotary
         )
@@ -180,7 +181,7 @@ def prepare(model: WanTransformer3DModel) -> None:
     """Give the model its positions; done once after loading."""
     settings = model.config
     device = model.patch_embedding.weight.device
-    tables = RotaryTables(settings.attention_head_dim, settings.rope_max_seq_len, device)
+    tables = RotaryTables.of(settings.attention_head_dim, settings.rope_max_seq_len, device)
     model.rope = FrameRope(tables, tuple(settings.patch_size))
 
 

@@ -6,7 +6,6 @@ whatever the dtype of the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,25 +14,31 @@ from torch import Tensor
 from qvg_cli.backends.hyworldplay.trajectory import Trajectory
 from qvg_cli.backends.rotary import FrameRotation
 from qvg_cli.cache.policy import Frames
+from qvg_kernels.placement import FrameMatrices, Rotary
 
 
 @dataclass(frozen=True)
 class RotaryStream:
-    """Rotation by row, column, and the frame's slot among the frames in hand.
+    """Rotation by row, column, and the frame's place among the frames in hand.
 
     Attributes:
-        slots: Frame to slot. Frames without one are never read.
+        order: Frames in hand. Others are never read.
     """
 
     rotation: FrameRotation
-    slots: Mapping[int, int]
+    order: Frames
 
-    def rotate(self, keys: Tensor, frames: Frames, tokens: slice) -> Tensor:
-        """Rotate `[B, h, s, D]`, which are `tokens` of the tokens of `frames`."""
-        return self.rotation.rotate(keys, tuple(self.slots.get(frame, 0) for frame in frames), tokens)
+    def placement(self, frames: Frames) -> Rotary:
+        """Where the tokens of `frames` stand."""
+        slots = {frame: slot for slot, frame in enumerate(self.order)}
+        return self.rotation.placement(tuple(slots.get(frame, 0) for frame in frames))
+
+    def rotate(self, query: Tensor, frames: Frames) -> Tensor:
+        """All queries `[B, H, S, D]` of `frames`, rotated."""
+        return self.placement(frames).apply(query, slice(0, query.shape[2]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cameras:
     """Camera matrices of all frames of a video, `[F, 4, 4]` float32.
 
@@ -46,6 +51,7 @@ class Cameras:
 
     project: Tensor
     unproject: Tensor
+    unproject_gain: float
     tokens_per_frame: int
 
     @classmethod
@@ -61,22 +67,22 @@ class Cameras:
         inverse[:, 3, 3] = 1
         project = focal[:, :, None] * viewmats
         unproject = inverse / focal[:, None, :]
-        return cls(project.float().to(device), unproject.float().to(device), tokens_per_frame)
+        # The largest of four values grows by at most the largest sum of a row.
+        gain = float(unproject.abs().sum(-1).max())
+        return cls(project.float().to(device), unproject.float().to(device), gain, tokens_per_frame)
 
-    def rotate(self, keys: Tensor, frames: Frames, tokens: slice) -> Tensor:
-        """Keys or values `[B, h, s, D]`, which are `tokens` of the tokens of `frames`, for this stream."""
-        return self._apply(self.unproject, keys, frames, tokens)
+    def placement(self, frames: Frames) -> FrameMatrices:
+        """What keys and values of `frames` are multiplied by."""
+        return self._matrices(self.unproject, frames)
 
     def rotate_query(self, query: Tensor, frames: Frames) -> Tensor:
         """All queries `[B, H, S, D]` of `frames`."""
-        return self._apply(self.project.transpose(-1, -2), query, frames, slice(0, query.shape[2]))
+        matrices = self._matrices(self.project.transpose(-1, -2).contiguous(), frames)
+        return matrices.apply(query, slice(0, query.shape[2]))
 
     def restore(self, output: Tensor, frames: Frames) -> Tensor:
         """What the queries of `frames` have gathered, `[B, H, S, D]`, back in the axes of their cameras."""
-        return self._apply(self.project, output, frames, slice(0, output.shape[2]))
+        return self._matrices(self.project, frames).apply(output, slice(0, output.shape[2]))
 
-    def _apply(self, matrices: Tensor, states: Tensor, frames: Frames, tokens: slice) -> Tensor:
-        token = torch.arange(tokens.start or 0, tokens.stop, device=matrices.device)
-        frame = torch.tensor(frames, device=matrices.device)[token // self.tokens_per_frame]
-        groups = states.float().unflatten(-1, (-1, 4))
-        return torch.einsum("sij,bhsgj->bhsgi", matrices[frame], groups).flatten(-2).to(states.dtype)
+    def _matrices(self, matrices: Tensor, frames: Frames) -> FrameMatrices:
+        return FrameMatrices(matrices, self.unproject_gain, self.tokens_per_frame, frames)

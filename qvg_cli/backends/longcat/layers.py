@@ -157,7 +157,7 @@ class SelfAttention(nn.Module):
         """`[B, S, D]` to `[B, S, D]`."""
         query, key, value = self.qkv(states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
-        query = rotation.rotate(query, call.frames, slice(0, query.shape[2]))
+        query = rotation.rotate(query, call.frames)
         attended = layer.attend(query, key, value, frames=call.frames, reads=call.reads, rotation=rotation)
         if call.packs is not None:
             layer.append(key, value, call.frames, call.packs)

@@ -21,7 +21,8 @@ from qvg_cli.backends.longcat.layers import (
     TimestepEmbedder,
     TransformerConfig,
 )
-from qvg_cli.backends.rotary import FrameRotation, RotaryTables
+from qvg_cli.backends.rotary import FrameRotation
+from qvg_kernels.placement import RotaryTables
 
 FLOAT32_PARTS = ("t_embedder", "adaLN_modulation", "final_layer")
 """Modules whose weights stay float32; their inputs are float32 whatever the model's dtype."""
@@ -92,7 +93,7 @@ class LongCatTransformer(nn.Module):
 
     def _rotation(self, latents: Tensor, first_frame: int) -> FrameRotation:
         if self._tables is None:
-            self._tables = RotaryTables(self.config.head_dim, MAX_POSITIONS, self.device)
+            self._tables = RotaryTables.of(self.config.head_dim, MAX_POSITIONS, self.device)
         _, rows, columns = self.config.patch_size
         return FrameRotation(
             self._tables, latents.shape[-2] // rows, latents.shape[-1] // columns, first_frame

@@ -15,9 +15,10 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qvg_cli.backends.rotary import FrameRotation, RotaryTables
+from qvg_cli.backends.rotary import FrameRotation
 from qvg_cli.cache.kv_cache import KVCache, LayerCache
 from qvg_cli.cache.policy import Frames
+from qvg_kernels.placement import RotaryTables
 
 
 @dataclass
@@ -92,7 +93,7 @@ class CachedSelfAttention:
         query = _split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         key = _split_heads(attn.norm_k(attn.to_k(hidden_states)), attn.heads)
         value = _split_heads(attn.to_v(hidden_states), attn.heads)
-        query = rotary_emb.rotate(query, call.frames, slice(0, query.shape[2]))
+        query = rotary_emb.rotate(query, call.frames)
         attended = self.layer.attend(
             query, key, value, frames=call.frames, reads=call.reads, rotation=rotary_emb
         )
@@ -133,7 +134,7 @@ class TextCrossAttention:
 def prepare(model: WanTransformer3DModel) -> None:
     """Give the model absolute positions and the original timestep sinusoid; done once after loading."""
     config = model.config
-    tables = RotaryTables(
+    tables = RotaryTables.of(
         config.attention_head_dim, config.rope_max_seq_len, model.patch_embedding.weight.device
     )
     model.rope = FrameRope(tables, tuple(config.patch_size))

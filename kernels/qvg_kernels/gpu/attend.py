@@ -1,0 +1,113 @@
+"""Attention of many queries to a run of decoded keys, carried from run to run by its state.
+
+A run lies in the workspace: e4m3 with transposed values for the packed history, the queries' dtype for the
+rest. A state is a maximum, a total and an output for each query, float32 and in base 2: total and output are
+sums of `2 ** (logit - maximum)`. Invariant: a state does not depend on where its keys came from, so runs of
+both dtypes follow one another, and several states of one query merge into one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+MASKED_LOGIT = tl.constexpr(-1.0e30)
+"""Of keys beyond the last; finite, so that a block of nothing but such keys makes no NaN."""
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _take_keys(
+    query, factor, maximum, total, output, keys, values, key_row, value_row, start, stop, num_keys,
+    IS_FP8: tl.constexpr, IS_MASKED: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Take keys `start` to `stop`, in blocks of BLOCK_N, into the state of BLOCK_M queries."""
+    # The least e4m3 value is 2**-9: with weights up to 2**8 those down to 2**-17 of the largest count.
+    LIFT: tl.constexpr = 8.0 if IS_FP8 else 0.0
+    for at in tl.range(start, stop, BLOCK_N, num_stages=STAGES):
+        key = keys.load([key_row + at, 0])
+        logits = tl.dot(query, key.T)
+        if IS_MASKED:
+            logits = tl.where((at + tl.arange(0, BLOCK_N))[None, :] < num_keys, logits, MASKED_LOGIT)
+        raised = tl.maximum(maximum, tl.max(logits, 1) * factor - LIFT)
+        weights = tl.exp2(logits * factor[:, None] - raised[:, None])
+        decay = tl.exp2(maximum - raised)
+        total = total * decay + tl.sum(weights, 1)
+        value = values.load([value_row, at]).T if IS_FP8 else values.load([value_row + at, 0])
+        # A product of its own, not one that adds to `output`: tensor cores sum e4m3 products with few bits.
+        output = output * decay[:, None] + tl.dot(weights.to(value.dtype), value)
+        maximum = raised
+    return maximum, total, output
+
+
+@triton.jit
+def attend_kernel(
+    query, keys, values, key_units, value_units, state_maximum, state_total, state_output, output,
+    query_batch, query_head, query_token, output_batch, output_head, output_token,
+    heads, num_queries, num_keys, keys_per_split, pitch, num_states, scale,
+    IS_FP8: tl.constexpr, IS_FINAL: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    head, split = tl.program_id(1), tl.program_id(2)
+    batch_index, head_index = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channels = tl.arange(0, HEAD_DIM)
+    is_query = rows < num_queries
+    # [BLOCK_M, HEAD_DIM]
+    at = query + batch_index * query_batch + head_index * query_head
+    loaded = tl.load(at + rows[:, None] * query_token + channels[None, :], mask=is_query[:, None], other=0.0)
+    value_unit = 1.0
+    if IS_FP8:
+        wide = loaded.to(tl.float32)
+        query_unit = tl.maximum(tl.max(tl.abs(wide), 1), 1.0e-12) / 448.0
+        matched = (wide / query_unit[:, None]).to(tl.float8e4nv)
+        factor = query_unit * (tl.load(key_units + head) * scale * LOG2_E)
+        value_unit = tl.load(value_units + head)
+    else:
+        matched = loaded
+        factor = tl.full([BLOCK_M], 1.0, tl.float32) * (scale * LOG2_E)
+
+    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    gathered = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    state_rows = head.to(tl.int64) * num_queries + rows
+    slot_rows = tl.num_programs(1).to(tl.int64) * num_queries
+    first_state = 0 if IS_FINAL else split
+    for state in range(first_state, first_state + num_states):
+        at_state = state * slot_rows + state_rows
+        other_maximum = tl.load(state_maximum + at_state, mask=is_query, other=0.0)
+        other_total = tl.load(state_total + at_state, mask=is_query, other=1.0)
+        at_output = at_state[:, None] * HEAD_DIM + channels[None, :]
+        other_output = tl.load(state_output + at_output, mask=is_query[:, None], other=0.0)
+        raised = tl.maximum(maximum, other_maximum)
+        decay, other_decay = tl.exp2(maximum - raised), tl.exp2(other_maximum - raised)
+        total = total * decay + other_total * other_decay
+        gathered = gathered * decay[:, None] + other_output * (other_decay / value_unit)[:, None]
+        maximum = raised
+
+    start = split * keys_per_split
+    stop = tl.minimum(start + keys_per_split, num_keys)
+    whole = start + (stop - start) // BLOCK_N * BLOCK_N
+    key_row = head * pitch
+    value_row = head * HEAD_DIM if IS_FP8 else key_row
+    maximum, total, gathered = _take_keys(
+        matched, factor, maximum, total, gathered, keys, values, key_row, value_row, start, whole, stop,
+        IS_FP8, False, BLOCK_N, STAGES,
+    )  # fmt: skip
+    if whole < stop:
+        maximum, total, gathered = _take_keys(
+            matched, factor, maximum, total, gathered, keys, values, key_row, value_row, whole, stop, stop,
+            IS_FP8, True, BLOCK_N, 1,
+        )  # fmt: skip
+
+    if IS_FINAL:
+        at = output + batch_index * output_batch + head_index * output_head
+        attended = (gathered * (value_unit / total)[:, None]).to(output.dtype.element_ty)
+        tl.store(at + rows[:, None] * output_token + channels[None, :], attended, mask=is_query[:, None])
+    else:
+        at_state = split * slot_rows + state_rows
+        tl.store(state_maximum + at_state, maximum, mask=is_query)
+        tl.store(state_total + at_state, total, mask=is_query)
+        at_output = at_state[:, None] * HEAD_DIM + channels[None, :]
+        tl.store(state_output + at_output, gathered * value_unit, mask=is_query[:, None])

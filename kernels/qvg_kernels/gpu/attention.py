@@ -1,0 +1,182 @@
+"""Attention over a packed history by kernels: a part of the keys is decoded, attended to, overwritten."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from qvg_kernels.gpu import launch
+from qvg_kernels.gpu.attend import attend_kernel
+from qvg_kernels.gpu.budget import PART_ALIGNMENT, cut_attention, round_up
+from qvg_kernels.gpu.place import copy_placed
+from qvg_kernels.gpu.runs import Run, decode_part, runs_of
+from qvg_kernels.segments import GivenSegment, History
+from qvg_kernels.workspace import Workspace
+
+
+@dataclass
+class _Group:
+    """A group of heads on its way through the keys.
+
+    Attributes:
+        first: Head that the group begins with.
+        splits: Of each part's keys.
+        num_states: That hold something so far: none or `splits`.
+        state: Maximum `[splits, B * h, S]`, total likewise, and output `[splits, B * h, S, D]`.
+    """
+
+    query: Tensor
+    output: Tensor
+    first: int
+    heads: int
+    splits: int
+    state: tuple[Tensor, Tensor, Tensor]
+    num_states: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Heads of all items of the batch."""
+        return self.query.shape[0] * self.heads
+
+    def attend(
+        self, key: Tensor, value: Tensor, units: tuple[Tensor, Tensor] | None, num_keys: int, is_final: bool
+    ) -> None:
+        """Take `num_keys` keys into the state, or, as the last, into the output.
+
+        Args:
+            key: `[B * h * pitch, D]`.
+            value: Likewise, or `[B * h * D, pitch]` where `units`, those of keys and values, say e4m3.
+        """
+        num_queries, head_dim = self.query.shape[2:]
+        blocks = launch.attend_blocks(units is not None, head_dim, key.device)
+        splits = 1 if is_final else self.splits
+        keys_per_split = round_up(-(-num_keys // splits), blocks.keys)
+        key_block = [blocks.keys, head_dim]
+        value_block = key_block if units is None else key_block[::-1]
+        attend_kernel[(-(-num_queries // blocks.queries), self.rows, splits)](
+            self.query, TensorDescriptor.from_tensor(key, key_block),
+            TensorDescriptor.from_tensor(value, value_block),
+            *(units or (None, None)), *self.state, self.output,
+            *self.query.stride()[:3], *self.output.stride()[:3],
+            self.heads, num_queries, num_keys, keys_per_split, key.shape[0] // self.rows,
+            self.num_states if is_final else min(self.num_states, 1), head_dim**-0.5,
+            IS_FP8=units is not None, IS_FINAL=is_final, HEAD_DIM=head_dim,
+            BLOCK_M=blocks.queries, BLOCK_N=blocks.keys, STAGES=blocks.stages,
+            num_warps=blocks.warps,
+        )  # fmt: skip
+        self.num_states = self.splits
+
+
+def attend(
+    query: Tensor, history: History, given: GivenSegment, workspace: Workspace, *, uses_fp8: bool
+) -> Tensor | None:
+    """See `qvg_kernels.attention.attend`; none if a segment's scheme has no kernels.
+
+    Args:
+        uses_fp8: Whether packed runs are read as e4m3.
+    """
+    runs = _prepared_runs(history, uses_fp8)
+    if runs is None:
+        return None
+    batch, heads, num_queries, head_dim = query.shape
+    device = query.device
+    fp8_runs = [uses_fp8 and run.is_packed for run in runs]
+    blocks = launch.attend_blocks(any(fp8_runs), head_dim, device)
+    wide = query.element_size()
+    sizes = [(run.num_tokens, 1 if is_fp8 else wide) for run, is_fp8 in zip(runs, fp8_runs, strict=True)]
+    cut = cut_attention(
+        batch, heads, num_queries, head_dim, [*sizes, (given.num_tokens, wide)], workspace.limit_bytes,
+        blocks.queries, _programs_at_once(device),
+    )  # fmt: skip
+    # Queries of a token lie together, so that joining the heads moves nothing.
+    output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)
+    buffer = workspace.take(cut.workspace_bytes, device)
+    keys = buffer[cut.state_bytes :]
+    for first in range(0, heads, cut.heads):
+        group_heads = min(cut.heads, heads - first)
+        some = slice(first, first + group_heads)
+        state = _states(buffer, (cut.splits, batch * group_heads, num_queries), head_dim)
+        group = _Group(query[:, some], output[:, some], first, group_heads, cut.splits, state)
+        for run, is_fp8, part_tokens in zip(runs, fp8_runs, cut.part_tokens[:-1], strict=True):
+            _attend_run(group, run, is_fp8, part_tokens, keys, heads)
+        _attend_given(group, given, cut.part_tokens[-1], keys)
+    return output
+
+
+def _prepared_runs(history: History, uses_fp8: bool) -> list[Run] | None:
+    name = "fp8" if uses_fp8 else "wide"
+    if name not in history.prepared:
+        history.prepared[name] = runs_of(history.segments, uses_fp8)
+    runs: list[Run] | None = history.prepared[name]  # type: ignore[assignment]
+    return runs
+
+
+def _states(buffer: Tensor, shape: tuple[int, int, int], head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum, total and output of `(splits, B * h, S)` states, float32."""
+    count = math.prod(shape)
+    numbers = buffer[: count * (head_dim + 2) * 4].view(torch.float32)
+    return (
+        numbers[:count].view(shape),
+        numbers[count : 2 * count].view(shape),
+        numbers[2 * count :].view(*shape, head_dim),
+    )
+
+
+def _attend_run(
+    group: _Group, run: Run, is_fp8: bool, part_tokens: int, keys: Tensor, total_heads: int
+) -> None:
+    batch, _, _, head_dim = group.query.shape
+    units = None
+    if is_fp8:
+        units = _group_units(run.key.head_units, group), _group_units(run.value.head_units, group)
+    dtype = torch.float8_e4m3fn if is_fp8 else group.query.dtype
+    for tiles in run.parts(part_tokens, keys.device):
+        pitch = round_up(tiles.num_tokens, PART_ALIGNMENT)
+        key, value = _buffers(keys, group.rows * pitch, head_dim, dtype)
+        if is_fp8:
+            value = value.view(group.rows * head_dim, pitch)
+        heads = (batch, total_heads, group.first, group.heads)
+        decode_part(run.key, tiles, heads, head_dim, key, units and units[0], pitch)
+        decode_part(run.value, tiles, heads, head_dim, value, units and units[1], pitch, transposes=is_fp8)
+        group.attend(key, value, units, tiles.num_tokens, is_final=False)
+
+
+def _attend_given(group: _Group, given: GivenSegment, part_tokens: int, keys: Tensor) -> None:
+    batch, heads, _, head_dim = group.query.shape
+    some = slice(group.first, group.first + heads)
+    for start in range(0, given.num_tokens, part_tokens):
+        tokens = slice(start, min(start + part_tokens, given.num_tokens))
+        num_tokens = tokens.stop - start
+        pitch = round_up(num_tokens, PART_ALIGNMENT)
+        key, value = _buffers(keys, group.rows * pitch, head_dim, group.query.dtype)
+        shape = (batch, heads, pitch, head_dim)
+        copy_placed(given.key_placement, given.key[:, some, tokens], tokens, key.view(shape))
+        copy_placed(given.value_placement, given.value[:, some, tokens], tokens, value.view(shape))
+        group.attend(key, value, None, num_tokens, is_final=tokens.stop == given.num_tokens)
+
+
+def _group_units(units: Tensor | None, group: _Group) -> Tensor:
+    assert units is not None
+    batch = group.query.shape[0]
+    return units.view(batch, -1)[:, group.first : group.first + group.heads].flatten()
+
+
+def _buffers(keys: Tensor, rows: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two `[rows, D]` tensors in the workspace."""
+    size = rows * head_dim * dtype.itemsize
+    return (
+        keys[:size].view(dtype).view(rows, head_dim),
+        keys[size : 2 * size].view(dtype).view(rows, head_dim),
+    )
+
+
+@cache
+def _programs_at_once(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return launch.PROGRAMS_PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count

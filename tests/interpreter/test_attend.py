@@ -1,0 +1,168 @@
+"""Reading and attending by kernels, against the codecs' own decode and torch's attention."""
+
+import pytest
+import torch
+from conftest_kernels import PLACEMENTS, SPECS, history_of, placement_of
+
+from qvg_kernels import attention
+from qvg_kernels.codec import build_codec
+from qvg_kernels.gpu import attention as kernels
+from qvg_kernels.gpu import budget, runs
+from qvg_kernels.segments import GivenSegment, History
+from qvg_kernels.spec import Bf16Spec, FittedSpec
+from qvg_kernels.workspace import Workspace
+
+CPU = torch.device("cpu")
+
+
+def decoded(history, *, uses_fp8, head_dim, heads=(1, 2, 0, 2), part_tokens=128):
+    """Keys and values of every part as the kernels read them, `[B * h, S, D]` float32."""
+    (run,) = runs.runs_of(history.segments, uses_fp8)
+    batch, _, first, group = heads
+    dtype = torch.float8_e4m3fn if uses_fp8 else torch.float32
+    sides = []
+    for side, is_value in ((run.key, False), (run.value, True)):
+        units = None
+        if uses_fp8:
+            units = side.head_units.view(batch, -1)[:, first : first + group].flatten()
+        parts = []
+        for tiles in run.parts(part_tokens, CPU):
+            pitch = budget.round_up(tiles.num_tokens, 128)
+            rows = batch * group
+            target = torch.full((rows, pitch, head_dim), float("nan")).to(dtype)
+            transposes = uses_fp8 and is_value
+            shaped = target.view(rows * head_dim, pitch) if transposes else target.view(-1, head_dim)
+            runs.decode_part(side, tiles, heads, head_dim, shaped, units, pitch, transposes=transposes)
+            values = shaped.view(rows, head_dim, pitch).mT if transposes else target
+            values = values.float() * (1.0 if units is None else units.view(-1, 1, 1))
+            assert (values[:, tiles.num_tokens :] == 0).all()
+            parts.append(values[:, : tiles.num_tokens])
+        sides.append(torch.cat(parts, 1))
+    return sides
+
+
+def expected_of(history, first=0, group=2):
+    pairs = [s.read(slice(first, first + group), slice(0, s.num_tokens)) for s in history.segments]
+    return [torch.cat(side, 2).flatten(0, 1) for side in zip(*pairs, strict=True)]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_kernels_read_what_the_codecs_decode(spec, head_dim):
+    history = history_of(spec, head_dim=head_dim)
+    for found, expected in zip(
+        decoded(history, uses_fp8=False, head_dim=head_dim), expected_of(history), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_heads_of_256_channels_are_read():
+    history = history_of(FittedSpec(), head_dim=256, lengths=(40,))
+    for found, expected in zip(
+        decoded(history, uses_fp8=False, head_dim=256), expected_of(history), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_placements_are_those_of_the_reference(placement):
+    history = history_of(Bf16Spec(), head_dim=64, placement=placement)
+    for found, expected in zip(
+        decoded(history, uses_fp8=False, head_dim=64), expected_of(history), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_some_heads_are_read_alone():
+    history = history_of(FittedSpec(), head_dim=64)
+    for found, expected in zip(
+        decoded(history, uses_fp8=False, head_dim=64, heads=(1, 2, 1, 1)),
+        expected_of(history, 1, 1),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_e4m3_values_fill_their_range_and_are_as_near_as_e4m3_is(spec):
+    if not runs.layout_of(spec, 64).is_packed:
+        pytest.skip("read as bf16")
+    history = history_of(spec, head_dim=64)
+    (run,) = runs.runs_of(history.segments, True)
+    for found, expected, side in zip(
+        decoded(history, uses_fp8=True, head_dim=64), expected_of(history), (run.key, run.value), strict=True
+    ):
+        # A step of e4m3 is up to an eighth; the interpreter carries some values to a wrong power of two.
+        is_near = (found - expected).abs() <= expected.abs() / 8 + side.head_units.view(-1, 1, 1) / 512
+        assert is_near.float().mean() > 0.95
+        largest = expected.abs().amax((1, 2)) / side.head_units
+        assert (largest <= 448).all()
+        assert (largest > 14).all()
+
+
+def given_of(head_dim, tokens, placement="rotary", batch=1, heads=2):
+    generator = torch.Generator().manual_seed(3)
+    key, value = (torch.randn(batch, tokens, heads, head_dim, generator=generator) for _ in range(2))
+    placed = placement_of(placement, tokens)
+    return GivenSegment(key.transpose(1, 2), value.transpose(1, 2), placed, None)
+
+
+@pytest.mark.parametrize("limit_bytes", [2**28, 60_000])
+@pytest.mark.parametrize(("batch", "queries"), [(1, 40), (2, 17)])
+def test_attention_is_that_of_the_reference(limit_bytes, batch, queries):
+    history = history_of(FittedSpec(), head_dim=64, batch=batch)
+    given = given_of(64, 21, batch=batch)
+    query = 4 * torch.randn(batch, queries, 2, 64, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
+    found = kernels.attend(query, history, given, Workspace(limit_bytes), uses_fp8=False)
+    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_and_unpacked_spans_are_attended_together():
+    packed, plain = (history_of(spec, head_dim=64, lengths=(30,)) for spec in (FittedSpec(), Bf16Spec()))
+    history = History((*packed.segments, *plain.segments))
+    given = given_of(64, 21)
+    query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
+    found = kernels.attend(query, history, given, Workspace(), uses_fp8=False)
+    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_history_the_chunk_attends_to_itself():
+    given = given_of(64, 21)
+    query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
+    found = kernels.attend(query, History(()), given, Workspace(), uses_fp8=False)
+    expected = attention.attend_segments(query, [given], Workspace())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_e4m3_attention_is_near_the_reference():
+    history, given = history_of(FittedSpec(), head_dim=64), given_of(64, 21)
+    query = torch.randn(1, 2, 40, 64, generator=torch.Generator().manual_seed(1))
+    found = kernels.attend(query, history, given, Workspace(), uses_fp8=True)
+    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    assert (found - expected).norm() / expected.norm() < 0.2
+
+
+def test_a_scheme_without_kernels_is_left_to_the_reference():
+    from qvg_kernels.spec import RtnSpec
+
+    history = history_of(RtnSpec(), head_dim=64)
+    assert (
+        kernels.attend(torch.zeros(1, 2, 4, 64), history, given_of(64, 21), Workspace(), uses_fp8=False)
+        is None
+    )
+
+
+def test_the_same_dispatch_serves_the_cache(monkeypatch):
+    monkeypatch.setenv("QVG_KERNELS", "triton")
+    history, given = history_of(FittedSpec(), head_dim=64), given_of(64, 21)
+    query = torch.randn(1, 2, 9, 64, generator=torch.Generator().manual_seed(1))
+    found = attention.attend(query.half(), history, given, Workspace())
+    monkeypatch.setenv("QVG_KERNELS", "reference")
+    expected = attention.attend(query, history, given, Workspace())
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_every_codec_names_its_settings():
+    assert build_codec(FittedSpec()).spec == FittedSpec()
