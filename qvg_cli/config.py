@@ -95,11 +95,35 @@ class ModelConfig(Config):
     text_tokens: int = Field(512, gt=0)
 
 
+class SourceConfig(Config):
+    """What of a video is there before anything is made.
+
+    Attributes:
+        frames: Latent frames that are given, the first of the video.
+        clip: Video file that the output begins with; the model sees the end of it.
+        clip_frames: Latent frames that stand for the end of `clip`, the first of `frames`.
+        latents: File with the given latent frames, from a run; the frames after `clip_frames` are decoded
+            from it. None encodes them from the clip or the picture.
+        image: Picture that is the first frame.
+    """
+
+    frames: int = Field(1, gt=0)
+    clip: str | None = None
+    clip_frames: int = Field(0, ge=0)
+    latents: str | None = None
+    image: str | None = None
+
+
 class RunConfig(Config):
-    """One run, whole."""
+    """One run, whole.
+
+    Attributes:
+        source: What is there already; none starts from nothing but the prompt.
+    """
 
     backend: str
     prompt: str
+    source: SourceConfig | None = None
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     model: ModelConfig

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 from qvg_cli import __version__
 from qvg_cli.commands.compare import compare
 from qvg_cli.commands.download import download
+from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
 from qvg_cli.commands.show import show
 from qvg_cli.console import show_error
@@ -35,6 +36,13 @@ Examples:
   qvg generate --seconds 20 --cache bf16 --seed 3
   qvg generate --prompts prompts.txt --out videos --json
   qvg generate --config results/self-forcing/NAME/run.yaml"""
+
+_EXTEND_EXAMPLES = """\b
+Examples:
+  qvg extend results/self-forcing/NAME --seconds 5
+  qvg extend results/self-forcing/NAME "a small blue cube rests on sand"
+  qvg extend clip.mp4 "waves roll in" --backend self-forcing
+  qvg extend clip.mp4 "waves roll in" --backend longcat --segments 10"""
 
 _DOWNLOAD_EXAMPLES = """\b
 Examples:
@@ -99,6 +107,7 @@ def qvg(
 
 
 app.command(cls=_Command, epilog=f"{_GENERATE_EXAMPLES}\n\n{EXIT_CODES}")(generate)
+app.command(cls=_Command, epilog=f"{_EXTEND_EXAMPLES}\n\n{EXIT_CODES}")(extend)
 app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
 app.command(cls=_Command, epilog=f"{_COMPARE_EXAMPLES}\n\n{EXIT_CODES}")(compare)
 app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)

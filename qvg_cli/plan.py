@@ -16,7 +16,9 @@ class ChunkPlan:
     Attributes:
         index: Position in the plan, from 0.
         makes: Frames that this chunk generates; empty for a chunk that only reads given frames.
-        prefill: Given or finished frames that pass through the model before denoising.
+        given: Frames that are there already and are only shown: they do not pass through the model here.
+        prefill: Given or finished frames that are recalled before denoising, and that pass through the model
+            if some of them are committed.
         reads: Cached frames attended to while denoising, oldest first, without the chunk's own.
         commits: Frames whose keys and values stay in the cache after the clean pass.
         evicts: Frames that leave the cache before this chunk begins.
@@ -28,11 +30,12 @@ class ChunkPlan:
     reads: tuple[int, ...] = ()
     commits: tuple[int, ...] = ()
     evicts: tuple[int, ...] = ()
+    given: tuple[int, ...] = ()
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """Frames that pass through the model in this chunk, given, finished or made."""
-        return self.prefill + self.makes
+        """Frames that this chunk handles, given, finished or made."""
+        return self.prefill + self.given + self.makes
 
 
 @dataclass(frozen=True)

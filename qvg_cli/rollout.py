@@ -21,8 +21,8 @@ class ChunkResult:
 
     Attributes:
         chunk: The plan of the chunk.
-        latents: `[B, C, F, h, w]` of the frames the chunk added.
-        frames: `[B, n, height, width, 3]` uint8 pixels, on the CPU.
+        latents: `[B, C, F, h, w]` of the frames the chunk added, made or given.
+        frames: `[B, n, height, width, 3]` uint8 pixels of those that were not shown before, on the CPU.
         memory: The cache around this chunk.
         seconds: Time from the chunk's begin to its pixels.
     """
@@ -41,13 +41,15 @@ def rollout(
     noise: Callable[[ChunkPlan], Callable[[], Tensor]],
     *,
     context: Tensor | None = None,
+    num_shown: int = 0,
     on_step: Callable[[], None] = lambda: None,
 ) -> Iterator[ChunkResult]:
     """Make the video chunk by chunk; each result is whole when it is yielded.
 
     Args:
         noise: For a chunk, a function that draws `[B, C, F, h, w]` anew at every call; see `SeededNoise`.
-        context: `[B, C, F, h, w]` given latents of the first frames, which the plan prefills.
+        context: `[B, C, F, h, w]` given latents of the first frames.
+        num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
         on_step: Called after every model call.
     """
     recorder = MemoryRecorder(session.cache, session.device)
@@ -59,8 +61,9 @@ def rollout(
         recorder.begin()
         if chunk.prefill:
             given = decoder.recall(torch.cat([known[frame] for frame in chunk.prefill], dim=2))
-            session.clean_pass(chunk, chunk.prefill, given)
-            on_step()
+            if chunk.commits or chunk.makes:
+                session.clean_pass(chunk, chunk.prefill, given)
+                on_step()
         if chunk.makes:
             made = session.denoise(chunk, noise(chunk), on_step)
             known.extend(made.split(1, dim=2))
@@ -69,8 +72,10 @@ def rollout(
                 on_step()
         end = max(chunk.frames) + 1
         latents = torch.cat(known[num_emitted:end], dim=2)
+        new = latents[:, :, max(0, num_shown - num_emitted) :]
+        nothing = torch.empty(len(latents), 0, plan.height, plan.width, 3, dtype=torch.uint8)
+        frames = decoder.decode(new) if new.shape[2] else nothing
         num_emitted = end
-        frames = decoder.decode(latents)
         memory = recorder.sample(chunk, end)
         yield ChunkResult(chunk, latents, frames, memory, time.perf_counter() - started)
 

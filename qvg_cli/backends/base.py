@@ -2,7 +2,8 @@
 
 A family is a package with `plan.py` (torch-free: `plan_video(config) -> VideoPlan`), `pipeline.py`
 (`load_pipeline(config, device) -> Pipeline`) and, where it has settings of its own, `config.py` (torch-free:
-its class of `RunConfig`). Nothing outside a family's package knows how its model is called.
+its class of `RunConfig`) and, where it can go on from a video, `extend.py` (torch-free:
+`extension(config) -> Extension`). Nothing outside a family's package knows how its model is called.
 """
 
 from __future__ import annotations
@@ -33,6 +34,35 @@ class RunDetails:
 
     about: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+
+
+class Extension(Protocol):
+    """How a family goes on from a given video. No torch."""
+
+    @property
+    def default_frames(self) -> int:
+        """Latent frames to make where no length is asked for."""
+        ...
+
+    def frames_of_segments(self, count: int) -> int | None:
+        """Latent frames of a video with `count` segments after its first clip, or after what is given; none
+        for a family whose videos have no segments."""
+        ...
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in which a clip of another size is gone on from."""
+        ...
+
+    def clip_frames(self, num_frames: int) -> int:
+        """Latent frames of a clip's end that the model sees.
+
+        Args:
+            num_frames: Pixel frames of the clip, at the rate of the run.
+
+        Raises:
+            UsageError: They are too few.
+        """
+        ...
 
 
 class Session(Protocol):
@@ -72,6 +102,15 @@ class Decoder(Protocol):
         """Pixels `[B, n, height, width, 3]` uint8, on the CPU, of the next latent frames."""
         ...
 
+    def follow(self, frames: Tensor, latents: Tensor) -> None:
+        """Go on after a clip, as if its end had been decoded here.
+
+        Args:
+            frames: `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1.
+            latents: `[B, C, F, h, w]` that they were encoded to.
+        """
+        ...
+
 
 class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""
@@ -82,6 +121,10 @@ class Pipeline(Protocol):
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """Text states `[rows, text_tokens, C]` of a prompt; two rows for a family with guidance."""
+        ...
+
+    def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
+        """Latents `[B, C, F, h, w]` of `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1."""
         ...
 
     def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> Session:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from qvg_cli.backends.base import RunDetails
+from qvg_cli.backends.base import Extension, RunDetails
 from qvg_cli.config import RunConfig
+from qvg_cli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -23,17 +24,19 @@ class _Family(NamedTuple):
     Attributes:
         config: Class in its `config.py` for runs of this family; none takes `RunConfig` as it is.
         has_details: Whether its `details.py` adds something to a run's folder.
+        can_extend: Whether it goes on from a given video; its `extend.py` says how.
     """
 
     package: str
     config: str | None = None
     has_details: bool = False
+    can_extend: bool = False
 
 
 _FAMILIES = {
-    "self-forcing": _Family("qvg_cli.backends.self_forcing"),
+    "self-forcing": _Family("qvg_cli.backends.self_forcing", can_extend=True),
     "hyworldplay": _Family("qvg_cli.backends.hyworldplay", config="HyWorldPlayConfig", has_details=True),
-    "longcat": _Family("qvg_cli.backends.longcat", config="LongCatConfig"),
+    "longcat": _Family("qvg_cli.backends.longcat", config="LongCatConfig", can_extend=True),
 }
 
 
@@ -69,6 +72,25 @@ def run_details(config: RunConfig) -> RunDetails:
         return RunDetails()
     details: RunDetails = importlib.import_module(f"{family.package}.details").run_details(config)
     return details
+
+
+def can_extend(backend: str) -> bool:
+    """Whether a family goes on from a given video."""
+    return _FAMILIES[backend].can_extend
+
+
+def extension(config: RunConfig) -> Extension:
+    """How the family of a run goes on from a given video, without torch and without weights.
+
+    Raises:
+        UsageError: It does not.
+    """
+    family = _FAMILIES[config.backend]
+    if not family.can_extend:
+        able = ", ".join(filter(can_extend, _FAMILIES))
+        raise UsageError(f"{config.backend} cannot go on from a given video", hint=f"these can: {able}")
+    rules: Extension = importlib.import_module(f"{family.package}.extend").extension(config)
+    return rules
 
 
 def load_pipeline(config: RunConfig, device: torch.device) -> Pipeline:

@@ -104,6 +104,12 @@ def find_arms(folders: Sequence[str]) -> list[FinishedArm]:
     """
     runs = [_read_run(Path(folder)) for folder in folders]
     configs = [load_config(Request(file=run.folder / "run.yaml")).config for run in runs]
+    for run, config in zip(runs, configs, strict=True):
+        if config.source is not None and config.source.clip is not None:
+            raise UsageError(
+                f"{run.folder} begins with the clip {config.source.clip}, which its latents do not hold",
+                hint=f"compare presets on it: qvg compare bf16 int2 --config {run.folder / 'run.yaml'}",
+            )
     for run, config in zip(runs[1:], configs[1:], strict=True):
         _check_same(configs[0], config, runs[0].folder, run.folder)
     names = _unique([cache_label(config.cache) for config in configs])

@@ -31,6 +31,7 @@ def generate(
     ] = None,
     seconds: options.Seconds = None,
     frames: options.PixelFrames = None,
+    segments: options.Segments = None,
     size: options.Size = None,
     pose: options.Pose = None,
     pad_pose: options.PadPose = None,
@@ -62,9 +63,8 @@ def generate(
     del debug
     if prompt is not None and prompts is not None:
         raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
-    options.check_length_options(seconds, frames)
-    if out.suffix in (".mp4", ".mkv", ".webm"):
-        raise UsageError(f"--out {out} looks like a file", hint="give a folder; the video in it is video.mp4")
+    options.check_length_options(seconds, frames, segments)
+    options.check_out(out)
 
     console = Console(is_quiet=quiet)
     request = Request(
@@ -84,7 +84,9 @@ def generate(
             context=context,
         ),
     )
-    planned: list[Planned] = plan_jobs(request, console, prompts=prompts, seconds=seconds, frames=frames)
+    planned: list[Planned] = plan_jobs(
+        request, console, prompts=prompts, seconds=seconds, frames=frames, segments=segments
+    )
 
     from qvg_cli.commands.make_videos import make_videos
 

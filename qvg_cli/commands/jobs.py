@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qvg_cli.backends.registry import plan_video
-from qvg_cli.commands.lengths import fit_pixel_frames, fit_seconds
+from qvg_cli.commands.lengths import fit_pixel_frames, fit_seconds, fit_segments, given_pixel_frames
+from qvg_cli.commands.sources import Start, has_size, take_up
 from qvg_cli.config import RunConfig
 from qvg_cli.config_load import DEFAULT_BACKEND, Request, load_config
 from qvg_cli.console import Console
+from qvg_cli.errors import UsageError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.prompts import Job, check_prompt, pocket_examples, read_jobs, unknown_words
 from qvg_cli.run_dir import run_name, slug
@@ -29,9 +31,19 @@ class Planned:
 
 
 def plan_jobs(
-    request: Request, console: Console, *, prompts: Path | None, seconds: float | None, frames: int | None
+    request: Request,
+    console: Console,
+    *,
+    prompts: Path | None,
+    seconds: float | None,
+    frames: int | None,
+    segments: int | None = None,
+    start: Start | None = None,
 ) -> list[Planned]:
     """Resolve and plan every video of a command, and say what was chosen for the user.
+
+    Args:
+        start: The video that all of them go on from.
 
     Raises:
         UsageError: Something does not fit; nothing was made.
@@ -41,7 +53,13 @@ def plan_jobs(
     if loaded.has_default_backend:
         console.note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
     if loaded.has_default_prompt and prompts is None:
+        if start is not None:
+            raise UsageError(f"no PROMPT given for what comes after {start.video}", hint="say what it shows")
         console.note(f"no PROMPT given: {config.prompt!r}")
+    if start is not None:
+        config = take_up(start, config, console, is_size_given=has_size(request))
+    if segments is not None:
+        config = fit_segments(config, segments)
     if frames is not None:
         config = fit_pixel_frames(config, frames)
     if seconds is not None:
@@ -59,18 +77,24 @@ def plan_jobs(
     for job in jobs:
         seed = config.seed if job.seed is None else job.seed
         name = (slug(job.name) if job.name else "") or run_name(job.prompt, seed)
+        if start is not None and not job.name:
+            name = start.next_name if len(jobs) == 1 else f"{start.next_name}-{name}"
         planned.append(Planned(config.model_copy(update={"prompt": job.prompt, "seed": seed}), plan, name))
     return planned
 
 
 def _note_length(console: Console, config: RunConfig, plan: VideoPlan, seconds: float | None) -> None:
-    lasts = plan.num_pixel_frames / config.video.fps
+    given = given_pixel_frames(config)
+    lasts = (plan.num_pixel_frames - given) / config.video.fps
     if seconds is not None and abs(lasts - seconds) > 1e-6:
         console.note(f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s")
     frames = f"{plan.num_pixel_frames} frames ({plan.num_frames} latent)"
+    if given and config.source is not None:
+        new = plan.num_frames - config.source.frames
+        frames = f"{plan.num_pixel_frames - given} new frames ({new} latent)"
     console.note(
         f"{plan.width} pixels wide, {plan.height} high, {frames} at {config.video.fps} a second: "
-        f"{lasts:.2f} s in {len(plan.chunks)} chunks"
+        f"{lasts:.2f} s in {sum(bool(chunk.makes) for chunk in plan.chunks)} chunks"
     )
 
 

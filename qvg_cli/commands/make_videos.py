@@ -17,6 +17,7 @@ from qvg_cli.backends.registry import load_pipeline
 from qvg_cli.backends.text import PromptCutWarning
 from qvg_cli.cache_settings import cache_label
 from qvg_cli.commands.jobs import Planned
+from qvg_cli.commands.opening import open_video
 from qvg_cli.commands.recording import Recording
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
@@ -94,8 +95,17 @@ def make_video(
         session = pipeline.start(plan, prompt_embeds, config.seed)
         noise = pipeline.noise(plan, config.seed)
         recording.begin()
+        opening = open_video(config, plan, pipeline, session.device, recording.show_clip)
         with console.progress(len(plan.chunks)) as progress:
-            for result in rollout(plan, session, pipeline.decoder(), noise, on_step=progress.step):
+            for result in rollout(
+                plan,
+                session,
+                opening.decoder,
+                noise,
+                context=opening.context,
+                num_shown=opening.num_shown,
+                on_step=progress.step,
+            ):
                 with hold_interrupts():
                     recording.add(result)
                 progress.chunk_done(recording.status_line())

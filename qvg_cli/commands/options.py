@@ -30,6 +30,14 @@ PixelFrames = Annotated[
         show_default=False,
     ),
 ]
+Segments = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="longcat: length in segments, after the first clip or what is given.",
+        show_default=False,
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(
@@ -132,14 +140,26 @@ def option_layers(
     return layers
 
 
-def check_length_options(seconds: float | None, frames: int | None) -> None:
+def check_length_options(seconds: float | None, frames: int | None, segments: int | None = None) -> None:
     """Refuse a length that is given twice.
 
     Raises:
         UsageError: It is.
     """
-    if seconds is not None and frames is not None:
-        raise UsageError("--seconds and --frames were both given", hint="give one of them")
+    lengths = {"--seconds": seconds, "--frames": frames, "--segments": segments}
+    given = [name for name, value in lengths.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} were both given", hint="give one of them")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file where a folder is meant.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if out.suffix in (".mp4", ".mkv", ".webm"):
+        raise UsageError(f"--out {out} looks like a file", hint="give a folder; the video in it is video.mp4")
 
 
 def _parse_size(text: str) -> tuple[int, int]:

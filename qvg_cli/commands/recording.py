@@ -18,6 +18,7 @@ from qvg_cli.cache.accounting import MemorySample, total
 from qvg_cli.cache_settings import cache_label
 from qvg_cli.commands.jobs import Planned
 from qvg_cli.errors import QvgError
+from qvg_cli.plan import pixel_frames
 from qvg_cli.report.html import run_page
 from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.provenance import provenance
@@ -25,7 +26,7 @@ from qvg_cli.report.run_files import read_result
 from qvg_cli.report.words import describe_bytes, mib_text
 from qvg_cli.rollout import ChunkResult
 from qvg_cli.run_dir import RunDir, write_whole
-from qvg_cli.video.io import VideoWriter
+from qvg_cli.video.io import Frames, VideoWriter
 from qvg_cli.yaml_text import format_yaml
 
 
@@ -47,6 +48,8 @@ class Recording:
         self._latents: list[Tensor] = []
         self._chunk_seconds: list[float] = []
         self._writer: VideoWriter | None = None
+        self._num_clip = 0
+        self._num_given = 0
         self._started = 0.0
         self._seconds = 0.0
 
@@ -54,6 +57,11 @@ class Recording:
     def num_frames(self) -> int:
         """Pixel frames written so far."""
         return self._writer.num_frames if self._writer else 0
+
+    @property
+    def num_made(self) -> int:
+        """Of the pixel frames written, those that were not there before."""
+        return max(0, self.num_frames - self._num_given)
 
     def begin(self) -> None:
         """Write what is known before the first chunk, and open the video."""
@@ -69,10 +77,19 @@ class Recording:
             self._run.video, height=config.video.height, width=config.video.width, fps=config.video.fps
         )
 
+    def show_clip(self, frames: Frames) -> None:
+        """Begin the video with frames of a clip, `[n, height, width, 3]` uint8."""
+        assert self._writer is not None
+        self._writer.write(frames)
+        self._num_clip += len(frames)
+        self._num_given += len(frames)
+
     def add(self, result: ChunkResult) -> None:
         """Take in one chunk: pixels go to the file at once."""
         assert self._writer is not None
         self._writer.write(result.frames[0].numpy())
+        if not result.chunk.makes:
+            self._num_given += result.frames.shape[1]
         self._latents.append(result.latents.cpu())
         self.samples.append(result.memory)
         self._chunk_seconds.append(round(result.seconds, 4))
@@ -118,14 +135,16 @@ class Recording:
         """How the run goes, in a few words."""
         sample = self.samples[-1]
         cache = describe_bytes(total(sample.end_bytes), sample.bf16_end_bytes)
-        return f"{self.num_frames} frames, {self.num_frames / self._seconds:.1f} frames/s, cache {cache}"
+        rate = f"{self.num_made / self._seconds:.1f} frames/s" if self.num_made else "given"
+        return f"{self.num_frames} frames, {rate}, cache {cache}"
 
     def summary(self) -> str:
         """How the run went, in one line."""
         lasts = self.num_frames / self.video.config.video.fps
-        rate = self.num_frames / self._seconds
+        rate = self.num_made / self._seconds
+        made = f", {self.num_made} of them new," if self._num_given else ""
         return (
-            f"{self.num_frames} frames ({lasts:.2f} s) in {self._seconds:.1f} s, {rate:.1f} frames/s; "
+            f"{self.num_frames} frames ({lasts:.2f} s){made} in {self._seconds:.1f} s, {rate:.1f} frames/s; "
             f"cache at its peak {self._report().peak_text()} for the same frames"
         )
 
@@ -179,14 +198,19 @@ class Recording:
             "latent_frames": self.samples[-1].num_frames,
             "pixel_frames": self.num_frames,
             "video_seconds": self.num_frames / config.video.fps,
+            "given_frames": self._num_given,
             "seconds": round(self._seconds, 3),
-            "frames_per_second": round(self.num_frames / self._seconds, 3),
+            "frames_per_second": round(self.num_made / self._seconds, 3),
         }
 
     def _report(self) -> MemoryReport:
         config = self.video.config
         label = f"{cache_label(config.cache)} cache"
-        return MemoryReport(self.video.plan, self.samples, config.video.fps, label)
+        # Those of the clip that no latent frame stands for.
+        ahead = 0
+        if config.source is not None and config.source.clip is not None:
+            ahead = self._num_clip - pixel_frames(config.source.clip_frames)
+        return MemoryReport(self.video.plan, self.samples, config.video.fps, label, ahead)
 
     def _save_memory(self, report: MemoryReport, path: Path) -> None:
         about = {**self._about(), "chunk_seconds": self._chunk_seconds}

@@ -26,12 +26,14 @@ class MemoryReport:
     Attributes:
         plan: Of the whole video; a run that was stopped has fewer samples than chunks.
         label: Of the cache in the plot.
+        frames_ahead: Pixel frames of the video in front of the plan's first.
     """
 
     plan: VideoPlan
     samples: Sequence[MemorySample]
     fps: int
     label: str
+    frames_ahead: int = 0
 
     @property
     def peak_sample(self) -> MemorySample:
@@ -99,7 +101,7 @@ class MemoryReport:
         figure.savefig(path, format="png")
 
     def _pixel_frames(self, sample: MemorySample) -> int:
-        return pixel_frames(sample.num_frames, self.plan.pixel_frames_per_latent)
+        return self.frames_ahead + pixel_frames(sample.num_frames, self.plan.pixel_frames_per_latent)
 
 
 def _figures(payload: PayloadBytes, bf16_bytes: int) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
+from qvg_cli.video.joint import Joint
+
 
 class StreamingDecoder:
     """Decodes one video, a few latent frames at a time.
@@ -27,6 +29,7 @@ class StreamingDecoder:
         num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
         self._features: list[Tensor | str | None] = [None] * num_convolutions
         self._is_first = True
+        self._joint: Joint | None = None
 
     def recall(self, latents: Tensor) -> Tensor:
         """Finished latents as the model reads them again: as it made them."""
@@ -43,7 +46,12 @@ class StreamingDecoder:
             `[B, n, height, width, 3]` uint8 on the CPU, `n = 4 F`, or `4 F - 3` at the video's beginning;
             values are rounded to nearest.
         """
-        return to_pixels(self.decode_float(latents))
+        frames = self.decode_float(latents)
+        return to_pixels(frames if self._joint is None else self._joint.fade(frames))
+
+    def follow(self, frames: Tensor, latents: Tensor) -> None:
+        """See `qvg_cli.backends.base.Decoder.follow`."""
+        self._joint = Joint(frames[:, :, -1], self.decode_float(latents)[:, :, -1])
 
     @torch.no_grad()
     def decode_float(self, latents: Tensor) -> Tensor:

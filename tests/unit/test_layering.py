@@ -46,6 +46,7 @@ WITHOUT_TORCH = (
     "qvg_cli.cache.policy",
     "qvg_cli.commands.arms",
     "qvg_cli.commands.jobs",
+    "qvg_cli.commands.sources",
     "qvg_cli.report.html",
     "qvg_cli.backends.self_forcing.plan",
     "qvg_kernels.spec",

@@ -27,6 +27,7 @@ from qvg_cli.plan import VideoPlan
 from qvg_cli.randomness import derive_seed
 from qvg_cli.resources import weights_folder
 from qvg_cli.rollout import SeededNoise
+from qvg_cli.video.vae_encode import encode_frames
 from qvg_cli.video.vae_stream import StreamingDecoder
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
@@ -119,21 +120,17 @@ class HyWorldPlayPipeline:
         """See `Pipeline.decoder`."""
         return StreamingDecoder(self._models.vae)
 
-    @torch.no_grad()
+    def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
+        """See `Pipeline.encode_frames`; a draw from the encoder's posterior."""
+        generator = torch.Generator().manual_seed(derive_seed(seed, "image"))
+        return encode_frames(self._models.vae, frames, generator)
+
     def _encode_image(self, name: str, seed: int) -> Tensor:
         """Normalised latents `[1, C, 1, h, w]` float32 of a picture, drawn from the encoder's posterior."""
         video = self._config.video
         pixels = fill_frame(open_image(name), height=video.height, width=video.width)
         frame = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None]
-        generator = torch.Generator().manual_seed(derive_seed(seed, "image"))
-        vae = self._models.vae
-        posterior = vae.encode(frame.to(vae.device, vae.dtype)).latent_dist
-        latents: Tensor = posterior.sample(generator).float()
-        mean, std = (
-            torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        return (latents - mean) / std
+        return self.encode_frames(frame, seed)
 
 
 def load_pipeline(config: HyWorldPlayConfig, device: torch.device) -> HyWorldPlayPipeline:

@@ -29,6 +29,8 @@ def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
     Raises:
         UsageError: Pose, picture, size, length or context do not fit; the message says what would.
     """
+    if config.source is not None:
+        raise UsageError("source is not a setting of this model", hint="a walk begins in walk.image")
     _check_sampler(config.sampler)
     _check_size(config)
     path, notes = fit_path(config)

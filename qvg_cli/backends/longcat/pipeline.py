@@ -23,8 +23,10 @@ from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import CacheConfig
 from qvg_cli.plan import VideoPlan
+from qvg_cli.randomness import derive_seed
 from qvg_cli.resources import weights_folder
 from qvg_cli.rollout import SeededNoise
+from qvg_cli.video.vae_encode import encode_frames
 
 DISTILLED_ADAPTER = "lora/cfg_step_lora.safetensors"
 
@@ -95,6 +97,11 @@ class LongCatPipeline:
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
         """See `Pipeline.noise`; float32, since latents are between the steps."""
         return SeededNoise(plan, seed, like=torch.empty(0, dtype=torch.float32, device=self._models.device))
+
+    def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
+        """See `Pipeline.encode_frames`; a draw from the encoder's posterior."""
+        generator = torch.Generator().manual_seed(derive_seed(seed, "clip"))
+        return encode_frames(self._models.vae, frames, generator)
 
     def decoder(self) -> WindowDecoder:
         """See `Pipeline.decoder`."""

@@ -54,12 +54,18 @@ def fit_size(height: int, width: int) -> tuple[int, int]:
     return _SIZES_480P[min(_SIZES_480P, key=lambda listed: abs(listed - ratio))]
 
 
+def is_480p(height: int, width: int) -> bool:
+    """Whether a size is one of the 480p class."""
+    return (height, width) in _SIZES_480P.values()
+
+
 def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
     """Plan a run.
 
     Args:
         config: The resolved configuration.
         context_frames: Given latent frames at the start, part of `config.video.frames`; see `plan_chunks`.
+            `config.source` says it if it is there.
 
     Raises:
         UsageError: Size, length, window or cache do not fit; the message names what would.
@@ -70,12 +76,17 @@ def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
     latent_width = config.video.width // SPATIAL_FACTOR
     tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
     _check_cache(config.cache, config.sampler.condition_frames * tokens_per_frame)
+    source, finished_frames = config.source, 0
+    if source is not None:
+        context_frames = source.clip_frames if source.image is None else 1
+        finished_frames = source.frames
     return VideoPlan(
         chunks=plan_chunks(
             config.video.frames,
             window=config.sampler.window,
             condition_frames=config.sampler.condition_frames,
             context_frames=context_frames,
+            finished_frames=finished_frames,
         ),
         tokens_per_frame=tokens_per_frame,
         latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
@@ -85,7 +96,12 @@ def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
 
 
 def plan_chunks(
-    num_frames: int, *, window: int, condition_frames: int, context_frames: int = 0
+    num_frames: int,
+    *,
+    window: int,
+    condition_frames: int,
+    context_frames: int = 0,
+    finished_frames: int = 0,
 ) -> tuple[ChunkPlan, ...]:
     """Cut `num_frames` latent frames, the first `context_frames` given, into a base clip and segments.
 
@@ -94,6 +110,8 @@ def plan_chunks(
         condition_frames: Latent frames that a segment goes on from.
         context_frames: 0 for a base clip from text, 1 for one from an image, `condition_frames` to go on from
             the end of a given clip.
+        finished_frames: Latent frames of a video that was made before, the context's among them. Chunks of
+            it are shown again: their condition is recalled for the decoder, and the model does not run.
 
     Raises:
         UsageError: The length or the given clip does not fit; the message names the nearest that do.
@@ -111,19 +129,34 @@ def plan_chunks(
         raise UsageError(
             f"{_length(num_frames)} do not fit a start of {first_end} and segments of {step}; nearest: {near}"
         )
-    chunks: list[ChunkPlan] = []
+    _check_finished(finished_frames, context_frames, first_end, step)
+    pieces = []
     if context_frames <= 1:
-        chunks.append(_chunk(0, range(context_frames), range(context_frames, window), ()))
+        pieces.append((range(context_frames), range(context_frames, window)))
     for start in range(first_end, num_frames, step):
-        condition = range(start - condition_frames, start)
-        cached = chunks[-1].commits if chunks else ()
-        chunks.append(_chunk(len(chunks), condition, range(start, start + step), cached))
+        pieces.append((range(start - condition_frames, start), range(start, start + step)))
+    chunks: list[ChunkPlan] = []
+    for index, (condition, own) in enumerate(pieces):
+        if own[-1] < finished_frames:
+            chunks.append(ChunkPlan(index, (), prefill=tuple(condition), given=tuple(own)))
+        else:
+            cached = chunks[-1].commits if chunks else ()
+            chunks.append(_chunk(index, condition, own, cached))
     return tuple(chunks)
 
 
 def _chunk(index: int, condition: range, made: range, cached: tuple[int, ...]) -> ChunkPlan:
     frames = tuple(condition)
     return ChunkPlan(index, tuple(made), prefill=frames, reads=frames, commits=frames, evicts=cached)
+
+
+def _check_finished(finished: int, context: int, first_end: int, step: int) -> None:
+    """Refuse a finished part that ends inside a chunk."""
+    if finished > context and (finished < first_end or (finished - first_end) % step):
+        raise UsageError(
+            f"{_length(finished)} are given; they do not end with the first clip of {first_end} latent "
+            f"frames or a segment of {step} after it"
+        )
 
 
 def _length(num_frames: int) -> str:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from qvg_cli.plan import pixel_frames
 from qvg_cli.randomness import derive_seed
+from qvg_cli.video.joint import Joint
+from qvg_cli.video.vae_encode import encode_frames
 from qvg_cli.video.vae_stream import StreamingDecoder, to_pixels
 
 
@@ -31,6 +33,9 @@ class WindowDecoder:
         self._num_kept = pixel_frames(condition_frames)
         self._shown: Tensor | None = None
         self._condition: Tensor | None = None
+        self._encoded: Tensor | None = None
+        self._joint: Joint | None = None
+        self._is_after_clip = False
         self._num_recalled = 0
 
     @torch.no_grad()
@@ -41,11 +46,19 @@ class WindowDecoder:
         """
         if self._shown is None:
             return latents
+        if self._encoded is not None:
+            self._condition, self._encoded = self._encoded, None
+            return self._condition
         seed = derive_seed(0, "posterior", self._num_recalled)
         self._num_recalled += 1
-        frames = self._shown.to(self._vae.device)
-        self._condition = encode(self._vae, frames, torch.Generator().manual_seed(seed))
+        self._condition = encode_frames(self._vae, self._shown, torch.Generator().manual_seed(seed))
         return self._condition
+
+    def follow(self, frames: Tensor, latents: Tensor) -> None:
+        """See `qvg_cli.backends.base.Decoder.follow`."""
+        self._shown = frames.cpu()
+        self._encoded = latents
+        self._is_after_clip = True
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -53,27 +66,15 @@ class WindowDecoder:
         decoder = StreamingDecoder(self._vae)
         if self._condition is not None:
             # Decoded for the decoder's memory alone.
-            decoder.decode_float(self._condition)
+            rendered = decoder.decode_float(self._condition)
             self._condition = None
+            if self._is_after_clip:
+                assert self._shown is not None
+                self._joint = Joint(self._shown[:, :, -1], rendered[:, :, -1])
+                self._is_after_clip = False
         frames = decoder.decode_float(latents)
+        if self._joint is not None:
+            frames = self._joint.fade(frames)
         shown = frames.cpu() if self._shown is None else torch.cat([self._shown, frames.cpu()], dim=2)
         self._shown = shown[:, :, -self._num_kept :]
         return to_pixels(frames)
-
-
-def encode(vae: AutoencoderKLWan, frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Normalised latents of pixel frames, a draw from the encoder's posterior.
-
-    Args:
-        frames: `[B, 3, 4 F - 3, height, width]` in -1 .. 1.
-        generator: On the CPU, so that the draw is the same on every device.
-
-    Returns:
-        `[B, C, F, h, w]` float32.
-    """
-    latents = vae.encode(frames.to(vae.dtype)).latent_dist.sample(generator).float()
-    shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
-    std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
-    normalised: Tensor = (latents - mean) / std
-    return normalised

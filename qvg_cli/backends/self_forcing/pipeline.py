@@ -20,6 +20,7 @@ from qvg_cli.errors import MissingModelError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.resources import weights_folder
 from qvg_cli.rollout import SeededNoise
+from qvg_cli.video.vae_encode import encode_frames
 from qvg_cli.video.vae_stream import StreamingDecoder
 
 
@@ -86,6 +87,10 @@ class SelfForcingPipeline:
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
         """See `Pipeline.noise`."""
         return SeededNoise(plan, seed, like=self._models.transformer.patch_embedding.weight)
+
+    def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
+        """See `Pipeline.encode_frames`; the mean of the encoder's posterior."""
+        return encode_frames(self._models.vae, frames).to(self._models.dtype)
 
     def decoder(self) -> StreamingDecoder:
         """See `Pipeline.decoder`."""

@@ -14,6 +14,8 @@ from qvg_cli.plan import ChunkPlan, VideoPlan, pixel_frames
 
 MAX_FRAMES = 1024
 """Positions of the temporal rotary table that the models were built with."""
+TRAINED_FRAMES = 21
+"""Latent frames of the videos that the models were trained to make."""
 LATENT_CHANNELS = 16
 SPATIAL_FACTOR = 8
 PATCH_SIZE = 2
@@ -24,13 +26,18 @@ def plan_video(config: RunConfig, *, context_frames: int = 0, commit_last: bool 
 
     Args:
         config: The resolved configuration.
-        context_frames: Given latent frames at the start, part of `config.video.frames`.
+        context_frames: Given latent frames at the start, part of `config.video.frames`; those of
+            `config.source` if it has one.
         commit_last: Whether the last chunk's keys and values are kept, for a video that will go on.
 
     Raises:
         UsageError: Size, length, window or context do not fit; the message names the nearest that do.
     """
     _check_size(config.video.height, config.video.width)
+    if config.source is not None:
+        if config.source.image is not None:
+            raise UsageError("source.image is not a setting of this model", hint="it begins with a text")
+        context_frames = config.source.frames
     chunks = plan_chunks(
         config.video.frames, config.sampler, context_frames=context_frames, commit_last=commit_last
     )

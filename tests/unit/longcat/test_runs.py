@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan
 from typer.testing import CliRunner
 
 from qvg_cli.backends.longcat.plan import plan_video as plan_longcat
-from qvg_cli.backends.longcat.window import WindowDecoder, encode
+from qvg_cli.backends.longcat.window import WindowDecoder
 from qvg_cli.backends.registry import load_pipeline, plan_video
 from qvg_cli.cache.accounting import total
 from qvg_cli.cache.kv_cache import LayerCache
@@ -17,6 +17,7 @@ from qvg_cli.config_load import Request, load_config
 from qvg_cli.main import app
 from qvg_cli.plan import pixel_frames
 from qvg_cli.rollout import rollout
+from qvg_cli.video.vae_encode import encode_frames
 from qvg_cli.video.vae_stream import StreamingDecoder
 
 WINDOW, STEP, SEGMENTS = 6, 2, 2
@@ -179,7 +180,7 @@ def test_condition_is_encoded_from_the_frames_that_were_shown(longcat_weights):
         posterior = vae.encode(pixels).latent_dist
         decoded = StreamingDecoder(vae)
         expected = (posterior.mean - decoded._mean) / decoded._std
-        drawn = encode(vae, pixels, torch.Generator().manual_seed(0))
+        drawn = encode_frames(vae, pixels, torch.Generator().manual_seed(0))
     # A draw lies within a few deviations of the mean.
     deviation = posterior.std / decoded._std
     for latents in (decoder.recall(start), drawn):

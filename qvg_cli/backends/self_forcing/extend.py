@@ -1,0 +1,48 @@
+"""How the Self-Forcing family goes on from a given video: in blocks of its end. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qvg_cli.backends.self_forcing.plan import TRAINED_FRAMES
+from qvg_cli.config import RunConfig
+from qvg_cli.errors import UsageError
+from qvg_cli.plan import pixel_frames
+
+
+@dataclass(frozen=True)
+class SelfForcingExtension:
+    """See `qvg_cli.backends.base.Extension`."""
+
+    config: RunConfig
+
+    @property
+    def default_frames(self) -> int:
+        """As many as the model was trained to make, in whole chunks."""
+        size = self.config.sampler.frames_per_chunk
+        return max(1, TRAINED_FRAMES // size) * size
+
+    def frames_of_segments(self, count: int) -> None:
+        """See `Extension.frames_of_segments`."""
+        return None
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        """The configured size, whatever the clip's."""
+        return self.config.video.height, self.config.video.width
+
+    def clip_frames(self, num_frames: int) -> int:
+        """The longest end in whole chunks that leaves the first new chunk inside the trained length."""
+        size = self.config.sampler.frames_per_chunk
+        longest = max(1, TRAINED_FRAMES // size - 1) * size
+        for count in range(longest, 0, -size):
+            if pixel_frames(count) <= num_frames:
+                return count
+        raise UsageError(
+            f"the clip has {num_frames} frames at {self.config.video.fps} a second; this model goes on from "
+            f"{pixel_frames(size)} or more ({size} latent frames)"
+        )
+
+
+def extension(config: RunConfig) -> SelfForcingExtension:
+    """How a run with these settings goes on from a given video."""
+    return SelfForcingExtension(config)

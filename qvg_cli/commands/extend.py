@@ -1,0 +1,98 @@
+"""`qvg extend`: a video that is there, and what comes after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvg_cli.commands import options
+from qvg_cli.console import Console
+from qvg_cli.errors import UsageError
+
+
+def extend(
+    video: Annotated[
+        Path,
+        typer.Argument(
+            metavar="VIDEO",
+            help="The folder of a run, or its video.mp4: its latents are used, and nothing is lost. "
+            "Or any other video file: its end is encoded.",
+            show_default=False,
+        ),
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="What comes next. Without it, the prompt of the run.", show_default=False
+        ),
+    ] = None,
+    backend: options.Backend = None,
+    pocket: options.Pocket = False,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET", help="How the attention history is kept.", show_default=False),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="New seconds, rounded up to the next possible length.", show_default=False),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="New pixel frames, those that one sees.", show_default=False)
+    ] = None,
+    segments: Annotated[
+        int | None, typer.Option(metavar="N", help="longcat: new segments.", show_default=False)
+    ] = None,
+    size: options.Size = None,
+    seed: options.Seed = None,
+    prompts: options.Prompts = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
+    ] = Path("results"),
+    device: options.Device = None,
+    config: options.ConfigFile = None,
+    set_: options.Sets = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print an object a video to stdout: paths and figures.")
+    ] = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Go on from a video: the new one has its frames and then new ones.
+
+    A run goes on with its own settings unless options change them; with the same prompt and seed it becomes
+    what it would have been if it had been made longer. Its folder is left as it is: the new video has one of
+    its own, with the files that qvg generate makes.
+    """
+    from qvg_cli.commands.jobs import plan_jobs
+    from qvg_cli.commands.sources import find_start
+    from qvg_cli.config_load import Request
+
+    del debug
+    if prompt is not None and prompts is not None:
+        raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
+    options.check_length_options(seconds, frames, segments)
+    options.check_out(out)
+    for text in set_ or ():
+        if text.partition("=")[0].strip() == "video.frames":
+            raise UsageError(f"--set {text} says nothing of what is new", hint="give --frames or --seconds")
+
+    console = Console(is_quiet=quiet)
+    start = find_start(video)
+    request = Request(
+        backend=backend,
+        pocket=pocket,
+        # A run of another family than the one that is asked for is a clip like any other.
+        file=config or start.settings_for(backend),
+        sets=set_ or (),
+        options=options.option_layers(prompt=prompt, cache=cache, size=size, seed=seed, device=device),
+    )
+    planned = plan_jobs(
+        request, console, prompts=prompts, seconds=seconds, frames=frames, segments=segments, start=start
+    )
+
+    from qvg_cli.commands.make_videos import make_videos
+
+    make_videos(planned, out, console, is_json=json_)
