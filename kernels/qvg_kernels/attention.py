@@ -51,8 +51,9 @@ def attend(
 
 
 def attend_segments(query: Tensor, segments: Sequence[Segment], workspace: Workspace) -> Tensor:
-    """`attend` in torch: a few heads at a time, and of one head whose keys exceed the workspace, a run of keys,
-    merged with the others by a running (maximum, sum, output).
+    """`attend` in torch: a few heads at a time.
+
+    Of one head whose keys exceed the workspace, runs of keys, merged by a running (maximum, sum, output).
     """
     num_tokens = sum(segment.num_tokens for segment in segments)
     group_heads, part_tokens = _part_sizes(query, num_tokens, workspace.limit_bytes)

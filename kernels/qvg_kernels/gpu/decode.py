@@ -115,8 +115,8 @@ def _scalar_levels(codes, tokens, words, GRID: tl.constexpr, HEAD_DIM: tl.conste
 def fitted_decode_kernel(
     entries, tiles, slots, slots_pitch, units, target, pitch, words, hadamard, flips, cosines, sines,
     total_heads, first_head, heads, rows, columns,
-    GRID: tl.constexpr, ROW_BYTES: tl.constexpr, HAS_TABLE: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, PLACEMENT: tl.constexpr,
-    IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
+    GRID: tl.constexpr, ROW_BYTES: tl.constexpr, HAS_TABLE: tl.constexpr, ENTRY_COLUMNS: tl.constexpr,
+    PLACEMENT: tl.constexpr, IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
