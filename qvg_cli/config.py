@@ -114,15 +114,25 @@ class SourceConfig(Config):
     image: str | None = None
 
 
+class PromptChange(Config):
+    """Another prompt from a pixel frame on; frames count from the first that a latent frame stands for."""
+
+    frame: int = Field(gt=0)
+    prompt: str
+
+
 class RunConfig(Config):
     """One run, whole.
 
     Attributes:
+        prompt: From the first frame on.
+        prompt_changes: The prompts after it, in the order of their frames.
         source: What is there already; none starts from nothing but the prompt.
     """
 
     backend: str
     prompt: str
+    prompt_changes: Annotated[tuple[PromptChange, ...], Field(strict=False)] = ()
     source: SourceConfig | None = None
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"

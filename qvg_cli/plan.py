@@ -6,7 +6,10 @@ accounting and the tests, so everything that can be wrong with a request is foun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from qvg_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,39 @@ class VideoPlan:
         """Frames of the decoded video."""
         return pixel_frames(self.num_frames, self.pixel_frames_per_latent)
 
+    def first_pixel_frame(self, chunk: ChunkPlan) -> int:
+        """The first frame of the decoded video that `chunk` adds."""
+        added = chunk.makes or chunk.given or chunk.prefill
+        return pixel_frames(min(added), self.pixel_frames_per_latent)
+
 
 def pixel_frames(num_frames: int, pixel_frames_per_latent: int = 4) -> int:
     """Pixel frames that `num_frames` latent frames decode to: the first gives one, each other a group."""
     return 1 + pixel_frames_per_latent * (num_frames - 1) if num_frames else 0
+
+
+def prompt_begins(plan: VideoPlan, frames: Sequence[int]) -> list[int]:
+    """Indices of the chunks that begin with the pixel `frames` at which prompts change.
+
+    Raises:
+        UsageError: Such a frame is inside a chunk, or not after the one before; the message names the nearest
+            that fit.
+    """
+    # The first chunk has the prompt that the video begins with.
+    begins = {plan.first_pixel_frame(chunk): chunk.index for chunk in plan.chunks[1:]}
+    possible = list(begins)
+    for last, frame in zip((0, *frames), frames, strict=False):
+        if frame not in possible:
+            raise UsageError(f"the prompt cannot change at frame {frame}: {_nearest(frame, possible, plan)}")
+        if frame <= last:
+            raise UsageError(f"the prompt changes at frame {frame} after it has changed at frame {last}")
+    return [begins[frame] for frame in frames]
+
+
+def _nearest(frame: int, possible: Sequence[int], plan: VideoPlan) -> str:
+    if not possible:
+        return "the video is one chunk"
+    below = [str(other) for other in possible if other < frame][-1:]
+    above = [str(other) for other in possible if other > frame][:1]
+    where = "the video has ended" if frame >= plan.num_pixel_frames else "no chunk begins there"
+    return f"{where}; nearest: {', '.join(below + above)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import yaml
 from qvg_cli.errors import UsageError
 from qvg_cli.resources import pocket_grammar
 
+_SCHEDULE_UNITS = ("frame", "seconds", "chunk")
+_SCHEDULE_EXAMPLE = '{"frame": 33, "prompt": "..."}'
 _JOB_KEYS = ("prompt", "seed", "name")
 
 
@@ -59,11 +62,19 @@ def read_jobs(path: Path) -> list[Job]:
         raise UsageError(
             f"{path}: prompts are read from .txt or .jsonl", hint="rename the file by what it holds"
         )
+    return [
+        _parse_job(text, place) if path.suffix == ".jsonl" else Job(check_prompt(text, place))
+        for place, text in _lines(path)
+    ]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Every line with text, and how messages call it; at least one."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    jobs = []
+    is_empty = True
     for number, line in enumerate(lines, start=1):
         place = f"{path} line {number}"
         try:
@@ -71,23 +82,24 @@ def read_jobs(path: Path) -> list[Job]:
         except UnicodeDecodeError as error:
             raise UsageError(f"{place}: it is not UTF-8 text") from error
         if text:
-            jobs.append(
-                _parse_job(text, place) if path.suffix == ".jsonl" else Job(check_prompt(text, place))
-            )
-    if not jobs:
+            is_empty = False
+            yield place, text
+    if is_empty:
         raise UsageError(f"{path} holds no prompt", hint="write one prompt a line")
-    return jobs
+
+
+def _parse_object(text: str, place: str, example: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+        raise UsageError(f"{place}: no text under prompt", hint=f"a line looks like {example}")
+    return entry
 
 
 def _parse_job(text: str, place: str) -> Job:
-    try:
-        job = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(job, dict) or not isinstance(job.get("prompt"), str):
-        raise UsageError(
-            f"{place}: no text under prompt", hint='a line looks like {"prompt": "...", "seed": 7}'
-        )
+    job = _parse_object(text, place, '{"prompt": "...", "seed": 7}')
     unknown = [key for key in job if key not in _JOB_KEYS]
     if unknown:
         raise UsageError(f"{place}: unknown key {unknown[0]!r}", hint=f"known: {', '.join(_JOB_KEYS)}")
@@ -98,6 +110,48 @@ def _parse_job(text: str, place: str) -> Job:
     if name is not None and not (isinstance(name, str) and name.strip()):
         raise UsageError(f"{place}: name={name!r} is not a text")
     return Job(check_prompt(job["prompt"], f"{place}: prompt"), seed, name)
+
+
+@dataclass(frozen=True)
+class ScheduledPrompt:
+    """A line of a schedule: a prompt, and where it begins.
+
+    Attributes:
+        unit: What `begin` counts: "frame" and "seconds" from 0, "chunk" from 1.
+        place: The line, for messages.
+    """
+
+    prompt: str
+    unit: str
+    begin: float
+    place: str
+
+
+def read_schedule(path: Path) -> list[ScheduledPrompt]:
+    """The prompts of a .jsonl file, an object with `prompt` and one of `frame`, `seconds`, `chunk` a line.
+
+    Raises:
+        UsageError: The file cannot be read, or a line says no prompt or no place; its number is named.
+    """
+    if path.suffix != ".jsonl":
+        raise UsageError(f"{path}: a schedule is read from .jsonl", hint="rename the file by what it holds")
+    scheduled = []
+    for place, text in _lines(path):
+        entry = _parse_object(text, place, _SCHEDULE_EXAMPLE)
+        units = [key for key in entry if key != "prompt"]
+        if len(units) != 1 or units[0] not in _SCHEDULE_UNITS:
+            raise UsageError(
+                f"{place}: beside prompt, one of {', '.join(_SCHEDULE_UNITS)} is needed",
+                hint=f"a line looks like {_SCHEDULE_EXAMPLE}",
+            )
+        unit, begin = units[0], entry[units[0]]
+        kinds = (int, float) if unit == "seconds" else (int,)
+        least = 1 if unit == "chunk" else 0
+        if not isinstance(begin, kinds) or isinstance(begin, bool) or not least <= begin < math.inf:
+            raise UsageError(f"{place}: {unit}={begin!r} is not a number from {least} on")
+        prompt = check_prompt(entry["prompt"], f"{place}: prompt")
+        scheduled.append(ScheduledPrompt(prompt, unit, begin, place))
+    return scheduled
 
 
 def unknown_words(prompt: str) -> list[str]:

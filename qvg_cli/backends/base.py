@@ -9,6 +9,7 @@ its class of `RunConfig`) and, where it can go on from a video, `extend.py` (tor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class Session(Protocol):
         ...
 
 
+NO_CHANGES: Mapping[int, Tensor] = MappingProxyType({})
+"""One prompt for the whole video."""
+
+
 class Decoder(Protocol):
     """From latents to pixels, and to the latents that the model is shown again."""
 
@@ -127,8 +132,14 @@ class Pipeline(Protocol):
         """Latents `[B, C, F, h, w]` of `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1."""
         ...
 
-    def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> Session:
-        """A session with an empty cache for the planned video."""
+    def start(
+        self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES
+    ) -> Session:
+        """A session with an empty cache for the planned video.
+
+        Args:
+            changes: Text states of later prompts, by the index of the chunk that each begins with.
+        """
         ...
 
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:

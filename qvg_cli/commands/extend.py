@@ -47,6 +47,7 @@ def extend(
     size: options.Size = None,
     seed: options.Seed = None,
     prompts: options.Prompts = None,
+    schedule: options.Schedule = None,
     out: Annotated[
         Path,
         typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
@@ -73,6 +74,8 @@ def extend(
     del debug
     if prompt is not None and prompts is not None:
         raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
+    if prompts is not None and segments is not None and schedule is not None:
+        raise UsageError("--schedule and --prompts with --segments were both given", hint="give one of them")
     options.check_length_options(seconds, frames, segments)
     options.check_out(out)
     for text in set_ or ():
@@ -90,7 +93,14 @@ def extend(
         options=options.option_layers(prompt=prompt, cache=cache, size=size, seed=seed, device=device),
     )
     planned = plan_jobs(
-        request, console, prompts=prompts, seconds=seconds, frames=frames, segments=segments, start=start
+        request,
+        console,
+        prompts=prompts,
+        seconds=seconds,
+        frames=frames,
+        segments=segments,
+        schedule=schedule,
+        start=start,
     )
 
     from qvg_cli.commands.make_videos import make_videos

@@ -39,6 +39,7 @@ def generate(
     context: options.Context = None,
     seed: options.Seed = None,
     prompts: options.Prompts = None,
+    schedule: options.Schedule = None,
     out: Annotated[
         Path,
         typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
@@ -63,6 +64,8 @@ def generate(
     del debug
     if prompt is not None and prompts is not None:
         raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
+    if prompts is not None and segments is not None and schedule is not None:
+        raise UsageError("--schedule and --prompts with --segments were both given", hint="give one of them")
     options.check_length_options(seconds, frames, segments)
     options.check_out(out)
 
@@ -85,7 +88,13 @@ def generate(
         ),
     )
     planned: list[Planned] = plan_jobs(
-        request, console, prompts=prompts, seconds=seconds, frames=frames, segments=segments
+        request,
+        console,
+        prompts=prompts,
+        seconds=seconds,
+        frames=frames,
+        segments=segments,
+        schedule=schedule,
     )
 
     from qvg_cli.commands.make_videos import make_videos

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from qvg_cli.backends.registry import plan_video
 from qvg_cli.commands.lengths import fit_pixel_frames, fit_seconds, fit_segments, given_pixel_frames
+from qvg_cli.commands.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.commands.sources import Start, has_size, take_up
 from qvg_cli.config import RunConfig
 from qvg_cli.config_load import DEFAULT_BACKEND, Request, load_config
 from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
-from qvg_cli.plan import VideoPlan
-from qvg_cli.prompts import Job, check_prompt, pocket_examples, read_jobs, unknown_words
+from qvg_cli.plan import VideoPlan, prompt_begins
+from qvg_cli.prompts import Job, check_prompt, pocket_examples, read_jobs, read_schedule, unknown_words
 from qvg_cli.run_dir import run_name, slug
 
 
@@ -39,11 +40,14 @@ def plan_jobs(
     frames: int | None,
     segments: int | None = None,
     start: Start | None = None,
+    schedule: Path | None = None,
 ) -> list[Planned]:
     """Resolve and plan every video of a command, and say what was chosen for the user.
 
     Args:
+        prompts: A file with a prompt a video; with `segments`, a prompt a segment of one video.
         start: The video that all of them go on from.
+        schedule: A file with the prompts of every video and where they begin.
 
     Raises:
         UsageError: Something does not fit; nothing was made.
@@ -69,10 +73,13 @@ def plan_jobs(
     for note in plan.notes:
         console.note(note)
 
-    jobs = read_jobs(prompts) if prompts is not None else [Job(check_prompt(config.prompt))]
+    is_given = any("prompt" in layer.values for layer in request.options)
+    config, jobs = _read_prompts(
+        config, plan, prompts, schedule, is_prompt_given=is_given, is_one=bool(segments)
+    )
     if config.model.weights == "pocket":
-        for job in jobs:
-            _note_unknown_words(console, job.prompt)
+        for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
+            _note_unknown_words(console, prompt)
     planned = []
     for job in jobs:
         seed = config.seed if job.seed is None else job.seed
@@ -81,6 +88,41 @@ def plan_jobs(
             name = start.next_name if len(jobs) == 1 else f"{start.next_name}-{name}"
         planned.append(Planned(config.model_copy(update={"prompt": job.prompt, "seed": seed}), plan, name))
     return planned
+
+
+def _read_prompts(
+    config: RunConfig,
+    plan: VideoPlan,
+    prompts: Path | None,
+    schedule: Path | None,
+    *,
+    is_prompt_given: bool,
+    is_one: bool,
+) -> tuple[RunConfig, list[Job]]:
+    """The videos to make, and the settings with the prompts that come later in each.
+
+    Args:
+        is_prompt_given: Whether there is a prompt from the command line.
+        is_one: Whether `prompts` are those of one video, clip by clip.
+    """
+    if prompts is not None or is_prompt_given:
+        # Whoever gives a prompt does not mean the changes that a file had.
+        config = config.model_copy(update={"prompt_changes": ()})
+    if prompts is not None and is_one:
+        scheduled = prompt_a_chunk(read_jobs(prompts), plan, prompts)
+    else:
+        scheduled = read_schedule(schedule) if schedule is not None else []
+    first = config.prompt
+    config = with_schedule(config, plan, scheduled)
+    # Again: not every family takes prompts that change.
+    prompt_begins(plan_video(config), [change.frame for change in config.prompt_changes])
+    if prompts is None or is_one:
+        if config.prompt != first and is_prompt_given:
+            raise UsageError(f"PROMPT and a prompt at the begin of {schedule} were both given")
+        return config, [Job(check_prompt(config.prompt))]
+    if config.prompt != first:
+        raise UsageError(f"--prompts and a prompt at the begin of {schedule} were both given")
+    return config, read_jobs(prompts)
 
 
 def _note_length(console: Console, config: RunConfig, plan: VideoPlan, seconds: float | None) -> None:

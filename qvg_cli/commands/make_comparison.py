@@ -15,7 +15,7 @@ from qvg_cli.backends.base import Pipeline
 from qvg_cli.backends.registry import load_pipeline
 from qvg_cli.commands.arms import Arm, FinishedArm, comparison_name
 from qvg_cli.commands.jobs import Planned
-from qvg_cli.commands.make_videos import encode_prompt, make_video, quiet_libraries
+from qvg_cli.commands.make_videos import encode_prompts, make_video, quiet_libraries
 from qvg_cli.commands.recording import Recording
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
@@ -112,7 +112,7 @@ def _compare_row(
     console: Console,
 ) -> None:
     """Make one prompt and seed with every arm, and compare what they made."""
-    prompt_embeds = encode_prompt(pipeline, row[0].config.prompt, console)
+    prompt_embeds = encode_prompts(pipeline, row[0], console)
     with _new_folder(writer.folder, row[0].name) as folder, _spools(folder, len(row), row[0]) as spools:
         runs = []
         for name, video, spool in zip(writer.names, row, spools, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import diffusers
@@ -23,6 +23,7 @@ from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import Interrupted, QvgError
 from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.plan import prompt_begins
 from qvg_cli.rollout import rollout
 from qvg_cli.run_dir import RunDir
 from qvg_cli.video.io import check_encoder
@@ -77,13 +78,27 @@ def encode_prompt(pipeline: Pipeline, prompt: str, console: Console) -> Tensor:
     return embeds
 
 
+def encode_prompts(pipeline: Pipeline, video: Planned, console: Console) -> Mapping[int, Tensor]:
+    """The text states of a video's prompts, by the index of the chunk that each begins with."""
+    begins = prompt_begins(video.plan, [change.frame for change in video.config.prompt_changes])
+    prompts = [video.config.prompt, *(change.prompt for change in video.config.prompt_changes)]
+    return {
+        begin: encode_prompt(pipeline, prompt, console)
+        for begin, prompt in zip((0, *begins), prompts, strict=True)
+    }
+
+
 def make_video(
-    recording: Recording, pipeline: Pipeline, console: Console, *, prompt_embeds: Tensor | None = None
+    recording: Recording,
+    pipeline: Pipeline,
+    console: Console,
+    *,
+    prompt_embeds: Mapping[int, Tensor] | None = None,
 ) -> None:
     """Make one video into its folder.
 
     Args:
-        prompt_embeds: Of the video's prompt; none encodes it here.
+        prompt_embeds: See `encode_prompts`; none encodes them here.
 
     Raises:
         Interrupted: Ctrl-C; the part made so far is in the folder.
@@ -91,8 +106,9 @@ def make_video(
     config, plan = recording.video.config, recording.video.plan
     try:
         if prompt_embeds is None:
-            prompt_embeds = encode_prompt(pipeline, config.prompt, console)
-        session = pipeline.start(plan, prompt_embeds, config.seed)
+            prompt_embeds = encode_prompts(pipeline, recording.video, console)
+        changes = {begin: embeds for begin, embeds in prompt_embeds.items() if begin}
+        session = pipeline.start(plan, prompt_embeds[0], config.seed, changes)
         noise = pipeline.noise(plan, config.seed)
         recording.begin()
         opening = open_video(config, plan, pipeline, session.device, recording.show_clip)

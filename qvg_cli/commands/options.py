@@ -50,7 +50,16 @@ Prompts = Annotated[
     typer.Option(
         metavar="FILE",
         help="Many videos: a .txt file with a prompt a line, or a .jsonl file with an object a line "
-        "(keys prompt, seed, name).",
+        "(keys prompt, seed, name). With --segments: one video, a prompt for every clip of it.",
+        show_default=False,
+    ),
+]
+Schedule = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Prompts that change in the video: a .jsonl file with an object a line, prompt and where it "
+        "begins among the new frames (key frame, seconds or chunk).",
         show_default=False,
     ),
 ]

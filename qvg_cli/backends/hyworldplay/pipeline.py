@@ -6,12 +6,14 @@ is read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
+from qvg_cli.backends.base import NO_CHANGES
 from qvg_cli.backends.hyworldplay.config import HyWorldPlayConfig, WalkModelConfig
 from qvg_cli.backends.hyworldplay.image import fill_frame, open_image
 from qvg_cli.backends.hyworldplay.model import prepare
@@ -89,8 +91,11 @@ class HyWorldPlayPipeline:
         encoder = TextEncoder(models.weights, self._config.model.text_tokens, models.device, models.dtype)
         return encoder.encode(prompt)
 
-    def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> HyWorldPlaySession:
-        """See `Pipeline.start`."""
+    def start(
+        self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES
+    ) -> HyWorldPlaySession:
+        """See `Pipeline.start`. The plan has refused changes of the prompt."""
+        assert not changes
         model = self._models.transformer.config
         batch = prompt_embeds.shape[0]
         cache = open_cache(

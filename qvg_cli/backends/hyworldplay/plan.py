@@ -31,6 +31,8 @@ def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
     """
     if config.source is not None:
         raise UsageError("source is not a setting of this model", hint="a walk begins in walk.image")
+    if config.prompt_changes:
+        raise UsageError("this model has one prompt for a whole walk", hint="leave the schedule out")
     _check_sampler(config.sampler)
     _check_size(config)
     path, notes = fit_path(config)

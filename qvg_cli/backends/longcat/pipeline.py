@@ -6,12 +6,14 @@ that they do not lie beside each other while the first prompt is read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from qvg_cli.backends.base import NO_CHANGES
 from qvg_cli.backends.loading import load_pretrained, model_dtype
 from qvg_cli.backends.longcat.config import LongCatConfig
 from qvg_cli.backends.longcat.model import LongCatTransformer
@@ -79,7 +81,9 @@ class LongCatPipeline:
         encoder = TextEncoder(models.weights, self._config.model.text_tokens, models.device, models.dtype)
         return torch.cat([encoder.encode(text) for text in prompts])
 
-    def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> LongCatSession:
+    def start(
+        self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES
+    ) -> LongCatSession:
         """See `Pipeline.start`. Both rows of the guidance share one row of cache."""
         model = self._models.transformer
         cache = open_cache(
@@ -91,8 +95,9 @@ class LongCatPipeline:
             seed=seed,
         )
         # The encoder's states are zero after the prompt and nowhere else.
-        text = model.embed_text(prompt_embeds, prompt_embeds.any(dim=-1))
-        return LongCatSession(model, cache, text, sampling_of(self._config.sampler))
+        text, *others = (model.embed_text(e, e.any(dim=-1)) for e in (prompt_embeds, *changes.values()))
+        later = dict(zip(changes, others, strict=True))
+        return LongCatSession(model, cache, text, sampling_of(self._config.sampler), later)
 
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
         """See `Pipeline.noise`; float32, since latents are between the steps."""

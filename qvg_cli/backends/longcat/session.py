@@ -9,7 +9,8 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -27,14 +28,20 @@ class LongCatSession:
 
     Args:
         text: One row, or two for guidance: the negative prompt, then the prompt.
+        changes: The same of later prompts, by the chunk that each begins with.
     """
 
     def __init__(
-        self, model: LongCatTransformer, cache: KVCache, text: TextStates, sampling: Sampling
+        self,
+        model: LongCatTransformer,
+        cache: KVCache,
+        text: TextStates,
+        sampling: Sampling,
+        changes: Mapping[int, TextStates] = MappingProxyType({}),
     ) -> None:
         self.cache = cache
         self._model = model
-        self._text = text
+        self._texts = {0: text, **changes}
         self._sampling = sampling
 
     @property
@@ -56,14 +63,15 @@ class LongCatSession:
         first_frame = (chunk.reads or chunk.makes)[0]
         call = Call(self.cache.layers, chunk.makes, chunk.reads, first_frame=first_frame)
         latents = draw_noise().float()
+        text = self._texts[max(begin for begin in self._texts if begin <= chunk.index)]
         for step in self._sampling.schedule(chunk):
-            latents = step.advance(latents, self._predict_flow(latents, step, call))
+            latents = step.advance(latents, self._predict_flow(latents, step, text, call))
             on_step()
         return latents
 
-    def _predict_flow(self, latents: Tensor, step: Step, call: Call) -> Tensor:
+    def _predict_flow(self, latents: Tensor, step: Step, text: TextStates, call: Call) -> Tensor:
         """`clean - noise` of `[1, C, F, h, w]` latents, guided if there are two rows of text."""
-        rows = self._text.states.shape[0]
+        rows = text.states.shape[0]
         timesteps = latents.new_full((rows, len(call.frames)), step.timestep)
-        flow = self._model(latents.expand(rows, -1, -1, -1, -1), timesteps, self._text, call)
+        flow = self._model(latents.expand(rows, -1, -1, -1, -1), timesteps, text, call)
         return guide(flow, self._sampling.guidance) if rows == 2 else flow

@@ -112,6 +112,10 @@ class TextCrossAttention:
     def __init__(self) -> None:
         self._text: tuple[Tensor, Tensor] | None = None
 
+    def forget(self) -> None:
+        """Compute keys and values anew at the next call, from another prompt."""
+        self._text = None
+
     def __call__(
         self,
         attn: WanAttention,
@@ -154,6 +158,13 @@ def attach(model: WanTransformer3DModel, cache: KVCache) -> Call:
         processors[f"blocks.{index}.attn2.processor"] = TextCrossAttention()
     model.set_attn_processor(processors)
     return call
+
+
+def forget_text(model: WanTransformer3DModel) -> None:
+    """Let every layer of an attached model read the text anew at the next call."""
+    for processor in model.attn_processors.values():
+        if isinstance(processor, TextCrossAttention):
+            processor.forget()
 
 
 def _split_heads(states: Tensor, heads: int) -> Tensor:

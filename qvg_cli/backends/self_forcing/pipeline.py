@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
+from qvg_cli.backends.base import NO_CHANGES
 from qvg_cli.backends.loading import load_pretrained, model_dtype
 from qvg_cli.backends.self_forcing.model import prepare
 from qvg_cli.backends.self_forcing.session import SelfForcingSession
@@ -70,7 +72,9 @@ class SelfForcingPipeline:
         """See `Pipeline.encode_prompt`."""
         return self._models.text.encode(prompt)
 
-    def start(self, plan: VideoPlan, prompt_embeds: Tensor, seed: int) -> SelfForcingSession:
+    def start(
+        self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES
+    ) -> SelfForcingSession:
         """See `Pipeline.start`."""
         model = self._models.transformer.config
         sampler = self._config.sampler
@@ -82,7 +86,7 @@ class SelfForcingPipeline:
             sink_frames=0 if sampler.window is None else sampler.sink,
             seed=seed,
         )
-        return SelfForcingSession(self._models.transformer, cache, prompt_embeds, sampler)
+        return SelfForcingSession(self._models.transformer, cache, prompt_embeds, sampler, changes)
 
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
         """See `Pipeline.noise`."""
