@@ -121,6 +121,23 @@ class PromptChange(Config):
     prompt: str
 
 
+class MemoryConfig(Config):
+    """What is held where; for devices that do not hold everything at once.
+
+    Attributes:
+        weights: "model": the transformer in the model's dtype. "fp8": the matrices of its blocks rounded to
+            e4m3, half the size, each cast back while it works.
+        transformer: "resident": always on the device. "parked": in CPU memory while pixels are made.
+            "streamed": its blocks in CPU memory, each on the device while it works.
+        vae: "resident": always on the device. "parked": with what it remembers in CPU memory while it does
+            not work.
+    """
+
+    weights: Literal["model", "fp8"] = "model"
+    transformer: Literal["resident", "parked", "streamed"] = "resident"
+    vae: Literal["resident", "parked"] = "resident"
+
+
 class RunConfig(Config):
     """One run, whole.
 
@@ -140,3 +157,4 @@ class RunConfig(Config):
     video: VideoConfig
     sampler: SamplerConfig
     cache: CacheConfig
+    memory: MemoryConfig = MemoryConfig()

@@ -32,7 +32,6 @@ import torch
 from qvg_cli.backends import registry
 from qvg_cli.backends.base import Pipeline
 from qvg_cli.backends.hyworldplay.pipeline import HyWorldPlayPipeline
-from qvg_cli.backends.loading import model_dtype
 from qvg_cli.backends.longcat.pipeline import LongCatPipeline
 from qvg_cli.backends.longcat.plan import plan_video as plan_longcat
 from qvg_cli.backends.longcat.schedule import guided_schedule
@@ -71,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.cuda.set_per_process_memory_fraction(share, device)
     config = load_run(options, options.cache[0])
     layout = (FULL if options.size == "full" else TINY)[options.backend]
-    models = RandomModels(
-        options.backend, layout, dtype=model_dtype(config.model, device), device=device, seed=options.seed
-    )
+    models = RandomModels(config, layout, device, seed=options.seed)
     pipeline = _PIPELINES[options.backend](config, models)
     started = time.perf_counter()
     _ = models.transformer, models.vae

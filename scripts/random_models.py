@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from qvg_cli.backends.hyworldplay import model as walk_model
 from qvg_cli.backends.hyworldplay import weights as walk_weights
+from qvg_cli.backends.loading import model_dtype
 from qvg_cli.backends.longcat import weights as longcat_weights
+from qvg_cli.backends.residence import LONGCAT_KEEPS, STORAGE_DTYPE, WAN_KEEPS, Residence
 from qvg_cli.backends.self_forcing import model as self_forcing_model
 from qvg_cli.backends.self_forcing import weights as self_forcing_weights
+from qvg_cli.config import RunConfig
 
 _TEXT_TOKENS = 48
 """Rows of a prompt that are not zero: a long sentence."""
@@ -92,15 +95,14 @@ class RandomModels:
 
     Args:
         layout: One of `FULL` or `TINY`.
-        dtype: Of weights and activations, but for the tensors that each family holds in float32.
+        config: Of the run: its backend, dtype and memory.
     """
 
-    def __init__(
-        self, backend: str, layout: Layout, *, dtype: torch.dtype, device: torch.device, seed: int = 0
-    ) -> None:
-        self.backend = backend
+    def __init__(self, config: RunConfig, layout: Layout, device: torch.device, *, seed: int = 0) -> None:
+        self.residence = Residence(config.memory, device)
+        self.backend = config.backend
         self.layout = layout
-        self.dtype = dtype
+        self.dtype = model_dtype(config.model, device)
         self.device = device
         self._seed = seed
 
@@ -110,14 +112,17 @@ class RandomModels:
         if self.backend == "longcat":
             config = longcat_weights.config_from(self.layout.transformer, "the layout")
             model: nn.Module = longcat_weights.empty_transformer(config)
-            self._fill(model, longcat_weights.dtype_of)
+            self._fill(model, self._longcat_dtype, self.residence.load_device)
+            self.residence.place_transformer(model, self.dtype, LONGCAT_KEEPS)
             return model
         is_walk = self.backend == "hyworldplay"
         with torch.device("meta"):
             build = walk_model.build_transformer if is_walk else _wan_transformer
             model = build(self.layout.transformer)
-        self._fill(model, walk_weights.load_dtype if is_walk else self_forcing_weights.load_dtype)
-        (walk_model if is_walk else self_forcing_model).prepare(model)
+        load_dtype = walk_weights.load_dtype if is_walk else self_forcing_weights.load_dtype
+        self._fill(model, load_dtype, self.residence.load_device)
+        (walk_model if is_walk else self_forcing_model).prepare(model, self.device)
+        self.residence.place_transformer(model, self.dtype, WAN_KEEPS)
         return model
 
     @cached_property
@@ -125,7 +130,8 @@ class RandomModels:
         """From latents to pixels and back."""
         with torch.device("meta"):
             vae = AutoencoderKLWan(**self.layout.vae)
-        self._fill(vae, lambda name, dtype: dtype)
+        self._fill(vae, lambda name, dtype: dtype, self.residence.vae_load_device)
+        self.residence.place_vae(vae)
         return vae
 
     def text_states(self, rows: int, num_tokens: int) -> Tensor:
@@ -138,11 +144,15 @@ class RandomModels:
         return states.to(self.device, self.dtype)
 
     @torch.no_grad()
-    def _fill(self, model: nn.Module, dtype_of: Callable[[str, torch.dtype], torch.dtype]) -> None:
-        """Give every parameter of a model without storage random values, one after the other."""
+    def _fill(
+        self, model: nn.Module, dtype_of: Callable[[str, torch.dtype], torch.dtype], to: torch.device
+    ) -> None:
+        """Give every parameter of a model without storage random values, and bring it to its place."""
         generator = torch.Generator(self.device).manual_seed(self._seed)
         for name, parameter in list(model.named_parameters()):
-            made = torch.empty(parameter.shape, dtype=dtype_of(name, self.dtype), device=self.device)
+            dtype = dtype_of(name, self.dtype)
+            drawn = self.dtype if dtype.itemsize == 1 else dtype
+            made = torch.empty(parameter.shape, dtype=drawn, device=self.device)
             is_norm = name.endswith("gamma") or (name.endswith("weight") and made.ndim == 1)
             if is_norm:
                 made.fill_(1)
@@ -151,8 +161,12 @@ class RandomModels:
             else:
                 fan_in = made.shape[-1] if name.endswith("scale_shift_table") else made[0].numel()
                 made.normal_(0, fan_in**-0.5, generator=generator)
-            longcat_weights.put_tensor(model, name, made)
+            longcat_weights.put_tensor(model, name, made.to(to, dtype))
         model.eval().requires_grad_(False)
+
+    def _longcat_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        is_fp8 = self.residence.is_fp8 and longcat_weights.is_block_matrix(name)
+        return STORAGE_DTYPE if is_fp8 else longcat_weights.dtype_of(name, dtype)
 
 
 def _wan_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:

@@ -177,10 +177,14 @@ def build_transformer(config: Mapping[str, object]) -> WanTransformer3DModel:
     return model
 
 
-def prepare(model: WanTransformer3DModel) -> None:
-    """Give the model its positions; done once after loading."""
+def prepare(model: WanTransformer3DModel, device: torch.device | None = None) -> None:
+    """Give the model its positions; done once after loading.
+
+    Args:
+        device: Where the model will compute; none is where its weights are.
+    """
     settings = model.config
-    device = model.patch_embedding.weight.device
+    device = device or model.patch_embedding.weight.device
     tables = RotaryTables.of(settings.attention_head_dim, settings.rope_max_seq_len, device)
     model.rope = FrameRope(tables, tuple(settings.patch_size))
 

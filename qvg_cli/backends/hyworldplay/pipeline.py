@@ -14,13 +14,14 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
 from qvg_cli.backends.base import NO_CHANGES
-from qvg_cli.backends.hyworldplay.config import HyWorldPlayConfig, WalkModelConfig
+from qvg_cli.backends.hyworldplay.config import HyWorldPlayConfig
 from qvg_cli.backends.hyworldplay.image import fill_frame, open_image
 from qvg_cli.backends.hyworldplay.model import prepare
 from qvg_cli.backends.hyworldplay.session import HyWorldPlaySession
 from qvg_cli.backends.hyworldplay.trajectory import camera_path
 from qvg_cli.backends.hyworldplay.weights import load_transformer
 from qvg_cli.backends.loading import load_pretrained, model_dtype
+from qvg_cli.backends.residence import WAN_KEEPS, Residence, ResidentDecoder
 from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import CacheConfig
@@ -39,17 +40,19 @@ class Models:
     """What stays loaded, each part read when it is first needed.
 
     Args:
-        config: Names the weights folder, and the latents that its VAE has to make.
+        config: Names the weights folder, the latents that its VAE has to make, and what is held where.
 
     Raises:
+        UsageError: The device cannot hold it so.
         MissingModelError: The folder lacks a part.
     """
 
-    def __init__(self, config: WalkModelConfig, device: torch.device) -> None:
-        self.weights = weights_folder(config.weights)
+    def __init__(self, config: HyWorldPlayConfig, device: torch.device) -> None:
+        self.residence = Residence(config.memory, device)
+        self.weights = weights_folder(config.model.weights)
         self.device = device
-        self.dtype = model_dtype(config, device)
-        self._config = config
+        self.dtype = model_dtype(config.model, device)
+        self._config = config.model
         for part in PARTS:
             if not (self.weights / part).is_dir():
                 raise MissingModelError(f"{self.weights} has no folder {part}")
@@ -57,20 +60,23 @@ class Models:
     @cached_property
     def transformer(self) -> WanTransformer3DModel:
         """Ready to be attached to a cache."""
-        model = load_transformer(self.weights / "transformer", self.dtype, self.device)
-        prepare(model)
+        model = load_transformer(self.weights / "transformer", self.dtype, self.residence.load_device)
+        prepare(model, self.device)
+        self.residence.place_transformer(model, self.dtype, WAN_KEEPS)
         return model
 
     @cached_property
     def vae(self) -> AutoencoderKLWan:
         """Checked against the configuration."""
-        vae = load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype).to(self.device)
+        vae = load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype)
+        vae.to(self.residence.vae_load_device)
         found = vae.config.z_dim, vae.config.scale_factor_spatial
         if found != (self._config.latent_channels, self._config.spatial_factor):
             raise MissingModelError(
                 f"the VAE of {self.weights} makes {found[0]} channels, each {found[1]} pixels to a side",
                 hint="set model.latent_channels and model.spatial_factor to these",
             )
+        self.residence.place_vae(vae)
         return vae
 
 
@@ -121,14 +127,16 @@ class HyWorldPlayPipeline:
         """See `Pipeline.noise`; in float32, as the state between the steps."""
         return SeededNoise(plan, seed, like=torch.empty(0, dtype=torch.float32, device=self._models.device))
 
-    def decoder(self) -> StreamingDecoder:
+    def decoder(self) -> ResidentDecoder:
         """See `Pipeline.decoder`."""
-        return StreamingDecoder(self._models.vae)
+        decoder = StreamingDecoder(self._models.vae)
+        return ResidentDecoder(decoder, self._models.residence, features=decoder)
 
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """See `Pipeline.encode_frames`; a draw from the encoder's posterior."""
         generator = torch.Generator().manual_seed(derive_seed(seed, "image"))
-        return encode_frames(self._models.vae, frames, generator)
+        with self._models.residence.pixels():
+            return encode_frames(self._models.vae, frames, generator)
 
     def _encode_image(self, name: str, seed: int) -> Tensor:
         """Normalised latents `[1, C, 1, h, w]` float32 of a picture, drawn from the encoder's posterior."""
@@ -144,4 +152,4 @@ def load_pipeline(config: HyWorldPlayConfig, device: torch.device) -> HyWorldPla
     Raises:
         MissingModelError: A part is missing.
     """
-    return HyWorldPlayPipeline(config, Models(config.model, device))
+    return HyWorldPlayPipeline(config, Models(config, device))

@@ -21,6 +21,7 @@ from qvg_cli.backends.longcat.schedule import sampling_of
 from qvg_cli.backends.longcat.session import LongCatSession
 from qvg_cli.backends.longcat.weights import Checkpoint
 from qvg_cli.backends.longcat.window import WindowDecoder
+from qvg_cli.backends.residence import LONGCAT_KEEPS, STORAGE_DTYPE, Residence, ResidentDecoder
 from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import CacheConfig
@@ -37,13 +38,15 @@ class Models:
     """What stays loaded, each part read when it is first needed.
 
     Args:
-        config: Names the weights folder, and by its mode the adapter.
+        config: Names the weights folder, by its mode the adapter, and what is held where.
 
     Raises:
+        UsageError: The device cannot hold it so.
         MissingModelError: A part of the transformer is missing or does not fit.
     """
 
     def __init__(self, config: LongCatConfig, device: torch.device) -> None:
+        self.residence = Residence(config.memory, device)
         self.weights = weights_folder(config.model.weights)
         self.device = device
         self.dtype = model_dtype(config.model, device)
@@ -54,12 +57,22 @@ class Models:
     @cached_property
     def transformer(self) -> LongCatTransformer:
         """With its adapter merged."""
-        return self._checkpoint.load(dtype=self.dtype, device=self.device)
+        residence = self.residence
+        model = self._checkpoint.load(
+            dtype=self.dtype,
+            device=residence.load_device,
+            block_dtype=STORAGE_DTYPE if residence.is_fp8 else None,
+        )
+        residence.place_transformer(model, self.dtype, LONGCAT_KEEPS)
+        return model
 
     @cached_property
     def vae(self) -> AutoencoderKLWan:
         """From latents to pixels and back."""
-        return load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype).to(self.device)
+        vae = load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype)
+        vae.to(self.residence.vae_load_device)
+        self.residence.place_vae(vae)
+        return vae
 
 
 class LongCatPipeline:
@@ -106,11 +119,13 @@ class LongCatPipeline:
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """See `Pipeline.encode_frames`; a draw from the encoder's posterior."""
         generator = torch.Generator().manual_seed(derive_seed(seed, "clip"))
-        return encode_frames(self._models.vae, frames, generator)
+        with self._models.residence.pixels():
+            return encode_frames(self._models.vae, frames, generator)
 
-    def decoder(self) -> WindowDecoder:
+    def decoder(self) -> ResidentDecoder:
         """See `Pipeline.decoder`."""
-        return WindowDecoder(self._models.vae, self._config.sampler.condition_frames)
+        decoder = WindowDecoder(self._models.vae, self._config.sampler.condition_frames)
+        return ResidentDecoder(decoder, self._models.residence)
 
 
 def load_pipeline(config: LongCatConfig, device: torch.device) -> LongCatPipeline:

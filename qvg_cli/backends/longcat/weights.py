@@ -47,15 +47,24 @@ class Checkpoint:
         for adapter in self._adapters:
             _check_modules(adapter, expected)
 
-    def load(self, *, dtype: torch.dtype, device: torch.device) -> LongCatTransformer:
-        """The transformer, frozen, in `dtype` but for the parts that stay float32."""
+    def load(
+        self, *, dtype: torch.dtype, device: torch.device, block_dtype: torch.dtype | None = None
+    ) -> LongCatTransformer:
+        """The transformer, frozen, in `dtype` but for the parts that stay float32.
+
+        Args:
+            block_dtype: What the matrices of the blocks are rounded to after `dtype`; none leaves them so.
+        """
         model = empty_transformer(self.config)
         for name, tensor in _read_tensors(self._files):
             module = name.removesuffix(".weight")
             for adapter in self._adapters:
                 if module in adapter.shapes:
                     tensor = tensor.float() + adapter.delta(module)
-            put_tensor(model, name, tensor.to(device=device, dtype=dtype_of(name, dtype)))
+            tensor = tensor.to(device=device, dtype=dtype_of(name, dtype))
+            if block_dtype is not None and is_block_matrix(name):
+                tensor = tensor.to(block_dtype)
+            put_tensor(model, name, tensor)
         return model.eval().requires_grad_(False)
 
 
@@ -98,6 +107,11 @@ def config_from(values: Mapping[str, Any], source: str) -> TransformerConfig:
 def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
     """Dtype in memory of the tensor `name` of a model in `dtype`."""
     return torch.float32 if set(FLOAT32_PARTS) & set(name.split(".")) else dtype
+
+
+def is_block_matrix(name: str) -> bool:
+    """Whether the tensor `name` belongs to a matrix of a block, not to its norms or modulation."""
+    return name.startswith("blocks.") and "norm" not in name and "adaLN_modulation" not in name
 
 
 def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -135,11 +135,15 @@ class TextCrossAttention:
         return output
 
 
-def prepare(model: WanTransformer3DModel) -> None:
-    """Give the model absolute positions and the original timestep sinusoid; done once after loading."""
+def prepare(model: WanTransformer3DModel, device: torch.device | None = None) -> None:
+    """Give the model absolute positions and the original timestep sinusoid; done once after loading.
+
+    Args:
+        device: Where the model will compute; none is where its weights are.
+    """
     config = model.config
     tables = RotaryTables.of(
-        config.attention_head_dim, config.rope_max_seq_len, model.patch_embedding.weight.device
+        config.attention_head_dim, config.rope_max_seq_len, device or model.patch_embedding.weight.device
     )
     model.rope = FrameRope(tables, tuple(config.patch_size))
     model.condition_embedder.timesteps_proj = TimestepSinusoid(config.freq_dim)

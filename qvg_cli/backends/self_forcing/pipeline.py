@@ -12,12 +12,13 @@ from torch import Tensor
 
 from qvg_cli.backends.base import NO_CHANGES
 from qvg_cli.backends.loading import load_pretrained, model_dtype
+from qvg_cli.backends.residence import WAN_KEEPS, Residence, ResidentDecoder
 from qvg_cli.backends.self_forcing.model import prepare
 from qvg_cli.backends.self_forcing.session import SelfForcingSession
 from qvg_cli.backends.self_forcing.weights import read_published, transformer_from_published
 from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config import CacheConfig, ModelConfig, RunConfig
+from qvg_cli.config import CacheConfig, RunConfig
 from qvg_cli.errors import MissingModelError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.resources import weights_folder
@@ -30,30 +31,39 @@ class Models:
     """What stays loaded, each part read when it is first needed.
 
     Args:
-        config: Names the weights folder.
+        config: Names the weights folder, and what is held where.
+
+    Raises:
+        UsageError: The device cannot hold it so.
+        MissingModelError: There is no such folder.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device) -> None:
-        self.weights = weights_folder(config.weights)
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.residence = Residence(config.memory, device)
+        self.weights = weights_folder(config.model.weights)
         self.device = device
-        self.dtype = model_dtype(config, device)
-        self._config = config
+        self.dtype = model_dtype(config.model, device)
+        self._num_text_tokens = config.model.text_tokens
 
     @cached_property
     def text(self) -> TextEncoder:
         """The encoder of the prompts."""
-        return TextEncoder(self.weights, self._config.text_tokens, self.device, self.dtype)
+        return TextEncoder(self.weights, self._num_text_tokens, self.device, self.dtype)
 
     @cached_property
     def vae(self) -> AutoencoderKLWan:
         """From latents to pixels and back."""
-        return load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype).to(self.device)
+        vae = load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype)
+        vae.to(self.residence.vae_load_device)
+        self.residence.place_vae(vae)
+        return vae
 
     @cached_property
     def transformer(self) -> WanTransformer3DModel:
         """Ready to be attached to a cache."""
-        model = _load_transformer(self.weights, self.dtype).to(self.device)
-        prepare(model)
+        model = _load_transformer(self.weights, self.dtype)
+        prepare(model, self.device)
+        self.residence.place_transformer(model, self.dtype, WAN_KEEPS)
         return model
 
 
@@ -90,15 +100,18 @@ class SelfForcingPipeline:
 
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
         """See `Pipeline.noise`."""
-        return SeededNoise(plan, seed, like=self._models.transformer.patch_embedding.weight)
+        models = self._models
+        return SeededNoise(plan, seed, like=torch.empty(0, dtype=models.dtype, device=models.device))
 
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """See `Pipeline.encode_frames`; the mean of the encoder's posterior."""
-        return encode_frames(self._models.vae, frames).to(self._models.dtype)
+        with self._models.residence.pixels():
+            return encode_frames(self._models.vae, frames).to(self._models.dtype)
 
-    def decoder(self) -> StreamingDecoder:
+    def decoder(self) -> ResidentDecoder:
         """See `Pipeline.decoder`."""
-        return StreamingDecoder(self._models.vae)
+        decoder = StreamingDecoder(self._models.vae)
+        return ResidentDecoder(decoder, self._models.residence, features=decoder)
 
 
 def load_pipeline(config: RunConfig, device: torch.device) -> SelfForcingPipeline:
@@ -107,7 +120,7 @@ def load_pipeline(config: RunConfig, device: torch.device) -> SelfForcingPipelin
     Raises:
         MissingModelError: A part is missing or broken.
     """
-    models = Models(config.model, device)
+    models = Models(config, device)
     # Read at once: what is missing or broken is found before a prompt is encoded.
     _ = models.text, models.vae, models.transformer
     return SelfForcingPipeline(config, models)

@@ -62,7 +62,8 @@ def test_layouts_are_the_published_ones():
 
 @pytest.mark.parametrize("backend", sorted(TINY))
 def test_random_weights_keep_the_size_of_what_passes(backend):
-    models = RandomModels(backend, TINY[backend], dtype=torch.float32, device=torch.device("cpu"))
+    options = full_size.parse_options(["--backend", backend, "--size", "tiny", "--out", "unused"])
+    models = RandomModels(full_size.load_run(options, "int2"), TINY[backend], torch.device("cpu"))
     for model in (models.transformer, models.vae):
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and parameter.numel() > 500 and "gamma" not in name:
