@@ -1,7 +1,9 @@
-"""Decoding latents as they come, with the same bits as decoding the whole video at once.
+"""Decoding latents as they come, as if the whole video were decoded at once.
 
 The decoder is causal: it needs the last features of every temporal convolution and nothing else of the past.
-Calling `vae.decode` chunk by chunk would forget them at every call, and show a cut at each chunk.
+Calling `vae.decode` chunk by chunk would forget them at every call, and show a cut at each chunk. The result
+does not depend on the chunks; it has the bits of `vae.decode` where the frames of a latent one pass together,
+and differs by the rounding of the convolutions where they are large.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from torch import Tensor
 from qvg_cli.video.joint import Joint
 
 _PASS_PIXELS = 2**18
-"""Pixels of the frames that pass through the last blocks together, but for one frame at least: at 480x832, the
-four frames of a latent one would take three times the memory of one."""
+"""Of the frames that pass through the last blocks together, but for one frame at least: at 480x832 and more,
+what four frames hold at once is most of the memory that decoding takes."""
 
 
 class StreamingDecoder:

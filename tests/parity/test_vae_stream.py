@@ -1,9 +1,10 @@
-"""Streaming decode equals `vae.decode` of the whole video, bit for bit."""
+"""Streaming decode equals `vae.decode` of the whole video, bit for bit where frames pass together."""
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from qvg_cli.video import vae_stream
 from qvg_cli.video.vae_stream import StreamingDecoder, to_pixels
 
 CONFIGS = {
@@ -28,9 +29,8 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("chunks", [(1, 2, 2), (3, 2), (5,), (1, 1, 1, 1, 1)])
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_chunks_decode_to_the_same_bits_as_the_whole(config, chunks):
+def decode_whole(config):
+    """Random latents, a decoder for them, and what `vae.decode` makes of them."""
     torch.manual_seed(0)
     vae = AutoencoderKLWan(z_dim=16, num_res_blocks=1, attn_scales=[], **config).eval()
     shape = (1, 16, 1, 1, 1)
@@ -39,10 +39,27 @@ def test_chunks_decode_to_the_same_bits_as_the_whole(config, chunks):
         vae.config.latents_mean
     ).view(shape)
     with torch.no_grad():
-        whole = vae.decode(denormalised).sample
-    decoder = StreamingDecoder(vae)
+        return latents, StreamingDecoder(vae), vae.decode(denormalised).sample
+
+
+@pytest.mark.parametrize("chunks", [(1, 2, 2), (3, 2), (5,), (1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_chunks_decode_to_the_same_bits_as_the_whole(config, chunks):
+    latents, decoder, whole = decode_whole(config)
     parts = [decoder.decode_float(part) for part in latents.split(chunks, dim=2)]
     assert torch.equal(torch.cat(parts, dim=2), whole)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_large_frames_pass_the_last_blocks_one_by_one(config, monkeypatch):
+    monkeypatch.setattr(vae_stream, "_PASS_PIXELS", 1)
+    latents, decoder, whole = decode_whole(config)
+    seen = []
+    last = decoder._vae.decoder.norm_out
+    last.register_forward_pre_hook(lambda _, states: seen.append(states[0].shape[2]))
+    # The convolutions may sum in another order.
+    torch.testing.assert_close(decoder.decode_float(latents), whole, rtol=0, atol=1e-5)
+    assert seen == [1] * whole.shape[2]
 
 
 def test_pixels_are_rounded_not_truncated():
