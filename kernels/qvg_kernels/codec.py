@@ -6,7 +6,7 @@ bytes, run to run and whatever other heads are in the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,11 +49,15 @@ class Codec(Protocol):
         """The settings."""
         ...
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
         """Pack `[B, H, S, D]` values; `seed` serves codecs that draw starting points.
 
         All heads of a span share one stream of draws, so that a head's bytes do not depend on which other
         heads are in the call.
+
+        Args:
+            checks: Where a check that would wait for a GPU is added instead; the caller settles it with
+                `first_error` before it uses the span. On a CPU, and without a list, nothing is put off.
 
         Raises:
             ValueError: The span is empty or its head size is not one the codec takes.
@@ -87,15 +91,66 @@ class NonFiniteError(ValueError):
         self.token = token
 
 
-def require_finite(span: Tensor) -> None:
-    """Raise `NonFiniteError` if `[B, H, S, D]` values are not all finite; on a GPU this waits for them."""
-    finite = torch.isfinite(span)
-    if bool(finite.all()):
-        return
-    bad = (~finite).nonzero()
-    batch, head, token, channel = (int(index) for index in bad[0])
-    value = float(span[batch, head, token, channel])
-    raise NonFiniteError(len(bad), batch, head, token, channel, value)
+@dataclass(frozen=True, eq=False)
+class FiniteCheck:
+    """What a device found of the values of one span, still on that device.
+
+    Attributes:
+        head_dim: Channels of the span.
+        found: `[B, H, 3]` int32: how many values are NaN or infinite, the place of the first one (token times
+            `head_dim` plus channel), and its bits as float32.
+    """
+
+    head_dim: int
+    found: Tensor
+
+    @classmethod
+    def of(cls, span: Tensor) -> FiniteCheck:
+        """Look at `[B, H, S, D]` values without waiting for them."""
+        values = span.flatten(2)
+        is_bad = ~torch.isfinite(values)
+        place = is_bad.int().argmax(-1, keepdim=True)
+        bits = values.gather(-1, place).float().view(torch.int32)
+        found = torch.cat([is_bad.sum(-1, keepdim=True).int(), place.int(), bits], -1)
+        return cls(span.shape[-1], found)
+
+    def error(self) -> NonFiniteError | None:
+        """What is wrong with the span, if anything; waits for the device."""
+        found = self.found.cpu()
+        bad = found[..., 0].nonzero()
+        if len(bad) == 0:
+            return None
+        batch, head = (int(index) for index in bad[0])
+        _, place, _ = found[batch, head].tolist()
+        token, channel = divmod(place, self.head_dim)
+        value = float(found[batch, head, 2].view(torch.float32))
+        return NonFiniteError(int(found[..., 0].sum()), batch, head, token, channel, value)
+
+
+def first_error(checks: Sequence[FiniteCheck]) -> tuple[int, NonFiniteError] | None:
+    """Number and error of the first span with a NaN or infinite value; waits once, whatever their number."""
+    if not checks:
+        return None
+    counts = torch.stack([check.found[..., 0].sum() for check in checks]).tolist()
+    for number, (count, check) in enumerate(zip(counts, checks, strict=True)):
+        if count:
+            error = check.error()
+            assert error is not None
+            return number, error
+    return None
+
+
+def settle(check: FiniteCheck, checks: list[FiniteCheck] | None) -> None:
+    """Put `check` off to whoever holds `checks`; without them raise `NonFiniteError` now if it has one."""
+    if checks is not None and check.found.device.type != "cpu":
+        checks.append(check)
+    elif error := check.error():
+        raise error
+
+
+def require_finite(span: Tensor, checks: list[FiniteCheck] | None = None) -> None:
+    """Raise `NonFiniteError` if `[B, H, S, D]` values are not all finite, or put it off as `settle` does."""
+    settle(FiniteCheck.of(span), checks)
 
 
 def stack_heads(parts: list[dict[str, Tensor]], batch: int) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def _nearest_shifted(groups: Tensor, shift: float) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _pattern_codes(device: torch.device) -> Tensor:
+def pattern_codes(device: torch.device) -> Tensor:
     """`[3 ** 8]` int64: code of the pattern whose base-3 digits are 0 for 1/2, 1 for 3/2 and 2 for 5/2."""
     table = torch.zeros(3**8, dtype=torch.int64)
     for code, pattern in enumerate(patterns()):
@@ -115,7 +115,7 @@ def pack(levels: Tensor) -> Tensor:
     unshifted = groups - torch.where(down, -1.0, 1.0).unsqueeze(-1)
     digits = ((unshifted.abs() - 2) / 4).long()
     powers = 3 ** torch.arange(8, device=levels.device)
-    code = _pattern_codes(levels.device)[(digits * powers).sum(-1)]
+    code = pattern_codes(levels.device)[(digits * powers).sum(-1)]
     negative = (unshifted[..., :7] < 0).long()
     bits = (negative << torch.arange(7, device=levels.device)).sum(-1) + (down.long() << 7)
     return torch.stack([code, bits], -1).to(torch.uint8).flatten(-2)

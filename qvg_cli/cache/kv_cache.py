@@ -21,7 +21,7 @@ from qvg_cli.errors import QvgError
 from qvg_cli.plan import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.attention import Arithmetic, attend
-from qvg_kernels.codec import Codec, NonFiniteError, PackedTensor, build_codec
+from qvg_kernels.codec import Codec, FiniteCheck, NonFiniteError, PackedTensor, build_codec, first_error
 from qvg_kernels.placement import Placement
 from qvg_kernels.segments import GivenSegment, History, StoredSegment
 from qvg_kernels.spec import Bf16Spec, NoneSpec, PayloadBytes
@@ -83,6 +83,7 @@ class LayerCache:
     ledger: Ledger
     arithmetic: Arithmetic = "auto"
     entries: list[Entry] = field(default_factory=list)
+    unsettled: list[tuple[Frames, FiniteCheck]] = field(default_factory=list)
     _histories: dict[object, History] = field(default_factory=dict)
 
     @property
@@ -185,18 +186,23 @@ class LayerCache:
         self._store(span)
 
     def _encode(self, codecs: CodecPair, key: Tensor, value: Tensor, frames: Frames) -> Entry:
+        key_seed = derive_seed(self.seed, "key", self.index, frames[0])
+        value_seed = derive_seed(self.seed, "value", self.index, frames[0])
+        checks: list[FiniteCheck] = []
         try:
-            return Entry(
-                frames,
-                codecs,
-                codecs.key.encode(key, seed=derive_seed(self.seed, "key", self.index, frames[0])),
-                codecs.value.encode(value, seed=derive_seed(self.seed, "value", self.index, frames[0])),
-            )
+            packed_key = codecs.key.encode(key, seed=key_seed, checks=checks)
+            packed_value = codecs.value.encode(value, seed=value_seed, checks=checks)
         except NonFiniteError as error:
-            frame = frames[error.token // self.tokens_per_frame]
-            raise QvgError(f"cannot cache layer {self.index}, latent frame {frame}: {error}") from error
+            raise self.refuse(frames, error) from error
         except ValueError as error:
             raise QvgError(f"cannot cache layer {self.index}: {error}") from error
+        self.unsettled += [(frames, check) for check in checks]
+        return Entry(frames, codecs, packed_key, packed_value)
+
+    def refuse(self, frames: Frames, error: NonFiniteError) -> QvgError:
+        """What to tell about a value of `frames` that is not finite."""
+        frame = frames[error.token // self.tokens_per_frame]
+        return QvgError(f"cannot cache layer {self.index}, latent frame {frame}: {error}")
 
     def _store(self, entry: Entry) -> None:
         self._histories.clear()
@@ -263,8 +269,24 @@ class KVCache:
         return self._packs[chunk.index]
 
     def commit(self, frames: Frames) -> None:
-        """Note that a clean pass has filled every layer with `frames`."""
+        """Note that a clean pass has filled every layer with `frames`.
+
+        Raises:
+            QvgError: A value of them is NaN or infinite, as in `LayerCache.append`; kernels find out without
+                waiting for the device, and are asked here, once for all layers.
+        """
+        self._settle()
         self._frames.update(frames)
+
+    def _settle(self) -> None:
+        unsettled = [(layer, *item) for layer in self.layers for item in layer.unsettled]
+        for layer in self.layers:
+            layer.unsettled.clear()
+        found = first_error([check for _, _, check in unsettled])
+        if found is not None:
+            number, error = found
+            layer, frames, _ = unsettled[number]
+            raise layer.refuse(frames, error) from error
 
     @property
     def bf16_bytes(self) -> int:

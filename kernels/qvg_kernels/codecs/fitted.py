@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from qvg_kernels import e4m3
-from qvg_kernels.codec import PackedTensor, require_finite, stack_heads
+from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite, settle, stack_heads
+from qvg_kernels.dispatch import uses_kernels
 from qvg_kernels.grids import grid
 from qvg_kernels.kmeans import cluster_sums, kmeans, spread_starts
 from qvg_kernels.rotation import hadamard, phase_of_seed, sign_patterns, token_patterns
@@ -49,11 +50,18 @@ class FittedCodec:
         self.spec = spec
         self.grid = grid(spec.grid)
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
         """Pack `[B, H, S, D]` values; of the seed only the byte that shifts the sign patterns is used."""
         batch, heads, tokens, head_dim = span.shape
         check_packed_shape(self.spec.scheme, tokens, head_dim)
-        require_finite(span)
+        if uses_kernels(span.device):
+            # Where Triton is not installed, nothing imports it.
+            from qvg_kernels.gpu.encode import encode_fitted
+
+            tensors, check = encode_fitted(span, self.spec, seed)
+            settle(check, checks)
+            return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, _kinds(tensors))
+        require_finite(span, checks)
         phase = torch.full((1,), phase_of_seed(seed), dtype=torch.uint8, device=span.device)
         signs = _signs(torch.arange(tokens, device=span.device), phase, head_dim)
         # One head at a time: products of the same shape sum in the same order whatever the number of heads.
@@ -61,8 +69,7 @@ class FittedCodec:
             {**self._encode_head(points.float(), signs), "phase": phase} for points in span.flatten(0, 1)
         ]
         tensors = stack_heads(parts, batch)
-        kinds = {name: KINDS[name] for name in tensors}
-        return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, kinds)
+        return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, _kinds(tensors))
 
     def _encode_head(self, points: Tensor, signs: Tensor) -> dict[str, Tensor]:
         """Pack `[S, D]` float32 values of one head, rounded under `[S, D]` signs."""
@@ -131,6 +138,10 @@ class FittedCodec:
         else:
             values = torch.addcmul(offset, residual, signed_weight)
         return values[:, :, ::stride].to(packed.dtype)
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: KINDS[name] for name in tensors}
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qvg_kernels import bitpack
-from qvg_kernels.codec import PackedTensor, require_finite
+from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite
 from qvg_kernels.rotation import hadamard
 from qvg_kernels.spec import KiviSpec, QuarotSpec, RtnSpec, check_packed_shape
 
@@ -56,9 +56,9 @@ class RtnCodec:
     def __init__(self, spec: RtnSpec) -> None:
         self.spec = spec
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
         check_packed_shape(self.spec.scheme, *span.shape[2:])
-        require_finite(span)
+        require_finite(span, checks)
         return _encode_channel_groups(span, span.float(), self.spec.bits, self.spec.group_size)
 
     def decode(
@@ -73,9 +73,9 @@ class QuarotCodec:
     def __init__(self, spec: QuarotSpec) -> None:
         self.spec = spec
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
         check_packed_shape(self.spec.scheme, *span.shape[2:])
-        require_finite(span)
+        require_finite(span, checks)
         rotation = hadamard(span.shape[-1], span.device)
         # One head at a time: products of the same shape sum in the same order whatever the number of heads.
         rotated = torch.stack([points.float() @ rotation for points in span.flatten(0, 1)]).reshape(
@@ -98,11 +98,11 @@ class KiviCodec:
     def __init__(self, spec: KiviSpec) -> None:
         self.spec = spec
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
         """Pack `[B, H, S, D]` values; along tokens the span's last group may be short."""
         batch, heads, tokens, head_dim = span.shape
         check_packed_shape(self.spec.scheme, tokens, head_dim)
-        require_finite(span)
+        require_finite(span, checks)
         if self.spec.along == "channels":
             return _encode_channel_groups(span, span.float(), self.spec.bits, self.spec.group_size)
         # The last token, repeated, fills the last group without changing its lowest or highest value.

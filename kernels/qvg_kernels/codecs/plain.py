@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import PackedTensor, require_finite
+from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite
 from qvg_kernels.spec import Bf16Spec, NoneSpec
 
 
@@ -15,8 +15,8 @@ class NoneCodec:
     def __init__(self, spec: NoneSpec) -> None:
         self.spec = spec
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
-        require_finite(span)
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+        require_finite(span, checks)
         kind = "bf16" if span.element_size() == 2 else "dense"
         return _keep(span, span.dtype, kind)
 
@@ -32,8 +32,8 @@ class Bf16Codec:
     def __init__(self, spec: Bf16Spec) -> None:
         self.spec = spec
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
-        require_finite(span)
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+        require_finite(span, checks)
         return _keep(span.to(torch.bfloat16), span.dtype, "bf16")
 
     def decode(

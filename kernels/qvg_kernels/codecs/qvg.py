@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qvg_kernels import bitpack, e4m3
-from qvg_kernels.codec import PackedTensor, require_finite, stack_heads
+from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite, stack_heads
 from qvg_kernels.kmeans import kmeans, random_starts
 from qvg_kernels.spec import QvgSpec, check_packed_shape
 
@@ -28,11 +28,11 @@ class QvgCodec:
     def __init__(self, spec: QvgSpec) -> None:
         self.spec = spec
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
         """Pack `[B, H, S, D]` values; the random starting tokens are the same for every head of the span."""
         batch, heads, tokens, head_dim = span.shape
         check_packed_shape(self.spec.scheme, tokens, head_dim)
-        require_finite(span)
+        require_finite(span, checks)
         generator = torch.Generator().manual_seed(seed)
         count = min(self.spec.num_centroids, tokens)
         starts = [random_starts(tokens, count, generator).to(span.device) for _ in range(self.spec.stages)]

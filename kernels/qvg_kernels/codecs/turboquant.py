@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qvg_kernels import bitpack
-from qvg_kernels.codec import PackedTensor, require_finite
+from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite
 from qvg_kernels.spec import TurboQuantSpec, check_packed_shape
 
 KINDS = {"codes": "codes", "norms": "scales"}
@@ -49,10 +49,10 @@ class TurboQuantCodec:
     def __init__(self, spec: TurboQuantSpec) -> None:
         self.spec = spec
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
         batch, heads, tokens, head_dim = span.shape
         check_packed_shape(self.spec.scheme, tokens, head_dim)
-        require_finite(span)
+        require_finite(span, checks)
         rotation = _rotation(head_dim, span.device)
         levels = _levels(self.spec.bits, span.device)
         norms = span.float().norm(dim=-1, keepdim=True)

@@ -1,0 +1,97 @@
+"""Encode spans by kernels: every scheme's tensors, filled head by head without waiting for the device.
+
+The codecs in `qvg_kernels.codecs` are the torch reference. Invariant: a head's bytes are a function of its
+values, the spec and the seed; nothing here waits on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from qvg_kernels.codec import FiniteCheck
+from qvg_kernels.gpu import encode_residuals, encode_scales, encode_table, kmeans
+from qvg_kernels.gpu.encode_channels import measure
+from qvg_kernels.gpu.encode_points import Points
+from qvg_kernels.kmeans import spread_starts
+from qvg_kernels.rotation import phase_of_seed
+from qvg_kernels.spec import GRID_BITS, FittedSpec
+
+GROUP_BYTES = 128 * 2**20
+"""Of values that are encoded at a time: the errors that a refit needs take as much again."""
+
+
+def encode_fitted(span: Tensor, spec: FittedSpec, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
+    """Pack `[B, H, S, D]` values with the scheme "fitted".
+
+    Returns:
+        The tensors that `codecs.fitted.FittedCodec` stores, and whether they are of any use.
+    """
+    batch, heads, tokens, head_dim = span.shape
+    count, phase = spec.centroids(tokens), phase_of_seed(seed)
+    code_rows, code_bytes = _code_shape(spec, tokens, head_dim)
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(batch, heads, *shape, dtype=dtype, device=span.device)
+
+    tensors = {
+        "codes": empty(code_rows, code_bytes, dtype=torch.uint8),
+        "scales": empty(tokens, dtype=torch.uint8),
+        "weights": empty(head_dim, dtype=torch.uint8),
+    }
+    if count > 0:
+        tensors["ids"] = empty(tokens, dtype=torch.uint8)
+        tensors["table"] = empty(count, head_dim, dtype=torch.int8)
+        tensors["steps"] = empty(head_dim, dtype=torch.uint8)
+    tensors["offset"] = empty(head_dim, dtype=torch.float32)
+    tensors["units"] = torch.zeros(batch, heads, 3, dtype=torch.float32, device=span.device)
+    tensors["phase"] = torch.full((batch, heads, 1), phase, dtype=torch.uint8, device=span.device)
+    found = empty(3, dtype=torch.int32)
+    for part in _groups(span):
+        _encode_fitted(span[part], {n: t[part] for n, t in tensors.items()}, found[part], spec, phase)
+    return tensors, FiniteCheck(head_dim, found)
+
+
+def _encode_fitted(
+    span: Tensor, target: dict[str, Tensor], found: Tensor, spec: FittedSpec, phase: int
+) -> None:
+    """Fill the tensors of some heads, all contiguous, from their `[H, S, D]` values."""
+    points = Points(span)
+    channels = measure(points, target["weights"], target["units"], found)
+    points = Points(span, channels.offset, channels.inverse)
+    ids, table, steps, units = target.get("ids"), target.get("table"), target.get("steps"), target["units"]
+    count = 0 if table is None else table.shape[1]
+    if ids is not None and table is not None and steps is not None:
+        centroids = kmeans.kmeans(points, _spread(points.tokens, count, span.device), spec.iterations, ids)
+        encode_table.round_table(centroids, table, steps, units)
+    scales, largest, errors = encode_residuals.round_residuals(
+        points, ids, table, steps, units, spec.grid, phase, spec.unbiased, target["codes"]
+    )
+    encode_scales.round_scales(scales, largest, target["scales"], units, 0)
+    missed = kmeans.cluster_sums(errors, ids, max(count, 1))
+    encode_table.refit(points, missed, table, steps, target["weights"], units, target["offset"])
+
+
+def _code_shape(spec: FittedSpec, tokens: int, head_dim: int) -> tuple[int, int]:
+    """Rows and bytes of a head's codes."""
+    if spec.grid == "trit":
+        return -(-tokens // 5), head_dim
+    return tokens, head_dim * GRID_BITS[spec.grid] // 8
+
+
+@cache
+def _spread(tokens: int, count: int, device: torch.device) -> Tensor:
+    """`[count]` int32, the tokens that k-means starts from."""
+    return spread_starts(tokens, count, device).int()
+
+
+def _groups(span: Tensor) -> Iterator[tuple[int, slice]]:
+    """Heads to encode at a time: indices into the first two axes."""
+    batch, heads, tokens, head_dim = span.shape
+    size = max(1, GROUP_BYTES // (tokens * head_dim * span.element_size()))
+    for row in range(batch):
+        for first in range(0, heads, size):
+            yield row, slice(first, first + size)

@@ -1,0 +1,143 @@
+"""Where each channel of a head stands and how far it spreads, and whether all of its values are finite.
+
+`fitted.FittedCodec._encode_head` is the torch reference. Means and deviations of blocks of tokens are merged
+in the order of the tokens (Chan, Golub and LeVeque 1979), so a large offset costs no precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qvg_kernels.gpu import encode_sizes
+from qvg_kernels.gpu.encode_points import Points, load_tokens
+from qvg_kernels.gpu.numbers import e4m3_bits, e4m3_value, power_of_two, unit_exponent
+
+NOWHERE = tl.constexpr(2**31 - 1)
+"""Place of the first value that is not finite, where there is none."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What `measure` finds of `H` heads.
+
+    Attributes:
+        offset: `[H, D]` float32 means.
+        inverse: `[H, D]` float32, one over the weight that is stored.
+    """
+
+    offset: Tensor
+    inverse: Tensor
+
+
+@triton.jit
+def _merge(mean, square, count, other_mean, other_square, other_count):
+    """Mean, squared deviation and number of two sets of values."""
+    total = tl.maximum(count + other_count, 1.0)
+    difference = other_mean - mean
+    part = other_count / total
+    mean += difference * part
+    square += other_square + difference * difference * (count * part)
+    return mean, square, count + other_count
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _moments_kernel(
+    span, head_stride, token_stride, means, squares, checks, num_tokens,
+    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, SPLIT_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Means and squared deviations of the channels over SPLIT_TOKENS tokens, and what is not finite."""
+    split, head = tl.program_id(0), tl.program_id(1)
+    channels = tl.arange(0, HEAD_DIM)
+    mean = tl.zeros([HEAD_DIM], tl.float32)
+    square = tl.zeros([HEAD_DIM], tl.float32)
+    count, num_bad, first_bad = 0.0, 0, NOWHERE
+    stop = tl.minimum((split + 1) * SPLIT_TOKENS, num_tokens)
+    for first in range(split * SPLIT_TOKENS, stop, BLOCK_S):
+        tokens = first + tl.arange(0, BLOCK_S)
+        is_token = tokens < stop
+        values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM).to(tl.float32)
+        size = tl.minimum(stop - first, BLOCK_S).to(tl.float32)
+        block_mean = tl.sum(values, 0) / size
+        difference = tl.where(is_token[:, None], values - block_mean[None, :], 0.0)
+        block_square = tl.sum(difference * difference, 0)
+        mean, square, count = _merge(mean, square, count, block_mean, block_square, size)
+        is_bad = (values.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >= 0x7F800000
+        num_bad += tl.sum(tl.sum(is_bad.to(tl.int32), 1), 0)
+        place = tokens[:, None] * HEAD_DIM + channels[None, :]
+        first_bad = tl.minimum(first_bad, tl.min(tl.min(tl.where(is_bad, place, NOWHERE), 1), 0))
+    row = head * tl.num_programs(0) + split
+    tl.store(means + row * HEAD_DIM + channels, mean)
+    tl.store(squares + row * HEAD_DIM + channels, square)
+    tl.store(checks + row * 2, num_bad)
+    tl.store(checks + row * 2 + 1, first_bad)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_splits"])
+def _weigh_kernel(
+    span, head_stride, token_stride, means, squares, checks, offset, inverse, weights, units, check,
+    num_tokens, num_splits,
+    HEAD_DIM: tl.constexpr, SPLIT_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One head's offset and weights from its splits; without `weights` only `check`."""
+    head = tl.program_id(1)
+    channels = tl.arange(0, HEAD_DIM)
+    mean = tl.zeros([HEAD_DIM], tl.float32)
+    square = tl.zeros([HEAD_DIM], tl.float32)
+    count, num_bad, first_bad = 0.0, 0, NOWHERE
+    for split in range(num_splits):
+        row = head * num_splits + split
+        num_bad += tl.load(checks + row * 2)
+        first_bad = tl.minimum(first_bad, tl.load(checks + row * 2 + 1))
+        if weights is not None:
+            size = tl.minimum(num_tokens - split * SPLIT_TOKENS, SPLIT_TOKENS).to(tl.float32)
+            other_mean = tl.load(means + row * HEAD_DIM + channels)
+            other_square = tl.load(squares + row * HEAD_DIM + channels)
+            mean, square, count = _merge(mean, square, count, other_mean, other_square, size)
+    place = tl.where(num_bad > 0, first_bad, 0)
+    at = span + head.to(tl.int64) * head_stride + (place // HEAD_DIM).to(tl.int64) * token_stride
+    value = tl.load(at + place % HEAD_DIM).to(tl.float32)
+    tl.store(check + head * 3, num_bad)
+    tl.store(check + head * 3 + 1, place)
+    tl.store(check + head * 3 + 2, value.to(tl.int32, bitcast=True))
+    if weights is not None:
+        weight = tl.sqrt(tl.sqrt(square / count))
+        largest = tl.max(weight, 0)
+        weight = tl.where(largest > 0, tl.maximum(weight, largest * 0.00006103515625), 1.0)
+        exponent = unit_exponent(tl.max(weight, 0))
+        bits = e4m3_bits(weight * power_of_two(-exponent))
+        at = head * HEAD_DIM + channels
+        tl.store(weights + at, bits)
+        tl.store(units + head * 3 + 1, power_of_two(exponent))
+        tl.store(offset + at, mean)
+        tl.store(inverse + at, 1.0 / (e4m3_value(bits) * power_of_two(exponent)))
+
+
+def measure(points: Points, weights: Tensor | None, units: Tensor | None, check: Tensor) -> Channels:
+    """Offset and weight of each channel; without `weights` only whether the values are finite.
+
+    Args:
+        points: With no offset.
+        weights: `[H, D]` uint8, contiguous; receives e4m3 bit patterns.
+        units: `[H, 3]` float32, contiguous; its second column receives the unit of the weights.
+        check: `[H, 3]` int32, contiguous; receives what `codec.FiniteCheck` wants.
+    """
+    tokens, head_dim = points.tokens, points.head_dim
+    shape, split = encode_sizes.moments(head_dim), encode_sizes.SPLIT_TOKENS
+    splits = triton.cdiv(tokens, split)
+    means, squares = points.empty(splits, head_dim), points.empty(splits, head_dim)
+    checks = points.empty(splits, 2, dtype=torch.int32)
+    _moments_kernel[(splits, points.heads)](
+        points.span, *points.span.stride()[:2], means, squares, checks, tokens,
+        head_dim, shape.tokens, split, num_warps=shape.warps,
+    )  # fmt: skip
+    found = Channels(points.empty(head_dim), points.empty(head_dim))
+    _weigh_kernel[(1, points.heads)](
+        points.span, *points.span.stride()[:2], means, squares, checks,
+        found.offset, found.inverse, weights, units, check, tokens, splits, head_dim, split, num_warps=4,
+    )  # fmt: skip
+    return found

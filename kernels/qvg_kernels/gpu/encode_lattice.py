@@ -1,0 +1,152 @@
+"""The nearest word of the E8 codebook, found in registers without sorting indices.
+
+`qvg_kernels.lattice.nearest` and `pack` are the torch reference. A group's eight values are eight tensors,
+so that each thread holds whole groups. A magnitude carries the number of its value in the lowest three bits
+of its float32 pattern: that orders equal ones, and thresholds take the place of an ordering of indices.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qvg_kernels import lattice
+
+NEVER = tl.constexpr(0x7FFFFFFF)
+"""A threshold that no magnitude reaches."""
+
+
+@cache
+def pattern_codes(device: torch.device) -> Tensor:
+    """`[3 ** 8]` uint8, `qvg_kernels.lattice.pattern_codes`."""
+    return lattice.pattern_codes(device).to(torch.uint8)
+
+
+@triton.jit
+def _ordered(keys):
+    """Eight int32 tensors, the largest first: a network of 19 exchanges (Batcher's odd-even merge sort)."""
+    a, b, c, d, e, f, g, h = keys
+    a, c = tl.maximum(a, c), tl.minimum(a, c)
+    b, d = tl.maximum(b, d), tl.minimum(b, d)
+    e, g = tl.maximum(e, g), tl.minimum(e, g)
+    f, h = tl.maximum(f, h), tl.minimum(f, h)
+    a, e = tl.maximum(a, e), tl.minimum(a, e)
+    b, f = tl.maximum(b, f), tl.minimum(b, f)
+    c, g = tl.maximum(c, g), tl.minimum(c, g)
+    d, h = tl.maximum(d, h), tl.minimum(d, h)
+    a, b = tl.maximum(a, b), tl.minimum(a, b)
+    c, d = tl.maximum(c, d), tl.minimum(c, d)
+    e, f = tl.maximum(e, f), tl.minimum(e, f)
+    g, h = tl.maximum(g, h), tl.minimum(g, h)
+    c, e = tl.maximum(c, e), tl.minimum(c, e)
+    d, f = tl.maximum(d, f), tl.minimum(d, f)
+    b, e = tl.maximum(b, e), tl.minimum(b, e)
+    d, g = tl.maximum(d, g), tl.minimum(d, g)
+    b, c = tl.maximum(b, c), tl.minimum(b, c)
+    d, e = tl.maximum(d, e), tl.minimum(d, e)
+    f, g = tl.maximum(f, g), tl.minimum(f, g)
+    return a, b, c, d, e, f, g, h
+
+
+@triton.jit
+def _key(shifted, PLACE: tl.constexpr):
+    """Magnitude of value PLACE as an int32 that orders as magnitudes do, earlier values first."""
+    return (shifted.to(tl.int32, bitcast=True) & 0x7FFFFFF8) | (7 - PLACE)
+
+
+@triton.jit
+def _larger(score, threshold, other_score, other_threshold):
+    """The better of two shapes: its score and its threshold."""
+    is_other = other_score > score
+    return tl.where(is_other, other_score, score), tl.where(is_other, other_threshold, threshold)
+
+
+@triton.jit
+def _search(values, SHIFT: tl.constexpr):
+    """The best shape under one shift.
+
+    Returns:
+        Its score: product with the magnitudes minus half its square, but for a constant. Keys of the least
+        magnitudes whose entries are at least 6, and 10. The key whose sign flips, or -1.
+    """
+    keys = ()
+    signs = tl.zeros_like(values[0]).to(tl.int32)
+    for place in tl.static_range(8):
+        signs ^= (values[place] - SHIFT).to(tl.int32, bitcast=True)
+        keys = keys + (_key(values[place] - SHIFT, place),)
+    is_odd = signs < 0
+    a, b, c, d, e, f, g, h = _ordered(keys)
+    first = a.to(tl.float32, bitcast=True)
+    least = h.to(tl.float32, bitcast=True)
+    two = first + b.to(tl.float32, bitcast=True)
+    three = two + c.to(tl.float32, bitcast=True)
+    four = three + d.to(tl.float32, bitcast=True)
+    six = four + e.to(tl.float32, bitcast=True) + f.to(tl.float32, bitcast=True)
+    total = six + g.to(tl.float32, bitcast=True) + least
+    # A 6 in place of a 2 adds 4 to a product and 16 to half the square; a 10 adds 8 and 48.
+    even, even_threshold = _larger(tl.zeros_like(first), tl.zeros_like(a) + NEVER, 4 * two - 32, b)
+    even, even_threshold = _larger(even, even_threshold, 4 * four - 64, d)
+    even, even_threshold = _larger(even, even_threshold, 4 * six - 96, f)
+    has_ten = 8 * first - 48 > even
+    even = tl.maximum(even, 8 * first - 48)
+    even_threshold = tl.where(has_ten, a, even_threshold)
+    odd, odd_threshold = _larger(4 * first - 16, a, 4 * three - 48, c)
+    odd_has_ten = 4 * (first + two) - 64 > odd
+    odd = tl.maximum(odd, 4 * (first + two) - 64)
+    odd_threshold = tl.where(odd_has_ten, b, odd_threshold)
+    # Shapes with an odd number of 6 want an odd number of negative values; else the least one flips.
+    penalty = 4 * least
+    even -= tl.where(is_odd, penalty, 0.0)
+    odd -= tl.where(is_odd, 0.0, penalty)
+    takes_odd = odd > even
+    threshold = tl.where(takes_odd, odd_threshold, even_threshold)
+    has_ten = (takes_odd & odd_has_ten) | (has_ten & ~takes_odd)
+    flipped = tl.where(takes_odd ^ is_odd, h, -1)
+    return 2 * total + tl.maximum(even, odd), threshold, tl.where(has_ten, a, NEVER), flipped
+
+
+@triton.jit
+def nearest_words(rotated, factor, codes):
+    """Nearest codewords.
+
+    Args:
+        rotated: Eight float32 tensors `[BLOCK_S, GROUPS]`.
+        factor: Of each token, `[BLOCK_S]`: quarters in a unit.
+        codes: Pointer to `pattern_codes`.
+
+    Returns:
+        Levels, eight float32 tensors, and each group's two bytes, int32.
+    """
+    values = ()
+    for place in tl.static_range(8):
+        values = values + (rotated[place] * factor[:, None],)
+    up, threshold, ten, flipped = _search(values, 1.0)
+    down, down_threshold, down_ten, down_flipped = _search(values, -1.0)
+    total = values[0]
+    for place in tl.static_range(1, 8):
+        total += values[place]
+    # The squares of the shifted values differ by four times their sum.
+    is_down = up + 2 * total < down
+    threshold = tl.where(is_down, down_threshold, threshold)
+    ten = tl.where(is_down, down_ten, ten)
+    flipped = tl.where(is_down, down_flipped, flipped)
+    shift = tl.where(is_down, -1.0, 1.0)
+    levels = ()
+    index = tl.zeros_like(threshold)
+    negatives = is_down.to(tl.int32) << 7
+    power: tl.constexpr = (1, 3, 9, 27, 81, 243, 729, 2187)
+    for place in tl.static_range(8):
+        shifted = values[place] - shift
+        key = _key(shifted, place)
+        digit = (key >= threshold).to(tl.int32) + (key >= ten).to(tl.int32)
+        is_negative = (shifted < 0) ^ (key == flipped)
+        size = 2.0 + 4.0 * digit.to(tl.float32)
+        levels = levels + (tl.where(is_negative, -size, size) + shift,)
+        index += digit * power[place]
+        if place < 7:
+            negatives |= is_negative.to(tl.int32) << place
+    return levels, tl.load(codes + index).to(tl.int32) | (negatives << 8)

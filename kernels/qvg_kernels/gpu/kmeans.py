@@ -1,0 +1,261 @@
+"""K-means without sorting, racing additions or waiting: `qvg_kernels.kmeans` is the torch reference.
+
+Tokens meet the centroids in products of bf16 values, so two centroids that are nearly equally near may swap;
+the means are exact. A cluster's sum is a product with ones and zeros: a bf16 span is summed as it is, in
+float32, and shifted and scaled afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qvg_kernels.gpu import encode_sizes, numbers
+from qvg_kernels.gpu.encode_points import Points, centred, load_tokens
+from qvg_kernels.gpu.numbers import OPERAND
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """Centroids of every head, in rows that a launch can read without a mask.
+
+    Attributes:
+        count: K, of which there are; rows beyond the last are never chosen.
+        values: `[H, R, D]` float32, R a multiple of the rows of a block.
+        operand: `[H, R, D]`, the values as products take them.
+        bias: `[H, R]` float32: minus half the squared norm of a row of `operand`, or minus infinity.
+    """
+
+    count: int
+    values: Tensor
+    operand: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class ClusterSums:
+    """Partial sums over runs of tokens, added in their order by whoever reads them.
+
+    Attributes:
+        sums: `[H, runs, R, D]` float32.
+        sizes: `[H, runs, R]` float32, tokens of each cluster.
+    """
+
+    sums: Tensor
+    sizes: Tensor
+
+
+@triton.jit
+def _store_centroids(
+    values, rows, count, num_rows, centroids, operand, bias, HEAD_DIM: tl.constexpr
+):  # fmt: skip
+    """Store `[BLOCK_K, HEAD_DIM]` centroids, and what `_assign_kernel` reads of them."""
+    row = tl.program_id(1) * num_rows + rows
+    at = row[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    is_centroid = rows < count
+    values = tl.where(is_centroid[:, None], values, 0.0)
+    rounded = values.to(OPERAND)
+    wide = rounded.to(tl.float32)
+    tl.store(centroids + at, values)
+    tl.store(operand + at, rounded)
+    tl.store(bias + row, tl.where(is_centroid, -0.5 * tl.sum(wide * wide, 1), float("-inf")))
+
+
+@triton.jit(do_not_specialize=["count"])
+def _start_kernel(
+    span, head_stride, token_stride, offset, inverse, starts, centroids, operand, bias, count, num_rows,
+    HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The points at `starts` as centroids."""
+    rows = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    is_centroid = rows < count
+    tokens = tl.load(starts + rows, mask=is_centroid, other=0)
+    values = load_tokens(span, head_stride, token_stride, tokens, is_centroid, HEAD_DIM)
+    values = centred(values, offset, inverse, HEAD_DIM)
+    _store_centroids(values, rows, count, num_rows, centroids, operand, bias, HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _assign_kernel(
+    span, head_stride, token_stride, offset, inverse, operand, bias, ids, num_tokens, num_rows,
+    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Number of each token's nearest centroid, the lowest of equals."""
+    head = tl.program_id(1)
+    tokens = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    is_token = tokens < num_tokens
+    values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM)
+    points = centred(values, offset, inverse, HEAD_DIM).to(OPERAND)
+    channels = tl.arange(0, HEAD_DIM)
+    column = tl.arange(0, BLOCK_K)
+    best = tl.full([BLOCK_S], float("-inf"), tl.float32)
+    nearest = tl.zeros([BLOCK_S], tl.int32)
+    for first in tl.range(0, num_rows, BLOCK_K, num_stages=STAGES):
+        rows = head * num_rows + first + column
+        centroids = tl.load(operand + rows[:, None] * HEAD_DIM + channels[None, :])
+        # Half the squared distance, but for the token's own norm and with the other sign.
+        closeness = tl.dot(points, centroids.T, input_precision="ieee") + tl.load(bias + rows)[None, :]
+        top = tl.max(closeness, 1)
+        lowest = tl.min(tl.where(closeness == top[:, None], column[None, :], BLOCK_K), 1)
+        nearest = tl.where(top > best, first + lowest, nearest)
+        best = tl.maximum(top, best)
+    tl.store(ids + head.to(tl.int64) * num_tokens + tokens, nearest.to(tl.uint8), mask=is_token)
+
+
+@triton.jit
+def _add_members(members, values, total):
+    """`total + members @ values`, exact products of ones and zeros with values of any dtype."""
+    if values.dtype == OPERAND:
+        total = tl.dot(members, values, total, input_precision="ieee")
+    elif tl.float32 == OPERAND:
+        total = tl.dot(members, values.to(tl.float32), total, input_precision="ieee")
+    else:
+        # Three bf16 values hold the 24 bits of a float32.
+        rest = values.to(tl.float32)
+        for _ in tl.static_range(3):
+            part = rest.to(OPERAND)
+            total = tl.dot(members, part, total)
+            rest -= part.to(tl.float32)
+    return total
+
+
+@triton.jit(do_not_specialize=["num_tokens", "tokens_per_run", "num_blocks"])
+def _sum_kernel(
+    span, head_stride, token_stride, ids, sums, sizes, num_tokens, tokens_per_run, num_blocks,
+    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Sums and sizes of BLOCK_K clusters over one run of tokens; without `ids` all are in cluster 0."""
+    # Programs of the same run are neighbours, so that the second finds its tokens in the cache.
+    run, block = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
+    head = tl.program_id(1)
+    clusters = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    total = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    size = tl.zeros([BLOCK_K], tl.int32)
+    stop = tl.minimum((run + 1) * tokens_per_run, num_tokens)
+    for first in tl.range(run * tokens_per_run, stop, BLOCK_S, num_stages=STAGES):
+        tokens = first + tl.arange(0, BLOCK_S)
+        is_token = tokens < stop
+        if ids is None:
+            cluster = tl.where(is_token, 0, -1)
+        else:
+            cluster = tl.load(ids + head.to(tl.int64) * num_tokens + tokens, mask=is_token, other=0)
+            cluster = tl.where(is_token, cluster.to(tl.int32), -1)
+        is_member = cluster[None, :] == clusters[:, None]
+        values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM)
+        total = _add_members(is_member.to(OPERAND), values, total)
+        size += tl.sum(is_member.to(tl.int32), 1)
+    runs = tl.num_programs(0) // num_blocks
+    row = (head * runs + run) * num_blocks * BLOCK_K + clusters
+    tl.store(sums + row.to(tl.int64)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :], total)
+    tl.store(sizes + row, size.to(tl.float32))
+
+
+@triton.jit
+def add_runs(sums, sizes, rows, runs, num_rows, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Sums `[BLOCK_K, HEAD_DIM]` and sizes `[BLOCK_K]` of clusters `rows` over all runs, in their order."""
+    total = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
+    size = tl.zeros([BLOCK_K], tl.float32)
+    for run in range(runs):
+        row = (tl.program_id(1) * runs + run) * num_rows + rows
+        total += tl.load(sums + row.to(tl.int64)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])
+        size += tl.load(sizes + row)
+    return total, size
+
+
+@triton.jit(do_not_specialize=["count", "runs"])
+def _mean_kernel(
+    sums, sizes, offset, inverse, centroids, operand, bias, count, runs, num_rows,
+    HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Move BLOCK_K centroids to the means of their tokens; an empty cluster keeps its centroid."""
+    rows = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    total, size = add_runs(sums, sizes, rows, runs, num_rows, HEAD_DIM, BLOCK_K)
+    mean = centred(total / tl.maximum(size, 1.0)[:, None], offset, inverse, HEAD_DIM)
+    row = (tl.program_id(1) * num_rows + rows)[:, None]
+    kept = tl.load(centroids + row * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])
+    values = tl.where((size > 0)[:, None], mean, kept)
+    _store_centroids(values, rows, count, num_rows, centroids, operand, bias, HEAD_DIM)
+
+
+def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Centroids:
+    """Lloyd's rounds from the points at `starts`; an empty cluster keeps its centroid.
+
+    Args:
+        starts: `[K]` int32 token numbers, K at most 256, the same for every head.
+        iterations: Rounds of assigning every point and then moving every centroid to the mean of its points.
+        ids: `[H, S]` uint8, contiguous; receives the ids of the last assignment.
+
+    Returns:
+        The means of exactly the points that `ids` names.
+    """
+    centroids = _start(points, starts)
+    for _ in range(iterations):
+        assign(points, centroids, ids)
+        _move(points, centroids, cluster_sums(points.span, ids, len(starts)))
+    return centroids
+
+
+def _start(points: Points, starts: Tensor) -> Centroids:
+    count, head_dim = len(starts), points.head_dim
+    num_rows = encode_sizes.cluster_rows(count, head_dim)
+    centroids = Centroids(
+        count,
+        points.empty(num_rows, head_dim),
+        points.empty(num_rows, head_dim, dtype=numbers.operand_dtype()),
+        points.empty(num_rows),
+    )
+    block = encode_sizes.MEAN_ROWS
+    _start_kernel[(num_rows // block, points.heads)](
+        points.span, *points.span.stride()[:2], points.offset, points.inverse, starts,
+        centroids.values, centroids.operand, centroids.bias, count, num_rows,
+        head_dim, block, num_warps=4,
+    )  # fmt: skip
+    return centroids
+
+
+def assign(points: Points, centroids: Centroids, ids: Tensor) -> None:
+    """Fill `[H, S]` uint8 ids with the numbers of the nearest centroids."""
+    num_rows, head_dim = centroids.values.shape[1:]
+    sizes = encode_sizes.assign(head_dim, points.span.device)
+    _assign_kernel[(triton.cdiv(points.tokens, sizes.tokens), points.heads)](
+        points.span, *points.span.stride()[:2], points.offset, points.inverse,
+        centroids.operand, centroids.bias, ids, points.tokens, num_rows,
+        head_dim, sizes.tokens, encode_sizes.cluster_block(centroids.count, head_dim), sizes.stages,
+        num_warps=sizes.warps,
+    )  # fmt: skip
+
+
+def cluster_sums(span: Tensor, ids: Tensor | None, count: int) -> ClusterSums:
+    """Sums of the tokens of each cluster, not shifted or scaled.
+
+    Args:
+        span: `[H, S, D]`, any strides but the last.
+        ids: `[H, S]` uint8, contiguous; none puts every token into cluster 0.
+        count: K.
+    """
+    heads, tokens, head_dim = span.shape
+    block, num_rows = encode_sizes.cluster_block(count, head_dim), encode_sizes.cluster_rows(count, head_dim)
+    tokens_per_run = encode_sizes.tokens_per_run(tokens)
+    runs, num_blocks = triton.cdiv(tokens, tokens_per_run), num_rows // block
+    sums = torch.empty(heads, runs, num_rows, head_dim, device=span.device)
+    sizes = torch.empty(heads, runs, num_rows, device=span.device)
+    shape = encode_sizes.sums(head_dim, span.device)
+    _sum_kernel[(runs * num_blocks, heads)](
+        span, *span.stride()[:2], ids, sums, sizes, tokens, tokens_per_run, num_blocks,
+        head_dim, shape.tokens, block, shape.stages, num_warps=shape.warps,
+    )  # fmt: skip
+    return ClusterSums(sums, sizes)
+
+
+def _move(points: Points, centroids: Centroids, clusters: ClusterSums) -> None:
+    runs, num_rows = clusters.sizes.shape[1:]
+    block = encode_sizes.MEAN_ROWS
+    _mean_kernel[(num_rows // block, points.heads)](
+        clusters.sums, clusters.sizes, points.offset, points.inverse,
+        centroids.values, centroids.operand, centroids.bias, centroids.count, runs, num_rows,
+        points.head_dim, block, num_warps=4,
+    )  # fmt: skip

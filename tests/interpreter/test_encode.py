@@ -1,0 +1,112 @@
+"""Spans packed by kernels against spans packed by the torch reference: the same bytes but for near ties."""
+
+import pytest
+import torch
+
+from qvg_kernels.codec import NonFiniteError, build_codec
+from qvg_kernels.spec import FittedSpec
+
+SPECS = [
+    *(pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "int2", "int3", "int4", "trit")),
+    pytest.param(FittedSpec(num_centroids=0, unbiased=0.8), id="without a table"),
+    pytest.param(FittedSpec(num_centroids=70, unbiased=0.0), id="with 70 centroids"),
+]
+
+
+def clustered(*shape, dtype=torch.float32):
+    """Clusters, channel offsets and noise, `[B, H, S, D]`."""
+    batch, heads, tokens, head_dim = shape
+    generator = torch.Generator().manual_seed(tokens * head_dim)
+    centres = torch.randn(batch, heads, 6, head_dim, generator=generator)
+    ids = torch.randint(0, 6, (tokens,), generator=generator)
+    offset = 4 * torch.randn(batch, heads, 1, head_dim, generator=generator)
+    noise = 0.3 * torch.randn(batch, heads, tokens, head_dim, generator=generator)
+    return (centres[:, :, ids] + offset + noise).to(dtype)
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Memory that a kernel is to fill holds what no kernel writes."""
+    real = torch.empty
+
+    def poisoned(*shape, **options):
+        tensor = real(*shape, **options)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 113)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def both(spec, span, monkeypatch, seed=3):
+    """The span packed by the reference and by the kernels."""
+    codec = build_codec(spec)
+    monkeypatch.setenv("QVG_KERNELS", "reference")
+    expected = codec.encode(span, seed=seed)
+    monkeypatch.setenv("QVG_KERNELS", "triton")
+    return codec, expected, codec.encode(span, seed=seed)
+
+
+def assert_alike(codec, expected, found, span):
+    """The same tensors, nearly all of their bytes, and the same error of what they decode to."""
+    assert (found.shape, found.dtype, found.kinds) == (expected.shape, expected.dtype, expected.kinds)
+    for name, tensor in expected.tensors.items():
+        assert found.tensors[name].shape == tensor.shape, name
+        assert found.tensors[name].dtype == tensor.dtype, name
+        assert found.tensors[name].is_contiguous(), name
+        if tensor.is_floating_point():
+            torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-2, atol=1e-2)
+        else:
+            assert (found.tensors[name] != tensor).float().mean() < 0.01, name
+    errors = [(codec.decode(packed).float() - span.float()).square().sum() for packed in (expected, found)]
+    # 0.02 dB.
+    assert errors[1] == pytest.approx(errors[0].item(), rel=0.0046)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_kernels_pack_what_the_reference_packs(spec, monkeypatch, poison):
+    span = clustered(1, 2, 77, 64)
+    monkeypatch.setenv("QVG_KERNELS", "reference")
+    assert_alike(*both(spec, span, monkeypatch), span)
+
+
+@pytest.mark.parametrize(("tokens", "head_dim"), [(1, 64), (3, 128), (130, 128), (65, 256)])
+def test_any_length_and_head_size_is_packed(tokens, head_dim, monkeypatch, poison):
+    span = clustered(1, 1, tokens, head_dim)
+    assert_alike(*both(FittedSpec(), span, monkeypatch), span)
+
+
+def test_a_bf16_span_of_any_strides_is_packed_as_it_lies(monkeypatch, poison):
+    wide = clustered(2, 2, 140, 64, dtype=torch.bfloat16).transpose(1, 2).contiguous()
+    span = wide[:, ::2].transpose(1, 2)
+    assert not span.is_contiguous()
+    assert_alike(*both(FittedSpec(unbiased=0.8), span, monkeypatch), span)
+
+
+def test_channels_that_never_change_and_tokens_that_are_alike_are_packed(monkeypatch, poison):
+    flat = torch.full((1, 1, 40, 64), 2.5)
+    codec, _, found = both(FittedSpec(), flat, monkeypatch)
+    assert torch.equal(codec.decode(found), flat)
+    # All rotated channels are equally large: every codeword is a tie, so only what they decode to is alike.
+    ramp = flat.clone()
+    ramp[..., 7] = torch.arange(40) / 8
+    codec, expected, found = both(FittedSpec(), ramp, monkeypatch)
+    torch.testing.assert_close(codec.decode(found), codec.decode(expected))
+
+
+def test_a_heads_bytes_do_not_depend_on_other_heads(monkeypatch, poison):
+    monkeypatch.setenv("QVG_KERNELS", "triton")
+    span = clustered(2, 3, 90, 64)
+    whole = build_codec(FittedSpec()).encode(span, seed=5)
+    part = build_codec(FittedSpec()).encode(span[1:, 1:2], seed=5)
+    for name, tensor in whole.tensors.items():
+        assert torch.equal(tensor[1:, 1:2], part.tensors[name]), name
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_a_value_that_is_not_finite_is_named(value, monkeypatch):
+    monkeypatch.setenv("QVG_KERNELS", "triton")
+    span = clustered(1, 3, 70, 64)
+    span[0, 1, 66, 5] = span[0, 2, 3, 4] = value
+    message = rf"2 NaN or infinite .*\({value}\) in batch 0, head 1, token 66, channel 5"
+    with pytest.raises(NonFiniteError, match=message):
+        build_codec(FittedSpec()).encode(span, seed=1)
