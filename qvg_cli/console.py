@@ -44,8 +44,8 @@ class Console:
             typer.echo(text, err=True)
 
     @contextmanager
-    def progress(self, num_chunks: int) -> Iterator[Progress]:
-        """Progress of one video, from its first chunk to its last."""
+    def progress(self, num_chunks: int, num_done: int = 0) -> Iterator[Progress]:
+        """Progress of one video of which `num_done` chunks are there already."""
         if self._is_quiet:
             yield _Silent()
             return
@@ -53,10 +53,10 @@ class Console:
 
         rich_console = RichConsole(stderr=True, highlight=False)
         if rich_console.is_terminal and not rich_console.is_dumb_terminal:
-            with _Bar(rich_console, num_chunks) as bar:
+            with _Bar(rich_console, num_chunks, num_done) as bar:
                 yield bar
         else:
-            yield _Lines(self, num_chunks)
+            yield _Lines(self, num_chunks, num_done)
 
 
 def show_error(message: str, hint: str | None = None) -> None:
@@ -83,10 +83,10 @@ class _Silent:
 class _Lines:
     """One line a chunk."""
 
-    def __init__(self, console: Console, num_chunks: int) -> None:
+    def __init__(self, console: Console, num_chunks: int, num_done: int) -> None:
         self._console = console
         self._num_chunks = num_chunks
-        self._num_done = 0
+        self._num_done = num_done
 
     def step(self) -> None:
         pass
@@ -99,7 +99,7 @@ class _Lines:
 class _Bar:
     """A bar that moves with every chunk, a count of model calls, and how the run goes on a line below."""
 
-    def __init__(self, rich_console: RichConsole, num_chunks: int) -> None:
+    def __init__(self, rich_console: RichConsole, num_chunks: int, num_done: int) -> None:
         from rich.console import Group
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -113,7 +113,7 @@ class _Bar:
             TextColumn("{task.fields[step]}"),
             TimeElapsedColumn(),
         )
-        self._task = self._progress.add_task("", total=num_chunks, step="step 0")
+        self._task = self._progress.add_task("", total=num_chunks, completed=num_done, step="step 0")
         self._status = Text("", no_wrap=True, overflow="ellipsis")
         self._live = Live(Group(self._progress, self._status), console=rich_console, refresh_per_second=4)
         self._step = 0

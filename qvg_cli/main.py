@@ -35,7 +35,8 @@ Examples:
   qvg generate "a small blue cube slides from side to side on sand"
   qvg generate --seconds 20 --cache bf16 --seed 3
   qvg generate --prompts prompts.txt --out videos --json
-  qvg generate --config results/self-forcing/NAME/run.yaml"""
+  qvg generate --config results/self-forcing/NAME/run.yaml
+  qvg generate --resume results/self-forcing/NAME"""
 
 _EXTEND_EXAMPLES = """\b
 Examples:

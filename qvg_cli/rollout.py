@@ -34,6 +34,19 @@ class ChunkResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Done:
+    """What an earlier process has made of the same video.
+
+    Attributes:
+        num_chunks: The first ones of the plan.
+        latents: `[B, C, F, h, w]` of their frames, on the model's device.
+    """
+
+    num_chunks: int
+    latents: Tensor
+
+
 def rollout(
     plan: VideoPlan,
     session: Session,
@@ -42,6 +55,7 @@ def rollout(
     *,
     context: Tensor | None = None,
     num_shown: int = 0,
+    done: Done | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Iterator[ChunkResult]:
     """Make the video chunk by chunk; each result is whole when it is yielded.
@@ -50,12 +64,17 @@ def rollout(
         noise: For a chunk, a function that draws `[B, C, F, h, w]` anew at every call; see `SeededNoise`.
         context: `[B, C, F, h, w]` given latents of the first frames.
         num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
+        done: Chunks to leave out, whose history the session's cache already holds.
         on_step: Called after every model call.
     """
     recorder = MemoryRecorder(session.cache, session.device)
     known = [] if context is None else list(context.split(1, dim=2))
     num_emitted = 0
-    for chunk in plan.chunks:
+    if done is not None:
+        num_emitted = done.latents.shape[2]
+        known[:num_emitted] = done.latents.split(1, dim=2)
+        decoder.skip(plan, done.num_chunks, done.latents, num_shown)
+    for chunk in plan.chunks[0 if done is None else done.num_chunks :]:
         started = time.perf_counter()
         session.cache.begin(chunk)
         recorder.begin()
@@ -72,12 +91,44 @@ def rollout(
                 on_step()
         end = max(chunk.frames) + 1
         latents = torch.cat(known[num_emitted:end], dim=2)
-        new = latents[:, :, max(0, num_shown - num_emitted) :]
-        nothing = torch.empty(len(latents), 0, plan.height, plan.width, 3, dtype=torch.uint8)
-        frames = decoder.decode(new) if new.shape[2] else nothing
+        frames = _decode_new(decoder, plan, latents, num_shown - num_emitted)
         num_emitted = end
         memory = recorder.sample(chunk, end)
         yield ChunkResult(chunk, latents, frames, memory, time.perf_counter() - started)
+
+
+def redecode(
+    decoder: Decoder,
+    plan: VideoPlan,
+    latents: Tensor,
+    *,
+    num_chunks: int | None = None,
+    num_shown: int = 0,
+) -> Iterator[Tensor]:
+    """Pixels `[B, n, height, width, 3]` of every chunk of a finished rollout, bit for bit.
+
+    Args:
+        decoder: Where the rollout's was in the beginning, and where it was after the last chunk in the end.
+        latents: `[B, C, F, h, w]` of all frames of the chunks.
+        num_chunks: The first so many; none for all.
+        num_shown: See `rollout`.
+    """
+    start = 0
+    for chunk in plan.chunks[:num_chunks]:
+        if chunk.prefill:
+            # A decoder may take what it recalls as the beginning of what comes next.
+            decoder.recall(latents[:, :, list(chunk.prefill)])
+        stop = max(chunk.frames) + 1
+        yield _decode_new(decoder, plan, latents[:, :, start:stop], num_shown - start)
+        start = stop
+
+
+def _decode_new(decoder: Decoder, plan: VideoPlan, latents: Tensor, num_shown: int) -> Tensor:
+    """Pixels of the next latent frames, but for the first `num_shown`, if any, which the decoder has seen."""
+    new = latents[:, :, max(0, num_shown) :]
+    if not new.shape[2]:
+        return torch.empty(len(latents), 0, plan.height, plan.width, 3, dtype=torch.uint8)
+    return decoder.decode(new)
 
 
 class SeededNoise:

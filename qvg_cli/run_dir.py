@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -33,6 +35,7 @@ class RunDir:
         self.plot = path / "memory.png"
         self.page = path / "report.html"
         self.config = path / "run.yaml"
+        self.state = path / "state"
 
     @classmethod
     def create(cls, root: Path, backend: str, name: str) -> RunDir:
@@ -58,12 +61,30 @@ class RunDir:
         return cls(path)
 
     def discard(self) -> None:
-        """Remove the folder of a run that made nothing."""
+        """Remove the folder of a run that made nothing; what else lies in it stays."""
         self.config.unlink(missing_ok=True)
-        self.path.rmdir()
+        with suppress(OSError):
+            self.path.rmdir()
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def remove_folder(folder: Path) -> None:
+    """Remove `folder` in one step, as far as anyone who looks for it can tell."""
+    gone = _removed(folder)
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def finish_removal(folder: Path) -> None:
+    """Remove what `remove_folder` has left of `folder` where it was cut off."""
+    shutil.rmtree(_removed(folder), ignore_errors=True)
+
+
+def _removed(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.removed")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, and move it there when whole.
 
     Raises:
@@ -72,12 +93,29 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         write(part)
+        # Without it, a power cut could leave the new name on a file without content.
+        _sync(part)
         os.replace(part, path)
-    except OSError as error:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise QvgError(
             f"cannot write {path}: {error.strerror or error}", hint="free some space, or give another --out"
         ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in `folder` survive a power cut."""
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def run_name(prompt: str, seed: int) -> str:

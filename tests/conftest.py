@@ -65,3 +65,36 @@ def tiny_weights(tmp_path_factory) -> Path:
     config = UMT5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
     return folder
+
+
+@pytest.fixture
+def go_on(tmp_path):
+    """A function: the chunks after the first `cut` of a run made in one go, and of one cut off there."""
+    from qvg_cli.backends.registry import load_pipeline, plan_video
+    from qvg_cli.resume.identity import identify
+    from qvg_cli.resume.state import RunState
+    from qvg_cli.rollout import rollout
+
+    def run(config, cut):
+        plan, device = plan_video(config), torch.device("cpu")
+        pipeline = load_pipeline(config, device)
+        prompt = pipeline.encode_prompt(config.prompt)
+        noise = pipeline.noise(plan, config.seed)
+        session = pipeline.start(plan, prompt, config.seed)
+        state = RunState.create(tmp_path / "state", identify(config, "cpu"))
+        whole = []
+        for result in rollout(plan, session, pipeline.decoder(), noise):
+            if len(whole) < cut:
+                state.save(result, plan, session.cache, fps=config.video.fps, seconds=1.0)
+            whole.append(result)
+        state.close()
+
+        session = pipeline.start(plan, prompt, config.seed)
+        state = RunState.open(tmp_path / "state", identify(config, "cpu"), pytest.fail)
+        restored = state.restore(plan, session.cache, device, pytest.fail)
+        rest = list(rollout(plan, session, pipeline.decoder(), noise, done=restored.done))
+        assert restored.done.latents.equal(torch.cat([result.latents for result in whole[:cut]], dim=2))
+        assert restored.memory == [result.memory for result in whole[:cut]]
+        return whole[cut:], rest
+
+    return run

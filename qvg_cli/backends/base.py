@@ -116,6 +116,15 @@ class Decoder(Protocol):
         """
         ...
 
+    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
+        """Come to where the first `num_chunks` of a video would have led.
+
+        Args:
+            latents: `[B, C, F, h, w]` of their frames.
+            num_shown: Of them, the first so many were followed.
+        """
+        ...
+
 
 class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qvg_cli.backends.base import Decoder
 from qvg_cli.config import MemoryConfig
 from qvg_cli.errors import UsageError
+from qvg_cli.plan import VideoPlan
 
 STORAGE_DTYPE = torch.float8_e4m3fn
 WAN_KEEPS = ("patch_embedding", "condition_embedder", "norm_out", "proj_out")
@@ -168,6 +169,11 @@ class ResidentDecoder:
         """See `Decoder.follow`."""
         with self._residence.pixels(self._features):
             self._decoder.follow(frames, latents)
+
+    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
+        """See `Decoder.skip`."""
+        with self._residence.pixels(self._features):
+            self._decoder.skip(plan, num_chunks, latents, num_shown)
 
 
 def store_fp8(model: nn.Module, dtype: torch.dtype) -> None:

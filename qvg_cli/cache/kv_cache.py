@@ -141,6 +141,11 @@ class LayerCache:
         for entry in [entry for entry in self.entries if set(entry.frames) <= gone]:
             self._drop(entry)
 
+    def restore(self, entries: Sequence[Entry]) -> None:
+        """Hold `entries` that this layer, or one like it, has made before."""
+        for entry in entries:
+            self._store(entry)
+
     def _history(self, reads: Frames, rotation: Rotation, value_rotation: Rotation | None) -> History:
         """What `reads` are stored in, made once for all steps of a chunk."""
         wanted = reads, rotation, value_rotation
@@ -263,6 +268,24 @@ class KVCache:
         for layer in self.layers:
             layer.evict(self._gone)
         self.ledger.begin_peak()
+
+    @property
+    def gone(self) -> frozenset[int]:
+        """Frames that no chunk will read again."""
+        return frozenset(self._gone)
+
+    def restore(self, done: Sequence[ChunkPlan], layers: Sequence[Sequence[Entry]]) -> None:
+        """Hold what was held after the chunks `done`; the cache is empty before.
+
+        Args:
+            layers: Entries of each layer, in stored order.
+        """
+        for chunk in done:
+            self._gone.update(chunk.evicts)
+            self._frames.difference_update(chunk.evicts)
+            self._frames.update(chunk.commits)
+        for layer, entries in zip(self.layers, layers, strict=True):
+            layer.restore(entries)
 
     def packs(self, chunk: ChunkPlan) -> tuple[Frames, ...]:
         """Groups of frames that become spans when `chunk` is committed."""

@@ -40,6 +40,7 @@ def generate(
     seed: options.Seed = None,
     prompts: options.Prompts = None,
     schedule: options.Schedule = None,
+    resume: options.Resume = None,
     out: Annotated[
         Path,
         typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
@@ -87,6 +88,13 @@ def generate(
             context=context,
         ),
     )
+    if resume is not None:
+        options.refuse_beside_resume({"--prompts": prompts, "--config": config})
+
+        from qvg_cli.commands.resume import resume_run
+
+        resume_run(resume, request, console, seconds=seconds, frames=frames, is_json=json_)
+        return
     planned: list[Planned] = plan_jobs(
         request,
         console,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from qvg_cli.backends.base import Pipeline
 from qvg_cli.backends.registry import load_pipeline
+from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.commands.arms import Arm, FinishedArm, comparison_name
 from qvg_cli.commands.jobs import Planned
 from qvg_cli.commands.make_videos import encode_prompts, make_video, quiet_libraries
@@ -26,7 +27,7 @@ from qvg_cli.report.comparison_writer import SIDE_BY_SIDE, ComparisonWriter
 from qvg_cli.report.run_files import Result, read_result
 from qvg_cli.report.spool import FrameSpool, check_space
 from qvg_cli.report.tables import comparison_tables
-from qvg_cli.rollout import ChunkResult
+from qvg_cli.rollout import ChunkResult, redecode
 from qvg_cli.run_dir import RunDir, slug
 from qvg_cli.video.io import check_encoder
 
@@ -41,9 +42,9 @@ class SpooledRecording(Recording):
         super().__init__(video, run, device)
         self._spool = spool
 
-    def add(self, result: ChunkResult) -> None:
+    def add(self, result: ChunkResult, cache: KVCache) -> None:
         """See `Recording.add`."""
-        super().add(result)
+        super().add(result, cache)
         self._spool.write(result.frames[0].numpy())
 
 
@@ -148,15 +149,8 @@ def _decode_run(arm: FinishedArm, pipeline: Pipeline, spool: FrameSpool) -> None
         latents = load_file(path)["latents"]
     except (OSError, KeyError, SafetensorError) as error:
         raise QvgError(f"cannot read {path}: {error}") from error
-    decoder = pipeline.decoder()
-    start = 0
-    for chunk in arm.video.plan.chunks:
-        if chunk.prefill:
-            # A decoder may take what it recalls as the beginning of what comes next.
-            decoder.recall(latents[:, :, list(chunk.prefill)])
-        stop = max(chunk.frames) + 1
-        spool.write(decoder.decode(latents[:, :, start:stop])[0].numpy())
-        start = stop
+    for frames in redecode(pipeline.decoder(), arm.video.plan, latents):
+        spool.write(frames[0].numpy())
 
 
 def _check_space(folder: Path, num_arms: int, video: Planned) -> None:

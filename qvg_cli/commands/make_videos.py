@@ -19,11 +19,14 @@ from qvg_cli.cache_settings import cache_label
 from qvg_cli.commands.jobs import Planned
 from qvg_cli.commands.opening import open_video
 from qvg_cli.commands.recording import Recording
+from qvg_cli.config import RunConfig
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import Interrupted, QvgError
 from qvg_cli.interrupts import hold_interrupts
 from qvg_cli.plan import prompt_begins
+from qvg_cli.resume.identity import identify
+from qvg_cli.resume.state import RunState
 from qvg_cli.rollout import rollout
 from qvg_cli.run_dir import RunDir
 from qvg_cli.video.io import check_encoder
@@ -41,9 +44,7 @@ def make_videos(planned: Sequence[Planned], out: Path, console: Console, *, is_j
     # Made before the weights are read: a folder that cannot be written costs no waiting.
     first_run = RunDir.create(out, config.backend, planned[0].name)
     try:
-        console.note(f"loading {config.model.name} on {device}, cache {cache_label(config.cache)}")
-        quiet_libraries()
-        pipeline = load_pipeline(config, device)
+        pipeline = load(config, device, console)
     except BaseException:
         first_run.discard()
         raise
@@ -51,13 +52,45 @@ def make_videos(planned: Sequence[Planned], out: Path, console: Console, *, is_j
         run = first_run if number == 1 else RunDir.create(out, config.backend, video.name)
         if len(planned) > 1:
             console.note(f"video {number}/{len(planned)}: {video.config.prompt!r}")
-        recording = Recording(video, run, device)
-        try:
-            make_video(recording, pipeline, console)
-        finally:
-            if recording.samples:
-                console.note(recording.summary())
-                show_data(json.dumps(recording.figures()) if is_json else str(run.video))
+        make_and_show(Recording(video, run, device), run, pipeline, console, is_json=is_json)
+
+
+def resume_video(video: Planned, run: RunDir, console: Console, *, is_json: bool) -> None:
+    """Go on with a run that was cut off, from its last whole chunk.
+
+    Raises:
+        UsageError: It was another run.
+        QvgError: As `make_videos`.
+    """
+    check_encoder()
+    device = resolve_device(video.config.device)
+    state = RunState.open(run.state, identify(video.config, device.type), console.note)
+    try:
+        pipeline = load(video.config, device, console)
+    except BaseException:
+        state.close()
+        raise
+    recording = Recording(video, run, device, state=state)
+    make_and_show(recording, run, pipeline, console, is_json=is_json)
+
+
+def load(config: RunConfig, device: torch.device, console: Console) -> Pipeline:
+    """The pipeline of `config`, with a word to the user before the wait."""
+    console.note(f"loading {config.model.name} on {device}, cache {cache_label(config.cache)}")
+    quiet_libraries()
+    return load_pipeline(config, device)
+
+
+def make_and_show(
+    recording: Recording, run: RunDir, pipeline: Pipeline, console: Console, *, is_json: bool
+) -> None:
+    """Make one video, and say what was made of it, however it ends."""
+    try:
+        make_video(recording, pipeline, console)
+    finally:
+        if recording.samples:
+            console.note(recording.summary())
+            show_data(json.dumps(recording.figures()) if is_json else str(run.video))
 
 
 def quiet_libraries() -> None:
@@ -110,9 +143,9 @@ def make_video(
         changes = {begin: embeds for begin, embeds in prompt_embeds.items() if begin}
         session = pipeline.start(plan, prompt_embeds[0], config.seed, changes)
         noise = pipeline.noise(plan, config.seed)
-        recording.begin()
+        done = recording.begin(session.cache, console.note)
         opening = open_video(config, plan, pipeline, session.device, recording.show_clip)
-        with console.progress(len(plan.chunks)) as progress:
+        with console.progress(len(plan.chunks), 0 if done is None else done.num_chunks) as progress:
             for result in rollout(
                 plan,
                 session,
@@ -120,23 +153,26 @@ def make_video(
                 noise,
                 context=opening.context,
                 num_shown=opening.num_shown,
+                done=done,
                 on_step=progress.step,
             ):
                 with hold_interrupts():
-                    recording.add(result)
+                    recording.add(result, session.cache)
                 progress.chunk_done(recording.status_line())
         with hold_interrupts():
             recording.finish("complete")
     except KeyboardInterrupt:
         with hold_interrupts():
             recording.finish("interrupted")
-        raise Interrupted(f"stopped; {recording.kept()}") from None
+        raise Interrupted(f"stopped; {recording.kept()}", hint=recording.remedy()) from None
     except Exception as error:
         try:
             recording.finish("failed")
         except QvgError as second:
             error.add_note(str(second))
         error.add_note(recording.kept())
+        if remedy := recording.remedy():
+            error.add_note(remedy)
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             error.add_note(recording.memory_note())
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -108,6 +109,14 @@ Context = Annotated[
         show_default=False,
     ),
 ]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Go on with the run in FOLDER after its last whole chunk, with its own settings.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -147,6 +156,22 @@ def option_layers(
         if value is not None:
             layers.append(Layer(f"--{name.replace('_', '-')}", {"walk": {name: value}}))
     return layers
+
+
+def refuse_beside_resume(given: Mapping[str, object]) -> None:
+    """Refuse options that a run which goes on cannot take.
+
+    Args:
+        given: Values by option; none for one that was not given.
+
+    Raises:
+        UsageError: One was given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{name} and --resume were both given", hint="a run goes on with its own settings"
+            )
 
 
 def check_length_options(seconds: float | None, frames: int | None, segments: int | None = None) -> None:

@@ -1,20 +1,23 @@
-"""One run while it is made: its frames go to the video as they come, its reports are written in the end."""
+"""One run while it is made: every chunk is put away as it comes, video and reports are written in the end."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from safetensors.torch import save
 from torch import Tensor
 
 from qvg_cli.backends.registry import run_details
 from qvg_cli.cache.accounting import MemorySample, total
+from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.cache_settings import cache_label
 from qvg_cli.commands.jobs import Planned
 from qvg_cli.errors import QvgError
@@ -24,70 +27,108 @@ from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.report.words import describe_bytes, mib_text
-from qvg_cli.rollout import ChunkResult
+from qvg_cli.resume.identity import identify
+from qvg_cli.resume.state import RunState
+from qvg_cli.rollout import ChunkResult, Done
 from qvg_cli.run_dir import RunDir, write_whole
-from qvg_cli.video.io import Frames, VideoWriter
+from qvg_cli.video.io import Frames
 from qvg_cli.yaml_text import format_yaml
 
 
 class Recording:
     """What one run has made so far, and the files it leaves.
 
+    Args:
+        state: Left by an earlier process, to go on from; none begins the run.
+        command: Continues the run when the options `--resume FOLDER` are added.
+        extra: What decides the frames beside the configuration; see `qvg_cli.resume.identity`.
+
     Attributes:
         samples: The memory of every chunk made so far.
         status: "running", then "complete", "interrupted" or "failed".
     """
 
-    def __init__(self, video: Planned, run: RunDir, device: torch.device) -> None:
+    def __init__(
+        self,
+        video: Planned,
+        run: RunDir,
+        device: torch.device,
+        *,
+        state: RunState | None = None,
+        command: str = "qvg generate",
+        extra: Mapping[str, JsonValue] | None = None,
+    ) -> None:
         self.video = video
         self.samples: list[MemorySample] = []
         self.status = "running"
         self._run = run
         self._details = run_details(video.config)
         self._device = device
+        self._state = state
+        self._command = command
+        self._extra = extra
         self._latents: list[Tensor] = []
         self._chunk_seconds: list[float] = []
-        self._writer: VideoWriter | None = None
         self._num_clip = 0
         self._num_given = 0
+        self._resumed_after: int | None = None
         self._started = 0.0
         self._seconds = 0.0
 
     @property
     def num_frames(self) -> int:
-        """Pixel frames written so far."""
-        return self._writer.num_frames if self._writer else 0
+        """Pixel frames made so far."""
+        return self._state.video_frames if self._state else 0
 
     @property
     def num_made(self) -> int:
         """Of the pixel frames written, those that were not there before."""
         return max(0, self.num_frames - self._num_given)
 
-    def begin(self) -> None:
-        """Write what is known before the first chunk, and open the video."""
-        self._started = time.perf_counter()
-        config = self.video.config
-        values = {
-            **config.model_dump(mode="json"),
-            **({"details": self._details.about} if self._details.about else {}),
-            "provenance": provenance(self._device),
-        }
-        write_whole(self._run.config, lambda path: _write_text(path, format_yaml(values)))
-        self._writer = VideoWriter(
-            self._run.video, height=config.video.height, width=config.video.width, fps=config.video.fps
-        )
+    def begin(self, cache: KVCache, note: Callable[[str], None]) -> Done | None:
+        """Write what is known before the first chunk, or fill the empty `cache` from what is there.
+
+        Args:
+            note: Takes a line for the user.
+
+        Returns:
+            The chunks that are there already, if any.
+        """
+        done = None
+        if self._state is None:
+            self._write_config()
+            identity = identify(self.video.config, self._device.type, self._extra)
+            self._state = RunState.create(self._run.state, identity)
+        elif restored := self._state.restore(self.video.plan, cache, self._device, note):
+            done = restored.done
+            self.samples = restored.memory
+            self._latents = [done.latents.cpu()]
+            self._chunk_seconds = [record.chunk_seconds for record in restored.records]
+            self._seconds = restored.records[-1].seconds
+            self._resumed_after = done.num_chunks
+            self._num_given = sum(
+                record.num_frames
+                for record, chunk in zip(restored.records, self.video.plan.chunks, strict=False)
+                if not chunk.makes
+            )
+            note(f"going on after chunk {done.num_chunks} of {len(self.video.plan.chunks)}")
+        self._started = time.perf_counter() - self._seconds
+        return done
 
     def show_clip(self, frames: Frames) -> None:
         """Begin the video with frames of a clip, `[n, height, width, 3]` uint8."""
-        assert self._writer is not None
-        self._writer.write(frames)
+        assert self._state is not None
+        self._state.show_clip(frames, fps=self.video.config.video.fps)
         self._num_clip += len(frames)
         self._num_given += len(frames)
 
-    def add(self, result: ChunkResult) -> None:
-        """Take in one chunk: pixels go to the file at once."""
-        assert self._writer is not None
-        self._writer.write(result.frames[0].numpy())
+    def add(self, result: ChunkResult, cache: KVCache) -> None:
+        """Put one chunk away; what has been added survives whatever comes."""
+        assert self._state is not None
+        seconds = time.perf_counter() - self._started
+        self._state.save(
+            result, self.video.plan, cache, fps=self.video.config.video.fps, seconds=round(seconds, 4)
+        )
         if not result.chunk.makes:
             self._num_given += result.frames.shape[1]
         self._latents.append(result.latents.cpu())
@@ -96,7 +137,9 @@ class Recording:
         self._seconds = time.perf_counter() - self._started
 
     def finish(self, status: str) -> None:
-        """Close the video and write latents and reports; a run that made nothing leaves nothing.
+        """Write video, latents and reports; a run that made nothing leaves nothing.
+
+        The state stays as long as something is missing.
 
         Raises:
             QvgError: A file could not be written; the others were tried all the same.
@@ -105,15 +148,16 @@ class Recording:
             return
         self.status = status
         if not self.samples:
-            if self._writer is not None:
-                self._writer.finish()
+            if self._state is not None:
+                self._state.remove()
             self._run.discard()
             return
-        assert self._writer is not None
+        assert self._state is not None
+        state = self._state
         report = self._report()
         failures = []
         writes: list[Callable[[], None]] = [
-            self._writer.finish,
+            lambda: state.join_video(self._run.video),
             lambda: write_whole(self._run.latents, self._save_latents),
             lambda: write_whole(self._run.memory, lambda path: self._save_memory(report, path)),
             lambda: write_whole(self._run.plot, report.save_plot),
@@ -129,7 +173,12 @@ class Recording:
                 failures.append(error)
         if failures:
             self.status = "failed"
+            state.close()
             raise failures[0]
+        if status == "complete":
+            state.remove()
+        else:
+            state.close()
 
     def status_line(self) -> str:
         """How the run goes, in a few words."""
@@ -153,7 +202,14 @@ class Recording:
         if not self.num_frames:
             return "no frame was kept"
         lasts = self.num_frames / self.video.config.video.fps
-        return f"the first {self.num_frames} frames ({lasts:.2f} s) are in {self._run.video}"
+        place = self._run.video if self._run.video.exists() else self._run.state
+        return f"the first {self.num_frames} frames ({lasts:.2f} s) are in {place}"
+
+    def remedy(self) -> str | None:
+        """How to go on with a run that ended early; none if nothing is left of it."""
+        if not self._run.state.exists():
+            return None
+        return f"go on with: {self._command} --resume {shlex.quote(str(self._run.path))}"
 
     def memory_note(self) -> str:
         """What the cache and the device held when memory ran out."""
@@ -201,6 +257,7 @@ class Recording:
             "given_frames": self._num_given,
             "seconds": round(self._seconds, 3),
             "frames_per_second": round(self.num_made / self._seconds, 3),
+            "resumed_after": self._resumed_after,
         }
 
     def _report(self) -> MemoryReport:
@@ -211,6 +268,14 @@ class Recording:
         if config.source is not None and config.source.clip is not None:
             ahead = self._num_clip - pixel_frames(config.source.clip_frames)
         return MemoryReport(self.video.plan, self.samples, config.video.fps, label, ahead)
+
+    def _write_config(self) -> None:
+        values = {
+            **self.video.config.model_dump(mode="json"),
+            **({"details": self._details.about} if self._details.about else {}),
+            "provenance": provenance(self._device),
+        }
+        write_whole(self._run.config, lambda path: _write_text(path, format_yaml(values)))
 
     def _save_memory(self, report: MemoryReport, path: Path) -> None:
         about = {**self._about(), "chunk_seconds": self._chunk_seconds}

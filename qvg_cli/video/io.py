@@ -129,12 +129,17 @@ class VideoWriter:
             self._encoder.close()
 
     def _failure(self, what: str) -> QvgError:
-        folder = self.path.parent
-        if not folder.is_dir():
-            return QvgError(f"cannot write {self.path}: its folder is gone")
-        if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
-            return QvgError(f"no space left in {folder}", hint="free some space, or give another --out")
-        return QvgError(what, hint="ffmpeg's own message is above")
+        return disk_error(self.path, what, hint="ffmpeg's own message is above")
+
+
+def disk_error(path: Path, what: str, *, hint: str | None = None) -> QvgError:
+    """The error for a video that cannot be written to `path`: its folder's state, or else `what`."""
+    folder = path.parent
+    if not folder.is_dir():
+        return QvgError(f"cannot write {path}: its folder is gone")
+    if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
+        return QvgError(f"no space left in {folder}", hint="free some space, or give another --out")
+    return QvgError(what, hint=hint)
 
 
 def _output_params(comment: str) -> list[str]:

@@ -32,6 +32,10 @@ class Joint:
         self._difference = functional.interpolate(smooth, (height, width), mode="bilinear")[:, :, None]
         self._num_done = 0
 
+    def skip(self, num_frames: int) -> None:
+        """Count frames as done."""
+        self._num_done += num_frames
+
     def fade(self, frames: Tensor) -> Tensor:
         """The next `[B, 3, n, height, width]` frames after the clip, in -1 .. 1."""
         place = torch.arange(1, frames.shape[2] + 1, device=frames.device) + self._num_done

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, unpatchify
 from torch import Tensor
 
+from qvg_cli.plan import VideoPlan, pixel_frames
 from qvg_cli.video.joint import Joint
 
 _PASS_PIXELS = 2**18
@@ -47,6 +48,19 @@ class StreamingDecoder:
     def recall(self, latents: Tensor) -> Tensor:
         """Finished latents as the model reads them again: as it made them."""
         return latents
+
+    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
+        """See `qvg_cli.backends.base.Decoder`. Only frames within reach of what follows are decoded."""
+        # A convolution sees two frames of the past, so this is the farthest that all of them together see.
+        reach = 2 * len(self._features)
+        if self._joint is not None:
+            self._joint.skip(pixel_frames(latents.shape[2]) - pixel_frames(num_shown))
+        if latents.shape[2] > reach:
+            self._features = [None] * len(self._features)
+            self._is_first = True
+            num_shown = 0
+        for frame in latents[:, :, num_shown:][:, :, -reach:].split(1, dim=2):
+            self.decode_float(frame)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from qvg_cli.commands import make_videos
+from qvg_cli.errors import QvgError
 from qvg_cli.video.clip import fitted_frames
 from qvg_cli.video.io import VideoWriter, count_frames, read_frames
 
@@ -206,3 +208,30 @@ def test_the_pocket_model_goes_on_from_a_clip(tmp_path):
     for rows in (slice(0, 48), slice(96, 128)):
         tones = shown[:, rows].mean(axis=(1, 2))
         assert np.abs(tones[21] - tones[20]).max() < 4
+
+
+@pytest.mark.parametrize("has_clip", [True, False])
+def test_an_extension_that_was_cut_off_goes_on(finished, clip, qvg, tiny, tmp_path, monkeypatch, has_clip):
+    start = clip if has_clip else finished[1]["folder"]
+    arguments = ("extend", start, "a red ball", *tiny.arguments, "--frames", 36, "--out", tmp_path, "--json")
+    whole = json.loads(qvg(*arguments).stdout)
+    rollout = make_videos.rollout
+
+    def fail_late(*given, **options):
+        for number, result in enumerate(rollout(*given, **options)):
+            yield result
+            if number == 3:
+                raise QvgError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make_videos, "rollout", fail_late)
+        cut = json.loads(qvg(*arguments).stdout)
+    assert cut["status"] == "failed"
+    result = qvg("generate", "--resume", cut["folder"], "--json")
+    assert "going on after chunk 4 of " in result.stderr
+    again = json.loads(result.stdout)
+    assert torch.equal(latents_of(again), latents_of(whole))
+    for ours, theirs in zip(*(read_frames(Path(made["video"])) for made in (again, whole)), strict=True):
+        assert np.array_equal(ours, theirs)
+    for key in ("status", "given_frames", "pixel_frames", "peak"):
+        assert again[key] == whole[key]

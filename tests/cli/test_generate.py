@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import yaml
 from safetensors.torch import load_file
@@ -139,31 +138,16 @@ def test_ctrl_c_keeps_a_video_that_plays(tiny, tmp_path):
     frames = made["pixel_frames"]
     assert made["status"] == "interrupted"
     assert frames >= 21
-    assert stderr.splitlines()[-1] == (
-        f"error: stopped; the first {frames} frames ({frames / 16:.2f} s) are in {folder}/video.mp4"
-    )
+    assert stderr.splitlines()[-3:] == [
+        f"error: stopped; the first {frames} frames ({frames / 16:.2f} s) are in {folder}/video.mp4",
+        "",
+        f"hint: go on with: qvg generate --resume {folder}",
+    ]
     assert count_frames(folder / "video.mp4") == frames
     assert json.loads((folder / "memory.json").read_text())["pixel_frames"] == frames
     assert (folder / "run.yaml").exists()
     latents = load_file(folder / "latents.safetensors")["latents"]
     assert 1 + 4 * (latents.shape[2] - 1) == frames
-
-
-def test_a_failure_in_between_keeps_what_was_made(tiny, tmp_path, monkeypatch):
-    # A limit on the file's size stands for a full disk.
-    program = tmp_path / "ffmpeg"
-    encoder = imageio_ffmpeg.get_ffmpeg_exe()
-    program.write_text(f"#!/bin/bash\ntrap '' XFSZ; ulimit -f 60\nexec {encoder} \"$@\"\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
-    result = tiny("a red ball", "--frames", 201, "--out", tmp_path / "out", "--json")
-    assert result.exit_code == 1
-    made = json.loads(result.stdout)
-    assert made["status"] == "failed"
-    assert "error: ffmpeg stopped after " in result.stderr
-    report = json.loads(Path(made["memory"]).read_text())
-    assert report["status"] == "failed"
-    assert report["pixel_frames"] == made["pixel_frames"] == count_frames(Path(made["video"]))
 
 
 def test_a_terminal_gets_a_bar_without_colour_if_asked(tiny, tmp_path):

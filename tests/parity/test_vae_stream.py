@@ -62,6 +62,24 @@ def test_large_frames_pass_the_last_blocks_one_by_one(config, monkeypatch):
     assert seen == [1] * whole.shape[2]
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_what_lies_out_of_reach_need_not_be_decoded_again(config, monkeypatch):
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(z_dim=16, num_res_blocks=1, attn_scales=[], **config).eval()
+    num_convolutions = len(StreamingDecoder(vae)._features)
+    latents = torch.randn(1, 16, 2 * num_convolutions + 6, 2, 2)
+    whole, late = StreamingDecoder(vae), StreamingDecoder(vae)
+    whole.decode_float(latents[:, :, :-2])
+    decoded = []
+    decode_float = StreamingDecoder.decode_float
+    monkeypatch.setattr(
+        StreamingDecoder, "decode_float", lambda self, part: decoded.append(1) or decode_float(self, part)
+    )
+    late.skip(None, 0, latents[:, :, :-2], 0)
+    assert len(decoded) < latents.shape[2] - 2
+    assert torch.equal(late.decode_float(latents[:, :, -2:]), whole.decode_float(latents[:, :, -2:]))
+
+
 def test_pixels_are_rounded_not_truncated():
     values = torch.tensor([-1.0, -0.9969, 0.0, 0.9999, 1.0]).view(1, 1, 1, 1, 5).expand(1, 3, 1, 1, 5)
     assert to_pixels(values)[0, 0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]

@@ -30,6 +30,7 @@ LAYERS = (
         "qvg_cli.report",
         "qvg_cli.console",
         "qvg_cli.hub",
+        "qvg_cli.resume",
     ),
     ("qvg_cli.commands",),
     ("qvg_cli.main", "qvg_cli.__main__"),

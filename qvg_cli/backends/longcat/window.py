@@ -13,8 +13,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from qvg_cli.plan import pixel_frames
+from qvg_cli.plan import VideoPlan, pixel_frames
 from qvg_cli.randomness import derive_seed
+from qvg_cli.rollout import redecode
 from qvg_cli.video.joint import Joint
 from qvg_cli.video.vae_encode import encode_frames
 from qvg_cli.video.vae_stream import StreamingDecoder, to_pixels
@@ -59,6 +60,11 @@ class WindowDecoder:
         self._shown = frames.cpu()
         self._encoded = latents
         self._is_after_clip = True
+
+    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
+        """See `Decoder.skip`. Every window goes on from the pixels of the one before, so all are decoded."""
+        for _ in redecode(self, plan, latents, num_chunks=num_chunks, num_shown=num_shown):
+            pass
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""`--resume`: a run that was cut off, found and checked before anything heavy is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from qvg_cli.backends.registry import plan_video
+from qvg_cli.commands.jobs import Planned
+from qvg_cli.commands.lengths import fit_pixel_frames, fit_seconds
+from qvg_cli.config_load import Request, load_config
+from qvg_cli.console import Console, show_data
+from qvg_cli.errors import UsageError
+from qvg_cli.report.run_files import read_result
+from qvg_cli.run_dir import RunDir, finish_removal
+
+
+def resume_run(
+    folder: Path,
+    request: Request,
+    console: Console,
+    *,
+    seconds: float | None,
+    frames: int | None,
+    is_json: bool,
+) -> None:
+    """Go on with the run in `folder`; one that is complete is left as it is.
+
+    Args:
+        request: What else was asked for; the run itself refuses what would change it.
+
+    Raises:
+        UsageError: There is no such run, or it would become another one.
+    """
+    run = find_run(folder)
+    if is_finished(run):
+        finish_removal(run.state)
+        console.note(f"the run in {folder} is complete: nothing is left to do")
+        show_data(str(run.video))
+        return
+    config = load_config(replace(request, file=run.config)).config
+    if frames is not None:
+        config = fit_pixel_frames(config, frames)
+    if seconds is not None:
+        config = fit_seconds(config, seconds)
+    video = Planned(config, plan_video(config), folder.name)
+
+    from qvg_cli.commands.make_videos import resume_video
+
+    resume_video(video, run, console, is_json=is_json)
+
+
+def find_run(folder: Path) -> RunDir:
+    """The run in `folder`.
+
+    Raises:
+        UsageError: There is none, or nothing to go on from.
+    """
+    run = RunDir(folder)
+    if not run.config.is_file():
+        raise UsageError(
+            f"{folder} is not the folder of a run: it has no run.yaml",
+            hint="give the folder that run.yaml is in, such as results/self-forcing/NAME",
+        )
+    if not run.state.is_dir() and not is_finished(run):
+        raise UsageError(
+            f"the run in {folder} has no state to go on from",
+            hint=f"make it again with --config {run.config}",
+        )
+    return run
+
+
+def is_finished(run: RunDir) -> bool:
+    """Whether a run has made everything that it was to make."""
+    if run.state.is_dir() or not run.memory.is_file():
+        return False
+    return bool(read_result(run.path).figures["status"] == "complete")

@@ -1,0 +1,14 @@
+"""A cut-off walk goes on with the same frames, however its history is kept."""
+
+import pytest
+
+
+@pytest.mark.parametrize("context", ["append", "rebuild", "incremental"])
+def test_chunks_after_a_cut_are_the_same(walk_config, go_on, context):
+    sets = ("walk.pose=w-8,left-8", f"sampler.context={context}", "cache.preset=int2-qvg")
+    whole, rest = go_on(walk_config(*sets, "walk.image=null", "video.frames=16"), 2)
+    assert len(rest) == 2
+    for one, other in zip(whole, rest, strict=True):
+        assert one.latents.equal(other.latents)
+        assert one.frames.equal(other.frames)
+        assert one.memory == other.memory
