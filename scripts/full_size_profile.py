@@ -21,7 +21,7 @@ def profile(is_on: bool, out: Path, name: str, device: torch.device) -> Iterator
         return
     is_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
-    with torch_profile(activities=activities) as found:
+    with torch_profile(activities=activities, acc_events=True) as found:
         yield
         if is_cuda:
             torch.cuda.synchronize(device)
@@ -37,15 +37,16 @@ def profile(is_on: bool, out: Path, name: str, device: torch.device) -> Iterator
 
 def _busy(found: torch_profile) -> str:
     """How much of the time from the first kernel to the last the device was at work."""
+    # Not `found.events()`: it takes a minute for the kernels of a chunk.
     kernels = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in found.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in found.profiler.kineto_results.events()
+        if event.device_type() == torch.autograd.DeviceType.CUDA
     )
-    busy = gap = 0.0
+    busy = gap = 0
     end = kernels[0][0]
     for start, stop in kernels:
-        gap += max(0.0, start - end)
-        busy += max(0.0, stop - max(start, end))
+        gap += max(0, start - end)
+        busy += max(0, stop - max(start, end))
         end = max(end, stop)
-    return f"{len(kernels)} kernels and copies, device at work {busy / 1e3:.1f} ms, idle {gap / 1e3:.1f} ms\n"
+    return f"{len(kernels)} kernels and copies, device at work {busy / 1e6:.1f} ms, idle {gap / 1e6:.1f} ms\n"

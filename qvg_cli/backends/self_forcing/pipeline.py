@@ -43,12 +43,6 @@ class Models:
         self.weights = weights_folder(config.model.weights)
         self.device = device
         self.dtype = model_dtype(config.model, device)
-        self._num_text_tokens = config.model.text_tokens
-
-    @cached_property
-    def text(self) -> TextEncoder:
-        """The encoder of the prompts."""
-        return TextEncoder(self.weights, self._num_text_tokens, self.device, self.dtype)
 
     @cached_property
     def vae(self) -> AutoencoderKLWan:
@@ -59,9 +53,14 @@ class Models:
         return vae
 
     @cached_property
+    def loaded_transformer(self) -> WanTransformer3DModel:
+        """In CPU memory: the device's is free for the text encoder, which is larger."""
+        return _load_transformer(self.weights, self.dtype)
+
+    @cached_property
     def transformer(self) -> WanTransformer3DModel:
         """Ready to be attached to a cache."""
-        model = _load_transformer(self.weights, self.dtype)
+        model = self.loaded_transformer
         prepare(model, self.device)
         self.residence.place_transformer(model, self.dtype, WAN_KEEPS)
         return model
@@ -79,8 +78,10 @@ class SelfForcingPipeline:
         return SelfForcingPipeline(self._config.model_copy(update={"cache": cache}), self._models)
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """See `Pipeline.encode_prompt`."""
-        return self._models.text.encode(prompt)
+        """See `Pipeline.encode_prompt`. The encoder is not kept."""
+        models = self._models
+        encoder = TextEncoder(models.weights, self._config.model.text_tokens, models.device, models.dtype)
+        return encoder.encode(prompt)
 
     def start(
         self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES
@@ -122,7 +123,7 @@ def load_pipeline(config: RunConfig, device: torch.device) -> SelfForcingPipelin
     """
     models = Models(config, device)
     # Read at once: what is missing or broken is found before a prompt is encoded.
-    _ = models.text, models.vae, models.transformer
+    _ = models.vae, models.loaded_transformer
     return SelfForcingPipeline(config, models)
 
 
