@@ -1,7 +1,7 @@
 """Time a model family at its published size with random weights: seconds a chunk, cache and device bytes.
 
     python -m scripts.full_size --backend self-forcing --cache bf16 int2 --frames 180 --out results/sf.json
-    python -m scripts.full_size --table results/*.json
+    python -m scripts.full_size --table results/*.json --page docs/results.md
 
 The run is the one of `qvg generate`: the same plan, session, cache, rollout and streaming decode. Only the
 text stage is left out: random states stand for a prompt. Needs no files. The JSON is written anew after every
@@ -46,7 +46,7 @@ from qvg_cli.rollout import rollout
 from qvg_cli.run_dir import write_whole
 from scripts.full_size_clock import Clock, NoDecoder, OutOfBudget, TimedDecoder
 from scripts.full_size_profile import profile
-from scripts.full_size_table import table
+from scripts.full_size_table import fill_page, table
 from scripts.random_models import FULL, TINY, RandomModels
 
 _PIPELINES = {
@@ -62,7 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run every arm, or print the table of finished files."""
     options = parse_options(arguments)
     if options.table:
-        print(table([json.loads(path.read_text(encoding="utf-8")) for path in options.table]))
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in options.table]
+        if options.page:
+            page = fill_page(options.page.read_text(encoding="utf-8"), records)
+            options.page.write_text(page, encoding="utf-8")
+        else:
+            print(table(records))
         return 0
     device = resolve_device(options.device)
     if options.memory_limit_gib is not None:
@@ -98,6 +103,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--table", type=Path, nargs="+", help="print the table of these files instead of a run")
+    add("--page", type=Path, help="with --table: write the tables there, between the marks of full_size")
     add("--out", type=Path, help="the JSON file of this run")
     add("--backend", choices=sorted(_PIPELINES), default="self-forcing")
     add("--size", choices=("full", "tiny"), default="full", help="tiny: random models for a CPU")
@@ -120,6 +126,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto")
     add("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    options.given = sys.argv[1:] if arguments is None else arguments
     if options.out is None and not options.table:
         parser.error("give --out FILE or --table FILES")
     return options
@@ -167,7 +174,7 @@ def describe(options: argparse.Namespace, config: RunConfig, device: torch.devic
         "text_stage": "left out: random states",
         "weights": "random",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        "command": shlex.join(["python", "-m", "scripts.full_size", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "scripts.full_size", *options.given]),
         "commit": options.commit,
         "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
         "versions": versions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,32 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         for arm in record["arms"]:
             lines.append("| " + " | ".join(_cells(record, arm)) + " |")
     return "\n".join(lines)
+
+
+def fill_page(text: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """`text` with a table a backend between its marks.
+
+    Raises:
+        ValueError: The marks are missing.
+    """
+    parts = []
+    for backend in dict.fromkeys(record["backend"] for record in records):
+        mine = [record for record in records if record["backend"] == backend]
+        commands = "\n".join(f"$ {record['command']}" for record in mine)
+        where = sorted({f"{record['device']}, torch {record['versions']['torch']}" for record in mine})
+        commits = sorted({record["commit"] for record in mine if record["commit"]})
+        origin = "; ".join(where) + (f"; commit {', '.join(commits)}" if commits else "")
+        parts.append(f"### {backend}\n\n{origin}.\n\n{table(mine)}\n\n```console\n{commands}\n```")
+    joined = "\n\n".join(parts)
+    filled, count = re.subn(
+        r"(<!-- full_size -->\n).*?(<!-- end full_size -->)",
+        lambda marks: f"{marks[1]}\n{joined}\n\n{marks[2]}",
+        text,
+        flags=re.DOTALL,
+    )
+    if count != 1:
+        raise ValueError(f"the page has {count} places for full_size; it needs one")
+    return filled
 
 
 def _cells(record: Mapping[str, Any], arm: Mapping[str, Any]) -> list[str]:

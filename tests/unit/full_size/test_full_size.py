@@ -38,6 +38,15 @@ def test_every_arm_runs_and_is_written(tmp_path, capsys, backend, options, num_c
     assert "| int2 |" in printed
     full_size.main(["--table", str(out)])
     assert capsys.readouterr().out == printed
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- full_size -->\nold\n<!-- end full_size -->\nafter\n")
+    full_size.main(["--table", str(out), "--page", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| int2 |" in text
+    assert f"--backend {backend}" in text
 
 
 def test_a_stopped_arm_keeps_its_figures(tmp_path, capsys):
