@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qvg_kernels.spec import CodecSpec
 
@@ -112,6 +112,20 @@ class SourceConfig(Config):
     clip_frames: int = Field(0, ge=0)
     latents: str | None = None
     image: str | None = None
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> SourceConfig:
+        if self.image is not None and (self.clip is not None or self.latents is not None):
+            raise ValueError("image stands alone, without clip and latents")
+        if self.image is not None and self.frames != 1:
+            raise ValueError(f"frames={self.frames}: an image is one frame")
+        if self.image is None and self.clip is None and self.latents is None:
+            raise ValueError("one of clip, latents and image is needed")
+        if (self.clip is None) != (self.clip_frames == 0):
+            raise ValueError("clip and clip_frames belong together")
+        if self.clip_frames > self.frames or (self.latents is None and 0 < self.clip_frames < self.frames):
+            raise ValueError(f"frames={self.frames} and clip_frames={self.clip_frames} do not fit")
+        return self
 
 
 class PromptChange(Config):

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qvg_cli.backends.registry import backend_names, config_class
+from qvg_cli.backends.registry import backend_names, config_class, image_setting
 from qvg_cli.cache_settings import KNOBS, merge_cache
 from qvg_cli.config import RunConfig
 from qvg_cli.config_errors import describe
@@ -25,6 +25,7 @@ from qvg_cli.resources import configs_dir
 from qvg_cli.yaml_text import parse_yaml
 
 DEFAULT_BACKEND = "self-forcing"
+IMAGE_OPTION = "--image"
 _ABOUT_THE_FILE = ("summary", "licence", "provenance", "details", "download")
 """Sections of a file that describe it and set nothing."""
 
@@ -95,6 +96,7 @@ def load_config(request: Request) -> LoadedConfig:
             f"{backend} has no built-in weights",
             hint=f"leave --pocket out, or take it with --backend {DEFAULT_BACKEND}",
         )
+    user_layers = [_with_image(layer, backend) for layer in user_layers]
     layers = [_with_pocket(layer, is_pocket) for layer in (builtin, *user_layers)]
     layers.append(Layer("--backend", {"backend": backend}))
     return LoadedConfig(
@@ -158,6 +160,18 @@ def _with_pocket(layer: Layer, is_pocket: bool) -> Layer:
             raise UsageError(f"{layer.source}: pocket holds settings, not {pocket!r}")
         _merge(values, pocket, layer.source, {})
     return Layer(layer.source, values)
+
+
+def _with_image(layer: Layer, backend: str) -> Layer:
+    """`layer` with the picture of its option at the setting that this backend has for it."""
+    if layer.source != IMAGE_OPTION:
+        return layer
+    setting = image_setting(backend)
+    if setting is None:
+        raise UsageError(
+            f"{IMAGE_OPTION} is not an option of this backend", hint="give the one that has it with --backend"
+        )
+    return Layer(layer.source, _nest(setting, layer.values["image"]))
 
 
 def _merge(

@@ -25,18 +25,27 @@ class _Family(NamedTuple):
         config: Class in its `config.py` for runs of this family; none takes `RunConfig` as it is.
         has_details: Whether its `details.py` adds something to a run's folder.
         can_extend: Whether it goes on from a given video; its `extend.py` says how.
+        image_setting: What a picture is given to; none for a family that takes none.
     """
 
     package: str
     config: str | None = None
     has_details: bool = False
     can_extend: bool = False
+    image_setting: str | None = None
 
 
 _FAMILIES = {
     "self-forcing": _Family("qvg_cli.backends.self_forcing", can_extend=True),
-    "hyworldplay": _Family("qvg_cli.backends.hyworldplay", config="HyWorldPlayConfig", has_details=True),
-    "longcat": _Family("qvg_cli.backends.longcat", config="LongCatConfig", can_extend=True),
+    "hyworldplay": _Family(
+        "qvg_cli.backends.hyworldplay",
+        config="HyWorldPlayConfig",
+        has_details=True,
+        image_setting="walk.image",
+    ),
+    "longcat": _Family(
+        "qvg_cli.backends.longcat", config="LongCatConfig", can_extend=True, image_setting="source.image"
+    ),
 }
 
 
@@ -72,6 +81,11 @@ def run_details(config: RunConfig) -> RunDetails:
         return RunDetails()
     details: RunDetails = importlib.import_module(f"{family.package}.details").run_details(config)
     return details
+
+
+def image_setting(backend: str) -> str | None:
+    """The setting of a family that takes a picture, if it has one."""
+    return _FAMILIES[backend].image_setting
 
 
 def can_extend(backend: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from qvg_cli.backends.registry import plan_video
 from qvg_cli.commands.lengths import fit_pixel_frames, fit_seconds, fit_segments, given_pixel_frames
 from qvg_cli.commands.schedules import prompt_a_chunk, with_schedule
-from qvg_cli.commands.sources import Start, has_size, take_up
+from qvg_cli.commands.sources import Start, has_size, take_picture, take_up
 from qvg_cli.config import RunConfig
 from qvg_cli.config_load import DEFAULT_BACKEND, Request, load_config
 from qvg_cli.console import Console
@@ -62,6 +62,8 @@ def plan_jobs(
         console.note(f"no PROMPT given: {config.prompt!r}")
     if start is not None:
         config = take_up(start, config, console, is_size_given=has_size(request))
+    elif config.source is not None and config.source.image is not None:
+        config = take_picture(config, console, is_size_given=has_size(request))
     if segments is not None:
         config = fit_segments(config, segments)
     if frames is not None:

@@ -19,6 +19,7 @@ from qvg_cli.errors import QvgError
 from qvg_cli.plan import VideoPlan, pixel_frames
 from qvg_cli.video.clip import fitted_frames
 from qvg_cli.video.io import Frames
+from qvg_cli.video.picture import fill_frame, open_image
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ def open_video(
     source = config.source
     if source is None:
         return Opening(decoder)
+    if source.image is not None:
+        video = config.video
+        pixels = fill_frame(open_image(source.image), height=video.height, width=video.width)
+        return Opening(decoder, pipeline.encode_frames(_to_tensor(pixels[None]), config.seed))
     if source.clip is None:
         return Opening(decoder, _load_latents(source, plan).to(device))
     frames = _show_clip(source, config, show)
@@ -78,8 +83,12 @@ def _show_clip(source: SourceConfig, config: RunConfig, show: Callable[[Frames],
         num_frames += 1
     if num_frames < needed:
         raise QvgError(f"{source.clip} has {num_frames} frames at {video.fps} a second; {needed} are needed")
-    pixels = torch.from_numpy(np.stack(newest)).permute(3, 0, 1, 2)[None]
-    return pixels.float() / 127.5 - 1
+    return _to_tensor(np.stack(newest))
+
+
+def _to_tensor(frames: Frames) -> Tensor:
+    """`[n, height, width, 3]` uint8 to `[1, 3, n, height, width]` in -1 .. 1."""
+    return torch.tensor(frames, dtype=torch.float32).permute(3, 0, 1, 2)[None] / 127.5 - 1
 
 
 def _load_latents(source: SourceConfig, plan: VideoPlan) -> Tensor:

@@ -99,7 +99,11 @@ PadPose = Annotated[
 ]
 Image = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="hyworldplay: the picture to walk into.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="hyworldplay: the picture to walk into. longcat: the first frame of the video.",
+        show_default=False,
+    ),
 ]
 Context = Annotated[
     str | None,
@@ -135,7 +139,7 @@ def option_layers(
     prompt_option: str = "PROMPT",
 ) -> list[Layer]:
     """The settings of options of their own, each with the option's name."""
-    from qvg_cli.config_load import Layer
+    from qvg_cli.config_load import IMAGE_OPTION, Layer
 
     layers = []
     if prompt is not None:
@@ -151,7 +155,10 @@ def option_layers(
         layers.append(Layer("--device", {"device": device}))
     if context is not None:
         layers.append(Layer("--context", {"sampler": {"context": context}}))
-    walk = {"pose": pose, "pad_pose": pad_pose, "image": None if image is None else str(image)}
+    if image is not None:
+        # Where it belongs is the backend's matter.
+        layers.append(Layer(IMAGE_OPTION, {"image": str(image)}))
+    walk = {"pose": pose, "pad_pose": pad_pose}
     for name, value in walk.items():
         if value is not None:
             layers.append(Layer(f"--{name.replace('_', '-')}", {"walk": {name: value}}))

@@ -16,7 +16,10 @@ from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
 from qvg_cli.run_dir import RunDir, slug
 from qvg_cli.video.clip import Clip, count_fitted, open_clip
+from qvg_cli.video.picture import open_image
 
+_NO_CUT = 0.005
+"""Of a picture: what is not worth a word."""
 _LEAST_KEPT = 0.7
 """Of a clip's picture: fitting it into the video must not cut away more than the rest."""
 
@@ -100,6 +103,33 @@ def take_up(start: Start, config: RunConfig, console: Console, *, is_size_given:
     return _with_source(config, source, rules.default_frames)
 
 
+def take_picture(config: RunConfig, console: Console, *, is_size_given: bool) -> RunConfig:
+    """`config` of a run that begins with a picture, of the picture's shape unless a size was asked for.
+
+    Raises:
+        UsageError: The picture cannot be read.
+    """
+    assert config.source is not None
+    assert config.source.image is not None
+    name = config.source.image
+    width, height = open_image(name).size
+    if not is_size_given:
+        config = _with_size(config, *extension(config).fit_size(height, width))
+    video = config.video
+    scale = max(video.width / width, video.height / height)
+    cut = 1 - video.width * video.height / (width * height * scale**2)
+    console.note(
+        f"{name}, {width} x {height}, fills the first frame, {video.width} x {video.height}"
+        + (f"; {cut:.0%} of it is cut away" if cut > _NO_CUT else "")
+    )
+    return config
+
+
+def _with_size(config: RunConfig, height: int, width: int) -> RunConfig:
+    video = config.video.model_copy(update={"height": height, "width": width})
+    return config.model_copy(update={"video": video})
+
+
 def has_size(request: Request) -> bool:
     """Whether a request names a size."""
     asked = [layer.source for layer in request.options] + [text.partition("=")[0] for text in request.sets]
@@ -110,9 +140,7 @@ def _after_clip(path: Path, config: RunConfig, console: Console, *, is_size_give
     clip = open_clip(path)
     rules = extension(config)
     if not is_size_given:
-        height, width = rules.fit_size(clip.height, clip.width)
-        video = config.video.model_copy(update={"height": height, "width": width})
-        config = config.model_copy(update={"video": video})
+        config = _with_size(config, *rules.fit_size(clip.height, clip.width))
     video = config.video
     kept = clip.share_kept(video.height, video.width)
     if kept < _LEAST_KEPT:
@@ -167,7 +195,7 @@ def _fitting(clip: Clip, config: RunConfig, num_frames: int, kept: float) -> str
     told = f"{clip.path}: {num_frames} frames of {video.width} x {video.height} at {video.fps} a second"
     changes = []
     if (clip.width, clip.height) != (video.width, video.height):
-        cut = "" if kept > 0.995 else f", {1 - kept:.0%} of the picture cut away"
+        cut = "" if 1 - kept < _NO_CUT else f", {1 - kept:.0%} of the picture cut away"
         changes.append(f"scaled from {clip.width} x {clip.height}{cut}")
     if abs(clip.fps - video.fps) > 0.01:
         way = "frames left out" if clip.fps > video.fps else "frames shown twice"

@@ -7,7 +7,6 @@ import torch
 from golden import golden_folder, load_golden
 from PIL import Image
 
-from qvg_cli.backends.hyworldplay.image import fill_frame, place
 from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap, ball_points
 from qvg_cli.backends.hyworldplay.plan import plan_chunks
 from qvg_cli.backends.hyworldplay.trajectory import camera_path
@@ -17,6 +16,7 @@ from qvg_cli.cache_settings import read_preset
 from qvg_cli.config import CacheConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import VideoPlan
+from qvg_cli.video.picture import fill_frame, place
 from qvg_kernels.codec import build_codec
 from qvg_kernels.spec import Bf16Spec
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from qvg_cli.backends.base import NO_CHANGES
 from qvg_cli.backends.hyworldplay.config import HyWorldPlayConfig
-from qvg_cli.backends.hyworldplay.image import fill_frame, open_image
 from qvg_cli.backends.hyworldplay.model import prepare
 from qvg_cli.backends.hyworldplay.session import HyWorldPlaySession
 from qvg_cli.backends.hyworldplay.trajectory import camera_path
@@ -30,6 +29,7 @@ from qvg_cli.plan import VideoPlan
 from qvg_cli.randomness import derive_seed
 from qvg_cli.resources import weights_folder
 from qvg_cli.rollout import SeededNoise
+from qvg_cli.video.picture import fill_frame, open_image
 from qvg_cli.video.vae_encode import encode_frames
 from qvg_cli.video.vae_stream import StreamingDecoder
 

@@ -10,11 +10,11 @@ Source: Tencent-Hunyuan/HY-WorldPlay, `wan/inference` (context "rebuild"); svg-p
 from __future__ import annotations
 
 from qvg_cli.backends.hyworldplay.config import Context, HyWorldPlayConfig, WalkSamplerConfig
-from qvg_cli.backends.hyworldplay.image import is_shipped, open_image
 from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap, ball_points
 from qvg_cli.backends.hyworldplay.trajectory import Trajectory, camera_path
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import ChunkPlan, VideoPlan, pixel_frames
+from qvg_cli.video.picture import is_shipped, open_image
 
 PATCH_SIZE = 2
 MAX_SLOTS = 1024

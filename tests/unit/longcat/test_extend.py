@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -111,6 +112,20 @@ def test_a_prompt_for_every_clip(whole, longcat, tmp_path):
     last = WINDOW + STEP
     assert torch.equal(old[:, :, :last], new[:, :, :last])
     assert not torch.equal(old[:, :, last:], new[:, :, last:])
+
+
+def test_a_picture_begins_the_video(longcat, tmp_path):
+    picture = Image.new("RGB", (100, 60), (200, 120, 40))
+    picture.save(tmp_path / "picture.png")
+    made = longcat(
+        "generate", "ball", "--image", tmp_path / "picture.png", "--segments", 1, "--out", tmp_path
+    )
+    assert (made["latent_frames"], made["pixel_frames"], made["given_frames"]) == (WINDOW + STEP, 29, 0)
+    again = longcat("extend", made["folder"], "--segments", 1, "--out", tmp_path)
+    assert torch.equal(latents_of(again)[:, :, : WINDOW + STEP], latents_of(made))
+    missing = longcat.invoke("generate", "ball", "--image", "no.png", "--out", tmp_path / "out")
+    assert missing.exit_code == 2
+    assert "error: cannot read the picture no.png: No such file or directory\n" in missing.stderr
 
 
 def test_a_size_of_the_480p_class_is_fitted_to_the_clip(longcat_weights, tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvg_cli.backends.hyworldplay.image import fill_frame, is_shipped, open_image
 from qvg_cli.errors import UsageError
+from qvg_cli.video.picture import fill_frame, is_shipped, open_image
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F", "HSV"])

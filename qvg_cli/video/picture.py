@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qvg_cli.errors import UsageError
 
-_SHIPPED = Path(__file__).parents[2] / "data" / "walk"
+_SHIPPED = Path(__file__).parents[1] / "data" / "walk"
 
 
 @dataclass(frozen=True)
