@@ -125,7 +125,8 @@ def _shown(error: BaseException) -> QvgError:
         return error
     if _is_out_of_memory(error):
         return OutOfMemoryError(
-            "out of memory", hint="give a smaller --size, fewer --seconds or another --cache"
+            "out of memory",
+            hint="give a smaller --size, fewer --seconds, another --cache or --set memory.transformer=parked",
         )
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("stopped")

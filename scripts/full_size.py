@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
 import shlex
 import sys
@@ -178,6 +179,7 @@ def describe(options: argparse.Namespace, config: RunConfig, device: torch.devic
         "commit": options.commit,
         "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
         "versions": versions,
+        "allocator": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
     }
 
 

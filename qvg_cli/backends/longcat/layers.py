@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
-from diffusers.models.normalization import FP32LayerNorm, RMSNorm
+from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -149,8 +149,8 @@ class SelfAttention(nn.Module):
         width = config.hidden_size
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
-        self.k_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=NORM_EPS)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=NORM_EPS)
         self.proj = nn.Linear(width, width)
 
     def forward(self, states: Tensor, rotation: FrameRotation, layer: LayerCache, call: Call) -> Tensor:
@@ -174,8 +174,8 @@ class CrossAttention(nn.Module):
         self.num_heads = config.num_heads
         self.q_linear = nn.Linear(width, width)
         self.kv_linear = nn.Linear(width, 2 * width)
-        self.q_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
-        self.k_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=NORM_EPS)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=NORM_EPS)
         self.proj = nn.Linear(width, width)
 
     def forward(self, states: Tensor, text: TextStates) -> Tensor:
