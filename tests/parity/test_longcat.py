@@ -55,7 +55,7 @@ ADAPTED = load_golden(FOLDER, "lora_case.safetensors")
 class QuarterCodec:
     """A lossy cache: values are rounded to quarters, ties to even."""
 
-    def encode(self, span: Tensor, *, seed: int) -> PackedTensor:
+    def encode(self, span: Tensor, *, seed: int, checks: object = None) -> PackedTensor:
         rounded = (4 * span).round() / 4
         return PackedTensor(tuple(span.shape), span.dtype, {"values": rounded}, {"values": "dense"})
 
