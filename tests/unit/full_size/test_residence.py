@@ -95,6 +95,17 @@ def test_a_parked_transformer_frees_the_device_while_pixels_are_made(backend):
     with residence.pixels():
         assert torch.cuda.memory_allocated(device) <= before - weights + 2 * pixels
     assert torch.cuda.memory_allocated(device) >= before
-    plain = Made(backend, MemoryConfig(), device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["model", "fp8"])
+@pytest.mark.parametrize("moved", [{"transformer": "parked", "vae": "parked"}, {"transformer": "streamed"}])
+@pytest.mark.parametrize("backend", sorted(OPTIONS))
+def test_waiting_in_cpu_memory_changes_no_bit(backend, moved, weights):
+    device = torch.device("cuda", 0)
+    made = Made(backend, MemoryConfig(weights=weights, **moved), device)
+    plain = Made(backend, MemoryConfig(weights=weights), device)
     assert torch.equal(made.latents, plain.latents)
     assert torch.equal(made.frames, plain.frames)
+    if "vae" not in moved:
+        assert not any(p.is_cuda for p in made.models.transformer.blocks.parameters())
