@@ -41,7 +41,7 @@ class Console:
     def note(self, text: str) -> None:
         """A line that a person may want to know."""
         if not self._is_quiet:
-            typer.echo(text, err=True)
+            typer.echo(visible(text), err=True)
 
     @contextmanager
     def progress(self, num_chunks: int, num_done: int = 0) -> Iterator[Progress]:
@@ -61,15 +61,24 @@ class Console:
 
 def show_error(message: str, hint: str | None = None) -> None:
     """What went wrong and, after an empty line, what to do about it."""
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {visible(message)}", err=True)
     if hint:
-        typer.echo(f"\nhint: {hint}", err=True)
+        typer.echo(f"\nhint: {visible(hint)}", err=True)
 
 
 def show_data(text: str) -> None:
-    """A result for a program."""
-    typer.echo(text)
-    sys.stdout.flush()
+    """A result for a program, byte for byte; a terminal gets it without control characters."""
+    typer.echo(visible(text) if sys.stdout.isatty() else text.encode(errors="surrogateescape"))
+
+
+def visible(text: str) -> str:
+    """`text` with what would move a terminal's cursor or colour it, as from a file's name, written out."""
+    return "".join(
+        character
+        if character.isprintable() or character in "\n\t"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 class _Silent:

@@ -5,6 +5,8 @@ Everything below `main.py` raises; only `main.py` prints and exits.
 
 from __future__ import annotations
 
+import sys
+
 
 class QvgError(Exception):
     """A failure while running; its text is shown to the user.
@@ -42,3 +44,30 @@ class Interrupted(QvgError):
     """The user stopped the run; what was made until then is kept."""
 
     exit_code = 130
+
+
+def shown_error(error: BaseException) -> QvgError:
+    """What the user is told about `error`."""
+    if isinstance(error, QvgError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemoryError(
+            "out of memory",
+            hint="give a smaller --size, fewer --seconds, another --cache or --set memory.transformer=parked",
+        )
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("stopped")
+    return QvgError(
+        f"{type(error).__name__}: {error}",
+        hint="this is a defect of qvg; the same command with --debug shows where",
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or the device had too little memory."""
+    if isinstance(error, MemoryError | OutOfMemoryError):
+        return True
+    # A torch that nobody has imported has not run out of memory.
+    torch = sys.modules.get("torch")
+    is_allocator = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return is_allocator or (torch is not None and isinstance(error, torch.OutOfMemoryError))

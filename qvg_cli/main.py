@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that `qvg --help` answers at once.
 
 from __future__ import annotations
 
-import sys
 import traceback
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
 from qvg_cli.commands.show import show
 from qvg_cli.console import show_error
-from qvg_cli.errors import Interrupted, OutOfMemoryError, QvgError
+from qvg_cli.errors import shown_error
 
 EXIT_CODES = """\b
 Exit codes:
@@ -76,7 +75,7 @@ class _Command(TyperCommand):
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exception(error)
-            shown = _shown(error)
+            shown = shown_error(error)
             show_error("; ".join([str(shown), *getattr(error, "__notes__", ())]), shown.hint)
             raise typer.Exit(shown.exit_code) from None
 
@@ -117,32 +116,6 @@ app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)
 def main() -> None:
     """The entry point of the program `qvg`."""
     app()
-
-
-def _shown(error: BaseException) -> QvgError:
-    """What the user is told about `error`."""
-    if isinstance(error, QvgError):
-        return error
-    if _is_out_of_memory(error):
-        return OutOfMemoryError(
-            "out of memory",
-            hint="give a smaller --size, fewer --seconds, another --cache or --set memory.transformer=parked",
-        )
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted("stopped")
-    return QvgError(
-        f"{type(error).__name__}: {error}",
-        hint="this is a defect of qvg; the same command with --debug shows where",
-    )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    # A torch that nobody has imported has not run out of memory.
-    torch = sys.modules.get("torch")
-    is_allocator = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return is_allocator or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -50,10 +51,13 @@ def check_prompt(prompt: str, place: str = "the prompt") -> str:
     return text
 
 
-def read_jobs(path: Path) -> list[Job]:
+def read_jobs(path: Path, bad: list[UsageError] | None = None) -> list[Job]:
     """The jobs of a .txt file, a prompt a line, or of a .jsonl file, an object with `prompt` a line.
 
     Empty lines are left out.
+
+    Args:
+        bad: Takes what is wrong with lines that are no jobs, as long as another line is one.
 
     Raises:
         UsageError: The file cannot be read, or a line is no job; its number is named.
@@ -62,13 +66,26 @@ def read_jobs(path: Path) -> list[Job]:
         raise UsageError(
             f"{path}: prompts are read from .txt or .jsonl", hint="rename the file by what it holds"
         )
-    return [
-        _parse_job(text, place) if path.suffix == ".jsonl" else Job(check_prompt(text, place))
-        for place, text in _lines(path)
-    ]
+    jobs: list[Job] = []
+    refused: list[UsageError] = []
+    for place, line in _lines(path):
+        try:
+            text = _decode(line, place)
+            jobs.append(
+                _parse_job(text, place) if path.suffix == ".jsonl" else Job(check_prompt(text, place))
+            )
+        except UsageError as error:
+            if bad is None:
+                raise
+            refused.append(error)
+    if not jobs:
+        raise refused[0]
+    if bad is not None:
+        bad.extend(refused)
+    return jobs
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Every line with text, and how messages call it; at least one."""
     try:
         lines = path.read_bytes().splitlines()
@@ -76,16 +93,20 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     is_empty = True
     for number, line in enumerate(lines, start=1):
-        place = f"{path} line {number}"
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{place}: it is not UTF-8 text") from error
-        if text:
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.decode(errors="replace").strip():
             is_empty = False
-            yield place, text
+            yield f"{path} line {number}", line
     if is_empty:
         raise UsageError(f"{path} holds no prompt", hint="write one prompt a line")
+
+
+def _decode(line: bytes, place: str) -> str:
+    try:
+        return line.decode().strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{place}: it is not UTF-8 text") from error
 
 
 def _parse_object(text: str, place: str, example: str) -> dict[str, Any]:
@@ -93,6 +114,9 @@ def _parse_object(text: str, place: str, example: str) -> dict[str, Any]:
         entry = json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, or brackets in brackets without end.
+        raise UsageError(f"{place}: not JSON that can be read") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise UsageError(f"{place}: no text under prompt", hint=f"a line looks like {example}")
     return entry
@@ -136,8 +160,8 @@ def read_schedule(path: Path) -> list[ScheduledPrompt]:
     if path.suffix != ".jsonl":
         raise UsageError(f"{path}: a schedule is read from .jsonl", hint="rename the file by what it holds")
     scheduled = []
-    for place, text in _lines(path):
-        entry = _parse_object(text, place, _SCHEDULE_EXAMPLE)
+    for place, line in _lines(path):
+        entry = _parse_object(_decode(line, place), place, _SCHEDULE_EXAMPLE)
         units = [key for key in entry if key != "prompt"]
         if len(units) != 1 or units[0] not in _SCHEDULE_UNITS:
             raise UsageError(

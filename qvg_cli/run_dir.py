@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from qvg_cli.errors import QvgError, UsageError
 
@@ -55,9 +56,7 @@ class RunDir:
                     continue
                 break
         except OSError as error:
-            raise UsageError(
-                f"cannot write to {parent}: {error.strerror}", hint="give another folder with --out"
-            ) from error
+            raise _cannot_write(parent, error) from error
         return cls(path)
 
     def discard(self) -> None:
@@ -82,6 +81,25 @@ def finish_removal(folder: Path) -> None:
 
 def _removed(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.removed")
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Make sure that `folder` is there and can be written to.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    return folder
+
+
+def _cannot_write(folder: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write to {folder}: {error.strerror}", hint="give another folder with --out")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

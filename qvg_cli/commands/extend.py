@@ -103,6 +103,6 @@ def extend(
         start=start,
     )
 
-    from qvg_cli.commands.make_videos import make_videos
+    from qvg_cli.commands.batch import make_videos
 
     make_videos(planned, out, console, is_json=json_)

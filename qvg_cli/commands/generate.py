@@ -40,6 +40,7 @@ def generate(
     seed: options.Seed = None,
     prompts: options.Prompts = None,
     schedule: options.Schedule = None,
+    shard: options.ShardOf = None,
     resume: options.Resume = None,
     out: Annotated[
         Path,
@@ -60,6 +61,7 @@ def generate(
     The video's path goes to stdout, everything else to stderr.
     """
     from qvg_cli.commands.jobs import Planned, plan_jobs
+    from qvg_cli.commands.shards import Shard
     from qvg_cli.config_load import Request
 
     del debug
@@ -89,12 +91,15 @@ def generate(
         ),
     )
     if resume is not None:
-        options.refuse_beside_resume({"--prompts": prompts, "--config": config})
+        beside = {"--prompts": prompts, "--config": config, "--schedule": schedule, "--segments": segments}
+        options.refuse_beside_resume(beside)
 
         from qvg_cli.commands.resume import resume_run
 
         resume_run(resume, request, console, seconds=seconds, frames=frames, is_json=json_)
         return
+    part = None if shard is None else Shard.parse(shard, prompts)
+    bad: list[UsageError] = []
     planned: list[Planned] = plan_jobs(
         request,
         console,
@@ -103,8 +108,15 @@ def generate(
         frames=frames,
         segments=segments,
         schedule=schedule,
+        bad=bad,
     )
+    if part is not None:
+        planned = part.take(planned)
+        if not planned:
+            raise UsageError(
+                f"--shard {shard}: {prompts} has fewer prompts", hint="split it into fewer parts"
+            )
 
-    from qvg_cli.commands.make_videos import make_videos
+    from qvg_cli.commands.batch import make_videos
 
-    make_videos(planned, out, console, is_json=json_)
+    make_videos(planned, out, console, is_json=json_, bad=bad, shard=part)

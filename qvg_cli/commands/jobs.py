@@ -41,6 +41,7 @@ def plan_jobs(
     segments: int | None = None,
     start: Start | None = None,
     schedule: Path | None = None,
+    bad: list[UsageError] | None = None,
 ) -> list[Planned]:
     """Resolve and plan every video of a command, and say what was chosen for the user.
 
@@ -48,6 +49,7 @@ def plan_jobs(
         prompts: A file with a prompt a video; with `segments`, a prompt a segment of one video.
         start: The video that all of them go on from.
         schedule: A file with the prompts of every video and where they begin.
+        bad: Takes what is wrong with lines of `prompts`; none refuses them all for one such line.
 
     Raises:
         UsageError: Something does not fit; nothing was made.
@@ -77,7 +79,7 @@ def plan_jobs(
 
     is_given = any("prompt" in layer.values for layer in request.options)
     config, jobs = _read_prompts(
-        config, plan, prompts, schedule, is_prompt_given=is_given, is_one=bool(segments)
+        config, plan, prompts, schedule, is_prompt_given=is_given, is_one=bool(segments), bad=bad
     )
     if config.model.weights == "pocket":
         for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
@@ -100,6 +102,7 @@ def _read_prompts(
     *,
     is_prompt_given: bool,
     is_one: bool,
+    bad: list[UsageError] | None,
 ) -> tuple[RunConfig, list[Job]]:
     """The videos to make, and the settings with the prompts that come later in each.
 
@@ -124,7 +127,7 @@ def _read_prompts(
         return config, [Job(check_prompt(config.prompt))]
     if config.prompt != first:
         raise UsageError(f"--prompts and a prompt at the begin of {schedule} were both given")
-    return config, read_jobs(prompts)
+    return config, read_jobs(prompts, bad)
 
 
 def _note_length(console: Console, config: RunConfig, plan: VideoPlan, seconds: float | None) -> None:

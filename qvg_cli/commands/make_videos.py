@@ -1,11 +1,10 @@
-"""The run itself: planned videos in, run folders out. What was made survives whatever stops it."""
+"""The run itself: a planned video in, a run folder out. What was made survives whatever stops it."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import diffusers
 import torch
@@ -22,7 +21,7 @@ from qvg_cli.commands.recording import Recording
 from qvg_cli.config import RunConfig
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
-from qvg_cli.errors import Interrupted, QvgError
+from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory
 from qvg_cli.interrupts import hold_interrupts
 from qvg_cli.plan import prompt_begins
 from qvg_cli.resume.identity import identify
@@ -32,35 +31,12 @@ from qvg_cli.run_dir import RunDir
 from qvg_cli.video.io import check_encoder
 
 
-def make_videos(planned: Sequence[Planned], out: Path, console: Console, *, is_json: bool) -> None:
-    """Load the model once and make every video, each in its own folder.
-
-    Raises:
-        QvgError: A video failed or was stopped; those before it are whole, its own part is kept.
-    """
-    check_encoder()
-    config = planned[0].config
-    device = resolve_device(config.device)
-    # Made before the weights are read: a folder that cannot be written costs no waiting.
-    first_run = RunDir.create(out, config.backend, planned[0].name)
-    try:
-        pipeline = load(config, device, console)
-    except BaseException:
-        first_run.discard()
-        raise
-    for number, video in enumerate(planned, start=1):
-        run = first_run if number == 1 else RunDir.create(out, config.backend, video.name)
-        if len(planned) > 1:
-            console.note(f"video {number}/{len(planned)}: {video.config.prompt!r}")
-        make_and_show(Recording(video, run, device), run, pipeline, console, is_json=is_json)
-
-
 def resume_video(video: Planned, run: RunDir, console: Console, *, is_json: bool) -> None:
     """Go on with a run that was cut off, from its last whole chunk.
 
     Raises:
         UsageError: It was another run.
-        QvgError: As `make_videos`.
+        QvgError: It failed again; what was made is kept.
     """
     check_encoder()
     device = resolve_device(video.config.device)
@@ -173,6 +149,6 @@ def make_video(
         error.add_note(recording.kept())
         if remedy := recording.remedy():
             error.add_note(remedy)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             error.add_note(recording.memory_note())
         raise

@@ -113,6 +113,15 @@ Context = Annotated[
         show_default=False,
     ),
 ]
+ShardOf = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="i/n",
+        help="Make the i-th of n parts of --prompts. Started again, it goes on: videos that are there stay.",
+        show_default=False,
+    ),
+]
 Resume = Annotated[
     Path | None,
     typer.Option(

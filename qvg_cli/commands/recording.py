@@ -23,10 +23,11 @@ from qvg_cli.commands.jobs import Planned
 from qvg_cli.errors import QvgError
 from qvg_cli.plan import pixel_frames
 from qvg_cli.report.html import run_page
+from qvg_cli.report.lack_of_memory import memory_breakdown
 from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
-from qvg_cli.report.words import describe_bytes, mib_text
+from qvg_cli.report.words import describe_bytes
 from qvg_cli.resume.identity import identify
 from qvg_cli.resume.state import RunState
 from qvg_cli.rollout import ChunkResult, Done
@@ -213,11 +214,7 @@ class Recording:
 
     def memory_note(self) -> str:
         """What the cache and the device held when memory ran out."""
-        held = mib_text(total(self.samples[-1].end_bytes)) if self.samples else "0"
-        note = f"the cache held {held} MiB"
-        if self._device.type == "cuda":
-            note += f" of {mib_text(torch.cuda.max_memory_allocated(self._device))} MiB allocated at the peak"
-        return note
+        return memory_breakdown(self.samples[-1] if self.samples else None, self._device)
 
     def figures(self) -> dict[str, Any]:
         """Paths and figures for `--json`."""

@@ -75,6 +75,11 @@ def identify(config: RunConfig, device: str, extra: Mapping[str, JsonValue] | No
     )
 
 
+def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two configurations make the same frames."""
+    return one.model_dump(exclude=_PLACES) == other.model_dump(exclude=_PLACES)
+
+
 def differences(begun: Identity, now: Identity) -> list[str]:
     """In what two identities differ so that their frames would, in words; empty if they do not."""
     found: list[str] = []

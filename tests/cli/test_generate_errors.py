@@ -60,9 +60,9 @@ def test_a_device_that_is_not_there(qvg, tmp_path):
     assert "error: device 'cuda:99' is not on this machine: it has " in result.stderr
 
 
-def test_a_bad_line_of_a_prompt_file_is_named(qvg, tmp_path):
+def test_a_prompt_file_without_a_good_line_is_refused(qvg, tmp_path):
     file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "a red ball"}\n{"prmpt": "x"}\n')
+    file.write_text('\n{"prmpt": "x"}\n')
     assert_refused(
         qvg("generate", "--prompts", file, "--out", tmp_path / "out"),
         2,

@@ -1,0 +1,93 @@
+"""`--shard i/n`: one machine's part of a file of prompts, begun again as often as it takes. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qvg_cli.commands.jobs import Planned
+from qvg_cli.commands.resume import is_finished
+from qvg_cli.config_load import Request, load_config
+from qvg_cli.errors import UsageError
+from qvg_cli.resume.identity import are_settings_equal
+from qvg_cli.run_dir import RunDir, slug, write_whole
+
+SCHEMA = 1
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a file of prompts.
+
+    Attributes:
+        file: The whole file.
+        index: From 1 to `count`.
+    """
+
+    file: Path
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str, file: Path | None) -> Shard:
+        """The part that `i/n` means.
+
+        Raises:
+            UsageError: It means none.
+        """
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UsageError(f"--shard {text} is no part", hint="the second of four is --shard 2/4")
+        if file is None:
+            raise UsageError("--shard is given without --prompts", hint="it is a part of a file of prompts")
+        return cls(file, int(match[1]), int(match[2]))
+
+    def take(self, items: Sequence[Item]) -> list[Item]:
+        """Every `count`-th item, from the `index`-th on."""
+        return list(items[self.index - 1 :: self.count])
+
+    def manifest(self, folder: Path) -> Path:
+        """The file that says what has become of the part, written when all of it was tried."""
+        return folder / f"{slug(self.file.stem) or 'prompts'}-{self.index}-of-{self.count}.json"
+
+    def write_manifest(self, folder: Path, videos: Sequence[dict[str, Any]]) -> None:
+        """Say what has become of every video.
+
+        Raises:
+            QvgError: The file cannot be written.
+        """
+        status = "complete" if all(video["status"] == "complete" for video in videos) else "partial"
+        content = {
+            "schema": SCHEMA,
+            "status": status,
+            "prompts": str(self.file),
+            "shard": self.index,
+            "shards": self.count,
+            "videos": list(videos),
+        }
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(self.manifest(folder), lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def find_begun(folder: Path, video: Planned) -> RunDir | None:
+    """The run in `folder` that `video` was begun or made in; none if there is no such run."""
+    pattern = re.compile(rf"{re.escape(video.name)}(-\d+)?")
+    if not folder.is_dir():
+        return None
+    for path in sorted(folder.iterdir()):
+        run = RunDir(path)
+        if not pattern.fullmatch(path.name) or not run.config.is_file():
+            continue
+        try:
+            config = load_config(Request(file=run.config)).config
+            is_of_use = run.state.is_dir() or is_finished(run)
+        except UsageError:
+            continue
+        if is_of_use and are_settings_equal(config, video.config):
+            return run
+    return None
