@@ -57,25 +57,17 @@ class VideoConfig(Config):
 
 
 class SamplerConfig(Config):
-    """How a chunk is denoised (specs of the model families name the values).
+    """How a chunk is denoised: what every family has; each adds its own.
 
     Attributes:
         steps: Nominal steps on the 1000-step scale, before the shift warps them.
         shift: Of the flow-matching schedule.
-        context_noise: Timestep of the clean pass whose keys and values stay.
         frames_per_chunk: Latent frames made together.
-        independent_first_frame: Whether the first chunk is a single frame.
-        window: Latent frames attended to, the chunk's own included; none means the whole history.
-        sink: First latent frames that a window never drops.
     """
 
     steps: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
     shift: float = Field(gt=0)
-    context_noise: float = Field(0.0, ge=0, le=1000)
     frames_per_chunk: int = Field(gt=0)
-    independent_first_frame: bool = False
-    window: int | None = Field(None, gt=0)
-    sink: int = Field(0, ge=0)
 
 
 class ModelConfig(Config):

@@ -36,7 +36,7 @@ class _Family(NamedTuple):
 
 
 _FAMILIES = {
-    "self-forcing": _Family("qvg_cli.backends.self_forcing", can_extend=True),
+    "self-forcing": _Family("qvg_cli.backends.self_forcing", config="SelfForcingConfig", can_extend=True),
     "hyworldplay": _Family(
         "qvg_cli.backends.hyworldplay",
         config="HyWorldPlayConfig",

@@ -12,13 +12,14 @@ import torch
 from golden import golden_folder, load_golden
 from torch import Tensor
 
+from qvg_cli.backends.self_forcing.config import BlockSamplerConfig
 from qvg_cli.backends.self_forcing.model import attach, prepare
 from qvg_cli.backends.self_forcing.plan import plan_chunks
 from qvg_cli.backends.self_forcing.schedule import denoising_steps
 from qvg_cli.backends.self_forcing.session import SelfForcingSession
 from qvg_cli.backends.self_forcing.weights import diffusers_name, transformer_from_published
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config import CacheConfig, SamplerConfig
+from qvg_cli.config import CacheConfig
 from qvg_cli.errors import MissingModelError
 from qvg_cli.plan import VideoPlan
 from qvg_kernels.spec import NoneSpec
@@ -60,14 +61,14 @@ def model():
     return model
 
 
-def sampler_config(**changes) -> SamplerConfig:
+def sampler_config(**changes) -> BlockSamplerConfig:
     settings = {
         "steps": tuple(CONFIG["denoising_step_list"]),
         "shift": CONFIG["timestep_shift"],
         "context_noise": CONFIG["context_noise"],
         "frames_per_chunk": CONFIG["frames_per_block"],
     }
-    return SamplerConfig(**{**settings, **changes})
+    return BlockSamplerConfig(**{**settings, **changes})
 
 
 def given_noise(noise: Tensor, renoise: list[Tensor]):

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from qvg_cli.backends.self_forcing.config import BlockSamplerConfig
 from qvg_cli.backends.self_forcing.plan import plan_chunks
 from qvg_cli.cache.accounting import add, total
 from qvg_cli.cache.kv_cache import KVCache, open_cache
-from qvg_cli.config import CacheConfig, SamplerConfig
+from qvg_cli.config import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.plan import VideoPlan
 from qvg_kernels.spec import Bf16Spec, CodecSpec, NoneSpec, QvgSpec
@@ -33,7 +34,7 @@ class ByFrame:
 
 def video_plan(num_frames=12, **changes) -> VideoPlan:
     settings = {"steps": (1000,), "shift": 5.0, "frames_per_chunk": 3, **changes}
-    return VideoPlan(plan_chunks(num_frames, SamplerConfig(**settings)), TOKENS, (16, 8, 12), 64, 96)
+    return VideoPlan(plan_chunks(num_frames, BlockSamplerConfig(**settings)), TOKENS, (16, 8, 12), 64, 96)
 
 
 def empty_cache(plan: VideoPlan, spec: CodecSpec, **changes) -> KVCache:

@@ -2,15 +2,18 @@
 
 import pytest
 
+from qvg_cli.backends.self_forcing.config import BlockSamplerConfig, SelfForcingConfig
 from qvg_cli.backends.self_forcing.plan import plan_chunks, plan_video
-from qvg_cli.config import CacheConfig, ModelConfig, RunConfig, SamplerConfig, VideoConfig
+from qvg_cli.config import CacheConfig, ModelConfig, VideoConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
 from qvg_kernels.spec import NoneSpec
 
 
-def sampler(**changes) -> SamplerConfig:
-    return SamplerConfig(**{"steps": (1000, 750, 500, 250), "shift": 5.0, "frames_per_chunk": 3, **changes})
+def sampler(**changes) -> BlockSamplerConfig:
+    return BlockSamplerConfig(
+        **{"steps": (1000, 750, 500, 250), "shift": 5.0, "frames_per_chunk": 3, **changes}
+    )
 
 
 def test_whole_history_is_read_and_the_last_chunk_is_not_kept():
@@ -91,8 +94,8 @@ def test_latent_frames_to_pixel_frames():
     assert [pixel_frames(n) for n in (0, 1, 3, 21, 180, 1023)] == [0, 1, 9, 81, 717, 4089]
 
 
-def run_config(**cache) -> RunConfig:
-    return RunConfig(
+def run_config(**cache) -> SelfForcingConfig:
+    return SelfForcingConfig(
         backend="self-forcing",
         prompt="a ball",
         model=ModelConfig(name="tiny", weights="./tiny"),

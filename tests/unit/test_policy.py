@@ -2,14 +2,14 @@
 
 import pytest
 
+from qvg_cli.backends.self_forcing.config import BlockSamplerConfig
 from qvg_cli.backends.self_forcing.plan import plan_chunks
 from qvg_cli.cache.policy import PackPolicy, plan_packs
-from qvg_cli.config import SamplerConfig
 
 
 def chunks(frames=18, **changes):
     settings = {"steps": (1000, 500), "shift": 5.0, "frames_per_chunk": 3, **changes}
-    return plan_chunks(frames, SamplerConfig(**settings))
+    return plan_chunks(frames, BlockSamplerConfig(**settings))
 
 
 A, B, C, D, E = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 13, 14))

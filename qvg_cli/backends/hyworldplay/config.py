@@ -33,12 +33,16 @@ class WalkSamplerConfig(SamplerConfig):
     """Sampling, and the context of a chunk.
 
     Attributes:
+        context_noise: Timestep that frames of the history are told.
+        window: Latent frames looked back at, the chunk's own included; none means the whole history.
         context: How the history's keys and values come about. "append": all frames in reach pass through the
             model before every chunk, and those of new frames are added. "rebuild": as append, but they
             replace the old ones. "incremental": the finished chunk alone passes, reading the history.
         recall: Of the frames in the window, those that are chosen by what the camera will see.
     """
 
+    context_noise: float = Field(0.0, ge=0, le=1000)
+    window: int | None = Field(None, gt=0)
     context: Context = "append"
     recall: int = Field(4, ge=0)
 

@@ -153,9 +153,6 @@ def _check_sampler(sampler: WalkSamplerConfig) -> None:
         raise UsageError(
             f"sampler.frames_per_chunk={sampler.frames_per_chunk}: this model makes chunks of {CHUNK_FRAMES}"
         )
-    if sampler.independent_first_frame or sampler.sink:
-        name = "sink" if sampler.sink else "independent_first_frame"
-        raise UsageError(f"sampler.{name} is not a setting of this model", hint="see sampler.recall")
     if sampler.recall % CHUNK_FRAMES:
         raise UsageError(
             f"sampler.recall={sampler.recall} is not a multiple of {CHUNK_FRAMES}: whole clips are recalled"

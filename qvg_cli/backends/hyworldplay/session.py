@@ -12,13 +12,13 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from qvg_cli.backends.hyworldplay.config import WalkSamplerConfig
 from qvg_cli.backends.hyworldplay.model import attach
 from qvg_cli.backends.hyworldplay.schedule import denoising_steps
 from qvg_cli.backends.hyworldplay.streams import Cameras
 from qvg_cli.backends.hyworldplay.trajectory import Trajectory
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.cache.policy import Frames
-from qvg_cli.config import SamplerConfig
 from qvg_cli.plan import ChunkPlan, VideoPlan
 
 
@@ -37,7 +37,7 @@ class HyWorldPlaySession:
         model: WanTransformer3DModel,
         cache: KVCache,
         prompt_embeds: Tensor,
-        sampler: SamplerConfig,
+        sampler: WalkSamplerConfig,
         plan: VideoPlan,
         path: Trajectory,
         image_latents: Tensor | None,

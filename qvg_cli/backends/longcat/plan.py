@@ -178,9 +178,6 @@ def _check_sampler(sampler: WindowSamplerConfig) -> None:
             f"sampler.frames_per_chunk={sampler.frames_per_chunk} leaves {sampler.condition_frames} latent "
             f"frames of a window of {sampler.window} to go on from; largest: {sampler.window - 2}"
         )
-    for name in ("independent_first_frame", "sink", "context_noise"):
-        if getattr(sampler, name):
-            raise UsageError(f"sampler.{name} is not a setting of this model", hint="leave it out")
 
 
 def _check_cache(cache: CacheConfig, condition_tokens: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qvg_cli.backends.self_forcing.config import SelfForcingConfig
 from qvg_cli.backends.self_forcing.plan import TRAINED_FRAMES
-from qvg_cli.config import RunConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
 
@@ -14,7 +14,7 @@ from qvg_cli.plan import pixel_frames
 class SelfForcingExtension:
     """See `qvg_cli.backends.base.Extension`."""
 
-    config: RunConfig
+    config: SelfForcingConfig
 
     @property
     def default_frames(self) -> int:
@@ -43,6 +43,6 @@ class SelfForcingExtension:
         )
 
 
-def extension(config: RunConfig) -> SelfForcingExtension:
+def extension(config: SelfForcingConfig) -> SelfForcingExtension:
     """How a run with these settings goes on from a given video."""
     return SelfForcingExtension(config)

@@ -13,12 +13,13 @@ from torch import Tensor
 from qvg_cli.backends.base import NO_CHANGES
 from qvg_cli.backends.loading import load_pretrained, model_dtype
 from qvg_cli.backends.residence import WAN_KEEPS, Residence, ResidentDecoder
+from qvg_cli.backends.self_forcing.config import SelfForcingConfig
 from qvg_cli.backends.self_forcing.model import prepare
 from qvg_cli.backends.self_forcing.session import SelfForcingSession
 from qvg_cli.backends.self_forcing.weights import read_published, transformer_from_published
 from qvg_cli.backends.text import TextEncoder
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config import CacheConfig, RunConfig
+from qvg_cli.config import CacheConfig
 from qvg_cli.errors import MissingModelError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.resources import weights_folder
@@ -38,7 +39,7 @@ class Models:
         MissingModelError: There is no such folder.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, config: SelfForcingConfig, device: torch.device) -> None:
         self.residence = Residence(config.memory, device)
         self.weights = weights_folder(config.model.weights)
         self.device = device
@@ -69,7 +70,7 @@ class Models:
 class SelfForcingPipeline:
     """See `qvg_cli.backends.base.Pipeline`."""
 
-    def __init__(self, config: RunConfig, models: Models) -> None:
+    def __init__(self, config: SelfForcingConfig, models: Models) -> None:
         self._config = config
         self._models = models
 
@@ -115,7 +116,7 @@ class SelfForcingPipeline:
         return ResidentDecoder(decoder, self._models.residence, features=decoder)
 
 
-def load_pipeline(config: RunConfig, device: torch.device) -> SelfForcingPipeline:
+def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcingPipeline:
     """Load the weights that `config` names.
 
     Raises:

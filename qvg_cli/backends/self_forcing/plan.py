@@ -8,7 +8,7 @@ Source: guandeh17/Self-Forcing at 33593df, the rolling update of `causal_model.p
 
 from __future__ import annotations
 
-from qvg_cli.config import RunConfig, SamplerConfig
+from qvg_cli.backends.self_forcing.config import BlockSamplerConfig, SelfForcingConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import ChunkPlan, VideoPlan, pixel_frames
 
@@ -21,7 +21,7 @@ SPATIAL_FACTOR = 8
 PATCH_SIZE = 2
 
 
-def plan_video(config: RunConfig, *, context_frames: int = 0, commit_last: bool = False) -> VideoPlan:
+def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_last: bool = False) -> VideoPlan:
     """Plan a run.
 
     Args:
@@ -55,7 +55,7 @@ def plan_video(config: RunConfig, *, context_frames: int = 0, commit_last: bool 
 
 
 def plan_chunks(
-    num_frames: int, sampler: SamplerConfig, *, context_frames: int = 0, commit_last: bool = False
+    num_frames: int, sampler: BlockSamplerConfig, *, context_frames: int = 0, commit_last: bool = False
 ) -> tuple[ChunkPlan, ...]:
     """Cut `num_frames` latent frames, the first `context_frames` of them given, into chunks.
 
@@ -92,7 +92,7 @@ def plan_chunks(
     return tuple(chunks)
 
 
-def _window(cached: tuple[int, ...], end: int, sampler: SamplerConfig) -> tuple[int, ...]:
+def _window(cached: tuple[int, ...], end: int, sampler: BlockSamplerConfig) -> tuple[int, ...]:
     """Frames of `cached` that a chunk ending before frame `end` reads."""
     if sampler.window is None or end <= sampler.window:
         return cached
@@ -137,7 +137,7 @@ def _check_length(num_frames: int, first: int, size: int) -> None:
         )
 
 
-def _check_spans(config: RunConfig, tokens_per_frame: int) -> None:
+def _check_spans(config: SelfForcingConfig, tokens_per_frame: int) -> None:
     """Refuse spans that a rolling window would drop before they are full: nothing would ever be packed."""
     sampler, cache = config.sampler, config.cache
     if sampler.window is None or config.video.frames <= sampler.window:
@@ -153,7 +153,7 @@ def _check_spans(config: RunConfig, tokens_per_frame: int) -> None:
         )
 
 
-def _check_window(sampler: SamplerConfig) -> None:
+def _check_window(sampler: BlockSamplerConfig) -> None:
     least = sampler.sink + sampler.frames_per_chunk
     if sampler.window is not None and sampler.window < least:
         raise UsageError(

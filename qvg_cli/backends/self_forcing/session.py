@@ -12,11 +12,11 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from qvg_cli.backends.base import NO_CHANGES
+from qvg_cli.backends.self_forcing.config import BlockSamplerConfig
 from qvg_cli.backends.self_forcing.model import attach, forget_text
 from qvg_cli.backends.self_forcing.schedule import denoising_steps
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.cache.policy import Frames
-from qvg_cli.config import SamplerConfig
 from qvg_cli.plan import ChunkPlan
 
 
@@ -34,7 +34,7 @@ class SelfForcingSession:
         model: WanTransformer3DModel,
         cache: KVCache,
         prompt_embeds: Tensor,
-        sampler: SamplerConfig,
+        sampler: BlockSamplerConfig,
         changes: Mapping[int, Tensor] = NO_CHANGES,
     ) -> None:
         self.cache = cache

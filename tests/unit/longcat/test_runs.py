@@ -205,7 +205,7 @@ def test_the_command_makes_base_clip_and_segments(longcat_weights, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("sampler.sink=2", "sampler.sink is not a setting of this model"),
+        ("sampler.sink=2", "unknown setting sampler.sink"),
         ("sampler.frames_per_chunk=5", "leaves 1 latent frames of a window of 6 to go on from; largest: 4"),
         ("cache.keep_sink=true", "cache.keep_sink=True would leave the condition frames unpacked"),
         ("video.width=40", "width 40 is not a multiple of 16; nearest: 32, 48"),
