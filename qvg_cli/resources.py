@@ -64,6 +64,11 @@ def weights_folder(name: str) -> Path:
     raise MissingModelError(f"no weights at {folders[-1]}", hint=hint)
 
 
+def is_shipped(weights: Path) -> bool:
+    """Whether a folder of weights is the package's own."""
+    return weights.is_relative_to(_PACKAGE)
+
+
 def _check_links(folder: Path) -> None:
     for path in folder.rglob("*"):
         if not path.exists():

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, device
@@ -131,6 +131,10 @@ class Pipeline(Protocol):
 
     def with_cache(self, cache: CacheConfig) -> Pipeline:
         """The same weights, not loaded again, for sessions whose history is kept as `cache` says."""
+        ...
+
+    def read_prompts(self, prompts: Sequence[str]) -> None:
+        """Read prompts that will be asked for, so that the text encoder is loaded once for all of them."""
         ...
 
     def encode_prompt(self, prompt: str) -> Tensor:

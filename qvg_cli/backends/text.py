@@ -8,11 +8,14 @@ from __future__ import annotations
 import html
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import ftfy
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from qvg_cli.errors import MissingModelError
@@ -24,8 +27,40 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-class PromptCutWarning(UserWarning):
-    """A prompt is longer than the model reads; its text is shown to the user."""
+class PromptWarning(UserWarning):
+    """Something about reading a prompt; its text is shown to the user."""
+
+
+class PromptCutWarning(PromptWarning):
+    """A prompt is longer than the model reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptStates:
+    """What an encoder makes of a prompt.
+
+    Attributes:
+        states: `[n, C]` on the CPU, a row a token that is read.
+        num_tokens: Of the whole prompt; more than `n` if its end is left out.
+    """
+
+    states: Tensor
+    num_tokens: int
+
+    def padded(self, num_rows: int) -> Tensor:
+        """`[1, num_rows, C]`, zero after the prompt.
+
+        Warns:
+            PromptCutWarning: The prompt has more tokens; the last ones are left out.
+        """
+        if self.num_tokens > num_rows:
+            warnings.warn(
+                f"the prompt has {self.num_tokens} tokens and the model reads {num_rows}: "
+                "its end is left out",
+                PromptCutWarning,
+                stacklevel=3,
+            )
+        return functional.pad(self.states, (0, 0, 0, num_rows - len(self.states)))[None]
 
 
 class TextEncoder:
@@ -45,26 +80,16 @@ class TextEncoder:
             model = UMT5EncoderModel.from_pretrained(
                 weights / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise MissingModelError(f"cannot load the text encoder from {weights}: {error}") from error
         self._model = model.to(device).eval().requires_grad_(False)
         self._num_tokens = num_tokens
 
     @torch.no_grad()
-    def encode(self, prompt: str) -> Tensor:
-        """Text states `[1, num_tokens, C]`.
-
-        Warns:
-            PromptCutWarning: The prompt has more tokens; the last ones are left out.
-        """
+    def read(self, prompt: str) -> PromptStates:
+        """The states of a prompt; the end of a longer one is left out."""
         text = clean_prompt(prompt)
-        length = len(self._tokenizer(text).input_ids)
-        if length > self._num_tokens:
-            warnings.warn(
-                f"the prompt has {length} tokens and the model reads {self._num_tokens}: its end is left out",
-                PromptCutWarning,
-                stacklevel=2,
-            )
+        num_tokens = len(self._tokenizer(text).input_ids)
         tokens = self._tokenizer(
             text,
             padding="max_length",
@@ -72,6 +97,5 @@ class TextEncoder:
             truncation=True,
             return_tensors="pt",
         ).to(self._model.device)
-        states = self._model(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        kept: Tensor = states * tokens.attention_mask.unsqueeze(-1).to(states)
-        return kept
+        states = self._model(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
+        return PromptStates(states[tokens.attention_mask[0].bool()].cpu(), num_tokens)

@@ -14,7 +14,7 @@ import torch
 
 from qvg_cli.backends.base import Pipeline
 from qvg_cli.commands.jobs import Planned
-from qvg_cli.commands.make_videos import load, make_and_show
+from qvg_cli.commands.make_videos import load, make_and_show, read_prompts
 from qvg_cli.commands.recording import Recording
 from qvg_cli.commands.resume import is_finished
 from qvg_cli.commands.shards import Shard, find_begun
@@ -119,6 +119,7 @@ class Batch:
                 continue
             if self._pipeline is None:
                 self._pipeline = load(video.config, self._device, self._console)
+                read_prompts(self._pipeline, self._planned[number - 1 :], self._console)
             run = begun or RunDir.create(self._folder.parent, self._folder.name, video.name)
             try:
                 self._make_one(video, run, self._pipeline, is_begun=begun is not None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import diffusers
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from qvg_cli.backends.base import Pipeline
 from qvg_cli.backends.registry import load_pipeline
-from qvg_cli.backends.text import PromptCutWarning
+from qvg_cli.backends.text import PromptWarning
 from qvg_cli.cache_settings import cache_label
 from qvg_cli.commands.jobs import Planned
 from qvg_cli.commands.opening import open_video
@@ -78,17 +79,33 @@ def quiet_libraries() -> None:
 
 def encode_prompt(pipeline: Pipeline, prompt: str, console: Console) -> Tensor:
     """The prompt's text states; says so if the model reads only a part of it."""
+    with _heard(console):
+        return pipeline.encode_prompt(prompt)
+
+
+def read_prompts(pipeline: Pipeline, videos: Sequence[Planned], console: Console) -> None:
+    """Let the pipeline read every prompt of the videos at once."""
+    prompts = []
+    for video in videos:
+        prompts += [video.config.prompt, *(change.prompt for change in video.config.prompt_changes)]
+    with _heard(console):
+        pipeline.read_prompts(prompts)
+
+
+@contextmanager
+def _heard(console: Console) -> Iterator[None]:
+    """Tell the user what there is to say about reading prompts."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", PromptCutWarning)
-        embeds = pipeline.encode_prompt(prompt)
-    for warning in caught:
-        console.note(str(warning.message))
-    return embeds
+        warnings.simplefilter("always", PromptWarning)
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        console.note(text)
 
 
 def encode_prompts(pipeline: Pipeline, video: Planned, console: Console) -> Mapping[int, Tensor]:
     """The text states of a video's prompts, by the index of the chunk that each begins with."""
+    read_prompts(pipeline, [video], console)
     begins = prompt_begins(video.plan, [change.frame for change in video.config.prompt_changes])
     prompts = [video.config.prompt, *(change.prompt for change in video.config.prompt_changes)]
     return {

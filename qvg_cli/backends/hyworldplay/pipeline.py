@@ -6,7 +6,7 @@ is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -21,7 +21,7 @@ from qvg_cli.backends.hyworldplay.trajectory import camera_path
 from qvg_cli.backends.hyworldplay.weights import load_transformer
 from qvg_cli.backends.loading import load_pretrained, model_dtype
 from qvg_cli.backends.residence import WAN_KEEPS, Residence, ResidentDecoder
-from qvg_cli.backends.text import TextEncoder
+from qvg_cli.backends.text_store import PromptEncoder
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import CacheConfig
 from qvg_cli.errors import MissingModelError
@@ -52,6 +52,7 @@ class Models:
         self.weights = weights_folder(config.model.weights)
         self.device = device
         self.dtype = model_dtype(config.model, device)
+        self.prompts = PromptEncoder(self.weights, config.model.text_tokens, device, self.dtype)
         self._config = config.model
         for part in PARTS:
             if not (self.weights / part).is_dir():
@@ -91,11 +92,13 @@ class HyWorldPlayPipeline:
         """See `Pipeline.with_cache`."""
         return HyWorldPlayPipeline(self._config.model_copy(update={"cache": cache}), self._models)
 
+    def read_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Pipeline.read_prompts`."""
+        self._models.prompts.read(prompts)
+
     def encode_prompt(self, prompt: str) -> Tensor:
-        """See `Pipeline.encode_prompt`. The encoder is not kept."""
-        models = self._models
-        encoder = TextEncoder(models.weights, self._config.model.text_tokens, models.device, models.dtype)
-        return encoder.encode(prompt)
+        """See `Pipeline.encode_prompt`."""
+        return self._models.prompts.encode(prompt)
 
     def start(
         self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES

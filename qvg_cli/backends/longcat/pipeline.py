@@ -6,7 +6,7 @@ that they do not lie beside each other while the first prompt is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -22,7 +22,7 @@ from qvg_cli.backends.longcat.session import LongCatSession
 from qvg_cli.backends.longcat.weights import Checkpoint
 from qvg_cli.backends.longcat.window import WindowDecoder
 from qvg_cli.backends.residence import LONGCAT_KEEPS, STORAGE_DTYPE, Residence, ResidentDecoder
-from qvg_cli.backends.text import TextEncoder
+from qvg_cli.backends.text_store import PromptEncoder
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import CacheConfig
 from qvg_cli.plan import VideoPlan
@@ -50,6 +50,7 @@ class Models:
         self.weights = weights_folder(config.model.weights)
         self.device = device
         self.dtype = model_dtype(config.model, device)
+        self.prompts = PromptEncoder(self.weights, config.model.text_tokens, device, self.dtype)
         is_distilled = config.sampler.mode == "distilled"
         adapters = [self.weights / DISTILLED_ADAPTER] if is_distilled else []
         self._checkpoint = Checkpoint(self.weights / "dit", adapters)
@@ -86,13 +87,18 @@ class LongCatPipeline:
         """See `Pipeline.with_cache`."""
         return LongCatPipeline(self._config.model_copy(update={"cache": cache}), self._models)
 
+    def read_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Pipeline.read_prompts`."""
+        self._models.prompts.read([text for prompt in prompts for text in self._rows(prompt)])
+
     def encode_prompt(self, prompt: str) -> Tensor:
         """See `Pipeline.encode_prompt`. With guidance, the first row is the negative prompt."""
+        self.read_prompts([prompt])
+        return torch.cat([self._models.prompts.encode(text) for text in self._rows(prompt)])
+
+    def _rows(self, prompt: str) -> list[str]:
         sampler = self._config.sampler
-        prompts = [sampler.negative_prompt, prompt] if sampler.is_guided else [prompt]
-        models = self._models
-        encoder = TextEncoder(models.weights, self._config.model.text_tokens, models.device, models.dtype)
-        return torch.cat([encoder.encode(text) for text in prompts])
+        return [sampler.negative_prompt, prompt] if sampler.is_guided else [prompt]
 
     def start(
         self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES

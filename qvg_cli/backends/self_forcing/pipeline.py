@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from qvg_cli.backends.self_forcing.config import SelfForcingConfig
 from qvg_cli.backends.self_forcing.model import prepare
 from qvg_cli.backends.self_forcing.session import SelfForcingSession
 from qvg_cli.backends.self_forcing.weights import read_published, transformer_from_published
-from qvg_cli.backends.text import TextEncoder
+from qvg_cli.backends.text_store import PromptEncoder
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import CacheConfig
 from qvg_cli.errors import MissingModelError
@@ -44,6 +44,7 @@ class Models:
         self.weights = weights_folder(config.model.weights)
         self.device = device
         self.dtype = model_dtype(config.model, device)
+        self.prompts = PromptEncoder(self.weights, config.model.text_tokens, device, self.dtype)
 
     @cached_property
     def vae(self) -> AutoencoderKLWan:
@@ -78,11 +79,13 @@ class SelfForcingPipeline:
         """See `Pipeline.with_cache`."""
         return SelfForcingPipeline(self._config.model_copy(update={"cache": cache}), self._models)
 
+    def read_prompts(self, prompts: Sequence[str]) -> None:
+        """See `Pipeline.read_prompts`."""
+        self._models.prompts.read(prompts)
+
     def encode_prompt(self, prompt: str) -> Tensor:
-        """See `Pipeline.encode_prompt`. The encoder is not kept."""
-        models = self._models
-        encoder = TextEncoder(models.weights, self._config.model.text_tokens, models.device, models.dtype)
-        return encoder.encode(prompt)
+        """See `Pipeline.encode_prompt`."""
+        return self._models.prompts.encode(prompt)
 
     def start(
         self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES

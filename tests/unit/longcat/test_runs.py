@@ -222,3 +222,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(longcat_weights,
     assert result.exit_code == 2
     assert message in " ".join(str(result.exception or result.output).split()) or message in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_both_rows_of_the_guidance_are_kept_on_disk(longcat_weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("QVG_HOME", str(tmp_path))
+    config = load_config(Request(backend="longcat", sets=settings(longcat_weights))).config
+    embeds = load_pipeline(config, torch.device("cpu")).encode_prompt("red ball")
+    assert embeds.shape[0] == len(list((tmp_path / "text").iterdir())) == 2
