@@ -20,6 +20,7 @@ import platform
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from qvg_cli.backends import registry
 from qvg_cli.backends.base import Pipeline
@@ -199,10 +201,6 @@ class Arm:
 
     def run(self, pipeline: Pipeline, save_record: Any) -> bool:
         """Make the video; whether it became whole."""
-        device = self._models.device
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
         try:
             self._make(pipeline.with_cache(self._config.cache), save_record)
             self.record["status"] = "complete"
@@ -213,9 +211,23 @@ class Arm:
         except KeyboardInterrupt:
             self.record["status"] = "interrupted"
             raise
+        except Exception as error:
+            # The other arms are run all the same.
+            traceback.print_exc()
+            self.record["status"] = f"failed: {error}"
         finally:
             save_record()
-        return self.record["status"] != "running" and not self.record["status"].startswith("out of memory")
+            self._free()
+        return self.record["status"] == "complete" or self.record["status"].startswith("stopped")
+
+    def _free(self) -> None:
+        """Leave nothing of the arm on the device for the next one."""
+        if self._config.backend != "longcat":
+            # The model's own hold its last cache.
+            self._models.transformer.set_attn_processor(WanAttnProcessor())
+        gc.collect()
+        if self._models.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _make(self, pipeline: Pipeline, save_record: Any) -> None:
         options, device = self._options, self._models.device

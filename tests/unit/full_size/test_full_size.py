@@ -61,6 +61,23 @@ def test_a_stopped_arm_keeps_its_figures(tmp_path, capsys):
     assert "out of its budget; 1 calls" in capsys.readouterr().out
 
 
+def test_a_failed_arm_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    random_states = RandomModels.text_states
+
+    def broken_once(self, rows, num_tokens):
+        monkeypatch.setattr(RandomModels, "text_states", random_states)
+        return random_states(self, rows, num_tokens) * float("nan")
+
+    monkeypatch.setattr(RandomModels, "text_states", broken_once)
+    out = tmp_path / "run.json"
+    arguments = ["--size", "tiny", "--device", "cpu", "--frames", "6", "--cache", "int2", "bf16"]
+    assert full_size.main([*arguments, "--out", str(out)]) == 1
+    first, second = json.loads(out.read_text())["arms"]
+    assert "cannot cache layer 0" in first["status"]
+    assert second["status"] == "complete"
+    assert "failed" in capsys.readouterr().out
+
+
 def test_layouts_are_the_published_ones():
     with torch.device("meta"):
         walk = build_transformer(FULL["hyworldplay"].transformer)
