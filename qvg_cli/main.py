@@ -12,7 +12,9 @@ import typer
 from typer.core import TyperCommand
 
 from qvg_cli import __version__
+from qvg_cli.commands.clean import clean
 from qvg_cli.commands.compare import compare
+from qvg_cli.commands.doctor import doctor
 from qvg_cli.commands.download import download
 from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
@@ -111,6 +113,8 @@ app.command(cls=_Command, epilog=f"{_EXTEND_EXAMPLES}\n\n{EXIT_CODES}")(extend)
 app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
 app.command(cls=_Command, epilog=f"{_COMPARE_EXAMPLES}\n\n{EXIT_CODES}")(compare)
 app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)
+app.command(cls=_Command, epilog=EXIT_CODES)(doctor)
+app.command(cls=_Command, epilog=EXIT_CODES)(clean)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from qvg_cli import __version__
+from qvg_cli.redaction import redact
 from qvg_cli.resources import checkout_dir
 
 _PACKAGES = ("torch", "diffusers", "transformers", "imageio-ffmpeg")
@@ -24,18 +25,18 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """What made this run, beside its configuration."""
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        "command": shlex.join(["qvg", *sys.argv[1:]]),
+        "command": redact(shlex.join(["qvg", *sys.argv[1:]])),
         "versions": {
             "qvg": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
         },
-        "commit": _commit(),
+        "commit": commit_text(),
         "hardware": _hardware(device),
     }
 
 
-def _commit() -> str | None:
+def commit_text() -> str | None:
     """The checked-out commit, with a plus if tracked files differ from it; none outside a checkout."""
     root = checkout_dir()
     if root is None:
@@ -55,7 +56,7 @@ def _git(root: Path, *arguments: str) -> str:
 def _hardware(device: torch.device) -> dict[str, Any]:
     hardware: dict[str, Any] = {
         "device": str(device),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
@@ -66,7 +67,7 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     return hardware
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -34,14 +34,13 @@ from qvg_cli.resume.store import (
     Held,
     StoredFile,
 )
+from qvg_cli.resume.unfinished import IDENTITY, LOCK
 from qvg_cli.rollout import ChunkResult, Done
 from qvg_cli.run_dir import remove_folder, sync_folder, write_whole
 from qvg_cli.video.io import Frames, VideoWriter
 from qvg_cli.video.parts import encode_part, join_parts
 
-IDENTITY = "identity.json"
 CLIP = "clip.mp4"
-LOCK = "lock"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,14 @@ LAYERS = (
         "qvg_cli.resources",
         "qvg_cli",
     ),
-    ("qvg_cli.yaml_text", "qvg_cli.run_dir", "qvg_cli.interrupts", "qvg_cli.prompts", "qvg_cli.device"),
+    (
+        "qvg_cli.yaml_text",
+        "qvg_cli.run_dir",
+        "qvg_cli.interrupts",
+        "qvg_cli.prompts",
+        "qvg_cli.device",
+        "qvg_cli.redaction",
+    ),
     ("qvg_cli.cache", "qvg_cli.video"),
     ("qvg_cli.backends", "qvg_cli.rollout"),
     (

@@ -1,0 +1,44 @@
+"""`qvg doctor`: what this machine has of what a video needs, in one screen or for a bug report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvg_cli.commands import options
+from qvg_cli.console import show_data
+from qvg_cli.errors import QvgError
+
+_MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
+
+
+def doctor(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where results would go.")] = Path("results"),
+    json_: Annotated[bool, typer.Option("--json", help="Print an object for a bug report.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Look at packages, the device, kernels, ffmpeg, disks and the hub, and try them where that is quick.
+
+    The exit code is 1 if something keeps videos from being made. No token is shown.
+    """
+    from qvg_cli.redaction import redact
+    from qvg_cli.report.doctor import examine, to_json
+    from qvg_cli.report.tables import format_facts
+
+    del debug
+    findings = examine(out)
+    if json_:
+        show_data(json.dumps(to_json(findings), indent=1))
+    else:
+        rows = []
+        for finding in findings:
+            said = f"{_MARKS[finding.state]}: {finding.said}"
+            is_told = finding.remedy and finding.state != "ok"
+            rows.append((finding.name, f"{said} ({finding.remedy})" if is_told else said))
+        show_data(redact(format_facts(rows)))
+    problems = [finding.name for finding in findings if finding.state == "problem"]
+    if problems:
+        raise QvgError(f"something is wrong with {', '.join(problems)}", hint="see above")

@@ -1,0 +1,117 @@
+"""What the tool keeps on disk outside of results: weights folders, and what the hub's cache holds of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants, scan_cache_dir
+from huggingface_hub.errors import CacheNotFound
+from huggingface_hub.file_download import repo_folder_name
+
+from qvg_cli.hub.errors import disk_error
+from qvg_cli.hub.spec import read_downloads
+from qvg_cli.hub.store import locked, refuse_strangers
+from qvg_cli.resources import qvg_home
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Something that can be freed.
+
+    Attributes:
+        name: By which it is freed.
+        size: Bytes that come free.
+        about: What it is and what it is good for.
+    """
+
+    name: str
+    path: Path
+    size: int
+    about: str
+
+
+def find_weights() -> Iterator[Kept]:
+    """Weights folders, and what the hub's cache holds of their repositories."""
+    for name, download in read_downloads().items():
+        folder = qvg_home() / name
+        halves = [
+            path for path in (qvg_home() / f".{name}.part", qvg_home() / f".{name}.old") if path.exists()
+        ]
+        if folder.exists() or halves:
+            size = sum(size_of(path) for path in (folder, *halves))
+            yield Kept(f"weights:{name}", folder, size, f"qvg download {name} makes it again")
+        for config in download.config.repositories:
+            path = _repository(config.repository)
+            if path.exists():
+                yield Kept(
+                    f"hub:{config.repository}",
+                    path,
+                    size_of(path),
+                    f"downloaded for {name}, maybe used elsewhere",
+                )
+
+
+def find_texts() -> Iterator[Kept]:
+    """What text encoders made of prompts."""
+    folder = qvg_home() / "text"
+    if folder.is_dir():
+        yield Kept("text", folder, size_of(folder), "prompts as the models read them; made again when needed")
+
+
+def free_folder(kept: Kept) -> None:
+    """Remove a folder that nothing else depends on.
+
+    Raises:
+        QvgError: It cannot be removed.
+    """
+    try:
+        shutil.rmtree(kept.path)
+    except OSError as error:
+        raise disk_error(error, str(kept.path), "QVG_HOME") from error
+
+
+def free_weights(kept: Kept) -> None:
+    """Remove a weights folder, or a repository from the hub's cache.
+
+    Raises:
+        QvgError: It cannot be removed.
+    """
+    kind, _, name = kept.name.partition(":")
+    try:
+        if kind == "hub":
+            _free_repository(kept)
+            return
+        with locked(name, lambda text: None):
+            if kept.path.exists():
+                refuse_strangers(name)
+                shutil.rmtree(kept.path)
+    except OSError as error:
+        raise disk_error(error, str(kept.path), "QVG_HOME") from error
+
+
+def size_of(path: Path) -> int:
+    """Bytes on disk of a file or a folder; what is linked to is not counted."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(size_of(each) for each in path.iterdir())
+    # A file that is being written may go away in between.
+    return path.lstat().st_size if path.is_symlink() or path.exists() else 0
+
+
+def _repository(repository: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+
+
+def _free_repository(kept: Kept) -> None:
+    repository = kept.name.partition(":")[2]
+    try:
+        found = [repo for repo in scan_cache_dir().repos if repo.repo_id == repository]
+    except CacheNotFound:
+        found = []
+    commits = [revision.commit_hash for repo in found for revision in repo.revisions]
+    if commits:
+        scan_cache_dir().delete_revisions(*commits).execute()
+    # Parts of files that never became whole belong to no revision.
+    shutil.rmtree(kept.path, ignore_errors=True)

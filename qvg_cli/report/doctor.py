@@ -1,0 +1,231 @@
+"""What this machine has of what a video needs, each point tried out where that is quick."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+from huggingface_hub import constants, get_token
+
+from qvg_cli import __version__
+from qvg_cli.errors import QvgError
+from qvg_cli.hub.record import is_whole, read_record
+from qvg_cli.hub.spec import read_downloads
+from qvg_cli.redaction import redact
+from qvg_cli.report.provenance import commit_text, cpu_name
+from qvg_cli.resources import qvg_home
+from qvg_cli.video.io import check_encoder, read_frames
+from qvg_cli.video.parts import encode_part
+from qvg_kernels.codec import build_codec
+from qvg_kernels.dispatch import why_reference
+from qvg_kernels.spec import FittedSpec
+
+SCHEMA = 1
+GIB = 1024**3
+_LEAST_FREE_BYTES = 5 * GIB
+_HUB_SECONDS = 5.0
+_PACKAGES = ("torch", "triton", "diffusers", "transformers", "huggingface-hub", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One point.
+
+    Attributes:
+        state: "problem" keeps videos from being made; "note" is worth knowing.
+        remedy: What to do about it.
+    """
+
+    name: str
+    state: Literal["ok", "note", "problem"]
+    said: str
+    remedy: str | None = None
+
+
+def examine(out: Path) -> list[Finding]:
+    """Look at everything that a video needs.
+
+    Args:
+        out: Where results would go.
+    """
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    points: list[tuple[str, Callable[[], Finding]]] = [
+        ("qvg", _qvg),
+        ("python", _python),
+        ("packages", _packages),
+        ("cpu", _cpu),
+        ("device", lambda: _device(device)),
+        ("kernels", lambda: _kernels(device)),
+        ("ffmpeg", _ffmpeg),
+        ("results", lambda: _disk("results", out)),
+        ("weights", lambda: _disk("weights", qvg_home())),
+        ("hub cache", lambda: _disk("hub cache", Path(constants.HF_HUB_CACHE))),
+        ("hub", _hub),
+        ("downloads", _downloads),
+    ]
+    findings = []
+    for name, look in points:
+        try:
+            findings.append(look())
+        except Exception as error:
+            # A doctor that falls ill himself has still something to say of the rest.
+            findings.append(Finding(name, "problem", f"{type(error).__name__}: {error}"))
+    return findings
+
+
+def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """All findings for a bug report; it names the folders in use, and no token."""
+    return {"schema": SCHEMA, "findings": [_without_secrets(finding) for finding in findings]}
+
+
+def _without_secrets(finding: Finding) -> dict[str, str | None]:
+    return {name: value and redact(value) for name, value in asdict(finding).items()}
+
+
+def _qvg() -> Finding:
+    commit = commit_text()
+    return Finding("qvg", "ok", f"{__version__}" + (f", commit {commit[:12]}" if commit else ""))
+
+
+def _python() -> Finding:
+    return Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}, {sys.prefix}")
+
+
+def _packages() -> Finding:
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    return Finding("packages", "ok", ", ".join(found))
+
+
+def _cpu() -> Finding:
+    page = os.sysconf("SC_PAGE_SIZE")
+    whole, free = (page * os.sysconf(name) / GIB for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("cpu", "ok", f"{cpu_name()}, {cores} cores, {free:.1f} of {whole:.1f} GiB free")
+
+
+def _device(device: torch.device) -> Finding:
+    if device.type != "cuda":
+        built = torch.version.cuda or torch.version.hip
+        said = "no GPU that this torch can use" if built else "this build of torch is for CPUs alone"
+        return Finding(
+            "device", "note", said, "the built-in pocket model runs on a CPU, larger ones need a GPU"
+        )
+    free, whole = (count / GIB for count in torch.cuda.mem_get_info(device))
+    major, minor = torch.cuda.get_device_capability(device)
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    said = (
+        f"{names}; {free:.1f} of {whole:.1f} GiB free, capability {major}.{minor}, CUDA {torch.version.cuda}"
+    )
+    return Finding("device", "ok", said)
+
+
+def _kernels(device: torch.device) -> Finding:
+    reason = why_reference(device)
+    if reason is not None:
+        return Finding("kernels", "note", f"not used: {reason}; the torch reference runs, which is slower")
+    error = kernel_error(device)
+    if error > 0.01:
+        return Finding(
+            "kernels",
+            "problem",
+            f"compiled, and {error:.2%} off the reference on {device}",
+            "take the reference with QVG_KERNELS=reference, and report this",
+        )
+    return Finding("kernels", "ok", f"compiled and checked against the reference on {device}")
+
+
+def kernel_error(device: torch.device) -> float:
+    """How far what `device` reads from a span is from what the reference reads, relative to its size."""
+    codec = build_codec(FittedSpec())
+    span = torch.randn(1, 2, 512, 128, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+    packed = codec.encode(span, seed=0)
+    read = codec.decode(packed).float().cpu()
+    host = type(packed)(
+        packed.shape, packed.dtype, {k: v.cpu() for k, v in packed.tensors.items()}, packed.kinds
+    )
+    before = os.environ.get("QVG_KERNELS")
+    os.environ["QVG_KERNELS"] = "reference"
+    try:
+        expected = codec.decode(host).float()
+    finally:
+        os.environ.pop("QVG_KERNELS")
+        if before is not None:
+            os.environ["QVG_KERNELS"] = before
+    return float((read - expected).norm() / expected.norm())
+
+
+def _ffmpeg() -> Finding:
+    try:
+        check_encoder()
+        frames = np.zeros((2, 32, 32, 3), np.uint8)
+        with TemporaryDirectory() as folder:
+            encode_part(Path(folder) / "try.mp4", frames, fps=16)
+            count = sum(1 for _ in read_frames(Path(folder) / "try.mp4"))
+    except QvgError as error:
+        return Finding("ffmpeg", "problem", str(error), error.hint)
+    if count != len(frames):
+        return Finding("ffmpeg", "problem", f"{count} of {len(frames)} frames came back from H.264")
+    found = f"{imageio_ffmpeg.get_ffmpeg_version()} writes and reads H.264, {imageio_ffmpeg.get_ffmpeg_exe()}"
+    return Finding("ffmpeg", "ok", found)
+
+
+def _disk(name: str, folder: Path) -> Finding:
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    said = f"{free / GIB:.1f} GiB free at {folder}"
+    if not os.access(place, os.W_OK):
+        return Finding(name, "note", f"{said}, which cannot be written to", _elsewhere(name))
+    if free < _LEAST_FREE_BYTES:
+        return Finding(name, "note", said, f"free some space, or {_elsewhere(name)}")
+    return Finding(name, "ok", said)
+
+
+def _elsewhere(name: str) -> str:
+    return {
+        "results": "give another folder with --out",
+        "weights": "set QVG_HOME to another folder",
+        "hub cache": "set HF_HOME to another folder",
+    }[name]
+
+
+def _hub() -> Finding:
+    import httpx2
+
+    token = "with a token" if get_token() else "without a token"
+    if constants.HF_HUB_OFFLINE:
+        return Finding("hub", "note", f"offline mode, {token}", "unset HF_HUB_OFFLINE to download")
+    try:
+        status = httpx2.head(constants.ENDPOINT, timeout=_HUB_SECONDS, follow_redirects=True).status_code
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+        said = f"no connection to {constants.ENDPOINT}: {type(error).__name__}"
+        return Finding("hub", "note", said, "check the network, HTTPS_PROXY and HF_ENDPOINT to download")
+    if status >= 500:
+        return Finding("hub", "note", f"{constants.ENDPOINT} answers with status {status}", "try again later")
+    return Finding("hub", "ok", f"{constants.ENDPOINT} answers, {token}")
+
+
+def _downloads() -> Finding:
+    found = []
+    for name in read_downloads():
+        record = read_record(name)
+        state = "not there" if record is None else "whole" if is_whole(name, record) else "no longer whole"
+        found.append(f"{name} {state}")
+    return Finding("downloads", "ok", ", ".join(found), "qvg download fetches what is not there")
