@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qvg_cli.backends.registry import backend_names, config_class, image_setting
+from qvg_cli.backends.registry import backend_names, config_class, option_setting
 from qvg_cli.cache_settings import KNOBS, merge_cache
 from qvg_cli.config import RunConfig
 from qvg_cli.config_errors import describe
@@ -25,7 +25,8 @@ from qvg_cli.resources import configs_dir
 from qvg_cli.yaml_text import parse_yaml
 
 DEFAULT_BACKEND = "self-forcing"
-IMAGE_OPTION = "--image"
+FAMILY_OPTIONS = ("--image", "--window", "--sink")
+"""Options whose setting is the backend's matter; their layers hold the value under the option's name."""
 _ABOUT_THE_FILE = ("summary", "licence", "provenance", "details", "download")
 """Sections of a file that describe it and set nothing."""
 
@@ -96,7 +97,7 @@ def load_config(request: Request) -> LoadedConfig:
             f"{backend} has no built-in weights",
             hint=f"leave --pocket out, or take it with --backend {DEFAULT_BACKEND}",
         )
-    user_layers = [_with_image(layer, backend) for layer in user_layers]
+    user_layers = [_with_option(layer, backend) for layer in user_layers]
     layers = [_with_pocket(layer, is_pocket) for layer in (builtin, *user_layers)]
     layers.append(Layer("--backend", {"backend": backend}))
     return LoadedConfig(
@@ -162,16 +163,16 @@ def _with_pocket(layer: Layer, is_pocket: bool) -> Layer:
     return Layer(layer.source, values)
 
 
-def _with_image(layer: Layer, backend: str) -> Layer:
-    """`layer` with the picture of its option at the setting that this backend has for it."""
-    if layer.source != IMAGE_OPTION:
+def _with_option(layer: Layer, backend: str) -> Layer:
+    """`layer` with the value of an option at the setting that this backend has for it."""
+    if layer.source not in FAMILY_OPTIONS:
         return layer
-    setting = image_setting(backend)
+    setting = option_setting(backend, layer.source)
     if setting is None:
         raise UsageError(
-            f"{IMAGE_OPTION} is not an option of this backend", hint="give the one that has it with --backend"
+            f"{layer.source} is not an option of this backend", hint="give the one that has it with --backend"
         )
-    return Layer(layer.source, _nest(setting, layer.values["image"]))
+    return Layer(layer.source, _nest(setting, layer.values[layer.source]))
 
 
 def _merge(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from qvg_cli.backends.base import Extension, RunDetails
@@ -25,26 +26,34 @@ class _Family(NamedTuple):
         config: Class in its `config.py` for runs of this family; none takes `RunConfig` as it is.
         has_details: Whether its `details.py` adds something to a run's folder.
         can_extend: Whether it goes on from a given video; its `extend.py` says how.
-        image_setting: What a picture is given to; none for a family that takes none.
+        option_settings: The settings of options that other families do not have, or have elsewhere.
     """
 
     package: str
     config: str | None = None
     has_details: bool = False
     can_extend: bool = False
-    image_setting: str | None = None
+    option_settings: Mapping[str, str] = MappingProxyType({})
 
 
 _FAMILIES = {
-    "self-forcing": _Family("qvg_cli.backends.self_forcing", config="SelfForcingConfig", can_extend=True),
+    "self-forcing": _Family(
+        "qvg_cli.backends.self_forcing",
+        config="SelfForcingConfig",
+        can_extend=True,
+        option_settings={"--window": "sampler.window", "--sink": "sampler.sink"},
+    ),
     "hyworldplay": _Family(
         "qvg_cli.backends.hyworldplay",
         config="HyWorldPlayConfig",
         has_details=True,
-        image_setting="walk.image",
+        option_settings={"--image": "walk.image", "--window": "sampler.window"},
     ),
     "longcat": _Family(
-        "qvg_cli.backends.longcat", config="LongCatConfig", can_extend=True, image_setting="source.image"
+        "qvg_cli.backends.longcat",
+        config="LongCatConfig",
+        can_extend=True,
+        option_settings={"--image": "source.image"},
     ),
 }
 
@@ -83,9 +92,9 @@ def run_details(config: RunConfig) -> RunDetails:
     return details
 
 
-def image_setting(backend: str) -> str | None:
-    """The setting of a family that takes a picture, if it has one."""
-    return _FAMILIES[backend].image_setting
+def option_setting(backend: str, option: str) -> str | None:
+    """The setting that `option` stands for with this family; none if it does not have the option."""
+    return _FAMILIES[backend].option_settings.get(option)
 
 
 def can_extend(backend: str) -> bool:

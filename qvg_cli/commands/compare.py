@@ -47,6 +47,8 @@ def compare(
     pad_pose: options.PadPose = None,
     image: options.Image = None,
     context: options.Context = None,
+    window: options.Window = None,
+    sink: options.Sink = None,
     out: Annotated[
         Path,
         typer.Option(metavar="FOLDER", help="Results go to FOLDER/compare/<name>/, never over old ones."),
@@ -75,6 +77,7 @@ def compare(
         "--prompt": prompt, "--prompts": prompts, "--seed": seed, "--seeds": seeds, "--backend": backend,
         "--pocket": pocket or None, "--seconds": seconds, "--frames": frames, "--size": size,
         "--pose": pose, "--pad-pose": pad_pose, "--image": image, "--context": context,
+        "--window": window, "--sink": sink,
         "--config": config, "--set": set_ or None,
     }  # fmt: skip
     if not are_presets(arms):
@@ -106,6 +109,8 @@ def compare(
             pad_pose=pad_pose,
             image=image,
             context=context,
+            window=window,
+            sink=sink,
             prompt_option="--prompt",
         ),
     )

@@ -45,6 +45,8 @@ def extend(
         int | None, typer.Option(metavar="N", help="longcat: new segments.", show_default=False)
     ] = None,
     size: options.Size = None,
+    window: options.Window = None,
+    sink: options.Sink = None,
     seed: options.Seed = None,
     prompts: options.Prompts = None,
     schedule: options.Schedule = None,
@@ -90,7 +92,9 @@ def extend(
         # A run of another family than the one that is asked for is a clip like any other.
         file=config or start.settings_for(backend),
         sets=set_ or (),
-        options=options.option_layers(prompt=prompt, cache=cache, size=size, seed=seed, device=device),
+        options=options.option_layers(
+            prompt=prompt, cache=cache, size=size, seed=seed, device=device, window=window, sink=sink
+        ),
     )
     planned = plan_jobs(
         request,

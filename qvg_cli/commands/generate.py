@@ -37,6 +37,8 @@ def generate(
     pad_pose: options.PadPose = None,
     image: options.Image = None,
     context: options.Context = None,
+    window: options.Window = None,
+    sink: options.Sink = None,
     seed: options.Seed = None,
     prompts: options.Prompts = None,
     schedule: options.Schedule = None,
@@ -88,6 +90,8 @@ def generate(
             pad_pose=pad_pose,
             image=image,
             context=context,
+            window=window,
+            sink=sink,
         ),
     )
     if resume is not None:

@@ -130,6 +130,23 @@ Resume = Annotated[
         show_default=False,
     ),
 ]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="self-forcing, hyworldplay: latent frames that are attended to, the chunk's own included; "
+        "all is the whole history.",
+        show_default=False,
+    ),
+]
+Sink = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="self-forcing: first latent frames that a window never drops.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -145,10 +162,12 @@ def option_layers(
     pad_pose: str | None = None,
     image: Path | None = None,
     context: str | None = None,
+    window: str | None = None,
+    sink: int | None = None,
     prompt_option: str = "PROMPT",
 ) -> list[Layer]:
     """The settings of options of their own, each with the option's name."""
-    from qvg_cli.config_load import IMAGE_OPTION, Layer
+    from qvg_cli.config_load import Layer
 
     layers = []
     if prompt is not None:
@@ -165,8 +184,11 @@ def option_layers(
     if context is not None:
         layers.append(Layer("--context", {"sampler": {"context": context}}))
     if image is not None:
-        # Where it belongs is the backend's matter.
-        layers.append(Layer(IMAGE_OPTION, {"image": str(image)}))
+        layers.append(Layer("--image", {"--image": str(image)}))
+    if window is not None:
+        layers.append(Layer("--window", {"--window": _parse_window(window)}))
+    if sink is not None:
+        layers.append(Layer("--sink", {"--sink": sink}))
     walk = {"pose": pose, "pad_pose": pad_pose}
     for name, value in walk.items():
         if value is not None:
@@ -210,6 +232,14 @@ def check_out(out: Path) -> None:
     """
     if out.suffix in (".mp4", ".mkv", ".webm"):
         raise UsageError(f"--out {out} looks like a file", hint="give a folder; the video in it is video.mp4")
+
+
+def _parse_window(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--window {text} is not a number of latent frames", hint="or all")
+    return int(text)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -51,7 +51,20 @@ def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_las
         latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
         height=config.video.height,
         width=config.video.width,
+        notes=_about_length(config),
     )
+
+
+def _about_length(config: SelfForcingConfig) -> tuple[str, ...]:
+    """What is known of videos that are longer than those of the training."""
+    if config.video.frames <= TRAINED_FRAMES or config.model.weights == "pocket":
+        return ()
+    window = config.sampler.window
+    known = "the whole history is attended to, as in Quant VideoGen's runs of 180 latent frames"
+    if window is not None:
+        known = f"{window} latent frames are attended to; users report flicker about every 5 s with 21"
+    trained = f"{TRAINED_FRAMES} latent frames ({pixel_frames(TRAINED_FRAMES)} pixel frames)"
+    return (f"the model was trained on {trained} and the rest is beyond that: {known}",)
 
 
 def plan_chunks(
