@@ -4,12 +4,16 @@ import pytest
 import torch
 
 from qvg_kernels.codec import NonFiniteError, build_codec
-from qvg_kernels.spec import FittedSpec
+from qvg_kernels.spec import AsymSpec, FittedSpec, QvgSpec
 
 SPECS = [
     *(pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "int2", "int3", "int4", "trit")),
     pytest.param(FittedSpec(num_centroids=0, unbiased=0.8), id="without a table"),
     pytest.param(FittedSpec(num_centroids=70, unbiased=0.0), id="with 70 centroids"),
+    pytest.param(QvgSpec(num_centroids=16), id="qvg"),
+    pytest.param(QvgSpec(num_centroids=16, stages=3, block_size=16, bits=4), id="qvg in stages"),
+    pytest.param(AsymSpec(num_centroids=16), id="asym"),
+    pytest.param(AsymSpec(num_centroids=16, block_size=32, bits=4), id="asym in four bits"),
 ]
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from qvg_kernels import bitpack, e4m3
-from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite, stack_heads
+from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite, settle, stack_heads
+from qvg_kernels.dispatch import uses_kernels
 from qvg_kernels.kmeans import kmeans, random_starts
 from qvg_kernels.spec import QvgSpec, check_packed_shape
 
@@ -32,6 +33,13 @@ class QvgCodec:
         """Pack `[B, H, S, D]` values; the random starting tokens are the same for every head of the span."""
         batch, heads, tokens, head_dim = span.shape
         check_packed_shape(self.spec.scheme, tokens, head_dim)
+        if uses_kernels(span.device):
+            # Where Triton is not installed, nothing imports it.
+            from qvg_kernels.gpu.encode import encode_qvg
+
+            tensors, check = encode_qvg(span, self.spec, seed)
+            settle(check, checks)
+            return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, KINDS)
         require_finite(span, checks)
         generator = torch.Generator().manual_seed(seed)
         count = min(self.spec.num_centroids, tokens)

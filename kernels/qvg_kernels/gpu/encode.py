@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from qvg_kernels.codec import FiniteCheck
-from qvg_kernels.gpu import encode_residuals, encode_scales, encode_table, kmeans
+from qvg_kernels.gpu import encode_blocks, encode_residuals, encode_scales, encode_table, kmeans
 from qvg_kernels.gpu.encode_channels import measure
 from qvg_kernels.gpu.encode_points import Points
-from qvg_kernels.kmeans import spread_starts
+from qvg_kernels.kmeans import random_starts, spread_starts
 from qvg_kernels.rotation import phase_of_seed
-from qvg_kernels.spec import GRID_BITS, FittedSpec
+from qvg_kernels.spec import GRID_BITS, AsymSpec, FittedSpec, QvgSpec
 
 GROUP_BYTES = 128 * 2**20
 """Of values that are encoded at a time: the errors that a refit needs take as much again."""
@@ -73,6 +73,86 @@ def _encode_fitted(
     encode_scales.round_scales(scales, largest, target["scales"], units, 0)
     missed = kmeans.cluster_sums(errors, ids, max(count, 1))
     encode_table.refit(points, missed, table, steps, target["weights"], units, target["offset"])
+
+
+def encode_qvg(span: Tensor, spec: QvgSpec, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
+    """Pack `[B, H, S, D]` values with the scheme "qvg"; see `encode_fitted`."""
+    batch, heads, tokens, head_dim = span.shape
+    count, size = min(spec.num_centroids, tokens), min(spec.block_size, head_dim)
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(batch, heads, *shape, dtype=dtype, device=span.device)
+
+    tensors = {
+        "codes": empty(tokens, head_dim * spec.bits // 8, dtype=torch.uint8),
+        "scales": empty(tokens, head_dim // size, dtype=torch.uint8),
+        "ids": empty(spec.stages, tokens, dtype=torch.uint8),
+        "centroids": empty(spec.stages, count, head_dim, dtype=torch.bfloat16),
+    }
+    starts = _random(tokens, count, spec.stages, seed, span.device)
+    found = empty(3, dtype=torch.int32)
+    for part in _groups(span):
+        points, target = Points(span[part]), {name: tensor[part] for name, tensor in tensors.items()}
+        measure(points, None, None, found[part])
+        for stage in range(spec.stages):
+            ids, rounded = _cluster(points, starts[stage], spec.iterations)
+            target["ids"][:, stage] = ids
+            target["centroids"][:, stage] = rounded
+            if stage + 1 < spec.stages:
+                points = encode_blocks.subtract(points, rounded, ids)
+        encode_blocks.round_symmetric(
+            points, rounded, ids, spec.bits, size, target["scales"], target["codes"]
+        )
+    return tensors, FiniteCheck(head_dim, found)
+
+
+def encode_asym(span: Tensor, spec: AsymSpec, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
+    """Pack `[B, H, S, D]` values with the scheme "asym"; see `encode_fitted`."""
+    batch, heads, tokens, head_dim = span.shape
+    count, size = min(spec.num_centroids, tokens), min(spec.block_size, head_dim)
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(batch, heads, *shape, dtype=dtype, device=span.device)
+
+    tensors = {
+        "codes": empty(tokens, head_dim * spec.bits // 8, dtype=torch.uint8),
+        "steps": empty(tokens, head_dim // size, dtype=torch.uint8),
+        "lows": empty(tokens, head_dim // size, dtype=torch.uint8),
+        "ids": empty(tokens, dtype=torch.uint8),
+        "centroids": empty(count, head_dim, dtype=torch.bfloat16),
+        "units": empty(2, dtype=torch.float32),
+    }
+    starts = _random(tokens, count, 1, seed, span.device)
+    found = empty(3, dtype=torch.int32)
+    for part in _groups(span):
+        points, target = Points(span[part]), {name: tensor[part] for name, tensor in tensors.items()}
+        measure(points, None, None, found[part])
+        ids, rounded = _cluster(points, starts[0], spec.iterations)
+        target["ids"].copy_(ids)
+        target["centroids"].copy_(rounded)
+        lows, steps, *largest = encode_blocks.measure_blocks(points, rounded, ids, spec.bits, size)
+        encode_scales.round_scales(steps, largest[1], target["steps"], target["units"], 0)
+        encode_scales.round_scales(lows, largest[0], target["lows"], target["units"], 1)
+        encode_blocks.round_asymmetric(
+            points, rounded, ids, spec.bits, size,
+            target["lows"], target["steps"], target["units"], target["codes"],
+        )  # fmt: skip
+    return tensors, FiniteCheck(head_dim, found)
+
+
+def _cluster(points: Points, starts: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Ids `[H, S]` uint8 and centroids `[H, K, D]` bf16 of k-means from `starts`."""
+    ids = points.empty(points.tokens, dtype=torch.uint8)
+    centroids = kmeans.kmeans(points, starts, iterations, ids)
+    return ids, centroids.values[:, : centroids.count].to(torch.bfloat16).contiguous()
+
+
+def _random(tokens: int, count: int, stages: int, seed: int, device: torch.device) -> Tensor:
+    """`[stages, count]` int32 token numbers that k-means starts from, drawn as the reference draws them."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.stack([random_starts(tokens, count, generator) for _ in range(stages)]).int()
+    # A copy from pinned memory does not wait for the GPU's queue.
+    return starts.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else starts
 
 
 def _code_shape(spec: FittedSpec, tokens: int, head_dim: int) -> tuple[int, int]:

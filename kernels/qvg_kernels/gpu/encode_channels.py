@@ -1,7 +1,7 @@
 """Where each channel of a head stands and how far it spreads, and whether all of its values are finite.
 
-`fitted.FittedCodec._encode_head` is the torch reference. Means and deviations of blocks of tokens are merged
-in the order of the tokens (Chan, Golub and LeVeque 1979), so a large offset costs no precision.
+`fitted.FittedCodec._encode_head` is the torch reference. Means and deviations of runs of tokens are taken
+from a token of the run and merged in order (Chan, Golub and LeVeque 1979): a large offset costs no precision.
 """
 
 from __future__ import annotations
@@ -53,28 +53,37 @@ def _moments_kernel(
     """Means and squared deviations of the channels over SPLIT_TOKENS tokens, and what is not finite."""
     split, head = tl.program_id(0), tl.program_id(1)
     channels = tl.arange(0, HEAD_DIM)
-    mean = tl.zeros([HEAD_DIM], tl.float32)
-    square = tl.zeros([HEAD_DIM], tl.float32)
-    count, num_bad, first_bad = 0.0, 0, NOWHERE
-    stop = tl.minimum((split + 1) * SPLIT_TOKENS, num_tokens)
-    for first in range(split * SPLIT_TOKENS, stop, BLOCK_S):
+    start = split * SPLIT_TOKENS
+    stop = tl.minimum(start + SPLIT_TOKENS, num_tokens)
+    # Sums are taken from the first token, which lies among the others, and across tokens only at the end.
+    pivot = load_tokens(
+        span, head_stride, token_stride, start + tl.arange(0, 1), tl.arange(0, 1) < 1, HEAD_DIM
+    )
+    pivot = pivot.to(tl.float32)
+    total = tl.zeros([BLOCK_S, HEAD_DIM], tl.float32)
+    square = tl.zeros([BLOCK_S, HEAD_DIM], tl.float32)
+    num_bad = tl.zeros([BLOCK_S, HEAD_DIM], tl.int32)
+    first_bad = tl.zeros([BLOCK_S, HEAD_DIM], tl.int32) + NOWHERE
+    for first in range(start, stop, BLOCK_S):
         tokens = first + tl.arange(0, BLOCK_S)
         is_token = tokens < stop
         values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM).to(tl.float32)
-        size = tl.minimum(stop - first, BLOCK_S).to(tl.float32)
-        block_mean = tl.sum(values, 0) / size
-        difference = tl.where(is_token[:, None], values - block_mean[None, :], 0.0)
-        block_square = tl.sum(difference * difference, 0)
-        mean, square, count = _merge(mean, square, count, block_mean, block_square, size)
+        difference = tl.where(is_token[:, None], values - pivot, 0.0)
+        total += difference
+        square += difference * difference
         is_bad = (values.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >= 0x7F800000
-        num_bad += tl.sum(tl.sum(is_bad.to(tl.int32), 1), 0)
+        num_bad += is_bad.to(tl.int32)
         place = tokens[:, None] * HEAD_DIM + channels[None, :]
-        first_bad = tl.minimum(first_bad, tl.min(tl.min(tl.where(is_bad, place, NOWHERE), 1), 0))
+        first_bad = tl.where(is_bad, tl.minimum(first_bad, place), first_bad)
+    count = (stop - start).to(tl.float32)
+    moved = tl.sum(total, 0) / count
+    mean = tl.sum(pivot, 0) + moved
+    deviation = tl.maximum(tl.sum(square, 0) - moved * moved * count, 0.0)
     row = head * tl.num_programs(0) + split
     tl.store(means + row * HEAD_DIM + channels, mean)
-    tl.store(squares + row * HEAD_DIM + channels, square)
-    tl.store(checks + row * 2, num_bad)
-    tl.store(checks + row * 2 + 1, first_bad)
+    tl.store(squares + row * HEAD_DIM + channels, deviation)
+    tl.store(checks + row * 2, tl.sum(tl.sum(num_bad, 1), 0))
+    tl.store(checks + row * 2 + 1, tl.min(tl.min(first_bad, 1), 0))
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_splits"])

@@ -66,8 +66,8 @@ def _larger(score, threshold, other_score, other_threshold):
 
 
 @triton.jit
-def _search(values, SHIFT: tl.constexpr):
-    """The best shape under one shift.
+def _search(values, shift):
+    """The best shape under one shift, 1.0 or -1.0.
 
     Returns:
         Its score: product with the magnitudes minus half its square, but for a constant. Keys of the least
@@ -76,8 +76,8 @@ def _search(values, SHIFT: tl.constexpr):
     keys = ()
     signs = tl.zeros_like(values[0]).to(tl.int32)
     for place in tl.static_range(8):
-        signs ^= (values[place] - SHIFT).to(tl.int32, bitcast=True)
-        keys = keys + (_key(values[place] - SHIFT, place),)
+        signs ^= (values[place] - shift).to(tl.int32, bitcast=True)
+        keys = keys + (_key(values[place] - shift, place),)
     is_odd = signs < 0
     a, b, c, d, e, f, g, h = _ordered(keys)
     first = a.to(tl.float32, bitcast=True)
@@ -110,13 +110,14 @@ def _search(values, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def nearest_words(rotated, factor, codes):
+def nearest_words(rotated, factor, codes, num_shifts):
     """Nearest codewords.
 
     Args:
         rotated: Eight float32 tensors `[BLOCK_S, GROUPS]`.
         factor: Of each token, `[BLOCK_S]`: quarters in a unit.
         codes: Pointer to `pattern_codes`.
+        num_shifts: 2.
 
     Returns:
         Levels, eight float32 tensors, and each group's two bytes, int32.
@@ -124,16 +125,24 @@ def nearest_words(rotated, factor, codes):
     values = ()
     for place in tl.static_range(8):
         values = values + (rotated[place] * factor[:, None],)
-    up, threshold, ten, flipped = _search(values, 1.0)
-    down, down_threshold, down_ten, down_flipped = _search(values, -1.0)
     total = values[0]
     for place in tl.static_range(1, 8):
         total += values[place]
-    # The squares of the shifted values differ by four times their sum.
-    is_down = up + 2 * total < down
-    threshold = tl.where(is_down, down_threshold, threshold)
-    ten = tl.where(is_down, down_ten, ten)
-    flipped = tl.where(is_down, down_flipped, flipped)
+    best = tl.zeros_like(total) + float("-inf")
+    threshold = tl.zeros_like(total).to(tl.int32)
+    ten, flipped, is_down = threshold, threshold, total < total
+    # A loop, so that the search is compiled once; that its end is not known keeps it one.
+    for down in tl.range(0, num_shifts, num_stages=1):
+        shift = 1.0 - 2.0 * down
+        score, its_threshold, its_ten, its_flipped = _search(values, shift)
+        # The squares of the shifted values differ by twice their sum from those of the values.
+        score += total * shift
+        is_better = score > best
+        best = tl.where(is_better, score, best)
+        threshold = tl.where(is_better, its_threshold, threshold)
+        ten = tl.where(is_better, its_ten, ten)
+        flipped = tl.where(is_better, its_flipped, flipped)
+        is_down = is_better & (down > 0)
     shift = tl.where(is_down, -1.0, 1.0)
     levels = ()
     index = tl.zeros_like(threshold)

@@ -91,11 +91,11 @@ def _store_codes(
             tl.store(at, indices[place].to(tl.uint8), mask=mask)
 
 
-@triton.jit(do_not_specialize=["phase", "count", "num_tokens", "num_chunks", "unbiased"])
+@triton.jit(do_not_specialize=["phase", "count", "num_tokens", "num_chunks", "num_shifts", "unbiased"])
 def _residual_kernel(
     span, head_stride, token_stride, offset, inverse, ids, table, steps, units,
     flips, columns, rows, patterns, codes, scales, largest, errors,
-    phase, count, num_tokens, num_chunks, step, unbiased,
+    phase, count, num_tokens, num_chunks, num_shifts, step, unbiased,
     GRID: tl.constexpr, LEVELS: tl.constexpr, NUM_LEVELS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -141,7 +141,7 @@ def _residual_kernel(
     for chunk in tl.range(num_chunks, num_stages=1):
         rotated = _rotated(residual, columns, chunk, HEAD_DIM)
         if GRID == "e8":
-            levels, words = nearest_words(rotated, factor, patterns)
+            levels, words = nearest_words(rotated, factor, patterns, num_shifts)
             _store_codes(codes, words, (), chunk, row, is_token, GRID, HEAD_DIM)
         else:
             levels, indices = nearest_levels(rotated, factor, LEVELS, NUM_LEVELS)
@@ -201,7 +201,7 @@ def round_residuals(
         point, `[H, S, D]` as products take it.
     """
     tokens, head_dim, device = points.tokens, points.head_dim, points.span.device
-    shape = encode_sizes.codes(head_dim, device)
+    shape = encode_sizes.codes(head_dim)
     blocks = triton.cdiv(tokens, shape.tokens)
     scales, largest = points.empty(tokens), points.empty(blocks)
     errors = points.empty(tokens, head_dim, dtype=numbers.operand_dtype())
@@ -218,7 +218,7 @@ def round_residuals(
         points.span, *points.span.stride()[:2], points.offset, points.inverse, ids, table, steps, units,
         numbers.sign_flips(head_dim, device), hadamard_columns(head_dim, device),
         hadamard_rows(head_dim, device), pattern_codes(device),
-        target, scales, largest, errors, phase, count, tokens, head_dim // 64,
+        target, scales, largest, errors, phase, count, tokens, head_dim // 64, 2,
         step, unbiased, name, levels, len(levels), head_dim, shape.tokens, num_warps=shape.warps,
     )  # fmt: skip
     if name == "trit":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -79,6 +78,20 @@ def _start_kernel(
     _store_centroids(values, rows, count, num_rows, centroids, operand, bias, HEAD_DIM)
 
 
+@triton.jit
+def _nearest(points, centroids, bias, BLOCK_K: tl.constexpr):
+    """Of BLOCK_K centroids the nearest to each point, the lowest of equals, and how close it is.
+
+    Closeness is minus half the squared distance, but for the point's own norm.
+    """
+    closeness = tl.dot(points, centroids.T, input_precision="ieee") + bias[None, :]
+    best = tl.max(closeness, 1)
+    column = tl.arange(0, BLOCK_K)[None, :]
+    lowest = tl.min(tl.where(closeness == best[:, None], column, BLOCK_K), 1)
+    # A point that is not finite is near to none.
+    return tl.minimum(lowest, BLOCK_K - 1), best
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _assign_kernel(
     span, head_stride, token_stride, offset, inverse, operand, bias, ids, num_tokens, num_rows,
@@ -91,18 +104,14 @@ def _assign_kernel(
     values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM)
     points = centred(values, offset, inverse, HEAD_DIM).to(OPERAND)
     channels = tl.arange(0, HEAD_DIM)
-    column = tl.arange(0, BLOCK_K)
     best = tl.full([BLOCK_S], float("-inf"), tl.float32)
     nearest = tl.zeros([BLOCK_S], tl.int32)
     for first in tl.range(0, num_rows, BLOCK_K, num_stages=STAGES):
-        rows = head * num_rows + first + column
+        rows = head * num_rows + first + tl.arange(0, BLOCK_K)
         centroids = tl.load(operand + rows[:, None] * HEAD_DIM + channels[None, :])
-        # Half the squared distance, but for the token's own norm and with the other sign.
-        closeness = tl.dot(points, centroids.T, input_precision="ieee") + tl.load(bias + rows)[None, :]
-        top = tl.max(closeness, 1)
-        lowest = tl.min(tl.where(closeness == top[:, None], column[None, :], BLOCK_K), 1)
-        nearest = tl.where(top > best, first + lowest, nearest)
-        best = tl.maximum(top, best)
+        lowest, closeness = _nearest(points, centroids, tl.load(bias + rows), BLOCK_K)
+        nearest = tl.where(closeness > best, first + lowest, nearest)
+        best = tl.maximum(closeness, best)
     tl.store(ids + head.to(tl.int64) * num_tokens + tokens, nearest.to(tl.uint8), mask=is_token)
 
 
@@ -123,35 +132,66 @@ def _add_members(members, values, total):
     return total
 
 
+@triton.jit
+def _load_ids(ids, tokens, is_token):
+    """Clusters of tokens, int32; -1 where `is_token` does not hold, cluster 0 for all without `ids`."""
+    if ids is None:
+        cluster = tl.where(is_token, 0, -1)
+    else:
+        cluster = tl.load(ids + tokens, mask=is_token, other=0).to(tl.int32)
+        cluster = tl.where(is_token, cluster, -1)
+    return cluster
+
+
 @triton.jit(do_not_specialize=["num_tokens", "tokens_per_run", "num_blocks"])
 def _sum_kernel(
-    span, head_stride, token_stride, ids, sums, sizes, num_tokens, tokens_per_run, num_blocks,
+    span, head_stride, token_stride, offset, inverse, operand, bias, ids, sums, sizes,
+    num_tokens, tokens_per_run, num_blocks, ASSIGNS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Sums and sizes of BLOCK_K clusters over one run of tokens; without `ids` all are in cluster 0."""
+    """Sums and sizes of BLOCK_K clusters over one run of tokens.
+
+    With ASSIGNS these are all clusters, and each token is first assigned to the nearest centroid.
+    """
     # Programs of the same run are neighbours, so that the second finds its tokens in the cache.
     run, block = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
     head = tl.program_id(1)
     clusters = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    channels = tl.arange(0, HEAD_DIM)
     total = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
-    size = tl.zeros([BLOCK_K], tl.int32)
-    stop = tl.minimum((run + 1) * tokens_per_run, num_tokens)
-    for first in tl.range(run * tokens_per_run, stop, BLOCK_S, num_stages=STAGES):
+    size = tl.zeros([BLOCK_K, 16], tl.float32)
+    ones = tl.full([BLOCK_S, 16], 1.0, OPERAND)
+    first_token = run * tokens_per_run
+    stop = tl.minimum(first_token + tokens_per_run, num_tokens)
+    if ids is not None:
+        ids += head.to(tl.int64) * num_tokens
+    if ASSIGNS:
+        rows = head * BLOCK_K + clusters
+        centroids = tl.load(operand + rows[:, None] * HEAD_DIM + channels[None, :])
+        biases = tl.load(bias + rows)
+    else:
+        tokens = first_token + tl.arange(0, BLOCK_S)
+        upcoming = _load_ids(ids, tokens, tokens < stop)
+    for first in tl.range(first_token, stop, BLOCK_S, num_stages=STAGES):
         tokens = first + tl.arange(0, BLOCK_S)
         is_token = tokens < stop
-        if ids is None:
-            cluster = tl.where(is_token, 0, -1)
-        else:
-            cluster = tl.load(ids + head.to(tl.int64) * num_tokens + tokens, mask=is_token, other=0)
-            cluster = tl.where(is_token, cluster.to(tl.int32), -1)
-        is_member = cluster[None, :] == clusters[:, None]
         values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM)
-        total = _add_members(is_member.to(OPERAND), values, total)
-        size += tl.sum(is_member.to(tl.int32), 1)
+        if ASSIGNS:
+            points = centred(values, offset, inverse, HEAD_DIM).to(OPERAND)
+            nearest, _ = _nearest(points, centroids, biases, BLOCK_K)
+            tl.store(ids + tokens, nearest.to(tl.uint8), mask=is_token)
+            cluster = tl.where(is_token, nearest, -1)
+        else:
+            # The next block's clusters are asked for while this block is multiplied.
+            cluster = upcoming
+            upcoming = _load_ids(ids, tokens + BLOCK_S, tokens + BLOCK_S < stop)
+        members = (cluster[None, :] == clusters[:, None]).to(OPERAND)
+        total = _add_members(members, values, total)
+        size = tl.dot(members, ones, size, input_precision="ieee")
     runs = tl.num_programs(0) // num_blocks
     row = (head * runs + run) * num_blocks * BLOCK_K + clusters
-    tl.store(sums + row.to(tl.int64)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :], total)
-    tl.store(sizes + row, size.to(tl.float32))
+    tl.store(sums + row.to(tl.int64)[:, None] * HEAD_DIM + channels[None, :], total)
+    tl.store(sizes + row, tl.max(size, 1))
 
 
 @triton.jit
@@ -193,15 +233,19 @@ def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Cent
         The means of exactly the points that `ids` names.
     """
     centroids = _start(points, starts)
+    is_whole = (
+        encode_sizes.cluster_block(len(starts), points.head_dim, ids.device) == centroids.values.shape[1]
+    )
     for _ in range(iterations):
-        assign(points, centroids, ids)
-        _move(points, centroids, cluster_sums(points.span, ids, len(starts)))
+        if not is_whole:
+            assign(points, centroids, ids)
+        _move(points, centroids, _sum(points, ids, len(starts), centroids if is_whole else None))
     return centroids
 
 
 def _start(points: Points, starts: Tensor) -> Centroids:
     count, head_dim = len(starts), points.head_dim
-    num_rows = encode_sizes.cluster_rows(count, head_dim)
+    num_rows = encode_sizes.cluster_rows(count, head_dim, points.span.device)
     centroids = Centroids(
         count,
         points.empty(num_rows, head_dim),
@@ -220,12 +264,12 @@ def _start(points: Points, starts: Tensor) -> Centroids:
 def assign(points: Points, centroids: Centroids, ids: Tensor) -> None:
     """Fill `[H, S]` uint8 ids with the numbers of the nearest centroids."""
     num_rows, head_dim = centroids.values.shape[1:]
-    sizes = encode_sizes.assign(head_dim, points.span.device)
+    sizes = encode_sizes.assign(head_dim)
+    block = encode_sizes.assign_block(encode_sizes.cluster_block(centroids.count, head_dim, ids.device))
     _assign_kernel[(triton.cdiv(points.tokens, sizes.tokens), points.heads)](
         points.span, *points.span.stride()[:2], points.offset, points.inverse,
         centroids.operand, centroids.bias, ids, points.tokens, num_rows,
-        head_dim, sizes.tokens, encode_sizes.cluster_block(centroids.count, head_dim), sizes.stages,
-        num_warps=sizes.warps,
+        head_dim, sizes.tokens, block, sizes.stages, num_warps=sizes.warps,
     )  # fmt: skip
 
 
@@ -237,18 +281,26 @@ def cluster_sums(span: Tensor, ids: Tensor | None, count: int) -> ClusterSums:
         ids: `[H, S]` uint8, contiguous; none puts every token into cluster 0.
         count: K.
     """
-    heads, tokens, head_dim = span.shape
-    block, num_rows = encode_sizes.cluster_block(count, head_dim), encode_sizes.cluster_rows(count, head_dim)
+    return _sum(Points(span), ids, count, None)
+
+
+def _sum(points: Points, ids: Tensor | None, count: int, centroids: Centroids | None) -> ClusterSums:
+    """`cluster_sums`; with centroids the ids are found first, and all centroids must fit a block."""
+    tokens, head_dim, device = points.tokens, points.head_dim, points.span.device
+    block = encode_sizes.cluster_block(count, head_dim, device)
+    num_rows = encode_sizes.cluster_rows(count, head_dim, device)
     tokens_per_run = encode_sizes.tokens_per_run(tokens)
     runs, num_blocks = triton.cdiv(tokens, tokens_per_run), num_rows // block
-    sums = torch.empty(heads, runs, num_rows, head_dim, device=span.device)
-    sizes = torch.empty(heads, runs, num_rows, device=span.device)
-    shape = encode_sizes.sums(head_dim, span.device)
-    _sum_kernel[(runs * num_blocks, heads)](
-        span, *span.stride()[:2], ids, sums, sizes, tokens, tokens_per_run, num_blocks,
+    clusters = ClusterSums(points.empty(runs, num_rows, head_dim), points.empty(runs, num_rows))
+    shape = encode_sizes.sums(block, head_dim)
+    offset, inverse = (points.offset, points.inverse) if centroids else (None, None)
+    operand, bias = (centroids.operand, centroids.bias) if centroids else (None, None)
+    _sum_kernel[(runs * num_blocks, points.heads)](
+        points.span, *points.span.stride()[:2], offset, inverse, operand, bias, ids,
+        clusters.sums, clusters.sizes, tokens, tokens_per_run, num_blocks, centroids is not None,
         head_dim, shape.tokens, block, shape.stages, num_warps=shape.warps,
     )  # fmt: skip
-    return ClusterSums(sums, sizes)
+    return clusters
 
 
 def _move(points: Points, centroids: Centroids, clusters: ClusterSums) -> None:
