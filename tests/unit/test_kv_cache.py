@@ -12,6 +12,7 @@ from qvg_cli.cache.kv_cache import KVCache, open_cache
 from qvg_cli.config import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.plan import VideoPlan
+from qvg_kernels.codec import FiniteCheck
 from qvg_kernels.spec import Bf16Spec, CodecSpec, NoneSpec, QvgSpec
 
 HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
@@ -137,6 +138,17 @@ def test_a_value_that_is_not_a_number_is_refused_with_its_place():
     keys[0, 1, TOKENS + 5, 7] = float("nan")
     with pytest.raises(QvgError, match=r"layer 1, latent frame 1: .*head 1"):
         cache.layers[1].append(keys, keys, (0, 1, 2), ((0, 1, 2),))
+
+
+def test_a_check_that_was_put_off_is_settled_when_the_chunk_is_committed():
+    cache = empty_cache(video_plan(), QVG)
+    keys = keys_of((0, 1, 2))
+    cache.layers[0].unsettled.append(((0, 1, 2), FiniteCheck.of(keys)))
+    keys[0, 1, TOKENS + 5, 7] = float("inf")
+    cache.layers[1].unsettled.append(((0, 1, 2), FiniteCheck.of(keys)))
+    with pytest.raises(QvgError, match=r"layer 1, latent frame 1: .*holds 1 NaN .*head 1"):
+        cache.commit((0, 1, 2))
+    cache.commit((0, 1, 2))
 
 
 def test_the_peak_is_the_fullest_moment_of_a_chunk():
