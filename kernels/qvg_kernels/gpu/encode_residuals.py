@@ -19,11 +19,19 @@ from qvg_kernels.gpu.encode_lattice import nearest_words, pattern_codes
 from qvg_kernels.gpu.encode_levels import joined, nearest_levels, token_sum
 from qvg_kernels.gpu.encode_points import Points, centred, load_tokens
 from qvg_kernels.gpu.encode_table import TINY, table_steps
-from qvg_kernels.gpu.numbers import OPERAND, flip_signs, token_pattern
+from qvg_kernels.gpu.numbers import OPERAND, token_pattern
 from qvg_kernels.grids import ScalarGrid, grid
+from qvg_kernels.rotation import sign_patterns
 from qvg_kernels.spec import GridName
 
 QUARTER = tl.constexpr(lattice.STEP)
+
+
+@cache
+def wide_flips(head_dim: int, device: torch.device) -> Tensor:
+    """`[64, head_dim]` int8: -128 where a sign pattern is negative, else 0."""
+    flips: Tensor = torch.where(sign_patterns(head_dim, device) < 0, -128, 0).to(torch.int8)
+    return flips
 
 
 @cache
@@ -38,6 +46,13 @@ def hadamard_rows(head_dim: int, device: torch.device) -> Tensor:
     """`[D / 64, 4, 16, D]`: the matrix of signs, where row `64 a + 8 b + 2 c + d` is `[a, c, 2 b + d]`."""
     rows = numbers.hadamard_signs(head_dim, device).to(numbers.operand_dtype())
     return rows.reshape(-1, 8, 4, 2, head_dim).transpose(1, 2).reshape(-1, 4, 16, head_dim).contiguous()
+
+
+@triton.jit
+def _flipped(values, flips):
+    """Float32 values, negated where `flips` is -128; residuals may be too large for float16."""
+    bits = values.to(tl.int32, bitcast=True) ^ (flips.to(tl.int32) << 24)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -116,7 +131,7 @@ def _residual_kernel(
         entry = tl.load(table + (head * count + cluster)[:, None] * HEAD_DIM + channels[None, :])
         residual -= table_steps(steps, units, head, HEAD_DIM)[None, :] * entry.to(tl.float32)
     flip = tl.load(flips + token_pattern(tokens, phase)[:, None] * HEAD_DIM + channels[None, :])
-    residual = flip_signs(residual, flip)
+    residual = _flipped(residual, flip)
     # The rotation keeps the energy.
     energy = tl.sum(residual * residual, 1)
     # Rounding to bf16 errs 40 dB less than the finest grid.
@@ -162,7 +177,7 @@ def _residual_kernel(
 
     bits = scale.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
-    error = flip_signs(residual.to(tl.float32) - (rounded * HEAD_DIM**-0.5)[:, None] * turned, flip)
+    error = _flipped(residual.to(tl.float32) - (rounded * HEAD_DIM**-0.5)[:, None] * turned, flip)
     at = errors + row[:, None] * HEAD_DIM + channels[None, :]
     tl.store(at, error.to(OPERAND), mask=is_token[:, None])
 
@@ -216,7 +231,7 @@ def round_residuals(
     count = 0 if table is None else table.shape[1]
     _residual_kernel[(blocks, points.heads)](
         points.span, *points.span.stride()[:2], points.offset, points.inverse, ids, table, steps, units,
-        numbers.sign_flips(head_dim, device), hadamard_columns(head_dim, device),
+        wide_flips(head_dim, device), hadamard_columns(head_dim, device),
         hadamard_rows(head_dim, device), pattern_codes(device),
         target, scales, largest, errors, phase, count, tokens, head_dim // 64, 2,
         step, unbiased, name, levels, len(levels), head_dim, shape.tokens, num_warps=shape.warps,
