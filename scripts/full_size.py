@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     device = resolve_device(options.device)
     if options.memory_limit_gib is not None:
+        if device.type != "cuda":
+            raise SystemExit(f"--memory-limit-gib needs a GPU, the device is {device}")
         share = options.memory_limit_gib * 2**30 / torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(share, device)
     config = load_run(options, options.cache[0])
