@@ -40,9 +40,8 @@ class RunDetails:
 class Extension(Protocol):
     """How a family goes on from a given video. No torch."""
 
-    @property
-    def default_frames(self) -> int:
-        """Latent frames to make where no length is asked for."""
+    def default_frames(self, given: int) -> int:
+        """Latent frames to make where no length is asked for, after `given` ones; 0 if none can follow."""
         ...
 
     def frames_of_segments(self, count: int) -> int | None:

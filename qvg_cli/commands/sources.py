@@ -61,6 +61,10 @@ def find_start(path: Path) -> Start:
     run = RunDir(path if path.is_dir() else path.parent)
     is_run = run.config.is_file() and run.latents.is_file() and run.video.is_file()
     if path.is_dir():
+        if run.state.is_dir():
+            raise UsageError(
+                f"the run in {path} is not finished", hint=f"finish it: qvg generate --resume {path}"
+            )
         if not is_run:
             raise UsageError(
                 f"{path} is not the folder of a run: it lacks one of "
@@ -84,11 +88,13 @@ def take_up(start: Start, config: RunConfig, console: Console, *, is_size_given:
     if start.run is None:
         return _after_clip(start.video, config, console, is_size_given=is_size_given)
     made_with = load_config(Request(file=start.run.config)).config
+    num_frames = _count_latents(start.run.latents)
     obstacle = _obstacle(made_with, config)
+    if obstacle is None and rules.default_frames(num_frames) == 0:
+        obstacle = f"its {num_frames} latent frames leave no room in the positions of the model"
     if obstacle is not None:
         console.note(f"{start.run.path}: {obstacle}; going on from {start.video.name} as from any clip")
         return _after_clip(start.video, config, console, is_size_given=is_size_given)
-    num_frames = _count_latents(start.run.latents)
     old = made_with.source
     source = SourceConfig(
         frames=num_frames,
@@ -100,7 +106,7 @@ def take_up(start: Start, config: RunConfig, console: Console, *, is_size_given:
         f"going on from the {num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) of "
         f"{start.run.path}"
     )
-    return _with_source(config, source, rules.default_frames)
+    return _with_source(config, source, rules.default_frames(num_frames))
 
 
 def take_picture(config: RunConfig, console: Console, *, is_size_given: bool) -> RunConfig:
@@ -155,7 +161,7 @@ def _after_clip(path: Path, config: RunConfig, console: Console, *, is_size_give
     console.note(_fitting(clip, config, num_frames, kept))
     console.note(f"the model goes on from its last {pixel_frames(clip_frames)} frames ({clip_frames} latent)")
     source = SourceConfig(frames=clip_frames, clip=str(path.absolute()), clip_frames=clip_frames)
-    return _with_source(config, source, rules.default_frames)
+    return _with_source(config, source, rules.default_frames(clip_frames))
 
 
 def _with_source(config: RunConfig, source: SourceConfig, new_frames: int) -> RunConfig:

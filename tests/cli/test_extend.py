@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qvg_cli.commands import make_videos
 from qvg_cli.errors import QvgError
@@ -144,6 +144,27 @@ def test_latents_that_do_not_fit_are_not_used(finished, extended, qvg, tiny, tmp
         "its latents are of another size or rate; going on from video.mp4 as from any clip" in result.stderr
     )
     assert json.loads(result.stdout)["given_frames"] == 33
+
+
+def test_a_run_that_fills_the_positions_is_a_clip(finished, qvg, tiny, tmp_path):
+    """Its latents stand for more frames than it has; only their number counts here."""
+    _, made = finished
+    shutil.copytree(made["folder"], tmp_path / "long")
+    save_file({"latents": torch.zeros(1, 16, 1023, 4, 8)}, tmp_path / "long" / "latents.safetensors")
+    result = qvg("extend", tmp_path / "long", "--frames", 12, "--out", tmp_path / "out", "--device", "gpu")
+    assert (
+        "its 1023 latent frames leave no room in the positions of the model; going on from" in result.stderr
+    )
+    assert "the model goes on from its last 33 frames (9 latent)\n" in result.stderr
+
+
+def test_a_run_that_is_not_finished_is_refused(finished, qvg, tmp_path):
+    _, made = finished
+    shutil.copytree(made["folder"], tmp_path / "run")
+    (tmp_path / "run" / "state").mkdir()
+    result = qvg("extend", tmp_path / "run", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"hint: finish it: qvg generate --resume {tmp_path}/run\n" in result.stderr
 
 
 def test_a_run_whose_clip_has_gone_is_a_clip_itself(clip, extended, qvg, tmp_path):

@@ -16,8 +16,7 @@ class LongCatExtension:
 
     config: LongCatConfig
 
-    @property
-    def default_frames(self) -> int:
+    def default_frames(self, given: int) -> int:
         """One segment."""
         return self.config.sampler.frames_per_chunk
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qvg_cli.backends.self_forcing.config import SelfForcingConfig
-from qvg_cli.backends.self_forcing.plan import TRAINED_FRAMES
+from qvg_cli.backends.self_forcing.plan import MAX_FRAMES, TRAINED_FRAMES
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
 
@@ -16,11 +16,10 @@ class SelfForcingExtension:
 
     config: SelfForcingConfig
 
-    @property
-    def default_frames(self) -> int:
-        """As many as the model was trained to make, in whole chunks."""
+    def default_frames(self, given: int) -> int:
+        """As many as the model was trained to make, in whole chunks, or what its positions leave."""
         size = self.config.sampler.frames_per_chunk
-        return max(1, TRAINED_FRAMES // size) * size
+        return min(max(1, TRAINED_FRAMES // size), (MAX_FRAMES - given) // size) * size
 
     def frames_of_segments(self, count: int) -> None:
         """See `Extension.frames_of_segments`."""
