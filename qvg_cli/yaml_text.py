@@ -7,6 +7,8 @@ keys. Each is refused here with its line. Text written here is always accepted b
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -21,6 +23,9 @@ _NUMBER_TRAPS = (
     (re.compile(r"\d{4}-\d\d?-\d\d?([Tt\s].*)?"), "YAML takes it for a date"),
 )
 _PROPER_FLOAT = re.compile(r"[-+]?\d+\.\d*([eE][-+]\d+)?")
+_MAX_CHARACTERS = 1_000_000
+_MAX_NODES = 10_000
+_NEST_HINT = "settings are two or three levels deep and have no & or * names"
 _TRUTH_TRAP = re.compile(r"y|yes|n|no|on|off", re.IGNORECASE)
 
 
@@ -33,28 +38,64 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         UsageError: The text is not YAML, has two equal keys, or a value that YAML readers take differently.
     """
-    loader = yaml.SafeLoader(text)
+    if len(text) > _MAX_CHARACTERS:
+        raise UsageError(
+            f"{source} has {len(text)} characters; settings have at most {_MAX_CHARACTERS}",
+            hint="give a file of settings",
+        )
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check_node(node, source)
-        return loader.construct_document(node)
+        with _load(text) as loader:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_size(node, source)
+            _check_node(node, source)
+            return loader.construct_document(node)
+    except RecursionError as error:
+        raise UsageError(f"{source}: brackets in brackets without end", hint=_NEST_HINT) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UsageError(
             f"{_place(source, mark)}: {error.problem or error.context}",
             hint="put a text with : or # or brackets in quotes",
         ) from error
-    except yaml.YAMLError as error:
+    except yaml.reader.ReaderError as error:
+        raise UsageError(
+            f"{source}: character number {error.position + 1} cannot be printed",
+            hint="write it as plain text",
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        # Such as a number of thousands of digits.
         raise UsageError(f"{source}: {error}") from error
-    finally:
-        loader.dispose()
 
 
 def format_yaml(values: dict[str, Any]) -> str:
     """`values` as YAML, keys in their order, texts in quotes where they could be taken for something else."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+@contextmanager
+def _load(text: str) -> Iterator[yaml.SafeLoader]:
+    loader = yaml.SafeLoader(text)
+    try:
+        yield loader
+    finally:
+        loader.dispose()
+
+
+def _check_size(root: yaml.Node, source: str) -> None:
+    """Refuse a few lines that stand for very many, through names for parts that hold such names."""
+    num_left = _MAX_NODES
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        num_left -= 1
+        if num_left < 0:
+            raise UsageError(f"{source} stands for more than {_MAX_NODES} values", hint=_NEST_HINT)
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
 
 
 def _place(source: str, mark: Any) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from qvg_cli.errors import MissingModelError
+from qvg_cli.errors import MissingModelError, is_out_of_memory
 
 
 def clean_prompt(prompt: str) -> str:
@@ -80,7 +80,18 @@ class TextEncoder:
             model = UMT5EncoderModel.from_pretrained(
                 weights / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True
             )
-        except (OSError, ValueError, SafetensorError) as error:
+        # A broken tokenizer.json or config.json ends in almost any error.
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            if is_out_of_memory(error):
+                raise
             raise MissingModelError(f"cannot load the text encoder from {weights}: {error}") from error
         self._model = model.to(device).eval().requires_grad_(False)
         self._num_tokens = num_tokens

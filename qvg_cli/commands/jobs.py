@@ -17,6 +17,8 @@ from qvg_cli.plan import VideoPlan, prompt_begins
 from qvg_cli.prompts import Job, check_prompt, pocket_examples, read_jobs, read_schedule, unknown_words
 from qvg_cli.run_dir import run_name, slug
 
+_MAX_WORDS = 8
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -148,7 +150,10 @@ def _note_length(console: Console, config: RunConfig, plan: VideoPlan, seconds: 
 def _note_unknown_words(console: Console, prompt: str) -> None:
     words = unknown_words(prompt)
     if words:
+        named = ", ".join(map(repr, words[:_MAX_WORDS]))
+        if len(words) > _MAX_WORDS:
+            named += f" and {len(words) - _MAX_WORDS} words more"
         console.note(
-            f"the pocket model does not know {', '.join(map(repr, words))} and may show something else; "
+            f"the pocket model does not know {named} and may show something else; "
             f"it knows {pocket_examples()}"
         )

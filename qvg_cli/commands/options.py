@@ -244,6 +244,8 @@ def _parse_window(text: str) -> int | None:
 
 def _parse_size(text: str) -> tuple[int, int]:
     height, separator, width = text.lower().partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
+    # Longer numbers than this Python does not even read.
+    is_size = height.isdecimal() and width.isdecimal() and max(len(height), len(width)) < 10
+    if not (separator and is_size):
         raise UsageError(f"--size {text} is not of the form HEIGHTxWIDTH", hint="for example --size 480x832")
     return int(height), int(width)

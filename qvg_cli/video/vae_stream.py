@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, unpatchify
 from torch import Tensor
 
+from qvg_cli.errors import QvgError
 from qvg_cli.plan import VideoPlan, pixel_frames
 from qvg_cli.video.joint import Joint
 
@@ -156,6 +157,15 @@ class StreamingDecoder:
 
 def to_pixels(frames: Tensor) -> Tensor:
     """`[B, 3, n, height, width]` in -1 .. 1 to `[B, n, height, width, 3]` uint8 on the CPU, rounded to
-    nearest."""
+    nearest.
+
+    Raises:
+        QvgError: A value is NaN; as a pixel it would be anything.
+    """
+    if frames.isnan().any():
+        raise QvgError(
+            "the decoded frames have values that are not numbers (NaN)",
+            hint="the weights may be damaged, or need --set model.dtype=float32; see qvg download",
+        )
     levels = ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 4, 1).contiguous().cpu()

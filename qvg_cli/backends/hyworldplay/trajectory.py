@@ -129,7 +129,7 @@ def read_trajectory(path: Path) -> Trajectory:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the trajectory {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the trajectory {path} is not JSON: {error}") from error
     if not isinstance(entries, dict) or not entries:
         raise UsageError(f"the trajectory {path} has no entries", hint='entries are named "0", "1", ...')

@@ -17,6 +17,8 @@ from qvg_cli.plan import ChunkPlan, VideoPlan, pixel_frames
 LATENT_CHANNELS = 16
 SPATIAL_FACTOR = 8
 PATCH_SIZE = 2
+MAX_FRAMES = 100_000
+"""The model has no longest video. This one takes 7 hours to watch."""
 _SIZES_480P = {
     0.26: (320, 1216),
     0.31: (352, 1120),
@@ -120,6 +122,8 @@ def plan_chunks(
         raise UsageError(
             f"{_length(context_frames)} are given; a segment goes on from exactly {_length(condition_frames)}"
         )
+    if num_frames > MAX_FRAMES:
+        raise UsageError(f"{_length(num_frames)} are too many; at most {_length(MAX_FRAMES)} are planned")
     first_end = window if context_frames <= 1 else context_frames
     step = window - condition_frames
     segments, rest = divmod(num_frames - first_end, step)
