@@ -150,6 +150,11 @@ class ScheduledPrompt:
     begin: float
     place: str
 
+    @property
+    def is_at_begin(self) -> bool:
+        """Whether it begins with the first frame."""
+        return self.begin == (1 if self.unit == "chunk" else 0)
+
 
 def read_schedule(path: Path) -> list[ScheduledPrompt]:
     """The prompts of a .jsonl file, an object with `prompt` and one of `frame`, `seconds`, `chunk` a line.

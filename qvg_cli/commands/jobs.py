@@ -62,18 +62,13 @@ def plan_jobs(
         console.note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
     if loaded.has_default_prompt and prompts is None:
         if start is not None:
-            raise UsageError(f"no PROMPT given for what comes after {start.video}", hint="say what it shows")
+            config = config.model_copy(update={"prompt": _prompt_after(start, schedule)})
         console.note(f"no PROMPT given: {config.prompt!r}")
     if start is not None:
         config = take_up(start, config, console, is_size_given=has_size(request))
     elif config.source is not None and config.source.image is not None:
         config = take_picture(config, console, is_size_given=has_size(request))
-    if segments is not None:
-        config = fit_segments(config, segments)
-    if frames is not None:
-        config = fit_pixel_frames(config, frames)
-    if seconds is not None:
-        config = fit_seconds(config, seconds)
+    config = _with_length(config, seconds=seconds, frames=frames, segments=segments)
     plan = plan_video(config)
     _note_length(console, config, plan, seconds)
     for note in plan.notes:
@@ -94,6 +89,25 @@ def plan_jobs(
             name = start.next_name if len(jobs) == 1 else f"{start.next_name}-{name}"
         planned.append(Planned(config.model_copy(update={"prompt": job.prompt, "seed": seed}), plan, name))
     return planned
+
+
+def _with_length(
+    config: RunConfig, *, seconds: float | None, frames: int | None, segments: int | None
+) -> RunConfig:
+    if segments is not None:
+        return fit_segments(config, segments)
+    if frames is not None:
+        return fit_pixel_frames(config, frames)
+    return config if seconds is None else fit_seconds(config, seconds)
+
+
+def _prompt_after(start: Start, schedule: Path | None) -> str:
+    """The prompt with which a video goes on if none was given."""
+    if start.last_prompt is not None:
+        return start.last_prompt
+    if schedule is not None and (first := read_schedule(schedule)[0]).is_at_begin:
+        return first.prompt
+    raise UsageError(f"no PROMPT given for what comes after {start.video}", hint="say what it shows")
 
 
 def _read_prompts(

@@ -44,6 +44,14 @@ class Start:
         return self.run.config if backend in (None, made_with) else None
 
     @property
+    def last_prompt(self) -> str | None:
+        """The prompt that the video ends with; none for a clip from anywhere."""
+        if self.run is None:
+            return None
+        made_with = load_config(Request(file=self.run.config)).config
+        return [made_with.prompt, *(change.prompt for change in made_with.prompt_changes)][-1]
+
+    @property
     def next_name(self) -> str:
         """Name of the folder of a video that goes on from this one."""
         stem = self.video.stem if self.run is None else self.run.path.absolute().name

@@ -114,6 +114,18 @@ def test_a_prompt_for_every_clip(whole, longcat, tmp_path):
     assert not torch.equal(old[:, :, last:], new[:, :, last:])
 
 
+def test_a_run_of_another_family_is_a_clip_with_a_prompt(longcat, longcat_weights, tiny_weights, tmp_path):
+    sets = ["--set", f"model.weights={tiny_weights}", "--set", "model.text_tokens=8", "--size", "32x48"]
+    command = ["generate", "red ball", *sets, "--frames", "21", "--out", tmp_path, "--quiet"]
+    assert CliRunner().invoke(app, [*map(str, command)]).exit_code == 0
+    folder = tmp_path / "self-forcing" / "red-ball-seed0"
+    result = longcat.invoke("extend", folder, "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    made = json.loads(result.stdout)
+    assert (made["prompt"], made["given_frames"], made["pixel_frames"]) == ("red ball", 20, 28)
+    assert "its latents are of another model; going on from video.mp4 as from any clip" in result.stderr
+
+
 def test_a_picture_begins_the_video(longcat, tmp_path):
     picture = Image.new("RGB", (100, 60), (200, 120, 40))
     picture.save(tmp_path / "picture.png")
