@@ -20,28 +20,17 @@ PLACEMENTS = ["rotary", "matrices"]
 ROWS, COLUMNS = 3, 4
 
 
-def placement_of(name, tokens):
+def placement_of(name, tokens, head_dim=64):
     """A placement of `tokens` tokens in frames of 12; slots are not in order."""
     frames = -(-tokens // (ROWS * COLUMNS))
     slots = tuple((7 * frame + 2) % 11 for frame in range(frames))
     if name == "matrices":
         matrices = torch.randn(11, 4, 4, generator=torch.Generator().manual_seed(2))
         return FrameMatrices(matrices, float(matrices.abs().sum(-1).max()), ROWS * COLUMNS, slots)
-    return Rotary(TABLES[name], ROWS, COLUMNS, slots)
+    return Rotary(RotaryTables.of(head_dim, 16, torch.device("cpu")), ROWS, COLUMNS, slots)
 
 
-class _Tables(dict):
-    """Rotary tables by head size, made when asked for."""
-
-    def __missing__(self, name):
-        self[name] = RotaryTables.of(64, 16, torch.device("cpu"))
-        return self[name]
-
-
-TABLES = _Tables()
-
-
-def history_of(spec, *, head_dim, lengths=(50, 103, 30), placement=None, batch=1, heads=2):
+def history_of(spec, *, head_dim, lengths=(50, 103, 30), placement="rotary", batch=1, heads=2):
     """Segments of spans of `lengths` tokens; of the second one only tokens 7 on, as after an eviction."""
     codec = build_codec(spec)
     segments = []
@@ -49,11 +38,7 @@ def history_of(spec, *, head_dim, lengths=(50, 103, 30), placement=None, batch=1
         generator = torch.Generator().manual_seed(index)
         span = torch.randn(batch, heads, tokens, head_dim, generator=generator)
         span = span * (1 + torch.arange(head_dim) / 16) + 3 * torch.randn(head_dim, generator=generator)
-        if placement is None:
-            tables = RotaryTables.of(head_dim, 16, torch.device("cpu"))
-            placed = Rotary(tables, ROWS, COLUMNS, placement_of("rotary", tokens).slots)
-        else:
-            placed = placement_of(placement, tokens)
+        placed = placement_of(placement, tokens, head_dim)
         first = 7 if index == 1 else 0
         key, value = codec.encode(span, seed=index), codec.encode(2 * span.flip(2), seed=index)
         value_placement = placed if placement == "matrices" else None

@@ -12,17 +12,19 @@ from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
 from qvg_kernels.workspace import Workspace
 
 CPU = torch.device("cpu")
+NEAR = {"rtol": 2e-3, "atol": 5e-2}
+"""Kernels compute in float16 what they store in bf16; values here are up to fifty."""
 
 
 def decoded(history, *, uses_fp8, head_dim, heads=(1, 2, 0, 2), part_tokens=128):
     """Keys and values of every part as the kernels read them, `[B * h, S, D]` float32."""
-    (run,) = runs.runs_of(history.segments, uses_fp8)
+    (run,) = runs.runs_of(history.segments)
     batch, _, first, group = heads
     dtype = torch.float8_e4m3fn if uses_fp8 else torch.float32
     sides = []
     for side, is_value in ((run.key, False), (run.value, True)):
         units = None
-        if uses_fp8:
+        if side.head_units is not None:
             units = side.head_units.view(batch, -1)[:, first : first + group].flatten()
         parts = []
         for tiles in run.parts(part_tokens, CPU):
@@ -33,8 +35,12 @@ def decoded(history, *, uses_fp8, head_dim, heads=(1, 2, 0, 2), part_tokens=128)
             shaped = target.view(rows * head_dim, pitch) if transposes else target.view(-1, head_dim)
             runs.decode_part(side, tiles, heads, head_dim, shaped, units, pitch, transposes=transposes)
             values = shaped.view(rows, head_dim, pitch).mT if transposes else target
-            values = values.float() * (1.0 if units is None else units.view(-1, 1, 1))
-            assert (values[:, tiles.num_tokens :] == 0).all()
+            if uses_fp8 and not is_value:
+                number = torch.arange(pitch)
+                t, i, e = number >> 2 & 3, number >> 1 & 1, number & 1
+                values = values[:, number - number % 16 + 8 * i + 2 * t + e]
+            values = values.float() * (units.view(-1, 1, 1) if uses_fp8 else 1.0)
+            assert values.isfinite().all()
             parts.append(values[:, : tiles.num_tokens])
         sides.append(torch.cat(parts, 1))
     return sides
@@ -50,13 +56,13 @@ def expected_of(history, first=0, group=2):
 def test_kernels_read_what_the_codecs_decode(spec, head_dim):
     history = history_of(spec, head_dim=head_dim)
     found = decoded(history, uses_fp8=False, head_dim=head_dim)
-    torch.testing.assert_close(found, expected_of(history), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(found, expected_of(history), **NEAR)
 
 
 def test_heads_of_256_channels_are_read():
     history = history_of(FittedSpec(), head_dim=256, lengths=(40,))
     found = decoded(history, uses_fp8=False, head_dim=256)
-    torch.testing.assert_close(found, expected_of(history), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(found, expected_of(history), **NEAR)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -65,7 +71,7 @@ def test_placements_are_those_of_the_reference(placement):
     for found, expected in zip(
         decoded(history, uses_fp8=False, head_dim=64), expected_of(history), strict=True
     ):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, expected, **NEAR)
 
 
 def test_some_heads_are_read_alone():
@@ -75,7 +81,7 @@ def test_some_heads_are_read_alone():
         expected_of(history, 1, 1),
         strict=True,
     ):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(found, expected, **NEAR)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -83,7 +89,7 @@ def test_e4m3_values_fill_their_range_and_are_as_near_as_e4m3_is(spec):
     if not runs.layout_of(spec, 64).is_packed:
         pytest.skip("read as bf16")
     history = history_of(spec, head_dim=64)
-    (run,) = runs.runs_of(history.segments, True)
+    (run,) = runs.runs_of(history.segments)
     for found, expected, side in zip(
         decoded(history, uses_fp8=True, head_dim=64), expected_of(history), (run.key, run.value), strict=True
     ):
@@ -93,6 +99,10 @@ def test_e4m3_values_fill_their_range_and_are_as_near_as_e4m3_is(spec):
         largest = expected.abs().amax((1, 2)) / side.head_units
         assert (largest <= 448).all()
         assert (largest > 14).all()
+
+
+def distance(found, expected):
+    return (found - expected).norm() / expected.norm()
 
 
 def given_of(head_dim, tokens, placement="rotary", batch=1, heads=2):
@@ -110,7 +120,7 @@ def test_attention_is_that_of_the_reference(limit_bytes, batch, queries):
     query = 4 * torch.randn(batch, queries, 2, 64, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
     found = kernels.attend(query, history, given, Workspace(limit_bytes), uses_fp8=False)
     expected = attention.attend_segments(query, [*history.segments, given], Workspace())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert distance(found, expected) < 0.003
 
 
 def test_packed_and_unpacked_spans_are_attended_together():
@@ -120,7 +130,7 @@ def test_packed_and_unpacked_spans_are_attended_together():
     query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
     found = kernels.attend(query, history, given, Workspace(), uses_fp8=False)
     expected = attention.attend_segments(query, [*history.segments, given], Workspace())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert distance(found, expected) < 0.003
 
 
 def test_without_a_history_the_chunk_attends_to_itself():
@@ -128,7 +138,7 @@ def test_without_a_history_the_chunk_attends_to_itself():
     query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
     found = kernels.attend(query, History(()), given, Workspace(), uses_fp8=False)
     expected = attention.attend_segments(query, [given], Workspace())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert distance(found, expected) < 0.003
 
 
 def test_e4m3_attention_is_near_the_reference():
@@ -136,7 +146,7 @@ def test_e4m3_attention_is_near_the_reference():
     query = torch.randn(1, 2, 40, 64, generator=torch.Generator().manual_seed(1))
     found = kernels.attend(query, history, given, Workspace(), uses_fp8=True)
     expected = attention.attend_segments(query, [*history.segments, given], Workspace())
-    assert (found - expected).norm() / expected.norm() < 0.2
+    assert distance(found, expected) < 0.2
 
 
 def test_a_scheme_without_kernels_is_left_to_the_reference():

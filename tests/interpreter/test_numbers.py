@@ -54,8 +54,8 @@ def _flip(values, flips, target, COUNT: tl.constexpr):
 
 def test_flips_are_sign_patterns():
     flips = numbers.sign_flips(128, torch.device("cpu"))[5].contiguous()
-    values = torch.randn(128)
-    found = torch.empty(128)
+    values = torch.randn(128).half()
+    found = torch.empty(128, dtype=torch.float16)
     _flip[(1,)](values, flips, found, 128)
     assert torch.equal(found, values * rotation.sign_patterns(128, torch.device("cpu"))[5])
 

@@ -1,9 +1,10 @@
 """Attention of many queries to a run of decoded keys, carried from run to run by its state.
 
 A run lies in the workspace: e4m3 with transposed values for the packed history, the queries' dtype for the
-rest. A state is a maximum, a total and an output for each query, float32 and in base 2: total and output are
-sums of `2 ** (logit - maximum)`. Invariant: a state does not depend on where its keys came from, so runs of
-both dtypes follow one another, and several states of one query merge into one.
+rest. e4m3 keys lie at `stored_row`, the order in which a thread that computed the weights of 16 keys needs
+them as an operand. A state is a maximum, a total and an output for each query, float32 and in base 2: total
+and output are sums of `2 ** (logit - maximum)`. Invariant: a state does not depend on where its keys came
+from, so runs of both dtypes follow one another, and several states of one query merge into one.
 """
 
 from __future__ import annotations
@@ -18,9 +19,22 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def stored_row(keys):
+    """Row at which e4m3 key number `keys` lies: bits t1 t0 i e of the number become i t1 t0 e."""
+    return (keys & ~15) | ((keys & 2) << 2) | ((keys & 12) >> 1) | (keys & 1)
+
+
+@triton.jit
+def _stored_key(rows):
+    """Inverse of `stored_row`."""
+    return (rows & ~15) | ((rows & 8) >> 2) | ((rows & 6) << 1) | (rows & 1)
+
+
+@triton.jit
 def _take_keys(
     query, factor, maximum, total, output, keys, values, key_row, value_row, start, stop, num_keys,
-    IS_FP8: tl.constexpr, IS_MASKED: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    IS_FP8: tl.constexpr, IS_MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Take keys `start` to `stop`, in blocks of BLOCK_N, into the state of BLOCK_M queries."""
     # The least e4m3 value is 2**-9: with weights up to 2**8 those down to 2**-17 of the largest count.
@@ -29,14 +43,21 @@ def _take_keys(
         key = keys.load([key_row + at, 0])
         logits = tl.dot(query, key.T)
         if IS_MASKED:
-            logits = tl.where((at + tl.arange(0, BLOCK_N))[None, :] < num_keys, logits, MASKED_LOGIT)
+            number = at + tl.arange(0, BLOCK_N)
+            number = _stored_key(number) if IS_FP8 else number
+            logits = tl.where(number[None, :] < num_keys, logits, MASKED_LOGIT)
         raised = tl.maximum(maximum, tl.max(logits, 1) * factor - LIFT)
         weights = tl.exp2(logits * factor[:, None] - raised[:, None])
         decay = tl.exp2(maximum - raised)
         total = total * decay + tl.sum(weights, 1)
         value = values.load([value_row, at]).T if IS_FP8 else values.load([value_row + at, 0])
+        matched = weights.to(value.dtype)
+        if IS_FP8:
+            # Back from stored rows to key numbers, which moves nothing between threads.
+            matched = tl.permute(tl.reshape(matched, [BLOCK_M, BLOCK_N // 16, 2, 4, 2]), [0, 1, 3, 2, 4])
+            matched = tl.reshape(matched, [BLOCK_M, BLOCK_N])
         # A product of its own, not one that adds to `output`: tensor cores sum e4m3 products with few bits.
-        output = output * decay[:, None] + tl.dot(weights.to(value.dtype), value)
+        output = output * decay[:, None] + tl.dot(matched, value)
         maximum = raised
     return maximum, total, output
 
@@ -93,12 +114,12 @@ def attend_kernel(
     value_row = head * HEAD_DIM if IS_FP8 else key_row
     maximum, total, gathered = _take_keys(
         matched, factor, maximum, total, gathered, keys, values, key_row, value_row, start, whole, stop,
-        IS_FP8, False, BLOCK_N, STAGES,
+        IS_FP8, False, BLOCK_M, BLOCK_N, STAGES,
     )  # fmt: skip
     if whole < stop:
         maximum, total, gathered = _take_keys(
             matched, factor, maximum, total, gathered, keys, values, key_row, value_row, whole, stop, stop,
-            IS_FP8, True, BLOCK_N, 1,
+            IS_FP8, True, BLOCK_M, BLOCK_N, 1,
         )  # fmt: skip
 
     if IS_FINAL:

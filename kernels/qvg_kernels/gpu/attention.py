@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,7 +46,12 @@ class _Group:
         return self.query.shape[0] * self.heads
 
     def attend(
-        self, key: Tensor, value: Tensor, units: tuple[Tensor, Tensor] | None, num_keys: int, is_final: bool
+        self,
+        key: Tensor,
+        value: Tensor,
+        units: tuple[Tensor | None, Tensor | None] | None,
+        num_keys: int,
+        is_final: bool,
     ) -> None:
         """Take `num_keys` keys into the state, or, as the last, into the output.
 
@@ -53,7 +60,8 @@ class _Group:
             value: Likewise, or `[B * h * D, pitch]` where `units`, those of keys and values, say e4m3.
         """
         num_queries, head_dim = self.query.shape[2:]
-        blocks = launch.attend_blocks(units is not None, head_dim, key.device)
+        table = launch.attend_table(key.device)
+        blocks = table.wide if units is None else table.fp8
         splits = 1 if is_final else self.splits
         keys_per_split = round_up(-(-num_keys // splits), blocks.keys)
         key_block = [blocks.keys, head_dim]
@@ -80,39 +88,78 @@ def attend(
     Args:
         uses_fp8: Whether packed runs are read as e4m3.
     """
-    runs = _prepared_runs(history, uses_fp8)
+    runs = _prepared_runs(history)
     if runs is None:
         return None
     batch, heads, num_queries, head_dim = query.shape
     device = query.device
     fp8_runs = [uses_fp8 and run.is_packed for run in runs]
-    blocks = launch.attend_blocks(any(fp8_runs), head_dim, device)
+    table = launch.attend_table(device)
+    blocks = table.fp8 if any(fp8_runs) else table.wide
     wide = query.element_size()
     sizes = [(run.num_tokens, 1 if is_fp8 else wide) for run, is_fp8 in zip(runs, fp8_runs, strict=True)]
     cut = cut_attention(
         batch, heads, num_queries, head_dim, [*sizes, (given.num_tokens, wide)], workspace.limit_bytes,
-        blocks.queries, _programs_at_once(device),
+        blocks.queries, launch.programs_at_once(device),
     )  # fmt: skip
     # Queries of a token lie together, so that joining the heads moves nothing.
     output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)
     buffer = workspace.take(cut.workspace_bytes, device)
-    keys = buffer[cut.state_bytes :]
+    buffers = _Buffers(buffer[cut.state_bytes :].split(cut.part_bytes), device)
     for first in range(0, heads, cut.heads):
         group_heads = min(cut.heads, heads - first)
         some = slice(first, first + group_heads)
         state = _states(buffer, (cut.splits, batch * group_heads, num_queries), head_dim)
         group = _Group(query[:, some], output[:, some], first, group_heads, cut.splits, state)
         for run, is_fp8, part_tokens in zip(runs, fp8_runs, cut.part_tokens[:-1], strict=True):
-            _attend_run(group, run, is_fp8, part_tokens, keys, heads)
-        _attend_given(group, given, cut.part_tokens[-1], keys)
+            _attend_run(group, run, is_fp8, part_tokens, buffers, heads)
+        _attend_given(group, given, cut.part_tokens[-1], buffers)
     return output
 
 
-def _prepared_runs(history: History, uses_fp8: bool) -> list[Run] | None:
-    name = "fp8" if uses_fp8 else "wide"
-    if name not in history.prepared:
-        history.prepared[name] = runs_of(history.segments, uses_fp8)
-    runs: list[Run] | None = history.prepared[name]  # type: ignore[assignment]
+class _Buffers:
+    """The workspace's buffers in turn: one is filled on its own stream while the other is attended to."""
+
+    def __init__(self, buffers: Sequence[Tensor], device: torch.device) -> None:
+        self._buffers = buffers
+        self._device = device
+        self._turn = 0
+        self._read: list[torch.cuda.Event | None] = [None] * len(buffers)
+        if device.type == "cuda":
+            # What is decoded was written, and the workspace last read, on the caller's stream.
+            _filling_stream(device).wait_stream(torch.cuda.current_stream(device))
+
+    @contextmanager
+    def filled(self) -> Iterator[Tensor]:
+        """The next buffer, to be filled; when the block ends, the caller's stream waits for that."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        buffer = self._buffers[self._turn]
+        if self._device.type != "cuda":
+            yield buffer
+            return
+        stream = _filling_stream(self._device)
+        read = self._read[self._turn]
+        if read is not None:
+            stream.wait_event(read)
+        with torch.cuda.stream(stream):
+            yield buffer
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+
+    def done(self) -> None:
+        """The buffer filled last has been attended to, as far as the caller's stream is concerned."""
+        if self._device.type == "cuda":
+            self._read[self._turn] = torch.cuda.current_stream(self._device).record_event()
+
+
+@cache
+def _filling_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _prepared_runs(history: History) -> list[Run] | None:
+    if "runs" not in history.prepared:
+        history.prepared["runs"] = runs_of(history.segments)
+    runs: list[Run] | None = history.prepared["runs"]
     return runs
 
 
@@ -128,55 +175,51 @@ def _states(buffer: Tensor, shape: tuple[int, int, int], head_dim: int) -> tuple
 
 
 def _attend_run(
-    group: _Group, run: Run, is_fp8: bool, part_tokens: int, keys: Tensor, total_heads: int
+    group: _Group, run: Run, is_fp8: bool, part_tokens: int, buffers: _Buffers, total_heads: int
 ) -> None:
     batch, _, _, head_dim = group.query.shape
-    units = None
-    if is_fp8:
-        units = _group_units(run.key.head_units, group), _group_units(run.value.head_units, group)
+    heads = (batch, total_heads, group.first, group.heads)
+    units = _group_units(run.key.head_units, group), _group_units(run.value.head_units, group)
     dtype = torch.float8_e4m3fn if is_fp8 else group.query.dtype
-    for tiles in run.parts(part_tokens, keys.device):
+    for tiles in run.parts(part_tokens, group.query.device):
         pitch = round_up(tiles.num_tokens, PART_ALIGNMENT)
-        key, value = _buffers(keys, group.rows * pitch, head_dim, dtype)
-        if is_fp8:
-            value = value.view(group.rows * head_dim, pitch)
-        heads = (batch, total_heads, group.first, group.heads)
-        decode_part(run.key, tiles, heads, head_dim, key, units and units[0], pitch)
-        decode_part(run.value, tiles, heads, head_dim, value, units and units[1], pitch, transposes=is_fp8)
-        group.attend(key, value, units, tiles.num_tokens, is_final=False)
+        with buffers.filled() as buffer:
+            key, value = _pair(buffer, group.rows * pitch, head_dim, dtype)
+            if is_fp8:
+                value = value.view(group.rows * head_dim, pitch)
+            decode_part(run.key, tiles, heads, head_dim, key, units[0], pitch)
+            decode_part(run.value, tiles, heads, head_dim, value, units[1], pitch, transposes=is_fp8)
+        group.attend(key, value, units if is_fp8 else None, tiles.num_tokens, is_final=False)
+        buffers.done()
 
 
-def _attend_given(group: _Group, given: GivenSegment, part_tokens: int, keys: Tensor) -> None:
+def _attend_given(group: _Group, given: GivenSegment, part_tokens: int, buffers: _Buffers) -> None:
     batch, heads, _, head_dim = group.query.shape
     some = slice(group.first, group.first + heads)
     for start in range(0, given.num_tokens, part_tokens):
         tokens = slice(start, min(start + part_tokens, given.num_tokens))
         num_tokens = tokens.stop - start
         pitch = round_up(num_tokens, PART_ALIGNMENT)
-        key, value = _buffers(keys, group.rows * pitch, head_dim, group.query.dtype)
-        shape = (batch, heads, pitch, head_dim)
-        copy_placed(given.key_placement, given.key[:, some, tokens], tokens, key.view(shape))
-        copy_placed(given.value_placement, given.value[:, some, tokens], tokens, value.view(shape))
+        with buffers.filled() as buffer:
+            key, value = _pair(buffer, group.rows * pitch, head_dim, group.query.dtype)
+            shape = (batch, heads, pitch, head_dim)
+            copy_placed(given.key_placement, given.key[:, some, tokens], tokens, key.view(shape))
+            copy_placed(given.value_placement, given.value[:, some, tokens], tokens, value.view(shape))
         group.attend(key, value, None, num_tokens, is_final=tokens.stop == given.num_tokens)
+        buffers.done()
 
 
-def _group_units(units: Tensor | None, group: _Group) -> Tensor:
-    assert units is not None
+def _group_units(units: Tensor | None, group: _Group) -> Tensor | None:
+    if units is None:
+        return None
     batch = group.query.shape[0]
     return units.view(batch, -1)[:, group.first : group.first + group.heads].flatten()
 
 
-def _buffers(keys: Tensor, rows: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _pair(buffer: Tensor, rows: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Two `[rows, D]` tensors in the workspace."""
     size = rows * head_dim * dtype.itemsize
     return (
-        keys[:size].view(dtype).view(rows, head_dim),
-        keys[size : 2 * size].view(dtype).view(rows, head_dim),
+        buffer[:size].view(dtype).view(rows, head_dim),
+        buffer[size : 2 * size].view(dtype).view(rows, head_dim),
     )
-
-
-@cache
-def _programs_at_once(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return launch.PROGRAMS_PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,7 +1,8 @@
 """How one attention call is cut to fit its workspace and fill the device. Integers only.
 
 Heads go in groups, keys in parts, and the keys of a part in splits that run side by side. The workspace holds
-one part's keys and values and one state for each query and split.
+the keys and values of two parts, one being attended to and one being decoded, and a state for each query and
+split.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ PART_ALIGNMENT = 128
 """Keys that parts and splits are a multiple of: the largest block of keys."""
 
 STATE_ALIGNMENT = 512
+
+BUFFERS = 2
+"""Parts in the workspace at once."""
 
 MOST_SPLITS = 4
 STATE_SHARE = 3
@@ -29,6 +33,7 @@ class Cut:
         splits: Of each part's keys.
         part_tokens: For each run of keys, tokens of a part.
         state_bytes: Of the workspace for a group's states; the keys come after them.
+        part_bytes: For the keys and values of a part.
         workspace_bytes: Of states, keys and values.
     """
 
@@ -36,6 +41,7 @@ class Cut:
     splits: int
     part_tokens: tuple[int, ...]
     state_bytes: int
+    part_bytes: int
     workspace_bytes: int
 
 
@@ -67,13 +73,14 @@ def cut_attention(
         return round_up(splits * batch * group * queries * (head_dim + 2) * 4, STATE_ALIGNMENT)
 
     widest = max(element_bytes for _, element_bytes in runs)
-    least_keys = 2 * batch * head_dim * widest * min(1024, max(tokens for tokens, _ in runs))
+    least_keys = BUFFERS * 2 * batch * head_dim * widest * min(1024, max(tokens for tokens, _ in runs))
     group = heads
     while group > 1 and (
         state_bytes(group, 1) * STATE_SHARE > limit_bytes
         or state_bytes(group, 1) + group * least_keys > limit_bytes
     ):
-        group = ceil(heads / (ceil(heads / group) + 1))
+        # The groups come out about equal.
+        group = min(group - 1, ceil(heads / (ceil(heads / group) + 1)))
     tiles = batch * group * ceil(queries / block_queries)
     fitting = [
         splits
@@ -84,11 +91,11 @@ def cut_attention(
     states = state_bytes(group, splits)
     key_bytes = [2 * batch * group * head_dim * element_bytes for _, element_bytes in runs]
     part_tokens = tuple(
-        _part_tokens(tokens, (limit_bytes - states) // each)
+        _part_tokens(tokens, (limit_bytes - states) // (BUFFERS * each))
         for (tokens, _), each in zip(runs, key_bytes, strict=True)
     )
     most = max(tokens * each for tokens, each in zip(part_tokens, key_bytes, strict=True))
-    return Cut(group, splits, part_tokens, states, states + most)
+    return Cut(group, splits, part_tokens, states, most, states + BUFFERS * most)
 
 
 def _fill(programs: int, at_once: int) -> float:

@@ -1,7 +1,7 @@
 """Read spans of every packed scheme into the workspace, placed: bf16, or e4m3 with transposed values.
 
 One launch reads any number of spans: a table of addresses names their tensors, a table of tiles says which
-tokens go where. The torch reference is each codec's `decode`, followed by the placement.
+stretches of tokens go where. The torch reference is each codec's `decode`, followed by the placement.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import triton
 import triton.language as tl
 
 from qvg_kernels.gpu import numbers
-from qvg_kernels.gpu.place import NONE, place
+from qvg_kernels.gpu.attend import stored_row
+from qvg_kernels.gpu.place import MATRICES, NONE, ROTARY, multiply, rotate, rotation_of
 
 # Columns of the table of entries: tokens of the span, rows of its table, then addresses of its tensors.
 TOKENS, TABLE_ROWS, TENSORS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-# Columns of the table of tiles; tokens from `COUNT` to `FILL` become zeros, which the masked keys of the last
-# block stand on.
+# Columns of the table of tiles. From COUNT to FILL the first token is stored again: attention masks these
+# keys in its last block, but needs finite values.
 ENTRY, SOURCE, TARGET, COUNT, FILL = (tl.constexpr(column) for column in range(5))
 TILE_COLUMNS = tl.constexpr(5)
 
@@ -27,36 +28,62 @@ def address(row, index: tl.constexpr, dtype: tl.constexpr, offset):
 
 
 @triton.jit
-def _store(
-    values, entry, tokens, is_token, tile_row, slots, slots_pitch, cosines, sines, rows, columns, units,
-    target, pitch, head, PLACEMENT: tl.constexpr, IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr,
-    IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
-    """Place float32 values `[BLOCK_S, HEAD_DIM]` and store them for head `head` of the workspace."""
-    if PLACEMENT != NONE:
-        slots += entry * slots_pitch
-        values = place(values, tokens, slots, cosines, sines, rows, columns, PLACEMENT, HEAD_DIM, BLOCK_S)
-    first, fill = tl.load(tile_row + TARGET), tl.load(tile_row + FILL)
+def _stretch(entries, tiles, ENTRY_COLUMNS: tl.constexpr, IS_ALIGNED: tl.constexpr):
+    """This program's row of tiles: number and row of its entry, source, target, count, fill."""
+    tile = tiles + tl.program_id(0) * TILE_COLUMNS
+    entry, source, count = tl.load(tile + ENTRY), tl.load(tile + SOURCE), tl.load(tile + COUNT)
+    target, fill = tl.load(tile + TARGET), tl.load(tile + FILL)
     if IS_ALIGNED:
-        first, fill = tl.multiple_of(first, 8), tl.multiple_of(fill, 8)
-    index = tl.arange(0, BLOCK_S)
-    values = tl.where(is_token[:, None], values, 0.0)
-    if IS_FP8:
-        values = tl.clamp(values * (1.0 / tl.load(units + head)), -448.0, 448.0)
+        target, fill = tl.multiple_of(target, 8), tl.multiple_of(fill, 8)
+    return entry, entries + entry * ENTRY_COLUMNS, source, target, count, fill
+
+
+@triton.jit
+def _head_row(heads, total_heads, first_head):
+    """This program's head among those of the workspace, and among those of the span."""
+    head = tl.program_id(1)
+    return head, (head // heads).to(tl.int64) * total_heads + first_head + head % heads
+
+
+@triton.jit
+def _store(
+    values, tokens, index, target_row, fill, slots, tables, spaces, tokens_per_frame, unit, target,
+    pitch, head, PLACEMENT: tl.constexpr, IS_SCALED: tl.constexpr, IS_FP8: tl.constexpr,
+    IS_TRANSPOSED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Place values `[BLOCK_S, HEAD_DIM]` and store them for head `head` of the workspace.
+
+    Args:
+        values: Float32, or, if they are IS_SCALED, float16 in units.
+        index: `[BLOCK_S]` numbers of the tokens in the stretch.
+    """
+    if PLACEMENT == ROTARY:
+        cosine, sine = rotation_of(slots, tokens, tables, spaces, tokens_per_frame, HEAD_DIM)
+        values = rotate(values, cosine, sine, HEAD_DIM, BLOCK_S)
+    if PLACEMENT == MATRICES:
+        values = multiply(values.to(tl.float32), tokens, slots, tables, tokens_per_frame, HEAD_DIM, BLOCK_S)
+    if IS_SCALED and not IS_FP8:
+        values = values.to(tl.float32) * unit
+    if IS_FP8 and not IS_SCALED:
+        values = values * (1.0 / unit)
+    # Rounding to e4m3 saturates.
     stored = values.to(target.dtype.element_ty)
-    channels = tl.arange(0, HEAD_DIM)
+    rows, channels = target_row + index, tl.arange(0, HEAD_DIM)
     is_filled = index < fill
     if IS_TRANSPOSED:
-        at = target + (head.to(tl.int64) * HEAD_DIM + channels[:, None]) * pitch + (first + index)[None, :]
+        at = target + (head.to(tl.int64) * HEAD_DIM + channels[:, None]) * pitch + rows[None, :]
         tl.store(at, tl.trans(stored), mask=is_filled[None, :])
     else:
-        at = target + (head.to(tl.int64) * pitch + first + index)[:, None] * HEAD_DIM + channels[None, :]
+        rows = stored_row(rows) if IS_FP8 else rows
+        at = target + (head.to(tl.int64) * pitch + rows)[:, None] * HEAD_DIM + channels[None, :]
         tl.store(at, stored, mask=is_filled[:, None])
 
 
 @triton.jit
 def _lattice_levels(codes, tokens, words, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Levels `[BLOCK_S, HEAD_DIM]` int32 of grid "e8"; `qvg_kernels.lattice.unpack` is the reference.
+    """Levels `[BLOCK_S, HEAD_DIM]` float16 of grid "e8"; `qvg_kernels.lattice.unpack` is the reference.
+
+    Four levels are made at once, in the bytes of an int32, 16 too large so that none is negative.
 
     Args:
         codes: Pointer to the head's uint16 codes, `HEAD_DIM // 8` a token.
@@ -64,19 +91,38 @@ def _lattice_levels(codes, tokens, words, HEAD_DIM: tl.constexpr, BLOCK_S: tl.co
     """
     GROUPS: tl.constexpr = HEAD_DIM // 8
     code = tl.load(codes + tokens[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]).to(tl.int32)
-    word = tl.load(words + (code & 255))
-    negative = (code >> 8) & 127
-    # The parity of the seven signs, by folding.
-    folded = negative ^ (negative >> 4)
+    bits = code >> 8
+    # The eighth sign: the parity of the other seven, by folding, against the pattern's.
+    folded = bits ^ (bits >> 4) ^ (bits >> 7 << 3)
     folded = folded ^ (folded >> 2)
-    folded = (folded ^ (folded >> 1)) & 1
-    negative = negative | ((folded ^ (word >> 16)) & 1) << 7
-    shift = 1 - 2 * (code >> 15)
-    place_in_group = tl.arange(0, 8)[None, None, :]
-    size = 4 * ((word[:, :, None] >> (2 * place_in_group)) & 3) + 2
-    sign = (negative[:, :, None] >> place_in_group) & 1
-    levels = (size ^ -sign) + sign + shift[:, :, None]
+    wants_odd = tl.load(words + 512 + (code & 255))
+    negative = (bits & 127) | ((folded ^ (folded >> 1) ^ wants_odd) & 1) << 7
+    # 16 and the shift, in four bytes.
+    base = tl.where(bits > 127, 0x0F0F0F0F, 0x11111111)
+    half = tl.arange(0, 2)[None, None, :]
+    sizes = tl.load(words + 2 * (code & 255)[:, :, None] + half)
+    # One sign a byte, then the whole byte.
+    signs = (((negative[:, :, None] >> (4 * half)) & 15) * 0x00204081) & 0x01010101
+    levels = base[:, :, None] + sizes - ((2 * sizes) & (signs * 255))
+    place = 8 * tl.arange(0, 4)[None, None, None, :]
+    levels = numbers.half_of(((levels[:, :, :, None] >> place) & 31) - 16)
     return tl.reshape(levels, [BLOCK_S, HEAD_DIM])
+
+
+@triton.jit
+def _hadamard(values, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Rows `[BLOCK_S, HEAD_DIM]` times the Sylvester matrix of ones, by sums and differences.
+
+    A product on tensor cores computes as much in less instructions, but takes shared memory and waits; it was
+    slower (docs/results.md).
+    """
+    BITS: tl.constexpr = 6 if HEAD_DIM == 64 else 7 if HEAD_DIM == 128 else 8
+    for _ in tl.static_range(BITS):
+        # The channel's last bit is summed over and becomes the first, so that in the end the order is back.
+        low, high = tl.split(tl.reshape(values, [BLOCK_S, HEAD_DIM // 2, 2]))
+        values = tl.permute(tl.join(low + high, low - high), [0, 2, 1])
+        values = tl.reshape(values, [BLOCK_S, HEAD_DIM])
+    return values
 
 
 @triton.jit
@@ -93,76 +139,81 @@ def _unpacked(
 
 @triton.jit
 def _scalar_levels(codes, tokens, words, GRID: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Levels `[BLOCK_S, HEAD_DIM]` int32 of grids of single values; `ScalarGrid.read` is the reference."""
+    """Levels `[BLOCK_S, HEAD_DIM]` float16 of grids of single values: `ScalarGrid.read`."""
     if GRID == "trit":
         packed = tl.load(codes + (tokens // 5)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])
         digit = tokens - tokens // 5 * 5
         power = tl.where(digit == 0, 1, tl.where(digit == 1, 3, tl.where(digit == 2, 9, 27)))
         power = tl.where(digit == 4, 81, power)
-        return packed.to(tl.int32) // power[:, None] % 3 - 1
+        return numbers.half_of(packed.to(tl.int32) // power[:, None] % 3 - 1)
     elif GRID == "int2":
-        return 2 * _unpacked(codes, tokens, 2, HEAD_DIM // 4, HEAD_DIM, BLOCK_S) - 3
+        return numbers.half_of(2 * _unpacked(codes, tokens, 2, HEAD_DIM // 4, HEAD_DIM, BLOCK_S) - 3)
     elif GRID == "int3":
         PITCH: tl.constexpr = 3 * HEAD_DIM // 8
         low = _unpacked(codes, tokens, 2, PITCH, HEAD_DIM, BLOCK_S)
         high = _unpacked(codes + HEAD_DIM // 4, tokens, 1, PITCH, HEAD_DIM, BLOCK_S)
-        return tl.load(words + (low | (high << 2)))
+        return numbers.half_of(tl.load(words + (low | (high << 2))))
     else:
-        return tl.load(words + _unpacked(codes, tokens, 4, HEAD_DIM // 2, HEAD_DIM, BLOCK_S))
+        levels = tl.load(words + _unpacked(codes, tokens, 4, HEAD_DIM // 2, HEAD_DIM, BLOCK_S))
+        return numbers.half_of(levels)
 
 
 @triton.jit
 def fitted_decode_kernel(
-    entries, tiles, slots, slots_pitch, units, target, pitch, words, hadamard, flips, cosines, sines,
-    total_heads, first_head, heads, rows, columns,
+    entries, tiles, slots, slots_pitch, units, target, pitch, words, flips,
+    tables, spaces, tokens_per_frame, total_heads, first_head, heads,
     GRID: tl.constexpr, ROW_BYTES: tl.constexpr, HAS_TABLE: tl.constexpr, ENTRY_COLUMNS: tl.constexpr,
     PLACEMENT: tl.constexpr, IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
-    tile_row = tiles + tl.program_id(0) * TILE_COLUMNS
-    entry = tl.load(tile_row + ENTRY)
-    row = entries + entry * ENTRY_COLUMNS
-    index, channels = tl.arange(0, BLOCK_S), tl.arange(0, HEAD_DIM)
-    is_token = index < tl.load(tile_row + COUNT)
-    tokens = tl.load(tile_row + SOURCE) + tl.where(is_token, index, 0)
+    entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
+    head, head_row = _head_row(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
-    head_row = (head // heads).to(tl.int64) * total_heads + first_head + head % heads
-
+    slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
+    unit = tl.load(units + head) if IS_FP8 else 1.0
+    channels = tl.arange(0, HEAD_DIM)
     if GRID == "e8":
         codes = address(row, 0, tl.uint16, head_row * total * (HEAD_DIM // 8))
-        levels = _lattice_levels(codes, tokens, words, HEAD_DIM, BLOCK_S)
     else:
         code_rows = tl.cdiv(total, 5) if GRID == "trit" else total
         codes = address(row, 0, tl.uint8, head_row * code_rows * ROW_BYTES)
-        levels = _scalar_levels(codes, tokens, words, GRID, HEAD_DIM, BLOCK_S)
-    # Levels are small integers and the matrix is of ones, so the product is exact.
-    signs = tl.load(hadamard + channels[:, None] * HEAD_DIM + channels[None, :])
-    residual = tl.dot(levels.to(tl.float16), signs)
-
+    scales = address(row, 1, tl.uint8, head_row * total)
     unit_row = address(row, 4, tl.float32, head_row * 3)
-    scale_bits = tl.load(address(row, 1, tl.uint8, head_row * total) + tokens)
-    scale = numbers.e4m3_value(scale_bits) * tl.load(unit_row)
-    weight_bits = tl.load(address(row, 2, tl.uint8, head_row * HEAD_DIM) + channels)
-    weight = numbers.e4m3_value(weight_bits) * tl.load(unit_row + 1)
-    offset = tl.load(address(row, 3, tl.float32, head_row * HEAD_DIM) + channels)
+    weight_unit = tl.load(unit_row + 1) / unit
+    # The levels' product with a matrix of ones is the root of the head's size too large.
+    scale_unit = tl.load(unit_row) * weight_unit * HEAD_DIM**-0.5
+    weight = numbers.e4m3_value(tl.load(address(row, 2, tl.uint8, head_row * HEAD_DIM) + channels))
+    offset = tl.load(address(row, 3, tl.float32, head_row * HEAD_DIM) + channels) / unit
+    offset = offset.to(tl.float16)[None, :]
     phase = tl.load(address(row, 5, tl.uint8, head_row))
-    pattern = numbers.token_pattern(tokens, phase)
-    flip = tl.load(flips + pattern[:, None] * HEAD_DIM + channels[None, :])
-    ROOT: tl.constexpr = HEAD_DIM**-0.5
-    values = numbers.flip_signs(residual * (scale * ROOT)[:, None], flip)
     if HAS_TABLE:
-        step_bits = tl.load(address(row, 8, tl.uint8, head_row * HEAD_DIM) + channels)
-        step = numbers.e4m3_value(step_bits) * tl.load(unit_row + 2)
-        ids = tl.load(address(row, 6, tl.uint8, head_row * total) + tokens).to(tl.int32)
+        step = numbers.e4m3_value(tl.load(address(row, 8, tl.uint8, head_row * HEAD_DIM) + channels))
+        step = (step * weight * (tl.load(unit_row + 2) * weight_unit)).to(tl.float16)[None, :]
+        ids = address(row, 6, tl.uint8, head_row * total)
         table = address(row, 7, tl.int8, head_row * tl.load(row + TABLE_ROWS) * HEAD_DIM)
-        centroid = tl.load(table + ids[:, None] * HEAD_DIM + channels[None, :])
-        values += centroid.to(tl.float32) * step[None, :]
-    values = offset[None, :] + values * weight[None, :]
-    _store(
-        values, entry, tokens, is_token, tile_row, slots, slots_pitch, cosines, sines, rows, columns, units,
-        target, pitch, head, PLACEMENT, IS_FP8, IS_TRANSPOSED, IS_ALIGNED, HEAD_DIM, BLOCK_S,
-    )  # fmt: skip
+    weight = weight.to(tl.float16)[None, :]
+    for start in tl.range(0, fill, BLOCK_S, num_stages=1):
+        index = start + tl.arange(0, BLOCK_S)
+        tokens = source + tl.where(index < count, index, 0)
+        if GRID == "e8":
+            levels = _lattice_levels(codes, tokens, words, HEAD_DIM, BLOCK_S)
+        else:
+            levels = _scalar_levels(codes, tokens, words, GRID, HEAD_DIM, BLOCK_S)
+        # Sums of levels are integers below 2**11, exact in float16. So is all that follows precise enough: 11
+        # bits against the 8 of bf16 and the 4 of e4m3.
+        residual = _hadamard(levels, HEAD_DIM, BLOCK_S)
+        scale = numbers.e4m3_value(tl.load(scales + tokens)) * scale_unit
+        pattern = numbers.token_pattern(tokens, phase)
+        flip = tl.load(flips + pattern[:, None] * HEAD_DIM + channels[None, :])
+        values = numbers.flip_signs(residual, flip) * scale.to(tl.float16)[:, None] * weight + offset
+        if HAS_TABLE:
+            centroid = tl.load(ids + tokens).to(tl.int32)
+            centroid = tl.load(table + centroid[:, None] * HEAD_DIM + channels[None, :])
+            values += numbers.half_of(centroid.to(tl.int16)) * step
+        _store(
+            values, tokens, index, target_row, fill, slot, tables, spaces, tokens_per_frame, unit,
+            target, pitch, head, PLACEMENT, True, IS_FP8, IS_TRANSPOSED, HEAD_DIM, BLOCK_S,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -176,96 +227,95 @@ def _block_scales(scales, tokens, BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, 
 
 @triton.jit
 def qvg_decode_kernel(
-    entries, tiles, slots, slots_pitch, units, target, pitch, cosines, sines,
-    total_heads, first_head, heads, rows, columns,
+    entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
+    tokens_per_frame, total_heads, first_head, heads,
     BITS: tl.constexpr, STAGES: tl.constexpr, BLOCKS: tl.constexpr, ENTRY_COLUMNS: tl.constexpr,
     PLACEMENT: tl.constexpr, IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
-    tile_row = tiles + tl.program_id(0) * TILE_COLUMNS
-    entry = tl.load(tile_row + ENTRY)
-    row = entries + entry * ENTRY_COLUMNS
-    index, channels = tl.arange(0, BLOCK_S), tl.arange(0, HEAD_DIM)
-    is_token = index < tl.load(tile_row + COUNT)
-    tokens = tl.load(tile_row + SOURCE) + tl.where(is_token, index, 0)
+    entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
+    head, head_row = _head_row(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
-    head_row = (head // heads).to(tl.int64) * total_heads + first_head + head % heads
-
+    slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
+    unit = tl.load(units + head) if IS_FP8 else 1.0
+    channels = tl.arange(0, HEAD_DIM)
     PITCH: tl.constexpr = HEAD_DIM * BITS // 8
-    codes = address(row, 0, tl.uint8, head_row * total * PITCH)
-    codes = _unpacked(codes, tokens, BITS, PITCH, HEAD_DIM, BLOCK_S)
     LARGEST: tl.constexpr = 2 ** (BITS - 1) - 1
-    values = (codes - LARGEST).to(tl.float32)
+    codes = address(row, 0, tl.uint8, head_row * total * PITCH)
     scales = address(row, 1, tl.uint8, head_row * total * BLOCKS)
-    values *= _block_scales(scales, tokens, BLOCKS, HEAD_DIM, BLOCK_S)
     table_rows = tl.load(row + TABLE_ROWS)
-    for stage in tl.static_range(STAGES):
-        stage_row = head_row * STAGES + stage
-        ids = tl.load(address(row, 2, tl.uint8, stage_row * total) + tokens).to(tl.int32)
-        table = address(row, 3, tl.bfloat16, stage_row * table_rows * HEAD_DIM)
-        values += tl.load(table + ids[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
-    _store(
-        values, entry, tokens, is_token, tile_row, slots, slots_pitch, cosines, sines, rows, columns, units,
-        target, pitch, head, PLACEMENT, IS_FP8, IS_TRANSPOSED, IS_ALIGNED, HEAD_DIM, BLOCK_S,
-    )  # fmt: skip
+    for start in tl.range(0, fill, BLOCK_S, num_stages=1):
+        index = start + tl.arange(0, BLOCK_S)
+        tokens = source + tl.where(index < count, index, 0)
+        values = numbers.float_of(_unpacked(codes, tokens, BITS, PITCH, HEAD_DIM, BLOCK_S) - LARGEST)
+        values *= _block_scales(scales, tokens, BLOCKS, HEAD_DIM, BLOCK_S)
+        for stage in tl.static_range(STAGES):
+            stage_row = head_row * STAGES + stage
+            ids = tl.load(address(row, 2, tl.uint8, stage_row * total) + tokens).to(tl.int32)
+            table = address(row, 3, tl.bfloat16, stage_row * table_rows * HEAD_DIM)
+            values += tl.load(table + ids[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
+        _store(
+            values, tokens, index, target_row, fill, slot, tables, spaces, tokens_per_frame, unit,
+            target, pitch, head, PLACEMENT, False, IS_FP8, IS_TRANSPOSED, HEAD_DIM, BLOCK_S,
+        )  # fmt: skip
 
 
 @triton.jit
 def asym_decode_kernel(
-    entries, tiles, slots, slots_pitch, units, target, pitch, cosines, sines,
-    total_heads, first_head, heads, rows, columns,
+    entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
+    tokens_per_frame, total_heads, first_head, heads,
     BITS: tl.constexpr, BLOCKS: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, PLACEMENT: tl.constexpr,
     IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
-    tile_row = tiles + tl.program_id(0) * TILE_COLUMNS
-    entry = tl.load(tile_row + ENTRY)
-    row = entries + entry * ENTRY_COLUMNS
-    index, channels = tl.arange(0, BLOCK_S), tl.arange(0, HEAD_DIM)
-    is_token = index < tl.load(tile_row + COUNT)
-    tokens = tl.load(tile_row + SOURCE) + tl.where(is_token, index, 0)
+    entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
+    head, head_row = _head_row(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
-    head_row = (head // heads).to(tl.int64) * total_heads + first_head + head % heads
-
+    slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
+    unit = tl.load(units + head) if IS_FP8 else 1.0
+    channels = tl.arange(0, HEAD_DIM)
     PITCH: tl.constexpr = HEAD_DIM * BITS // 8
     codes = address(row, 0, tl.uint8, head_row * total * PITCH)
-    codes = _unpacked(codes, tokens, BITS, PITCH, HEAD_DIM, BLOCK_S)
-    unit_row = address(row, 5, tl.float32, head_row * 2)
-    first_scale = head_row * total * BLOCKS
-    step = _block_scales(address(row, 1, tl.uint8, first_scale), tokens, BLOCKS, HEAD_DIM, BLOCK_S)
-    low = _block_scales(address(row, 2, tl.uint8, first_scale), tokens, BLOCKS, HEAD_DIM, BLOCK_S)
-    values = low * tl.load(unit_row + 1) + step * tl.load(unit_row) * codes.to(tl.float32)
-    ids = tl.load(address(row, 3, tl.uint8, head_row * total) + tokens).to(tl.int32)
+    steps = address(row, 1, tl.uint8, head_row * total * BLOCKS)
+    lows = address(row, 2, tl.uint8, head_row * total * BLOCKS)
+    ids = address(row, 3, tl.uint8, head_row * total)
     table = address(row, 4, tl.bfloat16, head_row * tl.load(row + TABLE_ROWS) * HEAD_DIM)
-    values += tl.load(table + ids[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
-    _store(
-        values, entry, tokens, is_token, tile_row, slots, slots_pitch, cosines, sines, rows, columns, units,
-        target, pitch, head, PLACEMENT, IS_FP8, IS_TRANSPOSED, IS_ALIGNED, HEAD_DIM, BLOCK_S,
-    )  # fmt: skip
+    unit_row = address(row, 5, tl.float32, head_row * 2)
+    step_unit, low_unit = tl.load(unit_row), tl.load(unit_row + 1)
+    for start in tl.range(0, fill, BLOCK_S, num_stages=1):
+        index = start + tl.arange(0, BLOCK_S)
+        tokens = source + tl.where(index < count, index, 0)
+        levels = numbers.float_of(_unpacked(codes, tokens, BITS, PITCH, HEAD_DIM, BLOCK_S))
+        step = _block_scales(steps, tokens, BLOCKS, HEAD_DIM, BLOCK_S) * step_unit
+        values = _block_scales(lows, tokens, BLOCKS, HEAD_DIM, BLOCK_S) * low_unit + step * levels
+        centroid = tl.load(ids + tokens).to(tl.int32)
+        values += tl.load(table + centroid[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
+        _store(
+            values, tokens, index, target_row, fill, slot, tables, spaces, tokens_per_frame, unit,
+            target, pitch, head, PLACEMENT, False, IS_FP8, IS_TRANSPOSED, HEAD_DIM, BLOCK_S,
+        )  # fmt: skip
 
 
 @triton.jit
 def plain_decode_kernel(
-    entries, tiles, slots, slots_pitch, units, target, pitch, cosines, sines,
-    total_heads, first_head, heads, rows, columns,
+    entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
+    tokens_per_frame, total_heads, first_head, heads,
     ENTRY_COLUMNS: tl.constexpr, PLACEMENT: tl.constexpr,
     IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
-    tile_row = tiles + tl.program_id(0) * TILE_COLUMNS
-    entry = tl.load(tile_row + ENTRY)
-    row = entries + entry * ENTRY_COLUMNS
-    index, channels = tl.arange(0, BLOCK_S), tl.arange(0, HEAD_DIM)
-    is_token = index < tl.load(tile_row + COUNT)
-    tokens = tl.load(tile_row + SOURCE) + tl.where(is_token, index, 0)
+    entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
+    head, head_row = _head_row(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
-    head_row = (head // heads).to(tl.int64) * total_heads + first_head + head % heads
-    source = address(row, 0, tl.bfloat16, head_row * total * HEAD_DIM)
-    values = tl.load(source + tokens[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
-    _store(
-        values, entry, tokens, is_token, tile_row, slots, slots_pitch, cosines, sines, rows, columns, units,
-        target, pitch, head, PLACEMENT, IS_FP8, IS_TRANSPOSED, IS_ALIGNED, HEAD_DIM, BLOCK_S,
-    )  # fmt: skip
+    slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
+    unit = tl.load(units + head) if IS_FP8 else 1.0
+    channels = tl.arange(0, HEAD_DIM)
+    values_at = address(row, 0, tl.bfloat16, head_row * total * HEAD_DIM)
+    for start in tl.range(0, fill, BLOCK_S, num_stages=1):
+        index = start + tl.arange(0, BLOCK_S)
+        tokens = source + tl.where(index < count, index, 0)
+        values = tl.load(values_at + tokens[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
+        _store(
+            values, tokens, index, target_row, fill, slot, tables, spaces, tokens_per_frame, unit,
+            target, pitch, head, PLACEMENT, False, IS_FP8, IS_TRANSPOSED, HEAD_DIM, BLOCK_S,
+        )  # fmt: skip

@@ -9,11 +9,23 @@ import torch
 PLACE_TOKENS = 32
 """Tokens of a program that copies and rotates."""
 
-DECODE_TOKENS, DECODE_WARPS = 64, 4
-"""Tokens and warps of a program that decodes."""
+STRETCH_TOKENS = 256
+"""Tokens of a program that decodes."""
 
-PROGRAMS_PER_MULTIPROCESSOR = 2
-"""Programs of `attend_kernel` that run on a multiprocessor at the same time."""
+
+@dataclass(frozen=True)
+class DecodeBlocks:
+    """Tokens that a decoding program takes at once, and its warps."""
+
+    tokens: int
+    warps: int
+
+
+DECODE = DecodeBlocks(16, 1)
+DECODE_TRANSPOSED = DecodeBlocks(32, 4)
+"""One warp waits for no other; transposed rows of less than 32 keys are slow to write. H200, 65,536 keys of
+12 heads, preset int2: 0.20 and 0.27 ms, against 0.26 and 0.32 the other way round.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,8 +38,44 @@ class AttendBlocks:
     warps: int
 
 
-def attend_blocks(is_fp8: bool, head_dim: int, device: torch.device) -> AttendBlocks:
+@dataclass(frozen=True)
+class AttendTable:
+    """Blocks of `attend_kernel` on one architecture.
+
+    Attributes:
+        fp8: For e4m3 keys; unused before compute capability 8.9.
+        wide: For bf16 keys.
+        programs: That run at the same time on a multiprocessor, with e4m3 keys where there are any.
+    """
+
+    fp8: AttendBlocks
+    wide: AttendBlocks
+    programs: int
+
+    @classmethod
+    def for_capability(cls, capability: tuple[int, int]) -> AttendTable:
+        """Blocks for a compute capability.
+
+        9.0 is measured on an H200, see docs/results.md. The others keep within their shared memory (99 KiB
+        on 8.6, 8.9 and 12.0); nobody has timed them.
+        """
+        if capability[0] in (9, 10):
+            return cls(AttendBlocks(64, 128, 3, 4), AttendBlocks(64, 64, 3, 4), 2)
+        return cls(AttendBlocks(64, 64, 3, 4), AttendBlocks(64, 64, 2, 4), 1)
+
+
+_INTERPRETER = AttendTable(AttendBlocks(16, 32, 1, 4), AttendBlocks(16, 32, 1, 4), 1)
+
+
+def attend_table(device: torch.device) -> AttendTable:
     """Blocks for a device; on a CPU, where only the interpreter runs, small ones."""
     if device.type == "cpu":
-        return AttendBlocks(16, 32, 1, 4)
-    return AttendBlocks(64, 128, 3, 4) if is_fp8 else AttendBlocks(128, 128, 3, 8)
+        return _INTERPRETER
+    return AttendTable.for_capability(torch.cuda.get_device_capability(device))
+
+
+def programs_at_once(device: torch.device) -> int:
+    """Programs of `attend_kernel` that a device runs at the same time."""
+    if device.type == "cpu":
+        return 1
+    return attend_table(device).programs * torch.cuda.get_device_properties(device).multi_processor_count

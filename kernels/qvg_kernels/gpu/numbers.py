@@ -34,6 +34,18 @@ def round_half_even(values):
 
 
 @triton.jit
+def float_of(integers):
+    """Float32 of int32 between -2**22 and 2**22, without the slow conversion."""
+    return (integers + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+
+
+@triton.jit
+def half_of(integers):
+    """Float16 of integers between -512 and 511, without the slow conversion."""
+    return (integers.to(tl.int16) + 0x6600).to(tl.float16, bitcast=True) - 1536.0
+
+
+@triton.jit
 def mix(values):
     """`qvg_kernels.rotation.mix` of uint32 values."""
     values = values ^ (values >> 16)
@@ -56,15 +68,14 @@ def token_pattern(tokens, phase):
 
 @triton.jit
 def flip_signs(values, flips):
-    """Float32 values, negated where `flips` (int8) is -128 and kept where it is 0."""
-    bits = values.to(tl.int32, bitcast=True) ^ (flips.to(tl.int32) << 24)
-    return bits.to(tl.float32, bitcast=True)
+    """Float16 values, negated where `flips` (int16) is -2**15 and kept where it is 0."""
+    return (values.to(tl.int16, bitcast=True) ^ flips).to(tl.float16, bitcast=True)
 
 
 @cache
 def sign_flips(head_dim: int, device: torch.device) -> Tensor:
-    """`[64, head_dim]` int8 for `flip_signs`: -128 where a sign pattern is negative, else 0."""
-    flips: Tensor = torch.where(sign_patterns(head_dim, device) < 0, -128, 0).to(torch.int8)
+    """`[64, head_dim]` int16 for `flip_signs`: -2**15 where a sign pattern is negative, else 0."""
+    flips: Tensor = torch.where(sign_patterns(head_dim, device) < 0, -(2**15), 0).to(torch.int16)
     return flips
 
 
@@ -76,15 +87,16 @@ def hadamard_signs(head_dim: int, device: torch.device) -> Tensor:
 
 @cache
 def lattice_patterns(device: torch.device) -> Tensor:
-    """`[256]` int32, a pattern's code to its eight digits (0, 1, 2 for 1/2, 3/2, 5/2), two bits each.
+    """`[768]` int32: each pattern's eight sizes, 2, 6 and 10, in the bytes of two numbers.
 
-    Bit 16 says that the pattern wants an odd number of negative values.
+    Then 256 numbers: whether the pattern wants an odd number of negative values.
     """
-    words = torch.zeros(256, dtype=torch.int32)
+    sizes = torch.zeros(256, 8, dtype=torch.uint8)
+    wants_odd = torch.zeros(256, dtype=torch.int32)
     for code, pattern in enumerate(patterns()):
-        digits = sum((entry // 2) << (2 * place) for place, entry in enumerate(pattern))
-        words[code] = digits | (pattern.count(3) % 2) << 16
-    return words.to(device)
+        sizes[code] = 2 * torch.tensor(pattern)
+        wants_odd[code] = pattern.count(3) % 2
+    return torch.cat([sizes.view(torch.int32).flatten(), wants_odd]).to(device)
 
 
 OPERAND = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)

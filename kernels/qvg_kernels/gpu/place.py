@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -13,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qvg_kernels.gpu import launch
-from qvg_kernels.placement import Placement, Rotary, on_device
+from qvg_kernels.placement import Placement, Rotary, RotaryTables, on_device
 
 NONE = tl.constexpr(0)
 ROTARY = tl.constexpr(1)
@@ -21,53 +22,38 @@ MATRICES = tl.constexpr(2)
 
 
 @triton.jit
-def place(
-    values, tokens, slots, cosines, sines, rows, columns,
-    PLACEMENT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
-    """Float32 values `[BLOCK_S, HEAD_DIM]`, placed.
+def rotation_of(slots, tokens, times, spaces, tokens_per_frame, HEAD_DIM: tl.constexpr):
+    """Cosines and sines of tokens, two `[BLOCK_S, HEAD_DIM // 2]` float16.
 
     Args:
-        tokens: `[BLOCK_S]` int32 numbers of the tokens among those of the frames that `slots` lists.
-        slots: Pointer to the int32 row of `cosines` (or of the matrices) of each frame.
-        cosines: Pointer to `[P, HEAD_DIM // 2]` cosines, or to `[P, 4, 4]` matrices.
-        sines: Pointer to `[P, HEAD_DIM // 2]` sines; unused with matrices.
-        rows: Of tokens in a frame.
-        columns: Of tokens in a frame.
+        slots: Pointer to the int32 row of `times` of each frame.
+        tokens: `[BLOCK_S]` int32 numbers of the tokens among those of the frames.
+        times: Pointer to `[P, HEAD_DIM]` float16, cosines then sines of each time.
+        spaces: Pointer to `[tokens_per_frame, HEAD_DIM]` float16, likewise of each place.
     """
-    if PLACEMENT == ROTARY:
-        return _rotate(values, tokens, slots, cosines, sines, rows, columns, HEAD_DIM, BLOCK_S)
-    else:
-        return _multiply(values, tokens, slots, cosines, rows * columns, HEAD_DIM, BLOCK_S)
+    HALF: tl.constexpr = HEAD_DIM // 2
+    frame = tokens // tokens_per_frame
+    pair = tl.arange(0, HALF)[None, :]
+    time = times + tl.load(slots + frame)[:, None] * HEAD_DIM + pair
+    space = spaces + (tokens - frame * tokens_per_frame)[:, None] * HEAD_DIM + pair
+    is_time = pair < HALF - 2 * (HEAD_DIM // 6)
+    cosine = tl.where(is_time, tl.load(time), tl.load(space))
+    sine = tl.where(is_time, tl.load(time + HALF), tl.load(space + HALF))
+    return cosine, sine
 
 
 @triton.jit
-def _rotate(
-    values, tokens, slots, cosines, sines, rows, columns, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr
-):  # fmt: skip
-    """Adjacent pairs of channels turned by time, row or column; see `qvg_kernels.placement.Rotary`."""
-    HALF: tl.constexpr = HEAD_DIM // 2
-    SIDE: tl.constexpr = HEAD_DIM // 6
-    frame = tokens // (rows * columns)
-    place_in_frame = tokens - frame * (rows * columns)
-    slot = tl.load(slots + frame)
-    row = place_in_frame // columns
-    column = place_in_frame - row * columns
-    pair = tl.arange(0, HALF)[None, :]
-    position = tl.where(
-        pair < HALF - 2 * SIDE, slot[:, None], tl.where(pair < HALF - SIDE, row[:, None], column[:, None])
-    )
-    cosine = tl.load(cosines + position * HALF + pair)
-    sine = tl.load(sines + position * HALF + pair)
-    even, odd = tl.split(tl.reshape(values, [BLOCK_S, HALF, 2]))
+def rotate(values, cosine, sine, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Adjacent pairs of channels of `[BLOCK_S, HEAD_DIM]` turned; see `qvg_kernels.placement.Rotary`."""
+    even, odd = tl.split(tl.reshape(values, [BLOCK_S, HEAD_DIM // 2, 2]))
     return tl.reshape(tl.join(even * cosine - odd * sine, even * sine + odd * cosine), [BLOCK_S, HEAD_DIM])
 
 
 @triton.jit
-def _multiply(
+def multiply(
     values, tokens, slots, matrices, tokens_per_frame, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr
 ):
-    """Groups of four channels multiplied by their frame's matrix."""
+    """Groups of four channels multiplied by their frame's matrix, `[P, 4, 4]` float32."""
     matrix = matrices + tl.load(slots + tokens // tokens_per_frame)[:, None] * 16
     groups = tl.reshape(values, [BLOCK_S, HEAD_DIM // 4, 2, 2])
     zero_two, one_three = tl.split(groups)
@@ -89,9 +75,9 @@ def _row(matrix, zero, one, two, three):
 
 @triton.jit
 def _place_kernel(
-    source, target, slots, cosines, sines,
+    source, target, slots, tables, spaces,
     source_batch, source_head, source_token, target_batch, target_head, target_token,
-    heads, num_tokens, num_rows, first_token, rows, columns,
+    heads, num_tokens, num_rows, first_token, tokens_per_frame,
     PLACEMENT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Copy tokens from one strided tensor to another, placed, and zeros to the other's remaining rows."""
@@ -104,8 +90,11 @@ def _place_kernel(
     values = tl.load(at, mask=is_token, other=0.0).to(tl.float32)
     # Tokens beyond the last take the last one's place: its slot exists.
     placed = tl.minimum(tokens, num_tokens - 1) + first_token
-    if PLACEMENT != NONE:
-        values = place(values, placed, slots, cosines, sines, rows, columns, PLACEMENT, HEAD_DIM, BLOCK_S)
+    if PLACEMENT == ROTARY:
+        cosine, sine = rotation_of(slots, placed, tables, spaces, tokens_per_frame, HEAD_DIM)
+        values = rotate(values, cosine, sine, HEAD_DIM, BLOCK_S)
+    if PLACEMENT == MATRICES:
+        values = multiply(values, placed, slots, tables, tokens_per_frame, HEAD_DIM, BLOCK_S)
     at = target + batch * target_batch + head * target_head
     at += tokens[:, None].to(tl.int64) * target_token + channels[None, :]
     tl.store(at, values.to(target.dtype.element_ty), mask=(tokens < num_rows)[:, None])
@@ -113,33 +102,41 @@ def _place_kernel(
 
 @dataclass(frozen=True)
 class KernelPlacement:
-    """A placement as `place` takes it.
+    """A placement as kernels take it.
 
     Attributes:
         kind: NONE, ROTARY or MATRICES.
-        cosines: Or the matrices.
-        rows: Of tokens in a frame.
-        columns: Of tokens in a frame.
+        tables: For every slot, cosines and sines `[P, D]` float16, or a matrix `[P, 4, 4]` float32.
+        spaces: Cosines and sines of every token of a frame, `[tokens_per_frame, D]` float16.
         gain: How much it may enlarge the largest value.
     """
 
     kind: int
-    cosines: Tensor | None
-    sines: Tensor | None
-    rows: int
-    columns: int
+    tables: Tensor | None
+    spaces: Tensor | None
+    tokens_per_frame: int
     gain: float
 
     @classmethod
     def of(cls, placement: Placement | None) -> KernelPlacement:
         """What `placement` is to a kernel; none leaves values as they are."""
         if isinstance(placement, Rotary):
-            tables = placement.tables
+            times, spaces = _rotary_tables(placement.tables, placement.rows, placement.columns)
             # A pair keeps its length, which is at most the root of two times its larger value.
-            return cls(1, tables.cosine, tables.sine, placement.rows, placement.columns, 2**0.5)
+            return cls(1, times, spaces, placement.rows * placement.columns, 2**0.5)
         if placement is not None:
-            return cls(2, placement.matrices, None, 1, placement.tokens_per_frame, placement.gain)
-        return cls(0, None, None, 1, 1, 1.0)
+            return cls(2, placement.matrices, None, placement.tokens_per_frame, placement.gain)
+        return cls(0, None, None, 1, 1.0)
+
+
+@lru_cache(maxsize=8)
+def _rotary_tables(tables: RotaryTables, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """`KernelPlacement.tables` and `spaces`; float16 is finer than the bf16 that results are rounded to."""
+    times = torch.cat([tables.cosine, tables.sine], dim=-1)
+    pairs = tables.cosine.shape[1]
+    is_column = torch.arange(2 * pairs, device=times.device) % pairs >= pairs - 2 * pairs // 6
+    spaces = torch.where(is_column, times[:columns].unsqueeze(0), times[:rows].unsqueeze(1))
+    return times.half(), spaces.flatten(0, 1).half()
 
 
 def apply_placement(placement: Placement, states: Tensor, tokens: slice) -> Tensor:
@@ -161,8 +158,8 @@ def copy_placed(placement: Placement | None, states: Tensor, tokens: slice, targ
     block = launch.PLACE_TOKENS
     num_rows = target.shape[2]
     _place_kernel[(triton.cdiv(num_rows, block), batch * heads)](
-        states, target, slots, form.cosines, form.sines,
+        states, target, slots, form.tables, form.spaces,
         *states.stride()[:3], *target.stride()[:3],
-        heads, num_tokens, num_rows, tokens.start or 0, form.rows, form.columns,
+        heads, num_tokens, num_rows, tokens.start or 0, form.tokens_per_frame,
         form.kind, head_dim, block, num_warps=4,
     )  # fmt: skip

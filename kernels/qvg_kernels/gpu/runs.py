@@ -96,7 +96,7 @@ class Side:
     Attributes:
         entries: `[E, columns]` int64: tokens, centroids and addresses of each entry.
         slots: `[E, frames]` int32: row of the placement's table for each frame.
-        head_units: `[B * H]` float32 units of e4m3 values; none where they are not needed.
+        head_units: `[B * H]` float32 units of e4m3 values; none for spans that are not packed.
     """
 
     layout: Layout
@@ -143,15 +143,11 @@ class Run:
 
     def parts(self, part_tokens: int, device: torch.device) -> tuple[Tiles, ...]:
         """The run in parts of at most `part_tokens` keys."""
-        return _tiles(self.extents, part_tokens, launch.DECODE_TOKENS, device)
+        return _tiles(self.extents, part_tokens, launch.STRETCH_TOKENS, device)
 
 
-def runs_of(segments: Sequence[StoredSegment], allows_fp8: bool) -> list[Run] | None:
-    """Runs of neighbouring segments; none if a scheme has no kernels.
-
-    Args:
-        allows_fp8: Whether packed runs will be read as e4m3.
-    """
+def runs_of(segments: Sequence[StoredSegment]) -> list[Run] | None:
+    """Runs of neighbouring segments; none if a scheme has no kernels."""
     groups: list[list[StoredSegment]] = []
     for segment in segments:
         if groups and _alike(groups[-1][-1], segment):
@@ -160,7 +156,7 @@ def runs_of(segments: Sequence[StoredSegment], allows_fp8: bool) -> list[Run] | 
             groups.append([segment])
     runs = []
     for group in groups:
-        run = _run(tuple(group), allows_fp8)
+        run = _run(tuple(group))
         if run is None:
             return None
         runs.append(run)
@@ -172,7 +168,7 @@ def _alike(one: StoredSegment, other: StoredSegment) -> bool:
     return specs[0] == specs[1]
 
 
-def _run(segments: tuple[StoredSegment, ...], allows_fp8: bool) -> Run | None:
+def _run(segments: tuple[StoredSegment, ...]) -> Run | None:
     first = segments[0]
     head_dim = first.key.shape[3]
     key_layout = layout_of(first.key_codec.spec, head_dim)
@@ -180,12 +176,11 @@ def _run(segments: tuple[StoredSegment, ...], allows_fp8: bool) -> Run | None:
     if key_layout is None or value_layout is None or not _is_readable(first.key, first.value):
         return None
     is_packed = key_layout.is_packed and value_layout.is_packed
-    has_units = allows_fp8 and is_packed
     return Run(
         segments,
         tuple((segment.first_token, segment.num_tokens) for segment in segments),
-        _side(key_layout, [s.key for s in segments], [s.key_placement for s in segments], has_units),
-        _side(value_layout, [s.value for s in segments], [s.value_placement for s in segments], has_units),
+        _side(key_layout, [s.key for s in segments], [s.key_placement for s in segments]),
+        _side(value_layout, [s.value for s in segments], [s.value_placement for s in segments]),
         is_packed,
     )
 
@@ -198,9 +193,7 @@ def _is_readable(*spans: PackedTensor) -> bool:
 _BF16 = torch.empty(0, dtype=torch.bfloat16)
 
 
-def _side(
-    layout: Layout, packed: list[PackedTensor], placements: Sequence[Placement | None], has_units: bool
-) -> Side:
+def _side(layout: Layout, packed: list[PackedTensor], placements: Sequence[Placement | None]) -> Side:
     rows = []
     for span in packed:
         count = span.tensors[layout.table].shape[-2] if layout.table else 0
@@ -212,7 +205,7 @@ def _side(
     if placements[0] is not None:
         slots = _slots(tuple(placement.slots for placement in placements if placement), device)
     head_units = None
-    if has_units:
+    if layout.unit_kernel is not None:
         batch, heads, _, head_dim = packed[0].shape
         head_units = torch.empty(batch * heads, device=device)
         layout.unit_kernel[(batch * heads,)](
@@ -234,7 +227,7 @@ def _slots(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
 def _tiles(
     extents: tuple[tuple[int, int], ...], part_tokens: int, block: int, device: torch.device
 ) -> tuple[Tiles, ...]:
-    """Parts of at most `part_tokens` keys, each padded to a multiple of 128 by a tile of zeros."""
+    """Parts of at most `part_tokens` keys, each padded to a multiple of 128."""
     total = sum(count for _, count in extents)
     parts: list[list[list[int]]] = [[] for _ in range(-(-total // part_tokens))]
     at = 0
@@ -275,23 +268,24 @@ def decode_part(
     *,
     transposes: bool = False,
 ) -> None:
-    """Decode some heads of a part, and zeros up to a multiple of 128 keys.
+    """Decode some heads of a part, and more keys up to a multiple of 128.
 
     Args:
         heads: Items of the batch, heads of the span, the first to decode, how many.
         target: `[B * h * pitch, D]`, or `[B * h * D, pitch]` if the kernel `transposes`.
-        head_units: `[B * h]` units of e4m3 values; none for a target of another dtype.
+        head_units: `[B * h]` units of e4m3 values.
     """
     batch, total_heads, first_head, group_heads = heads
+    blocks = launch.DECODE_TRANSPOSED if transposes else launch.DECODE
     placement = side.placement
     side.layout.kernel[(len(tiles.table), batch * group_heads)](
         side.entries, tiles.table, side.slots, 0 if side.slots is None else side.slots.shape[1],
         head_units, target, pitch, *_tables(side.layout, head_dim, target.device),
-        placement.cosines, placement.sines,
-        total_heads, first_head, group_heads, placement.rows, placement.columns,
+        placement.tables, placement.spaces, placement.tokens_per_frame,
+        total_heads, first_head, group_heads,
         **side.layout.constants, ENTRY_COLUMNS=side.layout.columns, PLACEMENT=placement.kind,
-        IS_FP8=head_units is not None, IS_TRANSPOSED=transposes, IS_ALIGNED=tiles.is_aligned,
-        HEAD_DIM=head_dim, BLOCK_S=launch.DECODE_TOKENS, num_warps=launch.DECODE_WARPS,
+        IS_FP8=target.dtype == torch.float8_e4m3fn, IS_TRANSPOSED=transposes, IS_ALIGNED=tiles.is_aligned,
+        HEAD_DIM=head_dim, BLOCK_S=blocks.tokens, num_warps=blocks.warps,
     )  # fmt: skip
 
 
@@ -301,7 +295,6 @@ def _tables(layout: Layout, head_dim: int, device: torch.device) -> tuple[Tensor
         return ()
     return (
         _level_words(layout.constants["GRID"], device),
-        numbers.hadamard_signs(head_dim, device),
         numbers.sign_flips(head_dim, device),
     )
 

@@ -1,0 +1,49 @@
+"""Reading and attending compile for every card, within its shared memory, from the launches of real calls."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "interpreter")]
+
+from aot import CAPABILITIES, SHARED_LIMITS, needs_compiler, recorded_launches
+from conftest_kernels import history_of, placement_of
+
+from qvg_kernels.gpu import attention, launch
+from qvg_kernels.segments import GivenSegment
+from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
+from qvg_kernels.workspace import Workspace
+
+pytestmark = [needs_compiler, pytest.mark.slow]
+
+SPECS = [FittedSpec(grid=grid) for grid in ("e8", "int2", "int3", "int4", "trit")]
+SPECS += [FittedSpec(num_centroids=0), QvgSpec(), QvgSpec(stages=4, block_size=16), AsymSpec(), Bf16Spec()]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("placement", ["rotary", "matrices"])
+def test_every_launch_of_an_attention_call_compiles(capability, placement, monkeypatch):
+    as_on_card = launch.AttendTable.for_capability(divmod(capability, 10))
+    monkeypatch.setattr(launch, "attend_table", lambda device: as_on_card)
+    # The default preset meets both placements, the others one of them.
+    specs = SPECS if placement == "rotary" else SPECS[:1]
+    launches = {}
+    for spec in specs:
+        with recorded_launches() as made:
+            attend_once(spec, placement, uses_fp8=capability >= 89)
+        launches |= {launched.key(): launched for launched in made}
+    assert len(launches) > 4
+    for launched in launches.values():
+        shared = launched.compile(capability).shared
+        assert shared <= SHARED_LIMITS[capability], f"{launched.name} takes {shared} bytes"
+
+
+def attend_once(spec, placement, *, uses_fp8):
+    history = history_of(spec, head_dim=128, lengths=(40, 24), placement=placement)
+    key, value = (torch.zeros(1, 24, 2, 128, dtype=torch.bfloat16).transpose(1, 2) for _ in range(2))
+    placed = placement_of(placement, 24, head_dim=128)
+    given = GivenSegment(key, value, placed, placed if placement == "matrices" else None)
+    query = torch.zeros(1, 2, 24, 128, dtype=torch.bfloat16)
+    attention.attend(query, history, given, Workspace(), uses_fp8=uses_fp8)
