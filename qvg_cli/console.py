@@ -8,12 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import getLogger
 from typing import TYPE_CHECKING, Protocol
 
 import typer
 
+from qvg_cli.logs import SAID
+from qvg_cli.redaction import redact
+
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+
+
+_LOG = getLogger(SAID)
 
 
 class Progress(Protocol):
@@ -40,8 +47,9 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line that a person may want to know."""
+        _LOG.info("%s", text)
         if not self._is_quiet:
-            typer.echo(visible(text), err=True)
+            typer.echo(visible(redact(text)), err=True)
 
     @contextmanager
     def progress(self, num_chunks: int, num_done: int = 0) -> Iterator[Progress]:
@@ -61,9 +69,9 @@ class Console:
 
 def show_error(message: str, hint: str | None = None) -> None:
     """What went wrong and, after an empty line, what to do about it."""
-    typer.echo(f"error: {visible(message)}", err=True)
+    typer.echo(f"error: {visible(redact(message))}", err=True)
     if hint:
-        typer.echo(f"\nhint: {visible(hint)}", err=True)
+        typer.echo(f"\nhint: {visible(redact(hint))}", err=True)
 
 
 def show_data(text: str) -> None:

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `qvg --help` answers at once.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ from qvg_cli.commands.generate import generate
 from qvg_cli.commands.show import show
 from qvg_cli.console import show_error
 from qvg_cli.errors import shown_error
+from qvg_cli.logs import set_up
+from qvg_cli.redaction import redact
 
 EXIT_CODES = """\b
 Exit codes:
@@ -71,12 +74,13 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            set_up(is_verbose=bool(ctx.params.get("verbose")))
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, typer.Exit | typer.TyperException | typer.Abort):
                 raise
             if ctx.params.get("debug"):
-                traceback.print_exception(error)
+                sys.stderr.write(redact("".join(traceback.format_exception(error))))
             shown = shown_error(error)
             show_error("; ".join([str(shown), *getattr(error, "__notes__", ())]), shown.hint)
             raise typer.Exit(shown.exit_code) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ class ChunkResult:
         frames: `[B, n, height, width, 3]` uint8 pixels of those that were not shown before, on the CPU.
         memory: The cache around this chunk.
         seconds: Time from the chunk's begin to its pixels.
+        phases: The same by phase: "prefill", "denoise", "commit", "decode".
     """
 
     chunk: ChunkPlan
@@ -32,6 +33,7 @@ class ChunkResult:
     frames: Tensor
     memory: MemorySample
     seconds: float
+    phases: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def rollout(
         known[:num_emitted] = done.latents.split(1, dim=2)
         decoder.skip(plan, done.num_chunks, done.latents, num_shown)
     for chunk in plan.chunks[0 if done is None else done.num_chunks :]:
-        started = time.perf_counter()
+        watch = _Stopwatch(session.device)
         session.cache.begin(chunk)
         recorder.begin()
         if chunk.prefill:
@@ -83,18 +85,44 @@ def rollout(
             if chunk.commits or chunk.makes:
                 session.clean_pass(chunk, chunk.prefill, given)
                 on_step()
+            watch.lap("prefill")
         if chunk.makes:
             made = session.denoise(chunk, noise(chunk), on_step)
+            watch.lap("denoise")
             known.extend(made.split(1, dim=2))
             if chunk.commits == chunk.makes:
                 session.clean_pass(chunk, chunk.makes, made)
                 on_step()
+                watch.lap("commit")
         end = max(chunk.frames) + 1
         latents = torch.cat(known[num_emitted:end], dim=2)
         frames = _decode_new(decoder, plan, latents, num_shown - num_emitted)
         num_emitted = end
+        watch.lap("decode")
         memory = recorder.sample(chunk, end)
-        yield ChunkResult(chunk, latents, frames, memory, time.perf_counter() - started)
+        yield ChunkResult(chunk, latents, frames, memory, watch.seconds, watch.laps)
+
+
+class _Stopwatch:
+    """Times of a chunk's phases; a GPU has ended a phase when it counts as ended."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.laps: dict[str, float] = {}
+        self._device = device
+        self._started = self._last = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning to the last lap."""
+        return self._last - self._started
+
+    def lap(self, name: str) -> None:
+        """Count the time since the last lap as that of a phase."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
 
 
 def redecode(

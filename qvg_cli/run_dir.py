@@ -37,6 +37,7 @@ class RunDir:
         self.page = path / "report.html"
         self.config = path / "run.yaml"
         self.state = path / "state"
+        self.log = path / "run.log"
 
     @classmethod
     def create(cls, root: Path, backend: str, name: str) -> RunDir:
@@ -62,6 +63,7 @@ class RunDir:
     def discard(self) -> None:
         """Remove the folder of a run that made nothing; what else lies in it stays."""
         self.config.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
 

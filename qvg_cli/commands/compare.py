@@ -60,6 +60,7 @@ def compare(
         bool, typer.Option("--json", help="Print the content of compare.json and the paths to stdout.")
     ] = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Show what presets of the cache cost and lose beside the first of them.
@@ -71,7 +72,7 @@ def compare(
     from qvg_cli.commands.arms import are_presets, find_arms, plan_arms
     from qvg_cli.config_load import Request
 
-    del debug
+    del verbose, debug
     console = Console(is_quiet=quiet)
     makes_videos = {
         "--prompt": prompt, "--prompts": prompts, "--seed": seed, "--seeds": seeds, "--backend": backend,

@@ -41,6 +41,7 @@ def download(
         ),
     ] = None,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Fetch the published weights of backends.
@@ -51,7 +52,7 @@ def download(
     from qvg_cli.config_load import unknown_name
     from qvg_cli.hub.spec import read_downloads
 
-    del debug
+    del verbose, debug
     known = read_downloads()
     if list_:
         show_data("\n\n".join(_about(each) for each in known.values()))

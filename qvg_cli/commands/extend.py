@@ -61,6 +61,7 @@ def extend(
         bool, typer.Option("--json", help="Print an object a video to stdout: paths and figures.")
     ] = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Go on from a video: the new one has its frames and then new ones.
@@ -73,7 +74,7 @@ def extend(
     from qvg_cli.commands.sources import find_start
     from qvg_cli.config_load import Request
 
-    del debug
+    del verbose, debug
     if prompt is not None and prompts is not None:
         raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
     if prompts is not None and segments is not None and schedule is not None:

@@ -55,6 +55,7 @@ def generate(
         bool, typer.Option("--json", help="Print an object a video to stdout: paths and figures.")
     ] = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Make a video and report the memory of its history.
@@ -66,7 +67,7 @@ def generate(
     from qvg_cli.commands.shards import Shard
     from qvg_cli.config_load import Request
 
-    del debug
+    del verbose, debug
     if prompt is not None and prompts is not None:
         raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
     if prompts is not None and segments is not None and schedule is not None:

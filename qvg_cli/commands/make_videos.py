@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,12 +25,15 @@ from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory
 from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.logs import run_log, timed
 from qvg_cli.plan import prompt_begins
 from qvg_cli.resume.identity import identify
 from qvg_cli.resume.state import RunState
 from qvg_cli.rollout import rollout
 from qvg_cli.run_dir import RunDir
 from qvg_cli.video.io import check_encoder
+
+LOG = logging.getLogger(__name__)
 
 
 def resume_video(video: Planned, run: RunDir, console: Console, *, is_json: bool) -> None:
@@ -55,7 +59,8 @@ def load(config: RunConfig, device: torch.device, console: Console) -> Pipeline:
     """The pipeline of `config`, with a word to the user before the wait."""
     console.note(f"loading {config.model.name} on {device}, cache {cache_label(config.cache)}")
     quiet_libraries()
-    return load_pipeline(config, device)
+    with timed("model"):
+        return load_pipeline(config, device)
 
 
 def make_and_show(
@@ -129,10 +134,19 @@ def make_video(
     Raises:
         Interrupted: Ctrl-C; the part made so far is in the folder.
     """
+    with run_log(recording.log):
+        _make_video(recording, pipeline, console, prompt_embeds)
+
+
+def _make_video(
+    recording: Recording, pipeline: Pipeline, console: Console, prompt_embeds: Mapping[int, Tensor] | None
+) -> None:
     config, plan = recording.video.config, recording.video.plan
+    LOG.info("video of %d frames in %d chunks: %s", plan.num_pixel_frames, len(plan.chunks), recording.log)
     try:
         if prompt_embeds is None:
-            prompt_embeds = encode_prompts(pipeline, recording.video, console)
+            with timed("prompts"):
+                prompt_embeds = encode_prompts(pipeline, recording.video, console)
         changes = {begin: embeds for begin, embeds in prompt_embeds.items() if begin}
         session = pipeline.start(plan, prompt_embeds[0], config.seed, changes)
         noise = pipeline.noise(plan, config.seed)
@@ -149,16 +163,19 @@ def make_video(
                 done=done,
                 on_step=progress.step,
             ):
-                with hold_interrupts():
+                with hold_interrupts(), timed("put away", logging.DEBUG):
                     recording.add(result, session.cache)
+                LOG.info("%s", recording.log_line(result))
                 progress.chunk_done(recording.status_line())
-        with hold_interrupts():
+        with hold_interrupts(), timed("video and reports"):
             recording.finish("complete")
     except KeyboardInterrupt:
+        LOG.info("stopped with Ctrl-C")
         with hold_interrupts():
             recording.finish("interrupted")
         raise Interrupted(f"stopped; {recording.kept()}", hint=recording.remedy()) from None
     except Exception as error:
+        LOG.error("failed", exc_info=error)
         try:
             recording.finish("failed")
         except QvgError as second:

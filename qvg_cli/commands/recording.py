@@ -27,7 +27,7 @@ from qvg_cli.report.lack_of_memory import memory_breakdown
 from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
-from qvg_cli.report.words import describe_bytes
+from qvg_cli.report.words import describe_bytes, mib_text
 from qvg_cli.resume.identity import identify
 from qvg_cli.resume.state import RunState
 from qvg_cli.rollout import ChunkResult, Done
@@ -47,6 +47,7 @@ class Recording:
     Attributes:
         samples: The memory of every chunk made so far.
         status: "running", then "complete", "interrupted" or "failed".
+        log: File of the run's log.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Recording:
         self.video = video
         self.samples: list[MemorySample] = []
         self.status = "running"
+        self.log = run.log
         self._run = run
         self._details = run_details(video.config)
         self._device = device
@@ -187,6 +189,17 @@ class Recording:
         cache = describe_bytes(total(sample.end_bytes), sample.bf16_end_bytes)
         rate = f"{self.num_made / self._seconds:.1f} frames/s" if self.num_made else "given"
         return f"{self.num_frames} frames, {rate}, cache {cache}"
+
+    def log_line(self, result: ChunkResult) -> str:
+        """What a chunk cost, for the log."""
+        phases = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in result.phases.items())
+        sample, memory = result.memory, ""
+        if sample.device_peak_bytes is not None:
+            memory = f", device peak {mib_text(sample.device_peak_bytes)} MiB"
+        held = (
+            f"cache {mib_text(total(sample.end_bytes))} MiB, at its peak {mib_text(total(sample.peak_bytes))}"
+        )
+        return f"chunk {result.chunk.index + 1}: {phases}; {held}{memory}"
 
     def summary(self) -> str:
         """How the run went, in one line."""

@@ -24,7 +24,7 @@ def test_the_folder_holds_the_whole_run(finished):
     folder = Path(made["folder"])
     assert folder.parts[-2:] == ("self-forcing", "a-red-ball-seed5")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "latents.safetensors", "memory.json", "memory.png", "report.html", "run.yaml", "video.mp4"
+        "latents.safetensors", "memory.json", "memory.png", "report.html", "run.log", "run.yaml", "video.mp4"
     ]  # fmt: skip
     assert count_frames(folder / "video.mp4") == 33
     assert next(read_frames(folder / "video.mp4")).shape == (32, 64, 3)

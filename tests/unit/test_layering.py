@@ -27,6 +27,7 @@ LAYERS = (
         "qvg_cli.prompts",
         "qvg_cli.device",
         "qvg_cli.redaction",
+        "qvg_cli.logs",
     ),
     ("qvg_cli.cache", "qvg_cli.video"),
     ("qvg_cli.backends", "qvg_cli.rollout"),
