@@ -15,13 +15,13 @@ from qvg_cli.errors import UsageError
 
 def compare(
     arms: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="A B [C ...]",
             help="Presets of the cache, the baseline first; or folders of finished runs.",
             show_default=False,
         ),
-    ],
+    ] = None,
     prompt: Annotated[
         str | None,
         typer.Option(
@@ -49,6 +49,14 @@ def compare(
     context: options.Context = None,
     window: options.Window = None,
     sink: options.Sink = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Go on with the comparison in FOLDER, which was cut off.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(metavar="FOLDER", help="Results go to FOLDER/compare/<name>/, never over old ones."),
@@ -81,9 +89,16 @@ def compare(
         "--window": window, "--sink": sink,
         "--config": config, "--set": set_ or None,
     }  # fmt: skip
-    if not are_presets(arms):
+    if resume is not None:
+        options.refuse_beside_resume({**makes_videos, "--device": device, "arms": arms or None})
+
+        from qvg_cli.commands.make_comparison import resume_comparison
+
+        resume_comparison(resume, console, is_json=json_)
+        return
+    if not are_presets(arms or []):
         _refuse_given(makes_videos)
-        found = find_arms(arms)
+        found = find_arms(arms or [])
 
         from qvg_cli.commands.make_comparison import compare_runs
 
@@ -116,7 +131,7 @@ def compare(
         ),
     )
     planned = plan_arms(
-        arms, request, console, prompts=prompts, seconds=seconds, frames=frames, num_seeds=seeds or 1
+        arms or [], request, console, prompts=prompts, seconds=seconds, frames=frames, num_seeds=seeds or 1
     )
 
     from qvg_cli.commands.make_comparison import compare_presets

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from qvg_cli.backends.base import Pipeline
 from qvg_cli.backends.registry import load_pipeline
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.commands.arms import Arm, FinishedArm, comparison_name
+from qvg_cli.commands.begun import BEGUN, Begun, read_begun
 from qvg_cli.commands.jobs import Planned
 from qvg_cli.commands.make_videos import encode_prompts, make_video, quiet_libraries
 from qvg_cli.commands.recording import Recording
+from qvg_cli.commands.resume import is_finished
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import QvgError
@@ -27,8 +32,10 @@ from qvg_cli.report.comparison_writer import SIDE_BY_SIDE, ComparisonWriter
 from qvg_cli.report.run_files import Result, read_result
 from qvg_cli.report.spool import FrameSpool, check_space
 from qvg_cli.report.tables import comparison_tables
-from qvg_cli.rollout import ChunkResult, redecode
-from qvg_cli.run_dir import RunDir, slug
+from qvg_cli.resume.identity import identify
+from qvg_cli.resume.state import RunState
+from qvg_cli.rollout import ChunkResult, Done, redecode
+from qvg_cli.run_dir import RunDir
 from qvg_cli.video.io import check_encoder
 
 FROM_RUNS = "frames as the model made them, before any lossy coding"
@@ -36,16 +43,52 @@ FROM_LATENTS = "frames decoded anew from the latents of the runs, before any los
 
 
 class SpooledRecording(Recording):
-    """A run of which the frames are also kept as they are."""
+    """A run of a comparison: its frames are also kept as they are.
 
-    def __init__(self, video: Planned, run: RunDir, device: torch.device, spool: FrameSpool) -> None:
-        super().__init__(video, run, device)
+    Args:
+        pipeline: Decodes the chunks that are there already.
+        note: Takes a line for the user.
+    """
+
+    def __init__(
+        self,
+        video: Planned,
+        run: RunDir,
+        device: torch.device,
+        spool: FrameSpool,
+        pipeline: Pipeline,
+        note: Callable[[str], None],
+    ) -> None:
+        state = None
+        if run.state.is_dir():
+            state = RunState.open(run.state, identify(video.config, device.type), note)
+        super().__init__(video, run, device, state=state)
         self._spool = spool
+        self._pipeline = pipeline
+        self._comparison = run.path.parents[1]
+
+    def begin(self, cache: KVCache, note: Callable[[str], None]) -> Done | None:
+        """See `Recording.begin`."""
+        done = super().begin(cache, note)
+        if done is not None:
+            plan, decoder = self.video.plan, self._pipeline.decoder()
+            for frames in redecode(decoder, plan, done.latents, num_chunks=done.num_chunks):
+                self._spool.write(frames[0].numpy())
+        return done
 
     def add(self, result: ChunkResult, cache: KVCache) -> None:
         """See `Recording.add`."""
         super().add(result, cache)
         self._spool.write(result.frames[0].numpy())
+
+    def remedy(self) -> str | None:
+        """See `Recording.remedy`; the whole comparison goes on."""
+        return resume_hint(self._comparison)
+
+
+def resume_hint(folder: Path) -> str:
+    """How to go on with a comparison."""
+    return f"go on with: qvg compare --resume {shlex.quote(str(folder))}"
 
 
 def compare_presets(arms: Sequence[Arm], out: Path, console: Console, *, is_json: bool) -> None:
@@ -57,26 +100,45 @@ def compare_presets(arms: Sequence[Arm], out: Path, console: Console, *, is_json
         QvgError: A video failed or was stopped; the prompts and seeds before it are reported on.
     """
     check_encoder()
-    rows = list(zip(*(arm.videos for arm in arms), strict=True))
-    config = rows[0][0].config
+    begun = Begun(tuple(arm.name for arm in arms), tuple(zip(*(arm.videos for arm in arms), strict=True)))
+    resolve_device(begun.rows[0][0].config.device)
+    name = comparison_name(begun.names, [row[0] for row in begun.rows])
+    with _new_folder(out / "compare", name) as folder:
+        begun.write(folder)
+        _compare(begun, folder, console, is_json=is_json)
+
+
+def resume_comparison(folder: Path, console: Console, *, is_json: bool) -> None:
+    """Go on with a comparison that was cut off: whole runs are decoded anew, the others are made.
+
+    Raises:
+        UsageError: There is nothing to go on with.
+        QvgError: As `compare_presets`.
+    """
+    check_encoder()
+    _compare(read_begun(folder), folder, console, is_json=is_json)
+
+
+def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> None:
+    first = begun.rows[0]
+    config = first[0].config
     device = resolve_device(config.device)
-    names = [arm.name for arm in arms]
-    with _new_folder(out / "compare", comparison_name(names, [row[0] for row in rows])) as folder:
-        _check_space(folder, len(arms), rows[0][0])
-        console.note(f"loading {config.model.name} on {device}, to compare {', '.join(names)}")
-        quiet_libraries()
-        pipeline = load_pipeline(config, device)
-        writer = ComparisonWriter(folder, names, [video.config for video in rows[0]], device, FROM_RUNS)
-        try:
-            for number, row in enumerate(rows, start=1):
-                if len(rows) > 1:
-                    seed, prompt = row[0].config.seed, row[0].config.prompt
-                    console.note(f"video {number}/{len(rows)}, seed {seed}: {prompt!r}")
-                _compare_row(row, writer, pipeline, device, console)
-        except BaseException as error:
-            _keep_report(writer, error)
-            raise
-        _report(writer, console, is_json=is_json)
+    _check_space(folder, len(first), first[0])
+    console.note(f"loading {config.model.name} on {device}, to compare {', '.join(begun.names)}")
+    quiet_libraries()
+    pipeline = load_pipeline(config, device)
+    writer = ComparisonWriter(folder, begun.names, [video.config for video in first], device, FROM_RUNS)
+    try:
+        for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):
+            if len(begun.rows) > 1:
+                seed, prompt = row[0].config.seed, row[0].config.prompt
+                console.note(f"video {number}/{len(begun.rows)}, seed {seed}: {prompt!r}")
+            _compare_row(row, folder / name, begun.arm_folders, writer, pipeline, device, console)
+    except BaseException as error:
+        _keep_report(writer, error)
+        raise
+    _report(writer, console, is_json=is_json)
+    (folder / BEGUN).unlink()
 
 
 def compare_runs(
@@ -107,20 +169,30 @@ def compare_runs(
 
 def _compare_row(
     row: Sequence[Planned],
+    folder: Path,
+    arm_folders: Sequence[str],
     writer: ComparisonWriter,
     pipeline: Pipeline,
     device: torch.device,
     console: Console,
 ) -> None:
-    """Make one prompt and seed with every arm, and compare what they made."""
-    prompt_embeds = encode_prompts(pipeline, row[0], console)
-    with _new_folder(writer.folder, row[0].name) as folder, _spools(folder, len(row), row[0]) as spools:
+    """Make one prompt and seed with every arm, as far as it is not there, and compare what was made."""
+    prompt_embeds: Mapping[int, Tensor] | None = None
+    with _kept_if_filled(folder), _spools(folder, len(row), row[0]) as spools:
         runs = []
-        for name, video, spool in zip(writer.names, row, spools, strict=True):
+        for name, arm_folder, video, spool in zip(writer.names, arm_folders, row, spools, strict=True):
+            run = RunDir(folder / arm_folder)
+            if is_finished(run):
+                console.note(f"{name}: decoding {run.path}")
+                _decode_run(FinishedArm(name, video, read_result(run.path)), pipeline, spool)
+                runs.append(read_result(run.path))
+                continue
+            if prompt_embeds is None:
+                prompt_embeds = encode_prompts(pipeline, row[0], console)
             console.note(f"making it with {name}")
-            run = RunDir.create(folder, ".", slug(name))
-            recording = SpooledRecording(video, run, device, spool)
+            run.path.mkdir(exist_ok=True)
             arm_pipeline = pipeline.with_cache(video.config.cache)
+            recording = SpooledRecording(video, run, device, spool, arm_pipeline, console.note)
             make_video(recording, arm_pipeline, console, prompt_embeds=prompt_embeds)
             console.note(recording.summary())
             runs.append(read_result(run.path))
@@ -170,10 +242,20 @@ def _spools(folder: Path, count: int, video: Planned) -> Iterator[list[FrameSpoo
 
 @contextmanager
 def _new_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder, removed again if nothing is left in it."""
+    """A new folder, removed again if nothing was made in it."""
     folder = RunDir.create(parent, ".", name).path
     try:
         yield folder
+    finally:
+        if all(path.name == BEGUN for path in folder.iterdir()):
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _kept_if_filled(folder: Path) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()

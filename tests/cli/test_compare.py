@@ -12,6 +12,8 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from qvg_cli.commands.recording import Recording
+from qvg_cli.errors import QvgError
 from qvg_cli.main import app
 from qvg_cli.video.io import count_frames, read_frames
 
@@ -211,3 +213,41 @@ def test_the_built_in_model_loses_little_with_int2(tmp_path):
     assert int2["quality"]["first_different_frame"] == 9
     assert 25 < int2["quality"]["psnr_db"] < 60
     assert Path(made["report"]).stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("cut", [6, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (2, 8, 10))])
+def test_a_comparison_that_was_cut_off_goes_on(compare, compared, qvg, tmp_path, monkeypatch, cut):
+    """Cut in the second run; in the first, after a whole video, in the second video."""
+    add, left = Recording.add, [cut]
+
+    def add_then_die(self, result, cache):
+        add(self, result, cache)
+        left[0] -= 1
+        if left[0] == 0:
+            raise QvgError("cut off")
+
+    arguments = ("bf16", "int2-qvg", "--prompt", "a red ball", *LENGTH, "--seed", 5, "--seeds", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "add", add_then_die)
+        result = compare(*arguments, "--out", tmp_path)
+    [folder] = (tmp_path / "compare").iterdir()
+    assert result.exit_code == 1
+    assert f"go on with: qvg compare --resume {folder}" in result.stderr
+    result = qvg("compare", "--resume", folder, "--json")
+    assert result.exit_code == 0, result.stderr
+    again, whole = json.loads(result.stdout), compared[1]
+    assert (again["status"], len(again["videos"])) == ("complete", 2)
+    for one, other in zip(again["videos"], whole["videos"], strict=True):
+        assert one["arms"][1]["frames"] == other["arms"][1]["frames"]
+        assert count_frames(folder / one["side_by_side"]) == FRAMES
+    assert again["arms"][1]["peak"] == whole["arms"][1]["peak"]
+    assert not list(folder.rglob("state"))
+    assert not (folder / "begun.json").exists()
+    assert "is not the folder of an unfinished comparison" in qvg("compare", "--resume", folder).stderr
+
+
+def test_what_a_comparison_cannot_go_on_from_is_refused(qvg, tmp_path):
+    (tmp_path / "begun.json").write_text('{"schema": 1, "names": ["a", "b"], "rows": [[{}, {}]]}')
+    result = qvg("compare", "--resume", tmp_path)
+    assert (result.exit_code, f"{tmp_path}/begun.json is broken" in result.stderr) == (2, True)
+    assert "arms and --resume were both given" in qvg("compare", "bf16", "--resume", tmp_path).stderr
