@@ -60,7 +60,8 @@ def generate(
 ) -> None:
     """Make a video and report the memory of its history.
 
-    The run's folder gets video.mp4, latents.safetensors, memory.json, memory.png, report.html and run.yaml.
+    The run's folder gets video.mp4, latents.safetensors, memory.json, memory.png, report.html, run.log
+    and run.yaml.
     The video's path goes to stdout, everything else to stderr.
     """
     from qvg_cli.commands.jobs import Planned, plan_jobs

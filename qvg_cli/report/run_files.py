@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,11 @@ def read_result(folder: Path) -> Result:
     for name in (COMPARISON, MEMORY):
         if (folder / name).is_file():
             return Result(folder, name, _read(folder / name))
+    if (folder / "state").is_dir():
+        raise UsageError(
+            f"the run in {folder} is under way, or was cut off",
+            hint=f"if it was cut off, go on with: qvg generate --resume {shlex.quote(str(folder))}",
+        )
     raise UsageError(
         f"{folder} is not the folder of a run: it has no {MEMORY}",
         hint="give the folder that video.mp4 is in, such as results/self-forcing/NAME",
