@@ -75,7 +75,7 @@ class _Group:
             self.num_states if is_final else min(self.num_states, 1), head_dim**-0.5,
             IS_FP8=units is not None, IS_FINAL=is_final, HEAD_DIM=head_dim,
             BLOCK_M=blocks.queries, BLOCK_N=blocks.keys, STAGES=blocks.stages,
-            num_warps=blocks.warps,
+            num_warps=blocks.warps, maxnreg=blocks.registers,
         )  # fmt: skip
         self.num_states = self.splits
 

@@ -80,44 +80,30 @@ def _store(
 
 
 @triton.jit
-def _lattice_levels(codes, tokens, words, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Levels `[BLOCK_S, HEAD_DIM]` float16 of grid "e8"; `qvg_kernels.lattice.unpack` is the reference.
+def _lattice_sums(codes, tokens, words, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Levels of grid "e8", three rounds of `_hadamard` done: `[BLOCK_S, HEAD_DIM]` float16.
 
-    Four levels are made at once, in the bytes of an int32, 16 too large so that none is negative.
+    The channels come in the order in which the remaining rounds put them back.
 
     Args:
         codes: Pointer to the head's uint16 codes, `HEAD_DIM // 8` a token.
-        words: Pointer to `numbers.lattice_patterns`.
+        words: Pointer to `numbers.lattice_sums`.
     """
     GROUPS: tl.constexpr = HEAD_DIM // 8
     code = tl.load(codes + tokens[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]).to(tl.int32)
-    bits = code >> 8
-    # The eighth sign: the parity of the other seven, by folding, against the pattern's.
-    folded = bits ^ (bits >> 4) ^ (bits >> 7 << 3)
-    folded = folded ^ (folded >> 2)
-    wants_odd = tl.load(words + 512 + (code & 255))
-    negative = (bits & 127) | ((folded ^ (folded >> 1) ^ wants_odd) & 1) << 7
-    # 16 and the shift, in four bytes.
-    base = tl.where(bits > 127, 0x0F0F0F0F, 0x11111111)
-    half = tl.arange(0, 2)[None, None, :]
-    sizes = tl.load(words + 2 * (code & 255)[:, :, None] + half)
-    # One sign a byte, then the whole byte.
-    signs = (((negative[:, :, None] >> (4 * half)) & 15) * 0x00204081) & 0x01010101
-    levels = base[:, :, None] + sizes - ((2 * sizes) & (signs * 255))
-    place = 8 * tl.arange(0, 4)[None, None, None, :]
-    levels = numbers.half_of(((levels[:, :, :, None] >> place) & 31) - 16)
-    return tl.reshape(levels, [BLOCK_S, HEAD_DIM])
+    sums = tl.load(words + code[:, :, None] * 8 + tl.arange(0, 8)[None, None, :])
+    return tl.reshape(tl.permute(sums, [0, 2, 1]), [BLOCK_S, HEAD_DIM])
 
 
 @triton.jit
-def _hadamard(values, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+def _hadamard(values, ROUNDS_DONE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
     """Rows `[BLOCK_S, HEAD_DIM]` times the Sylvester matrix of ones, by sums and differences.
 
     A product on tensor cores computes as much in less instructions, but takes shared memory and waits; it was
     slower (docs/results.md).
     """
     BITS: tl.constexpr = 6 if HEAD_DIM == 64 else 7 if HEAD_DIM == 128 else 8
-    for _ in tl.static_range(BITS):
+    for _ in tl.static_range(BITS - ROUNDS_DONE):
         # The channel's last bit is summed over and becomes the first, so that in the end the order is back.
         low, high = tl.split(tl.reshape(values, [BLOCK_S, HEAD_DIM // 2, 2]))
         values = tl.permute(tl.join(low + high, low - high), [0, 2, 1])
@@ -195,13 +181,14 @@ def fitted_decode_kernel(
     for start in tl.range(0, fill, BLOCK_S, num_stages=1):
         index = start + tl.arange(0, BLOCK_S)
         tokens = source + tl.where(index < count, index, 0)
+        # Sums of levels are integers below 2**11, exact in float16. What follows needs no more than its 11
+        # bits either: results are rounded to the 8 of bf16 or the 4 of e4m3.
         if GRID == "e8":
-            levels = _lattice_levels(codes, tokens, words, HEAD_DIM, BLOCK_S)
+            sums = _lattice_sums(codes, tokens, words, HEAD_DIM, BLOCK_S)
+            residual = _hadamard(sums, 3, HEAD_DIM, BLOCK_S)
         else:
             levels = _scalar_levels(codes, tokens, words, GRID, HEAD_DIM, BLOCK_S)
-        # Sums of levels are integers below 2**11, exact in float16. So is all that follows precise enough: 11
-        # bits against the 8 of bf16 and the 4 of e4m3.
-        residual = _hadamard(levels, HEAD_DIM, BLOCK_S)
+            residual = _hadamard(levels, 0, HEAD_DIM, BLOCK_S)
         scale = numbers.e4m3_value(tl.load(scales + tokens)) * scale_unit
         pattern = numbers.token_pattern(tokens, phase)
         flip = tl.load(flips + pattern[:, None] * HEAD_DIM + channels[None, :])

@@ -30,12 +30,19 @@ DECODE_TRANSPOSED = DecodeBlocks(32, 4)
 
 @dataclass(frozen=True)
 class AttendBlocks:
-    """Shape of a program of `attend_kernel`: queries, keys a round, rounds of loads in flight, warps."""
+    """Shape of a program of `attend_kernel`.
+
+    Attributes:
+        keys: Of a round.
+        stages: Rounds whose keys and values are loaded at once.
+        registers: Most of a thread; none leaves it to the compiler.
+    """
 
     queries: int
     keys: int
     stages: int
     warps: int
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class AttendTable:
         on 8.6, 8.9 and 12.0); nobody has timed them.
         """
         if capability[0] in (9, 10):
-            return cls(AttendBlocks(64, 128, 3, 4), AttendBlocks(64, 64, 3, 4), 2)
+            return cls(AttendBlocks(64, 128, 3, 4, 168), AttendBlocks(64, 64, 3, 4, 168), 2)
         return cls(AttendBlocks(64, 64, 3, 4), AttendBlocks(64, 64, 2, 4), 1)
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.lattice import patterns
+from qvg_kernels.lattice import codewords
 from qvg_kernels.rotation import hadamard, sign_patterns
 
 
@@ -86,17 +86,10 @@ def hadamard_signs(head_dim: int, device: torch.device) -> Tensor:
 
 
 @cache
-def lattice_patterns(device: torch.device) -> Tensor:
-    """`[768]` int32: each pattern's eight sizes, 2, 6 and 10, in the bytes of two numbers.
-
-    Then 256 numbers: whether the pattern wants an odd number of negative values.
-    """
-    sizes = torch.zeros(256, 8, dtype=torch.uint8)
-    wants_odd = torch.zeros(256, dtype=torch.int32)
-    for code, pattern in enumerate(patterns()):
-        sizes[code] = 2 * torch.tensor(pattern)
-        wants_odd[code] = pattern.count(3) % 2
-    return torch.cat([sizes.view(torch.int32).flatten(), wants_odd]).to(device)
+def lattice_sums(device: torch.device) -> Tensor:
+    """`[65536, 8]` float16: each code's eight levels times the Sylvester matrix of ones, 1 MiB."""
+    levels = codewords(device).view(torch.int8).view(-1, 8).float()
+    return (levels @ hadamard(8, device).sign()).half()
 
 
 OPERAND = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)

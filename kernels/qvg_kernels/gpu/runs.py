@@ -300,11 +300,11 @@ def _tables(layout: Layout, head_dim: int, device: torch.device) -> tuple[Tensor
 
 
 def _level_words(name: Any, device: torch.device) -> Tensor | None:
-    """What the kernel looks codes up in: a lattice's patterns, or the levels of a grid, int32."""
+    """What the kernel looks codes up in: a lattice's sums, or the levels of a grid."""
     levels = grid(name)
     if isinstance(levels, ScalarGrid):
         return _levels(levels.levels, device)
-    return numbers.lattice_patterns(device)
+    return numbers.lattice_sums(device)
 
 
 @lru_cache(maxsize=8)
