@@ -43,10 +43,12 @@ class Done:
     Attributes:
         num_chunks: The first ones of the plan.
         latents: `[B, C, F, h, w]` of their frames, on the model's device.
+        has_history: Whether the session's cache holds their keys and values; else they are computed again.
     """
 
     num_chunks: int
     latents: Tensor
+    has_history: bool = True
 
 
 def rollout(
@@ -66,7 +68,7 @@ def rollout(
         noise: For a chunk, a function that draws `[B, C, F, h, w]` anew at every call; see `SeededNoise`.
         context: `[B, C, F, h, w]` given latents of the first frames.
         num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
-        done: Chunks to leave out, whose history the session's cache already holds.
+        done: Chunks to leave out.
         on_step: Called after every model call.
     """
     recorder = MemoryRecorder(session.cache, session.device)
@@ -75,6 +77,8 @@ def rollout(
     if done is not None:
         num_emitted = done.latents.shape[2]
         known[:num_emitted] = done.latents.split(1, dim=2)
+        if not done.has_history:
+            _fill_cache(plan, session, done)
         decoder.skip(plan, done.num_chunks, done.latents, num_shown)
     for chunk in plan.chunks[0 if done is None else done.num_chunks :]:
         watch = _Stopwatch(session.device)
@@ -123,6 +127,15 @@ class _Stopwatch:
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
+
+
+def _fill_cache(plan: VideoPlan, session: Session, done: Done) -> None:
+    """Compute the history of finished chunks as their rollout did: by clean passes, in the same order."""
+    for chunk in plan.chunks[: done.num_chunks]:
+        session.cache.begin(chunk)
+        for frames in (chunk.prefill, chunk.makes):
+            if frames and chunk.commits and (frames is chunk.prefill or chunk.commits == frames):
+                session.clean_pass(chunk, frames, done.latents[:, :, list(frames)])
 
 
 def redecode(

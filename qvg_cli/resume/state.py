@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qvg_cli.cache.accounting import MemorySample
 from qvg_cli.cache.kv_cache import Entry, KVCache
-from qvg_cli.cache.snapshot import HeldEntry, entry_tensors, held_entries, read_entries
+from qvg_cli.cache.snapshot import HeldEntry, entry_tensors, held_entries, is_packing, read_entries
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.resume.identity import Identity, differences, other_versions
@@ -134,7 +134,8 @@ class RunState:
     def restore(
         self, plan: VideoPlan, cache: KVCache, device: torch.device, note: Callable[[str], None]
     ) -> Restored | None:
-        """Check what is there, and fill an empty `cache` with the history after the last chunk that is whole.
+        """Check what is there, and fill an empty `cache` with the history after the last chunk that is whole,
+        if that history is kept.
 
         What comes after that chunk is removed; what is lost by that is said. None if there is no whole chunk.
         """
@@ -144,10 +145,8 @@ class RunState:
                 records.append(record)
         except DamagedError as error:
             note(f"{error}: chunk {len(records) + 1} and those after it are made again")
-        entries: dict[HeldEntry, list[Entry]] = {}
         while records:
             try:
-                entries = self._read_history(records, cache, device)
                 latents = self._read_latents(records)
                 break
             except DamagedError as error:
@@ -157,11 +156,8 @@ class RunState:
         self._records = records
         if not records:
             return None
-        held = [item.entry for item in records[-1].held]
-        self._born = {item.entry: item.chunk for item in records[-1].held}
-        layers = [[entries[name][index] for name in held] for index in range(len(cache.layers))]
-        cache.restore(plan.chunks[: len(records)], layers)
-        return Restored(tuple(records), Done(len(records), latents.to(device)))
+        has_history = records[-1].has_history and self._fill(plan, cache, device, note)
+        return Restored(tuple(records), Done(len(records), latents.to(device), has_history))
 
     def save(self, result: ChunkResult, plan: VideoPlan, cache: KVCache, *, fps: int, seconds: float) -> None:
         """Put a finished chunk away; it is safe when this returns.
@@ -176,6 +172,8 @@ class RunState:
             # ffmpeg computes while the other files are written.
             encoded = pool.submit(self._save_video, chunk, result.frames[0].numpy(), fps)
             held = held_entries(cache, following)
+            has_history = not held or is_packing(cache)
+            held = held if has_history else ()
             files = {LATENTS: self._store.write(chunk, LATENTS, save({"latents": result.latents.cpu()}))}
             tensors, about = entry_tensors(cache, [name for name in held if name not in self._born])
             if tensors:
@@ -188,6 +186,7 @@ class RunState:
             files=files,
             entries=about,
             held=tuple(Held(entry=name, chunk=number) for name, number in born.items()),
+            has_history=has_history,
             memory=result.memory,
             num_frames=result.frames.shape[1],
             chunk_seconds=round(result.seconds, 4),
@@ -245,6 +244,22 @@ class RunState:
             return {}
         write_whole(self._store.path(chunk, VIDEO), lambda path: encode_part(path, frames, fps=fps))
         return {VIDEO: self._store.measure(chunk, VIDEO)}
+
+    def _fill(
+        self, plan: VideoPlan, cache: KVCache, device: torch.device, note: Callable[[str], None]
+    ) -> bool:
+        """Put the history after the last record into `cache`; says so if it is damaged."""
+        records = self._records
+        try:
+            entries = self._read_history(records, cache, device)
+        except DamagedError as error:
+            note(f"{error}: the history is computed again")
+            return False
+        held = [item.entry for item in records[-1].held]
+        self._born = {item.entry: item.chunk for item in records[-1].held}
+        layers = [[entries[name][index] for name in held] for index in range(len(cache.layers))]
+        cache.restore(plan.chunks[: len(records)], layers)
+        return True
 
     def _read_latents(self, records: Sequence[ChunkRecord]) -> Tensor:
         try:

@@ -52,7 +52,8 @@ class ChunkRecord(Config):
         run: Hash of the run's identity, so that files of two runs are never mixed.
         files: By kind; without history or frames of its own, a chunk has no `CACHE` or no `VIDEO`.
         entries: What its `CACHE` holds; see `qvg_cli.cache.snapshot.entry_tensors`.
-        held: The history after the chunk, in order.
+        held: The history after the chunk, in order, if it is kept.
+        has_history: Whether it is kept; one that is not packed is larger than it is slow to compute again.
         num_frames: Pixel frames that the chunk added.
         seconds: Of the run so far.
     """
@@ -62,6 +63,7 @@ class ChunkRecord(Config):
     files: dict[str, StoredFile]
     entries: tuple[JsonValue, ...]
     held: tuple[Held, ...]
+    has_history: bool
     memory: MemorySample
     num_frames: int
     chunk_seconds: float

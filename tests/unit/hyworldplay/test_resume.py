@@ -3,9 +3,10 @@
 import pytest
 
 
+@pytest.mark.parametrize("preset", ["int2-qvg", "none"])
 @pytest.mark.parametrize("context", ["append", "rebuild", "incremental"])
-def test_chunks_after_a_cut_are_the_same(walk_config, go_on, context):
-    sets = ("walk.pose=w-8,left-8", f"sampler.context={context}", "cache.preset=int2-qvg")
+def test_chunks_after_a_cut_are_the_same(walk_config, go_on, context, preset):
+    sets = ("walk.pose=w-8,left-8", f"sampler.context={context}", f"cache.preset={preset}")
     whole, rest = go_on(walk_config(*sets, "walk.image=null", "video.frames=16"), 2)
     assert len(rest) == 2
     for one, other in zip(whole, rest, strict=True):
