@@ -234,7 +234,7 @@ def measure_shape(shape: Shape, presets: list[str], repeats: int) -> list[dict[s
 
 
 def measure_precision() -> list[dict[str, Any]]:
-    """Error of the attention's output against the unpacked keys, by arithmetic, at sharp and diffuse logits."""
+    """Error of attention over packed keys against unpacked ones, by arithmetic and spread of the logits."""
     case = Case(SHAPES[0])
     key, value = (tensor.float() for tensor in case.bf16_pair())
     query = case.query[:, :, :512].float()
@@ -258,7 +258,8 @@ def measure_precision() -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| shape | queries x keys | arm | ms (lowest to highest) | TFLOP/s | times the best SDPA | error | workspace |",
+        "| shape | queries x keys | arm | ms (lowest to highest) | TFLOP/s | times the best SDPA | error "
+        "| workspace |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

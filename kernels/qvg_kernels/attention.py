@@ -14,14 +14,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qvg_kernels.dispatch import has_fp8, uses_kernels
+from qvg_kernels.dispatch import has_fp8, uses_kernels, why_reference
 from qvg_kernels.segments import GivenSegment, History, Segment
+from qvg_kernels.spec import CodecSpec
 from qvg_kernels.workspace import Workspace
 
 Arithmetic = Literal["auto", "fp8", "bf16"]
 """How packed history is multiplied; "auto" is fp8 where the device has it and the codec is coarser."""
 
 _QUERY_BLOCK = 1024
+
+
+def how_attended(
+    device: torch.device, dtype: torch.dtype, specs: Sequence[CodecSpec], arithmetic: Arithmetic
+) -> str:
+    """What `attend` does with a history packed by `specs`, in words that follow "attention by"."""
+    reason = why_reference(device)
+    if reason is None and dtype == torch.float32:
+        reason = "float32"
+    if reason is None:
+        from qvg_kernels.gpu.layouts import layout_of
+
+        layouts = [layout_of(spec, 128) for spec in specs]
+        if all(layout is not None for layout in layouts):
+            is_packed = all(layout is not None and layout.is_packed for layout in layouts)
+            uses_fp8 = is_packed and arithmetic != "bf16" and has_fp8(device)
+            return f"Triton kernels, packed history multiplied in {'fp8' if uses_fp8 else 'bf16'}"
+        reason = "a scheme without kernels"
+    return f"the torch reference ({reason})"
 
 
 def attend(

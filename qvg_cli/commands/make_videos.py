@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 
 from qvg_cli.backends.base import Pipeline
+from qvg_cli.backends.loading import attention_words
 from qvg_cli.backends.registry import load_pipeline
 from qvg_cli.backends.text import PromptWarning
 from qvg_cli.cache_settings import cache_label
@@ -57,7 +58,9 @@ def resume_video(video: Planned, run: RunDir, console: Console, *, is_json: bool
 
 def load(config: RunConfig, device: torch.device, console: Console) -> Pipeline:
     """The pipeline of `config`, with a word to the user before the wait."""
-    console.note(f"loading {config.model.name} on {device}, cache {cache_label(config.cache)}")
+    attention = attention_words(config, device)
+    cache = cache_label(config.cache)
+    console.note(f"loading {config.model.name} on {device}, cache {cache}, attention by {attention}")
     quiet_libraries()
     with timed("model"):
         return load_pipeline(config, device)

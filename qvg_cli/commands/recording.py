@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from safetensors.torch import save
 from torch import Tensor
 
+from qvg_cli.backends.loading import attention_words
 from qvg_cli.backends.registry import run_details
 from qvg_cli.cache.accounting import MemorySample, total
 from qvg_cli.cache.kv_cache import KVCache
@@ -283,7 +284,10 @@ class Recording:
         values = {
             **self.video.config.model_dump(mode="json"),
             **({"details": self._details.about} if self._details.about else {}),
-            "provenance": provenance(self._device),
+            "provenance": {
+                **provenance(self._device),
+                "attention": attention_words(self.video.config, self._device),
+            },
         }
         write_whole(self._run.config, lambda path: _write_text(path, format_yaml(values)))
 

@@ -11,4 +11,4 @@ from pathlib import Path
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "kernels")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))

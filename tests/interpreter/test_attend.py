@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest_kernels import PLACEMENTS, SPECS, history_of, placement_of
+from histories import PLACEMENTS, SPECS, history_of, placement_of
 
 from qvg_kernels import attention
 from qvg_kernels.gpu import attention as kernels
-from qvg_kernels.gpu import budget, runs
+from qvg_kernels.gpu import budget, layouts, runs
 from qvg_kernels.segments import GivenSegment, History
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
 from qvg_kernels.workspace import Workspace
@@ -86,7 +86,7 @@ def test_some_heads_are_read_alone():
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_e4m3_values_fill_their_range_and_are_as_near_as_e4m3_is(spec):
-    if not runs.layout_of(spec, 64).is_packed:
+    if not layouts.layout_of(spec, 64).is_packed:
         pytest.skip("read as bf16")
     history = history_of(spec, head_dim=64)
     (run,) = runs.runs_of(history.segments)

@@ -81,18 +81,3 @@ def test_units_are_those_of_the_reference():
     largest = torch.cat([*edges, torch.tensor([0.0, 1e-38, 1.0]), torch.rand(13)])
     expected = torch.stack([e4m3.round_to_unit(value)[1] for value in largest])
     assert torch.equal(applied(_unit, largest, torch.float32), expected)
-
-
-@triton.jit
-def _multiply(left, right, target, COUNT: tl.constexpr):
-    row, column = tl.arange(0, COUNT)[:, None], tl.arange(0, COUNT)[None, :]
-    at = row * COUNT + column
-    product = numbers.precise_dot(tl.load(left + at), tl.load(right + at).to(numbers.OPERAND))
-    tl.store(target + at, product)
-
-
-def test_precise_products_are_those_of_float32():
-    left, right = torch.randn(16, 16), numbers.hadamard_signs(16, torch.device("cpu"))
-    found = torch.empty(16, 16)
-    _multiply[(1,)](left, right, found, 16)
-    torch.testing.assert_close(found, left @ right.float())

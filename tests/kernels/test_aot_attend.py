@@ -1,20 +1,15 @@
 """Reading and attending compile for every card, within its shared memory, from the launches of real calls."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "interpreter")]
-
-from aot import CAPABILITIES, SHARED_LIMITS, needs_compiler, recorded_launches
-from conftest_kernels import history_of, placement_of
 
 from qvg_kernels.gpu import attention, launch
 from qvg_kernels.segments import GivenSegment
 from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
 from qvg_kernels.workspace import Workspace
+
+from .aot import CAPABILITIES, SHARED_LIMITS, needs_compiler, recorded_launches
+from .histories import history_of, placement_of
 
 pytestmark = [needs_compiler, pytest.mark.slow]
 

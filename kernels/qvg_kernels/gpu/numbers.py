@@ -102,14 +102,6 @@ def operand_dtype() -> torch.dtype:
 
 
 @triton.jit
-def precise_dot(left, right):
-    """Product of float32 `left` and of `right`, whose values are exact in OPERAND; errs by about 2**-17."""
-    high = left.to(OPERAND)
-    low = (left - high.to(tl.float32)).to(OPERAND)
-    return tl.dot(low, right, tl.dot(high, right, input_precision="ieee"), input_precision="ieee")
-
-
-@triton.jit
 def e4m3_bits(values):
     """Nearest e4m3 bit patterns (uint8) of float32 values; `qvg_kernels.e4m3.to_bits` is the reference."""
     wide = values.to(tl.int32, bitcast=True)

@@ -1,0 +1,113 @@
+"""Attention by kernels at a model's size: near the reference, within its workspace, always the same."""
+
+import pytest
+import torch
+
+from qvg_kernels import attention
+from qvg_kernels.codec import PackedTensor, build_codec
+from qvg_kernels.dispatch import has_fp8
+from qvg_kernels.placement import FrameMatrices, Rotary, RotaryTables
+from qvg_kernels.segments import GivenSegment, History, StoredSegment
+from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
+from qvg_kernels.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+ROWS, COLUMNS, SPAN_FRAMES = 30, 52, 3
+SPECS = [
+    pytest.param(FittedSpec(), id="e8"),
+    pytest.param(FittedSpec(grid="trit"), id="trit"),
+    pytest.param(FittedSpec(grid="int4"), id="int4"),
+    pytest.param(FittedSpec(num_centroids=0), id="without a table"),
+    pytest.param(QvgSpec(), id="qvg"),
+    pytest.param(AsymSpec(), id="asym"),
+    pytest.param(Bf16Spec(), id="bf16"),
+]
+
+
+def placement_of(name, frames):
+    if name == "matrices":
+        matrices = torch.linalg.qr(torch.randn(512, 4, 4, generator=torch.Generator().manual_seed(0))).Q
+        return FrameMatrices(matrices.cuda(), 2.0, ROWS * COLUMNS, frames)
+    return Rotary(RotaryTables.of(128, 512, torch.device("cuda")), ROWS, COLUMNS, frames)
+
+
+def values_of(frames, heads, seed):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    tokens = frames * ROWS * COLUMNS
+    return torch.randn(1, tokens, heads, 128, generator=generator, device="cuda").bfloat16().transpose(1, 2)
+
+
+def make_call(spec, *, spans, heads=12, placement="rotary"):
+    """Query, history and chunk; every span in memory of its own."""
+    codec = build_codec(spec)
+    packed = [codec.encode(values_of(SPAN_FRAMES, heads, seed), seed=seed) for seed in (1, 2)]
+    segments = []
+    for first in range(0, spans * SPAN_FRAMES, SPAN_FRAMES):
+        key, value = (
+            PackedTensor(
+                span.shape,
+                span.dtype,
+                {name: kept.clone() for name, kept in span.tensors.items()},
+                span.kinds,
+            )
+            for span in packed
+        )
+        placed = placement_of(placement, tuple(range(first, first + SPAN_FRAMES)))
+        value_placed = placed if placement == "matrices" else None
+        tokens = SPAN_FRAMES * ROWS * COLUMNS
+        segments.append(StoredSegment(codec, codec, key, value, placed, value_placed, 0, tokens))
+    own = placement_of(placement, tuple(range(spans * SPAN_FRAMES, (spans + 1) * SPAN_FRAMES)))
+    key, value = (values_of(SPAN_FRAMES, heads, seed) for seed in (3, 4))
+    given = GivenSegment(key, value, own, own if placement == "matrices" else None)
+    return values_of(SPAN_FRAMES, heads, 5), History(tuple(segments)), given
+
+
+def distance(found, expected):
+    return (found.float() - expected.float()).norm() / expected.float().norm()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("placement", ["rotary", "matrices"])
+def test_attention_is_near_the_reference(spec, placement):
+    query, history, given = make_call(spec, spans=3, placement=placement)
+    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    found = attention.attend(query, history, given, Workspace(), "bf16")
+    assert distance(found, expected) < 0.01
+    if has_fp8(query.device):
+        assert distance(attention.attend(query, history, given, Workspace(), "auto"), expected) < 0.05
+
+
+@pytest.mark.parametrize("limit_bytes", [2**26, DEFAULT_WORKSPACE_BYTES])
+def test_the_workspace_bounds_what_a_long_history_takes(limit_bytes):
+    query, history, given = make_call(FittedSpec(), spans=160)
+    workspace = Workspace(limit_bytes)
+    attention.attend(query, history, given, workspace)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    output = attention.attend(query, history, given, workspace)
+    assert workspace.held_bytes <= limit_bytes
+    taken = torch.cuda.max_memory_allocated() - before
+    assert taken <= 2 * output.numel() * output.element_size()
+
+
+def test_two_calls_give_the_same_bits():
+    query, history, given = make_call(FittedSpec(), spans=20)
+    first = attention.attend(query, history, given, Workspace())
+    assert torch.equal(first, attention.attend(query, history, given, Workspace()))
+
+
+def test_a_call_does_not_wait_for_the_device():
+    query, history, given = make_call(FittedSpec(), spans=3)
+    workspace = Workspace()
+    attention.attend(query, history, given, workspace)
+    fresh = History(history.segments)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attention.attend(query, fresh, given, workspace)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
