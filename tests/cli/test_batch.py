@@ -1,7 +1,6 @@
 """Many videos in one command: one that fails keeps none of the others from being made; parts go on."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -108,8 +107,9 @@ def test_what_is_no_part_is_refused(tiny, tmp_path, shard):
     assert (result.exit_code, f"--shard {shard} is no part" in result.stderr) == (2, True)
 
 
-def test_a_part_of_nothing_is_refused(tiny, tmp_path):
+def test_a_part_of_nothing_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert "--shard is given without --prompts" in tiny("a red ball", "--shard", "1/2").stderr
     file = write_jobs(tmp_path / "jobs.jsonl", 0)
     assert "has fewer prompts" in tiny("--prompts", file, "--shard", "2/2", *SHORT).stderr
-    assert not Path("results").exists()
+    assert not (tmp_path / "results").exists()

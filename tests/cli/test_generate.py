@@ -50,7 +50,7 @@ def test_run_yaml_tells_where_the_run_comes_from(finished):
     _, made = finished
     run = yaml.safe_load(Path(made["config"]).read_text())
     assert (run["seed"], run["prompt"], run["video"]["frames"]) == (5, "a red ball", 9)
-    assert set(run["provenance"]) == {"created", "command", "versions", "commit", "hardware"}
+    assert set(run["provenance"]) == {"created", "command", "versions", "commit", "hardware", "attention"}
     assert run["provenance"]["hardware"]["device"] == "cpu"
 
 

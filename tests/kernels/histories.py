@@ -30,7 +30,7 @@ def placement_of(name, tokens, head_dim=64):
     return Rotary(RotaryTables.of(head_dim, 16, torch.device("cpu")), ROWS, COLUMNS, slots)
 
 
-def history_of(spec, *, head_dim, lengths=(50, 103, 30), placement="rotary", batch=1, heads=2):
+def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batch=1, heads=2):
     """Segments of spans of `lengths` tokens; of the second one only tokens 7 on, as after an eviction."""
     codec = build_codec(spec)
     segments = []
