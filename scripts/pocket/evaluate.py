@@ -4,12 +4,13 @@
 
 Prompts come from the held-out combinations of the grammar, noise from seeds that training does not use. The
 detector is checked first on true renders of the same scenes and on their VAE reconstructions. Writes
-report.json and contact sheets: a row a clip, `SHEET_COLUMNS` frames spread over its length.
+report.json, table.md and contact sheets: a row a clip, `SHEET_COLUMNS` frames spread over its length.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import time
@@ -37,7 +38,9 @@ SEED = 987_654
 CLIP_FRAMES = 21
 # The decoder's feature caches settle on these latent frames before the ones that are judged.
 SETTLE_FRAMES = 7
-SHEET_COLUMNS, SHEET_ROWS = 8, 12
+SHEET_COLUMNS = 6
+# Seconds of a rollout -> its latent frames, and what it is called in the table.
+ROLLOUTS = {5: (CLIP_FRAMES, "5-second videos"), 60: (240, "last 5 seconds of 60-second videos")}
 
 
 class Checkpoint:
@@ -116,7 +119,7 @@ def make_templates(device: torch.device) -> dict[str, list[Blob]]:
 def judge(
     videos: np.ndarray, specs: list[SceneSpec], templates: dict[str, list[Blob]], processes: int
 ) -> dict:
-    """Share of clips in which each concept, and all three, are found; and the clips that miss one."""
+    """Number of clips in which each concept, and all three, are found; and the clips that miss one."""
     run = partial(detect, templates=templates)
     if processes > 1:
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
@@ -137,17 +140,45 @@ def judge(
     return {"clips": len(specs), "found": rates, "misses": misses}
 
 
+def table(report: dict) -> str:
+    """The rollouts of a report as a Markdown table."""
+    lines = ["| | pairs | color | shape | motion | all three |", "|---|---|---|---|---|---|"]
+    for seconds, (_, name) in ROLLOUTS.items():
+        if part := report.get(f"generated_{seconds}_seconds"):
+            counts = [part["clips"], *part["found"].values()]
+            lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines) + "\n"
+
+
+def any_scene_is_left(grammar: Grammar, without: list[str]) -> bool:
+    """Whether some held-out scene of promised values has none of the values `without`."""
+    kept = [[value for value in values if value not in without] for values in grammar.concepts.values()]
+    return any(SceneSpec(*values).is_held_out for values in itertools.product(*kept))
+
+
+def draw_specs(
+    grammar: Grammar, count: int, without: list[str], generator: torch.Generator
+) -> list[SceneSpec]:
+    """Held-out scenes of promised values that have none of the values `without`; one must be left."""
+    specs: list[SceneSpec] = []
+    while len(specs) < count:
+        spec = grammar.sample_spec(generator, held_out=True)
+        if not set(vars(spec).values()) & set(without):
+            specs.append(spec)
+    return specs
+
+
 def contact_sheet(videos: np.ndarray, path: Path) -> None:
-    """Write the first clips as rows of frames spread evenly over their length."""
+    """Write clips as rows of frames spread evenly over their length."""
     columns = np.linspace(0, videos.shape[1] - 1, SHEET_COLUMNS).astype(int)
-    rows = [np.concatenate(list(clip[columns]), axis=1) for clip in videos[:SHEET_ROWS]]
+    rows = [np.concatenate(list(clip[columns]), axis=1) for clip in videos]
     Image.fromarray(np.concatenate(rows, axis=0)).save(path)
 
 
 def evaluate(arguments: argparse.Namespace) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     grammar, generator = Grammar.load(), torch.Generator().manual_seed(SEED)
-    specs = [grammar.sample_spec(generator, held_out=True) for _ in range(arguments.clips)]
+    specs = draw_specs(grammar, arguments.clips, arguments.without, generator)
     prompts = [grammar.sample_prompt(spec, generator) for spec in specs]
     checkpoint, templates = Checkpoint(arguments.weights, device), make_templates(device)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -173,7 +204,7 @@ def evaluate(arguments: argparse.Namespace) -> dict:
         )
         note("detector_on_renders", score(_to_bytes(truth), specs[:count]))
         note("detector_on_reconstructions", score(_to_bytes(again), specs[:count]))
-    for seconds, frames in ((5, CLIP_FRAMES), (60, 240)):
+    for seconds, (frames, _) in ROLLOUTS.items():
         if str(seconds) not in arguments.parts:
             continue
         batches = [prompts[i : i + arguments.batch] for i in range(0, len(prompts), arguments.batch)]
@@ -181,15 +212,15 @@ def evaluate(arguments: argparse.Namespace) -> dict:
         tail = latents[:, :, -(CLIP_FRAMES + SETTLE_FRAMES) :]
         videos = checkpoint.decode(tail)[:, -(4 * (CLIP_FRAMES - 1) + 1) :]
         note(f"generated_{seconds}_seconds", score(videos, specs))
-        contact_sheet(videos, arguments.out / f"last_5_of_{seconds}_seconds.png")
-        if frames > CLIP_FRAMES:
-            contact_sheet(
-                checkpoint.decode(latents[:SHEET_ROWS], batch=1), arguments.out / f"all_{seconds}_seconds.png"
-            )
+        (arguments.out / "table.md").write_text(table(report), encoding="utf-8")
+        contact_sheet(videos[: arguments.rows], arguments.out / f"last_5_of_{seconds}_seconds.png")
     return report
 
 
 def main() -> None:
+    grammar = Grammar.load()
+    promised = [value for values in grammar.concepts.values() for value in values]
+    parts = ["reconstruction", *map(str, ROLLOUTS)]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -201,8 +232,23 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=100, help="prompts of one rollout")
     parser.add_argument("--processes", type=int, default=8, help="processes of the detector")
-    parser.add_argument("--parts", nargs="+", default=["reconstruction", "5", "60"], help="what to measure")
-    evaluate(parser.parse_args())
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        default=[],
+        choices=promised,
+        metavar="VALUE",
+        help="values of the grammar to leave out",
+    )
+    parser.add_argument("--rows", type=int, default=8, help="clips on a contact sheet")
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts, help="what to measure")
+    arguments = parser.parse_args()
+    for name in ("clips", "checks", "batch", "processes", "rows"):
+        if (count := getattr(arguments, name)) < 1:
+            parser.error(f"--{name} {count} is below 1")
+    if not any_scene_is_left(grammar, arguments.without):
+        parser.error(f"--without {' '.join(arguments.without)} leaves no held-out scene; leave out fewer")
+    evaluate(arguments)
 
 
 if __name__ == "__main__":
