@@ -19,6 +19,7 @@ from qvg_cli.commands.doctor import doctor
 from qvg_cli.commands.download import download
 from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
+from qvg_cli.commands.plan import plan
 from qvg_cli.commands.show import show
 from qvg_cli.console import show_error
 from qvg_cli.errors import shown_error
@@ -61,6 +62,12 @@ Examples:
   qvg compare bf16 int2 int2-qvg --seconds 20 --seeds 3
   qvg compare bf16 int2 --prompts prompts.txt --out comparisons
   qvg compare results/self-forcing/A results/self-forcing/B"""
+
+_PLAN_EXAMPLES = """\b
+Examples:
+  qvg plan --backend self-forcing --seconds 45 --cache int2 --cache bf16
+  qvg plan --backend longcat --segments 10 --card "RTX 4090"
+  qvg plan --backend hyworldplay --pose w-40,a-40 --card 24GiB --json"""
 
 _SHOW_EXAMPLES = """\b
 Examples:
@@ -116,6 +123,7 @@ app.command(cls=_Command, epilog=f"{_GENERATE_EXAMPLES}\n\n{EXIT_CODES}")(genera
 app.command(cls=_Command, epilog=f"{_EXTEND_EXAMPLES}\n\n{EXIT_CODES}")(extend)
 app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
 app.command(cls=_Command, epilog=f"{_COMPARE_EXAMPLES}\n\n{EXIT_CODES}")(compare)
+app.command(cls=_Command, epilog=f"{_PLAN_EXAMPLES}\n\n{EXIT_CODES}")(plan)
 app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)
 app.command(cls=_Command, epilog=EXIT_CODES)(doctor)
 app.command(cls=_Command, epilog=EXIT_CODES)(clean)

@@ -1,6 +1,7 @@
 """What every model family offers to the rollout.
 
-A family is a package with `plan.py` (torch-free: `plan_video(config) -> VideoPlan`), `pipeline.py`
+A family is a package with `plan.py` (torch-free: `plan_video(config) -> VideoPlan`), `sizes.py` (torch-free:
+`model_sizes(config, is_gpu) -> ModelSizes`), `pipeline.py`
 (`load_pipeline(config, device) -> Pipeline`) and, where it has settings of its own, `config.py` (torch-free:
 its class of `RunConfig`) and, where it can go on from a video, `extend.py` (torch-free:
 `extension(config) -> Extension`). Nothing outside a family's package knows how its model is called.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from qvg_cli.backends.base import Pipeline
     from qvg_cli.plan import VideoPlan
+    from qvg_cli.sizes import ModelSizes
 
 
 class _Family(NamedTuple):
@@ -81,6 +82,17 @@ def plan_video(config: RunConfig) -> VideoPlan:
     module = importlib.import_module(f"{_FAMILIES[config.backend].package}.plan")
     plan: VideoPlan = module.plan_video(config)
     return plan
+
+
+def model_sizes(config: RunConfig, *, is_gpu: bool) -> ModelSizes:
+    """How large the model of a run is, without torch and without weights.
+
+    Raises:
+        MissingModelError: It is in a folder of the user's, and that cannot be read.
+    """
+    module = importlib.import_module(f"{_FAMILIES[config.backend].package}.sizes")
+    sizes: ModelSizes = module.model_sizes(config, is_gpu=is_gpu)
+    return sizes
 
 
 def run_details(config: RunConfig) -> RunDetails:

@@ -1,6 +1,7 @@
 """What the cache holds, in bytes by kind, against a BF16 cache of the same frames.
 
 Payload bytes are sums of tensor sizes and are ours; the device peak is the allocator's. Both are reported.
+torch is imported when a device is asked, so that a planned video can be accounted for without it.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from qvg_kernels.spec import PayloadBytes
 
 if TYPE_CHECKING:
+    import torch
+
     from qvg_cli.cache.kv_cache import KVCache
     from qvg_cli.plan import ChunkPlan
 
@@ -85,11 +86,17 @@ class MemoryRecorder:
         """Start a chunk; the cache has dropped what the chunk does not read."""
         self._bf16_start_bytes = self._cache.bf16_bytes
         if self._device.type == "cuda":
+            import torch
+
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def sample(self, chunk: ChunkPlan, num_frames: int) -> MemorySample:
         """Account for the chunk that has just ended, the video being `num_frames` latent frames long."""
-        is_cuda = self._device.type == "cuda"
+        device_peak_bytes = None
+        if self._device.type == "cuda":
+            import torch
+
+            device_peak_bytes = torch.cuda.max_memory_allocated(self._device)
         return MemorySample(
             chunk=chunk.index,
             num_frames=num_frames,
@@ -97,5 +104,5 @@ class MemoryRecorder:
             end_bytes=dict(self._cache.ledger.held),
             bf16_peak_bytes=max(self._bf16_start_bytes, self._cache.bf16_bytes),
             bf16_end_bytes=self._cache.bf16_bytes,
-            device_peak_bytes=torch.cuda.max_memory_allocated(self._device) if is_cuda else None,
+            device_peak_bytes=device_peak_bytes,
         )

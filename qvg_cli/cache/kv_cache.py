@@ -6,7 +6,6 @@ span is encoded once; what a layer holds is exactly the frames that the plan say
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.accounting import Ledger, add
-from qvg_cli.cache.policy import Frames, PackPolicy, plan_packs
+from qvg_cli.cache.policy import Frames, plan_packs, policy_of, unpacked_spec
 from qvg_cli.config import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.plan import ChunkPlan, VideoPlan
@@ -24,7 +23,7 @@ from qvg_kernels.attention import Arithmetic, attend
 from qvg_kernels.codec import Codec, FiniteCheck, NonFiniteError, PackedTensor, build_codec, first_error
 from qvg_kernels.placement import Placement
 from qvg_kernels.segments import GivenSegment, History, StoredSegment
-from qvg_kernels.spec import Bf16Spec, NoneSpec, PayloadBytes
+from qvg_kernels.spec import PayloadBytes
 from qvg_kernels.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
 
 
@@ -325,14 +324,8 @@ def open_cache(
     config: CacheConfig, plan: VideoPlan, *, num_layers: int, layer_width: int, sink_frames: int, seed: int
 ) -> KVCache:
     """An empty cache for the planned video, as configured; see `KVCache` for the arguments."""
-    policy = PackPolicy(
-        keep_recent_chunks=config.keep_recent_chunks,
-        keep_sink=config.keep_sink,
-        span_frames=math.ceil(config.span_tokens / plan.tokens_per_frame),
-        sink_frames=sink_frames,
-    )
-    is_plain = config.k.scheme == config.v.scheme == "none"
-    unpacked = build_codec(NoneSpec() if is_plain else Bf16Spec())
+    policy = policy_of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=sink_frames)
+    unpacked = build_codec(unpacked_spec(config))
     return KVCache(
         plan,
         plan_packs(plan.chunks, policy),

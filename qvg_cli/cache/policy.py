@@ -8,10 +8,13 @@ once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qvg_cli.config import CacheConfig
 from qvg_cli.plan import ChunkPlan
+from qvg_kernels.spec import Bf16Spec, NoneSpec
 
 Frames = tuple[int, ...]
 
@@ -35,6 +38,21 @@ class PackPolicy:
     def is_sink(self, frames: Frames) -> bool:
         """Whether a chunk belongs to the sink."""
         return frames[0] < self.sink_frames
+
+
+def policy_of(config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> PackPolicy:
+    """What `config` says of packing, for frames of so many tokens."""
+    return PackPolicy(
+        keep_recent_chunks=config.keep_recent_chunks,
+        keep_sink=config.keep_sink,
+        span_frames=math.ceil(config.span_tokens / tokens_per_frame),
+        sink_frames=sink_frames,
+    )
+
+
+def unpacked_spec(config: CacheConfig) -> NoneSpec | Bf16Spec:
+    """How chunks are kept that wait or stay unpacked: in bf16, unless nothing is rounded at all."""
+    return NoneSpec() if config.k.scheme == config.v.scheme == "none" else Bf16Spec()
 
 
 def plan_packs(chunks: Sequence[ChunkPlan], policy: PackPolicy) -> list[tuple[Frames, ...]]:

@@ -14,7 +14,7 @@ import torch
 
 from qvg_cli.backends.base import Pipeline
 from qvg_cli.commands.jobs import Planned
-from qvg_cli.commands.make_videos import load, make_and_show, read_prompts
+from qvg_cli.commands.make_videos import load, make_and_show, read_prompts, warn_of_memory
 from qvg_cli.commands.recording import Recording
 from qvg_cli.commands.resume import is_finished
 from qvg_cli.commands.shards import Shard, find_begun
@@ -54,6 +54,7 @@ def make_videos(
     device = resolve_device(config.device)
     # Before the weights are read: a folder that cannot be written costs no waiting.
     folder = prepare_folder(out / config.backend)
+    warn_of_memory(planned[0], device, console)
     batch = Batch(planned, folder, device, console, is_json=is_json, is_restarted=shard is not None)
     for error in bad:
         console.note(f"left out: {error}")

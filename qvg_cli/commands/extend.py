@@ -54,6 +54,8 @@ def extend(
         Path,
         typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
     ] = Path("results"),
+    dry_run: options.DryRun = False,
+    card: options.Card = None,
     device: options.Device = None,
     config: options.ConfigFile = None,
     set_: options.Sets = None,
@@ -81,6 +83,7 @@ def extend(
         raise UsageError("--schedule and --prompts with --segments were both given", hint="give one of them")
     options.check_length_options(seconds, frames, segments)
     options.check_out(out)
+    options.check_card(card, is_dry_run=dry_run)
     for text in set_ or ():
         if text.partition("=")[0].strip() == "video.frames":
             raise UsageError(f"--set {text} says nothing of what is new", hint="give --frames or --seconds")
@@ -107,6 +110,12 @@ def extend(
         schedule=schedule,
         start=start,
     )
+
+    if dry_run:
+        from qvg_cli.commands.show_plan import show_plan
+
+        show_plan(planned[:1], card, num_videos=len(planned), is_json=json_)
+        return
 
     from qvg_cli.commands.batch import make_videos
 

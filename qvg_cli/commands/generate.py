@@ -48,6 +48,8 @@ def generate(
         Path,
         typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
     ] = Path("results"),
+    dry_run: options.DryRun = False,
+    card: options.Card = None,
     device: options.Device = None,
     config: options.ConfigFile = None,
     set_: options.Sets = None,
@@ -75,6 +77,7 @@ def generate(
         raise UsageError("--schedule and --prompts with --segments were both given", hint="give one of them")
     options.check_length_options(seconds, frames, segments)
     options.check_out(out)
+    options.check_card(card, is_dry_run=dry_run)
 
     console = Console(is_quiet=quiet)
     request = Request(
@@ -97,7 +100,13 @@ def generate(
         ),
     )
     if resume is not None:
-        beside = {"--prompts": prompts, "--config": config, "--schedule": schedule, "--segments": segments}
+        beside = {
+            "--dry-run": dry_run or None,
+            "--prompts": prompts,
+            "--config": config,
+            "--schedule": schedule,
+            "--segments": segments,
+        }
         options.refuse_beside_resume(beside)
 
         from qvg_cli.commands.resume import resume_run
@@ -122,6 +131,12 @@ def generate(
             raise UsageError(
                 f"--shard {shard}: {prompts} has fewer prompts", hint="split it into fewer parts"
             )
+
+    if dry_run:
+        from qvg_cli.commands.show_plan import show_plan
+
+        show_plan(planned[:1], card, num_videos=len(planned), is_json=json_)
+        return
 
     from qvg_cli.commands.batch import make_videos
 

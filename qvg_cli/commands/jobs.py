@@ -44,6 +44,7 @@ def plan_jobs(
     start: Start | None = None,
     schedule: Path | None = None,
     bad: list[UsageError] | None = None,
+    is_made: bool = True,
 ) -> list[Planned]:
     """Resolve and plan every video of a command, and say what was chosen for the user.
 
@@ -52,6 +53,7 @@ def plan_jobs(
         start: The video that all of them go on from.
         schedule: A file with the prompts of every video and where they begin.
         bad: Takes what is wrong with lines of `prompts`; none refuses them all for one such line.
+        is_made: Whether prompts matter: the videos are made and not only planned.
 
     Raises:
         UsageError: Something does not fit; nothing was made.
@@ -60,7 +62,7 @@ def plan_jobs(
     config = loaded.config
     if loaded.has_default_backend:
         console.note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
-    if loaded.has_default_prompt and prompts is None:
+    if is_made and loaded.has_default_prompt and prompts is None:
         if start is not None:
             config = config.model_copy(update={"prompt": _prompt_after(start, schedule)})
         console.note(f"no PROMPT given: {config.prompt!r}")

@@ -82,6 +82,14 @@ def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
     return with_frames(config, latent if above is None else above.num_frames)
 
 
+def shorter_lengths(config: RunConfig, plan: VideoPlan) -> list[RunConfig]:
+    """`config` with every possible length below that of its `plan`, the shortest first, without schedule."""
+    given = 0 if config.source is None else config.source.frames
+    cut = config.model_copy(update={"prompt_changes": ()})
+    ends = {max(chunk.frames) + 1 for chunk in plan.chunks if chunk.makes}
+    return [with_frames(cut, end) for end in sorted(ends) if given < end < plan.num_frames]
+
+
 def _latent_frames(wanted: int) -> int:
     """Fewest latent frames that decode to at least `wanted` pixel frames, possible or not."""
     per_latent = pixel_frames(2) - pixel_frames(1)

@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import diffusers
 import torch
@@ -18,13 +18,15 @@ from qvg_cli.backends.loading import attention_words
 from qvg_cli.backends.registry import load_pipeline
 from qvg_cli.backends.text import PromptWarning
 from qvg_cli.cache_settings import cache_label
+from qvg_cli.cards import Card
 from qvg_cli.commands.jobs import Planned
 from qvg_cli.commands.opening import open_video
 from qvg_cli.commands.recording import Recording
+from qvg_cli.commands.remedies import check_memory, remedies_after
 from qvg_cli.config import RunConfig
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
-from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory
+from qvg_cli.errors import Interrupted, MissingModelError, QvgError, is_out_of_memory
 from qvg_cli.interrupts import hold_interrupts
 from qvg_cli.logs import run_log, timed
 from qvg_cli.plan import prompt_begins
@@ -48,12 +50,28 @@ def resume_video(video: Planned, run: RunDir, console: Console, *, is_json: bool
     device = resolve_device(video.config.device)
     state = RunState.open(run.state, identify(video.config, device.type), console.note)
     try:
+        warn_of_memory(video, device, console)
         pipeline = load(video.config, device, console)
     except BaseException:
         state.close()
         raise
     recording = Recording(video, run, device, state=state)
     make_and_show(recording, run, pipeline, console, is_json=is_json)
+
+
+def warn_of_memory(video: Planned, device: torch.device, console: Console) -> None:
+    """Say before the wait that a video may not fit the GPU, and what would.
+
+    Raises:
+        OutOfMemoryError: It needs far more than there is.
+    """
+    if device.type == "cuda":
+        free, memory = torch.cuda.mem_get_info(device)
+        card = Card(torch.cuda.get_device_name(device), memory, free)
+        # What is missing is told when it is loaded.
+        with suppress(MissingModelError):
+            if warning := check_memory(video.config, video.plan, card):
+                console.note(warning)
 
 
 def load(config: RunConfig, device: torch.device, console: Console) -> Pipeline:
@@ -188,4 +206,6 @@ def _make_video(
             error.add_note(remedy)
         if is_out_of_memory(error):
             error.add_note(recording.memory_note())
+            with suppress(QvgError):
+                error.add_note(remedies_after(config, plan, is_gpu=recording.is_on_gpu))
         raise

@@ -147,6 +147,19 @@ Sink = Annotated[
         show_default=False,
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only tell what the video needs, as qvg plan does; nothing is made."),
+]
+Card = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|SIZE",
+        help='With --dry-run: the card it has to fit, such as "RTX 4090" or 24GiB. Without it, that of this '
+        "machine.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
 Verbose = Annotated[
     bool,
@@ -226,6 +239,16 @@ def check_length_options(seconds: float | None, frames: int | None, segments: in
     given = [name for name, value in lengths.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{given[0]} and {given[1]} were both given", hint="give one of them")
+
+
+def check_card(card: str | None, *, is_dry_run: bool) -> None:
+    """Refuse a card for a run that is made: it is made on the device that is there.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if card is not None and not is_dry_run:
+        raise UsageError("--card has no effect without --dry-run", hint="or ask qvg plan")
 
 
 def check_out(out: Path) -> None:

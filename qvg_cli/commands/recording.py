@@ -80,6 +80,11 @@ class Recording:
         self._seconds = 0.0
 
     @property
+    def is_on_gpu(self) -> bool:
+        """Whether the run's device is one."""
+        return self._device.type == "cuda"
+
+    @property
     def num_frames(self) -> int:
         """Pixel frames made so far."""
         return self._state.video_frames if self._state else 0

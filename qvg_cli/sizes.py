@@ -1,0 +1,146 @@
+"""How large a model is, as far as planning needs it: counted from its layout, without torch and weights.
+
+Bytes are exact where they are sums over tensors. What a pass needs beside them is an estimate: it was traced
+over the shapes of every intermediate tensor, and is given a token, a pixel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qvg_cli.errors import MissingModelError
+
+TEXT_ENCODER_VALUES = 5_680_910_336
+"""Of UMT5-XXL's encoder, which all published weights have."""
+
+
+@dataclass(frozen=True)
+class VaeSizes:
+    """A VAE that decodes one latent frame after the other.
+
+    Attributes:
+        values: Of all its weights.
+        feature_bytes: That its decoder remembers between chunks, a pixel of a frame.
+        work_bytes: At the fullest moment of decoding, what it remembers included, a pixel of a frame.
+        pass_bytes: More for each further frame that passes through the last blocks together, a pixel.
+        keeps_features: Whether they stay between chunks.
+    """
+
+    values: int
+    feature_bytes: float
+    work_bytes: float
+    pass_bytes: float
+    keeps_features: bool = True
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """A model family as one run uses it.
+
+    Attributes:
+        num_layers: With a cache each.
+        heads: Of one layer.
+        head_dim: Channels of one head.
+        transformer_bytes: All weights of the transformer, in the dtype of the run.
+        block_bytes: Of these, one block's.
+        matrix_values: Weights that `memory.weights=fp8` stores in one byte each, of all blocks.
+        text_encoder_bytes: Of the encoder that reads prompts and goes.
+        token_bytes: Of a token that passes through the transformer, at the fullest moment.
+        text_bytes: Of text states that stay beside the transformer.
+        latent_bytes: Of one value of latents as they are stored.
+        rows: Items that pass in every denoising step: two with guidance.
+        sink_frames: First latent frames that a window never drops.
+        text_beside_vae: Whether the VAE is loaded before prompts are read.
+    """
+
+    num_layers: int
+    heads: int
+    head_dim: int
+    transformer_bytes: int
+    block_bytes: int
+    matrix_values: int
+    text_encoder_bytes: int
+    token_bytes: float
+    text_bytes: int
+    latent_bytes: int
+    vae: VaeSizes
+    vae_bytes: int
+    rows: int = 1
+    sink_frames: int = 0
+    text_beside_vae: bool = True
+
+
+WAN_21_VAE = VaeSizes(126_892_531, feature_bytes=4729, work_bytes=7346, pass_bytes=1045)
+"""The VAE of Wan 2.1 in two bytes a value, 96 channels at full size."""
+WAN_22_VAE = VaeSizes(704_688_668, feature_bytes=3569, work_bytes=7027, pass_bytes=0)
+"""The VAE of Wan 2.2 in two bytes a value, 256 channels at half size."""
+
+
+def read_layout(folder: Path) -> Mapping[str, Any]:
+    """The `config.json` of one part of a weights folder.
+
+    Raises:
+        MissingModelError: There is none, or it is broken.
+    """
+    path = folder / "config.json"
+    try:
+        layout = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MissingModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(layout, dict):
+        raise MissingModelError(f"{path} says nothing of a model")
+    return layout
+
+
+def count_values(folder: Path) -> int:
+    """Values of all tensors in the safetensors files of a folder, from their headers alone.
+
+    Raises:
+        MissingModelError: There is no such file, or one is broken.
+    """
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise MissingModelError(f"{folder} has no safetensors file")
+    return sum(_count_in(path) for path in paths)
+
+
+def _count_in(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise MissingModelError(f"cannot read {path}: {error}") from error
+    count = 0
+    for shape in shapes:
+        values = 1
+        for size in shape:
+            values *= size
+        count += values
+    return count
+
+
+def read_vae(folder: Path) -> VaeSizes:
+    """Sizes of another VAE of the same kind; what it needs grows with the channels of its last blocks."""
+    layout = read_layout(folder)
+    channels = layout.get("decoder_base_dim") or layout.get("base_dim", 96)
+    part = channels / (layout.get("patch_size") or 1) ** 2 / 96
+    known = WAN_21_VAE
+    return VaeSizes(
+        count_values(folder),
+        feature_bytes=known.feature_bytes * part,
+        work_bytes=known.work_bytes * part,
+        pass_bytes=known.pass_bytes * part,
+    )
+
+
+def element_bytes(dtype: str, *, is_gpu: bool) -> int:
+    """Bytes of one value in the dtype that `model.dtype` means on a device."""
+    return {"float32": 4, "bfloat16": 2}.get(dtype, 2 if is_gpu else 4)

@@ -1,0 +1,176 @@
+"""What is planned is what happens: cache bytes of real runs, weights of real models, settings that fit."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+from qvg_cli.backends.hyworldplay import model as walk_model
+from qvg_cli.backends.hyworldplay import weights as walk_weights
+from qvg_cli.backends.longcat import weights as longcat_weights
+from qvg_cli.backends.registry import model_sizes, plan_video
+from qvg_cli.backends.self_forcing import weights as self_forcing_weights
+from qvg_cli.cache.payload import CacheShape, predict_payload
+from qvg_cli.cards import GIB, Card, parse_card
+from qvg_cli.commands.remedies import check_memory, find_remedies, remedies_after
+from qvg_cli.config_load import Request, load_config
+from qvg_cli.errors import OutOfMemoryError, UsageError
+from qvg_cli.fit import forecast
+from qvg_cli.rollout import rollout
+from scripts import full_size
+from scripts.random_models import FULL, TINY, RandomModels
+
+CPU = torch.device("cpu")
+
+
+def load(backend, *sets):
+    config = load_config(Request(backend=backend, sets=sets)).config
+    return config, plan_video(config)
+
+
+@pytest.mark.parametrize(
+    ("backend", "preset", "options"),
+    [
+        ("self-forcing", "int2", ["--frames", "12"]),
+        ("self-forcing", "none", ["--frames", "6"]),
+        ("self-forcing", "int2-qvg", ["--frames", "15", *("--set", "cache.keep_recent_chunks=1")]),
+        (
+            "self-forcing",
+            "trit",
+            ["--frames", "18", *("--set", "sampler.window=12"), *("--set", "sampler.sink=3")],
+        ),
+        ("self-forcing", "int2", ["--frames", "15", *("--set", "cache.span_tokens=48")]),
+        ("self-forcing", "int3", ["--frames", "9", *("--set", "cache.keep_sink=true")]),
+        ("hyworldplay", "int2", ["--chunks", "3", "--context", "append"]),
+        ("hyworldplay", "bf16", ["--chunks", "3", "--context", "rebuild", *("--set", "sampler.window=12")]),
+        ("longcat", "int2", ["--segments", "2", *("--set", "sampler.guided_steps=2")]),
+    ],
+)
+def test_the_cache_of_a_real_run_is_predicted_to_the_byte(backend, preset, options):
+    arguments = ["--backend", backend, "--size", "tiny", "--out", "unused", *options]
+    config = full_size.load_run(full_size.parse_options(arguments), preset)
+    models = RandomModels(config, TINY[backend], CPU)
+    pipeline = full_size._PIPELINES[backend](config, models)
+    plan = plan_video(config)
+    rows = 2 if backend == "longcat" else 1
+    session = pipeline.start(plan, models.text_states(rows, config.model.text_tokens), 0)
+    results = rollout(plan, session, full_size.NoDecoder(), pipeline.noise(plan, 0))
+    sampler = config.sampler
+    sink = sampler.sink if backend == "self-forcing" and sampler.window else 0
+    shape = CacheShape(2, 1, 64, 4, sink_frames=sink)
+    assert predict_payload(config.cache, plan, shape) == [result.memory for result in results]
+
+
+def test_a_folder_of_weights_is_counted(tiny_weights):
+    config, _ = load("self-forcing", f"model.weights={tiny_weights}", "model.text_tokens=8")
+    sizes = model_sizes(config, is_gpu=False)
+    folder = tiny_weights / "transformer"
+    transformer = WanTransformer3DModel.from_pretrained(folder)
+    assert sizes.transformer_bytes == 4 * sum(tensor.numel() for tensor in transformer.parameters())
+    assert (sizes.num_layers, sizes.heads, sizes.head_dim) == (2, 1, 64)
+    vae = AutoencoderKLWan.from_pretrained(tiny_weights / "vae")
+    assert sizes.vae_bytes == 4 * sum(tensor.numel() for tensor in vae.parameters())
+
+
+@pytest.mark.parametrize("backend", sorted(FULL))
+def test_sizes_of_the_published_models_are_those_of_their_classes(backend):
+    sizes = model_sizes(load(backend)[0], is_gpu=True)
+    layout = FULL[backend]
+    with torch.device("meta"):
+        if backend == "longcat":
+            config = longcat_weights.config_from(layout.transformer, "the layout")
+            model, dtype_of = longcat_weights.empty_transformer(config), longcat_weights.dtype_of
+        elif backend == "hyworldplay":
+            model, dtype_of = walk_model.build_transformer(layout.transformer), walk_weights.load_dtype
+        else:
+            model, dtype_of = WanTransformer3DModel(**layout.transformer), self_forcing_weights.load_dtype
+        vae = AutoencoderKLWan(**layout.vae)
+
+    def count(module, prefix=""):
+        named = module.named_parameters()
+        return sum(p.numel() * dtype_of(prefix + name, torch.bfloat16).itemsize for name, p in named)
+
+    assert sizes.transformer_bytes == count(model)
+    assert sizes.block_bytes == count(model.blocks[0], "blocks.0.")
+    assert sizes.num_layers == len(model.blocks)
+    assert sizes.vae.values == sum(tensor.numel() for tensor in vae.parameters())
+
+
+def test_every_place_for_weights_needs_less():
+    config, plan = load("longcat")
+
+    def needed(**memory):
+        moved = config.model_copy(update={"memory": config.memory.model_copy(update=memory)})
+        return forecast(moved, plan, is_gpu=True)
+
+    resident = needed()
+    for memory in ({"weights": "fp8"}, {"transformer": "streamed"}, {"vae": "parked"}):
+        assert needed(**memory).peak.total_bytes < resident.peak.total_bytes
+    assert needed(vae="parked").text_stage_bytes < resident.text_stage_bytes
+
+
+def test_remedies_fit_when_they_are_taken():
+    config, plan = load("self-forcing", "cache.preset=bf16", "video.frames=180")
+    limit = 20 * GIB
+    assert forecast(config, plan, is_gpu=True).device_bytes > limit
+    remedies = find_remedies(config, plan, limit, is_gpu=True)
+    assert [remedy.options.split()[0] for remedy in remedies] == ["--cache", "--frames"]
+    preset, frames = (remedy.options.split()[1] for remedy in remedies)
+    taken, _ = load("self-forcing", f"cache.preset={preset}", "video.frames=180")
+    assert forecast(taken, plan, is_gpu=True).device_bytes == remedies[0].device_bytes <= limit
+    latent = 1 + (int(frames) - 1) // 4
+    cut, shorter = load("self-forcing", "cache.preset=bf16", f"video.frames={latent}")
+    assert forecast(cut, shorter, is_gpu=True).device_bytes == remedies[1].device_bytes <= limit
+    cut, longer = load("self-forcing", "cache.preset=bf16", f"video.frames={latent + 3}")
+    assert forecast(cut, longer, is_gpu=True).device_bytes > limit
+
+
+def test_a_run_is_warned_of_and_refused_only_far_beyond_the_card():
+    config, plan = load("self-forcing", "cache.preset=bf16", "video.frames=63")
+    assert check_memory(config, plan, Card("large", 80 * GIB)) is None
+    warning = check_memory(config, plan, Card("some card", 20 * GIB))
+    assert "MiB of some card can be used" in warning
+    assert "--cache int" in warning
+    assert "--cache int" in check_memory(config, plan, Card("shared", 80 * GIB, free_bytes=20 * GIB))
+    with pytest.raises(OutOfMemoryError) as refused:
+        check_memory(config, plan, Card("small", 16 * GIB))
+    assert refused.value.exit_code == 4
+    assert "--cache int" in refused.value.hint
+    # The text encoder alone is too large, but a prompt may have been read before.
+    config, plan = load("self-forcing", "cache.preset=int2")
+    assert "text encoder" in check_memory(config, plan, Card("tiny", 8 * GIB))
+
+
+@pytest.mark.parametrize("is_gpu", [True, False])
+def test_after_a_lack_of_memory_there_is_something_to_try(is_gpu):
+    config, plan = load("self-forcing", "cache.preset=int2", "video.frames=180")
+    told = remedies_after(config, plan, is_gpu=is_gpu)
+    assert "--frames" in told
+    assert ("--set memory." in told) == is_gpu
+
+
+@pytest.mark.parametrize(
+    ("text", "memory_gib"),
+    [("RTX 4090", 24), ("nvidia geforce rtx4090", 24), ("24GiB", 24), ("24 gb", 24), ("512MiB", 0.5)],
+)
+def test_cards_by_name_and_by_size(text, memory_gib):
+    assert parse_card(text).memory_bytes == memory_gib * GIB
+
+
+@pytest.mark.parametrize("text", ["RTX 4091", "0GiB", "", "-3GiB"])
+def test_an_unknown_card_is_refused(text):
+    with pytest.raises(UsageError, match="card"):
+        parse_card(text)
+
+
+def test_a_plan_loads_no_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from qvg_cli.main import app\n"
+        "result = CliRunner().invoke(app, ['plan', '--backend', 'longcat', '--card', 'RTX 4090', '--json'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
