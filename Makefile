@@ -12,8 +12,8 @@ demo: $(VENV)/run.stamp  ## one video from the built-in pocket model, with its m
 	$(BIN)/qvg generate
 
 test: $(VENV)/dev.stamp  ## every quick test, offline
-	$(BIN)/pytest -m "not slow and not gpu"
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/interpreter
+	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/interpreter
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/pytest -m "slow and not gpu"
