@@ -6,7 +6,7 @@ from histories import PLACEMENTS, SPECS, history_of, placement_of
 
 from qvg_kernels import attention
 from qvg_kernels.gpu import attention as kernels
-from qvg_kernels.gpu import budget, layouts, runs
+from qvg_kernels.gpu import budget, launch, layouts, runs
 from qvg_kernels.segments import GivenSegment, History
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
 from qvg_kernels.workspace import Workspace
@@ -124,7 +124,10 @@ def test_attention_is_that_of_the_reference(limit_bytes, batch, queries):
     assert distance(found, expected) < 0.003
 
 
-def test_packed_and_unpacked_spans_are_attended_together():
+@pytest.mark.parametrize("programs_at_once", [1, 100])
+def test_packed_and_unpacked_spans_are_attended_together(programs_at_once, monkeypatch):
+    # On a device of many programs keys are split; of so few keys some splits get none.
+    monkeypatch.setattr(launch, "programs_at_once", lambda device: programs_at_once)
     packed, plain = (history_of(spec, head_dim=64, lengths=(30,)) for spec in (FittedSpec(), Bf16Spec()))
     history = History((*packed.segments, *plain.segments))
     given = given_of(64, 21)

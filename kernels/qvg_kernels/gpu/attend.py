@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-MASKED_LOGIT = tl.constexpr(-1.0e30)
-"""Of keys beyond the last; finite, so that a block of nothing but such keys makes no NaN."""
+LOWEST = tl.constexpr(-1.0e30)
+"""Logit of keys beyond the last, and maximum of no keys: finite, as the difference of infinities is NaN."""
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -45,7 +45,7 @@ def _take_keys(
         if IS_MASKED:
             number = at + tl.arange(0, BLOCK_N)
             number = _stored_key(number) if IS_FP8 else number
-            logits = tl.where(number[None, :] < num_keys, logits, MASKED_LOGIT)
+            logits = tl.where(number[None, :] < num_keys, logits, LOWEST)
         raised = tl.maximum(maximum, tl.max(logits, 1) * factor - LIFT)
         weights = tl.exp2(logits * factor[:, None] - raised[:, None])
         decay = tl.exp2(maximum - raised)
@@ -89,7 +89,7 @@ def attend_kernel(
         matched = loaded
         factor = tl.full([BLOCK_M], 1.0, tl.float32) * (scale * LOG2_E)
 
-    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    maximum = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     gathered = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
     state_rows = head.to(tl.int64) * num_queries + rows
@@ -108,7 +108,8 @@ def attend_kernel(
         maximum = raised
 
     start = split * keys_per_split
-    stop = tl.minimum(start + keys_per_split, num_keys)
+    # A split of few keys may have none.
+    stop = tl.maximum(tl.minimum(start + keys_per_split, num_keys), start)
     whole = start + (stop - start) // BLOCK_N * BLOCK_N
     key_row = head * pitch
     value_row = head * HEAD_DIM if IS_FP8 else key_row
