@@ -59,8 +59,13 @@ def resume_video(video: Planned, run: RunDir, console: Console, *, is_json: bool
     make_and_show(recording, run, pipeline, console, is_json=is_json)
 
 
-def warn_of_memory(video: Planned, device: torch.device, console: Console) -> None:
+def warn_of_memory(
+    video: Planned, device: torch.device, console: Console, *, name: str | None = None
+) -> None:
     """Say before the wait that a video may not fit the GPU, and what would.
+
+    Args:
+        name: Of the arm that it belongs to; none for a video that is not compared.
 
     Raises:
         OutOfMemoryError: It needs far more than there is.
@@ -71,7 +76,7 @@ def warn_of_memory(video: Planned, device: torch.device, console: Console) -> No
         # What is missing is told when it is loaded.
         with suppress(MissingModelError):
             if warning := check_memory(video.config, video.plan, card):
-                console.note(warning)
+                console.note(warning if name is None else f"{name}: {warning}")
 
 
 def load(config: RunConfig, device: torch.device, console: Console) -> Pipeline:

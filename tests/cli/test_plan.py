@@ -4,6 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from qvg_cli.backends.registry import plan_video
+from qvg_cli.cards import GIB
+from qvg_cli.commands.jobs import Planned
+from qvg_cli.commands.make_videos import warn_of_memory
+from qvg_cli.config_load import Request, load_config
+from qvg_cli.console import Console
+from qvg_cli.errors import OutOfMemoryError
 
 
 def test_a_plan_agrees_with_the_run_that_is_made(qvg, tiny, finished):
@@ -27,11 +36,16 @@ def test_nothing_is_made(tiny, tmp_path):
     assert not out.exists()
 
 
-def test_an_extension_is_planned_from_its_run(qvg, finished):
+def test_an_extension_is_planned_from_its_run(qvg, finished, tmp_path):
     _, made = finished
-    told = qvg("extend", made["folder"], "--frames", 12, "--dry-run", "--json")
+    arguments = ("extend", made["folder"], "--frames", 12, "--device", "cpu", "--out", tmp_path, "--json")
+    told = qvg(*arguments, "--dry-run")
     assert told.exit_code == 0, told.stderr
-    assert json.loads(told.stdout)["pixel_frames"] == 45
+    assert not list(tmp_path.iterdir())
+    plan = json.loads(told.stdout)
+    memory = json.loads(Path(json.loads(qvg(*arguments).stdout)["memory"]).read_text())
+    assert (plan["pixel_frames"], plan["chunks"]) == (45, len(memory["chunks"]))
+    assert plan["caches"][0]["cache_peak"]["kinds"] == memory["peak"]["kinds"]
 
 
 def test_caches_side_by_side_against_a_card(qvg):
@@ -52,6 +66,27 @@ def test_caches_side_by_side_against_a_card(qvg):
         "bytes": None,
         "converted_bytes": 2837993600,
     }
+
+
+def test_a_run_on_a_gpu_is_checked_before_anything_is_loaded(monkeypatch, capsys):
+    # What a machine with a small GPU would say.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Small Card")
+
+    def check(latent_frames):
+        sets = ("cache.preset=bf16", f"video.frames={latent_frames}")
+        config = load_config(Request(backend="self-forcing", sets=sets)).config
+        video = Planned(config, plan_video(config), "name")
+        warn_of_memory(video, torch.device("cuda", 0), Console(), name="bf16")
+        return capsys.readouterr().err
+
+    assert check(21) == ""
+    said = "20480 of the 24576 MiB of Small Card can be used; these would need less: --cache int4"
+    warning = check(81)
+    assert warning.startswith("bf16: chunk ")
+    assert said in warning
+    with pytest.raises(OutOfMemoryError, match="Small Card"):
+        check(180)
 
 
 @pytest.mark.parametrize(
