@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qvg_cli.backends.registry import model_sizes
 from qvg_cli.cache.accounting import MemorySample, total
-from qvg_cli.cache.payload import CacheShape, predict_payload
+from qvg_cli.cache.payload import CacheShape, predict_history_files, predict_payload
 from qvg_cli.config import MemoryConfig, RunConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import ChunkPlan, VideoPlan, pixel_frames
@@ -60,7 +60,7 @@ class Forecast:
         moments: One a chunk.
         samples: The cache, one a chunk, as memory.json will have it.
         latents_bytes: Of latents.safetensors, its header left out.
-        state_bytes: That the run's `state/` holds at most while it runs, without its video parts.
+        state_bytes: That the run's `state/` holds at most while it runs, headers and video parts left out.
     """
 
     text_stage_bytes: int
@@ -114,6 +114,7 @@ def forecast(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> Forecast:
     shape = CacheShape(sizes.num_layers, sizes.heads, sizes.head_dim, size, sizes.sink_frames)
     try:
         samples = predict_payload(config.cache, plan, shape)
+        history_bytes = predict_history_files(config.cache, plan, shape)
     except ValueError as error:
         raise UsageError(f"cache preset {config.cache.preset}: {error}") from error
     channels, height, width = plan.latent_shape
@@ -125,7 +126,7 @@ def forecast(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> Forecast:
         moments=[device.moment(chunk, sample) for chunk, sample in zip(plan.chunks, samples, strict=True)],
         samples=samples,
         latents_bytes=latents_bytes,
-        state_bytes=latents_bytes + _stored_bytes(samples),
+        state_bytes=latents_bytes + history_bytes,
     )
 
 
@@ -191,13 +192,3 @@ def _transformer_bytes(sizes: ModelSizes, memory: MemoryConfig, element_bytes: i
         return sizes.transformer_bytes - saved
     others = sizes.transformer_bytes - sizes.num_layers * sizes.block_bytes
     return others + _STREAMED_BLOCKS * (sizes.block_bytes - saved // sizes.num_layers)
-
-
-def _stored_bytes(samples: Sequence[MemorySample]) -> int:
-    """At most what the chunks of a run add to the cache, and so to its state."""
-    stored, before = 0, 0
-    for sample in samples:
-        held = total(sample.end_bytes)
-        stored += max(held - before, total(sample.peak_bytes) - before, 0)
-        before = held
-    return stored

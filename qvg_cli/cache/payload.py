@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qvg_cli.cache.accounting import Ledger, MemorySample, add
+from qvg_cli.cache.accounting import Ledger, MemorySample, add, total
 from qvg_cli.cache.policy import Frames, plan_packs, policy_of, unpacked_spec
 from qvg_cli.config import CacheConfig
 from qvg_cli.plan import ChunkPlan, VideoPlan
@@ -44,6 +44,36 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
     return _Layers(config, plan, shape).run()
 
 
+def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> int:
+    """The most bytes that a run's `state/` holds of its history at once, headers left out.
+
+    Only a history that is packed is put away, each entry once; a file goes when nothing of it was held after
+    the last two chunks.
+
+    Raises:
+        ValueError: As `predict_payload`.
+    """
+    if not {config.k.scheme, config.v.scheme}.isdisjoint(("none", "bf16")):
+        return 0
+    layers = _Layers(config, plan, shape)
+    layers.run()
+    return layers.most_file_bytes
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What one layer holds of some frames."""
+
+    frames: Frames
+    is_packed: bool
+    payload: PayloadBytes
+
+    @property
+    def name(self) -> tuple[Frames, bool]:
+        """What tells it from any other."""
+        return self.frames, self.is_packed
+
+
 class _Layers:
     """One layer's entries and the ledger of all."""
 
@@ -54,9 +84,12 @@ class _Layers:
         self._unpacked: tuple[CodecSpec, CodecSpec] = (unpacked_spec(config), unpacked_spec(config))
         policy = policy_of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
         self._packs = plan_packs(plan.chunks, policy)
-        self._entries: list[tuple[Frames, PayloadBytes]] = []
+        self._entries: list[_Entry] = []
         self._changes: list[tuple[PayloadBytes, bool]] = []
         self._known: dict[tuple[bool, int], PayloadBytes] = {}
+        self.most_file_bytes = 0
+        self._file_bytes: dict[int, int] = {}
+        self._born: dict[tuple[Frames, bool], int] = {}
 
     def run(self) -> list[MemorySample]:
         """Go through the plan."""
@@ -68,7 +101,7 @@ class _Layers:
             gone.update(chunk.evicts)
             frames.difference_update(chunk.evicts)
             self._changes = []
-            for entry in [entry for entry in self._entries if gone.issuperset(entry[0])]:
+            for entry in [entry for entry in self._entries if gone.issuperset(entry.frames)]:
                 self._drop(entry)
             self._book(ledger)
             ledger.begin_peak()
@@ -78,6 +111,7 @@ class _Layers:
                 self._commit(chunk, packs)
             self._book(ledger)
             frames.update(chunk.commits)
+            self._put_away(chunk.index, gone)
             samples.append(
                 MemorySample(
                     chunk=chunk.index,
@@ -96,7 +130,7 @@ class _Layers:
         self._store(chunk.commits, is_packed=chunk.commits in packs)
         for group in packs:
             if group != chunk.commits:
-                for entry in [entry for entry in self._entries if set(entry[0]) <= set(group)]:
+                for entry in [entry for entry in self._entries if set(entry.frames) <= set(group)]:
                     self._drop(entry)
                 self._store(group, is_packed=True)
 
@@ -109,12 +143,27 @@ class _Layers:
                 for spec in (self._packed if is_packed else self._unpacked)
             )
             self._known[wanted] = add(key, value)
-        self._entries.append((frames, self._known[wanted]))
+        self._entries.append(_Entry(frames, is_packed, self._known[wanted]))
         self._changes.append((self._known[wanted], True))
 
-    def _drop(self, entry: tuple[Frames, PayloadBytes]) -> None:
+    def _drop(self, entry: _Entry) -> None:
         self._entries.remove(entry)
-        self._changes.append((entry[1], False))
+        self._changes.append((entry.payload, False))
+
+    def _put_away(self, index: int, gone: set[int]) -> None:
+        """As `RunState.save` and `ChunkStore.commit`, on sizes."""
+        is_last = index + 1 == len(self._plan.chunks)
+        gone = gone if is_last else gone.union(self._plan.chunks[index + 1].evicts)
+        held = [entry for entry in self._entries if not is_last and not gone.issuperset(entry.frames)]
+        new = [entry for entry in held if entry.name not in self._born]
+        self._file_bytes[index] = self._shape.num_layers * sum(total(entry.payload) for entry in new)
+        self.most_file_bytes = max(self.most_file_bytes, sum(self._file_bytes.values()))
+        alive = set(self._born.values())
+        self._born = {entry.name: self._born.get(entry.name, index) for entry in held}
+        alive.update(self._born.values())
+        self._file_bytes = {
+            chunk: count for chunk, count in self._file_bytes.items() if chunk in alive or chunk == index
+        }
 
     def _book(self, ledger: Ledger) -> None:
         """Enter the changes of one layer for every layer, one layer after the other."""

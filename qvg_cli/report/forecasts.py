@@ -49,9 +49,8 @@ class Planning:
 
 def plan_text(plan: VideoPlan, plannings: Sequence[Planning], card: Card | None, num_videos: int) -> str:
     """Everything for a person."""
-    first = plannings[0]
     blocks = [
-        format_facts(_facts(plan, first, card, num_videos)),
+        format_facts(_facts(plan, plannings, card, num_videos)),
         "Device memory in MiB at the fullest moment of each part; an estimate, but for\n"
         "the cache, which is exact:\n" + _kinds_table(plannings),
         "Device memory in MiB over the video:\n" + _time_table(plannings),
@@ -116,16 +115,21 @@ def _planning_json(planning: Planning) -> dict[str, Any]:
     }
 
 
-def _facts(plan: VideoPlan, first: Planning, card: Card | None, num_videos: int) -> list[tuple[str, str]]:
-    config, found = first.config, first.found
+def _facts(
+    plan: VideoPlan, plannings: Sequence[Planning], card: Card | None, num_videos: int
+) -> list[tuple[str, str]]:
+    config, found = plannings[0].config, plannings[0].found
     seconds = plan.num_pixel_frames / config.video.fps
     video = (
         f"{plan.num_pixel_frames} frames ({plan.num_frames} latent), {plan.width} wide, {plan.height} high: "
         f"{seconds:.2f} s in {len(plan.chunks)} chunks"
     )
+    states = ", ".join(
+        f"{mib_text(planning.found.state_bytes)} MiB with {planning.name}" for planning in plannings
+    )
     folder = (
-        f"latents {mib_text(found.latents_bytes)} MiB; while it runs, at most "
-        f"{mib_text(found.state_bytes)} MiB of state with {first.name}; video and reports: not known"
+        f"latents {mib_text(found.latents_bytes)} MiB; its state while it runs, at most: {states}; "
+        "video and reports: not known"
     )
     shown = "none given and none found: --card NAME or SIZE"
     if card is not None:

@@ -6,18 +6,21 @@ import sys
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import load_file
 
 from qvg_cli.backends.hyworldplay import model as walk_model
 from qvg_cli.backends.hyworldplay import weights as walk_weights
 from qvg_cli.backends.longcat import weights as longcat_weights
 from qvg_cli.backends.registry import model_sizes, plan_video
 from qvg_cli.backends.self_forcing import weights as self_forcing_weights
-from qvg_cli.cache.payload import CacheShape, predict_payload
+from qvg_cli.cache.payload import CacheShape, predict_history_files, predict_payload
 from qvg_cli.cards import GIB, Card, parse_card
 from qvg_cli.commands.remedies import check_memory, find_remedies, remedies_after
 from qvg_cli.config_load import Request, load_config
 from qvg_cli.errors import OutOfMemoryError, UsageError
 from qvg_cli.fit import forecast
+from qvg_cli.resume.identity import identify
+from qvg_cli.resume.state import RunState
 from qvg_cli.rollout import rollout
 from scripts import full_size
 from scripts.random_models import FULL, TINY, RandomModels
@@ -174,3 +177,39 @@ def test_a_plan_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("preset", "sets"),
+    [
+        ("int2", ("sampler.window=12", "sampler.sink=3", "cache.keep_recent_chunks=1")),
+        ("int2", ("cache.span_tokens=48",)),
+        ("bf16", ()),
+    ],
+)
+def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, preset, sets):
+    sets = (*sets, f"model.weights={tiny_weights}")
+    arguments = ["--backend", "self-forcing", "--size", "tiny", "--out", "unused", "--frames", "21"]
+    options = full_size.parse_options([*arguments, *(part for text in sets for part in ("--set", text))])
+    config = full_size.load_run(options, preset)
+    models = RandomModels(config, TINY["self-forcing"], CPU)
+    pipeline = full_size._PIPELINES["self-forcing"](config, models)
+    plan = plan_video(config)
+    session = pipeline.start(plan, models.text_states(1, config.model.text_tokens), 0)
+    state = RunState.create(tmp_path / "state", identify(config, "cpu"))
+    most = 0
+    for result in rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, 0)):
+        state.save(result, plan, session.cache, fps=16, seconds=1.0)
+        files = [path for path in state.folder.rglob("*.safetensors") if "latents" not in path.name]
+        most = max(most, sum(count_bytes(path) for path in files))
+    state.close()
+    sink = config.sampler.sink if config.sampler.window else 0
+    shape = CacheShape(2, 1, 64, 4, sink_frames=sink)
+    predicted = predict_history_files(config.cache, plan, shape)
+    # Files that go with a chunk's record are gone when it is looked at.
+    assert most <= predicted <= 1.5 * most
+    assert (predicted == 0) == (preset == "bf16")
+
+
+def count_bytes(path):
+    return sum(tensor.numel() * tensor.element_size() for tensor in load_file(path).values())
