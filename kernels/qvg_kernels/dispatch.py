@@ -36,16 +36,13 @@ def why_reference(device: torch.device) -> str | None:
     asked = choice()
     if asked == "reference":
         return f"{VARIABLE}=reference"
-    if not _has_triton():
-        return "triton is not installed"
-    if asked == "triton":
-        return None
-    if device.type != "cuda":
-        return f"device {device.type}"
-    capability = _capability(device.index or 0)
-    if capability < OLDEST_CAPABILITY:
-        return f"compute capability {capability[0]}.{capability[1]} is older than 8.0"
-    return None
+    if asked == "auto":
+        if device.type != "cuda":
+            return f"device {device.type}"
+        capability = _capability(device.index or 0)
+        if capability < OLDEST_CAPABILITY:
+            return f"compute capability {capability[0]}.{capability[1]} is older than 8.0"
+    return None if _has_triton() else "triton is not installed"
 
 
 def uses_kernels(device: torch.device) -> bool:
