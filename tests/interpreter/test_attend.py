@@ -59,6 +59,15 @@ def test_kernels_read_what_the_codecs_decode(spec, head_dim):
     torch.testing.assert_close(found, expected_of(history), **NEAR)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_values_of_any_size_are_read(size):
+    history = history_of(FittedSpec(), head_dim=64, lengths=(40,), size=size)
+    for found, expected in zip(
+        decoded(history, uses_fp8=False, head_dim=64), expected_of(history), strict=True
+    ):
+        assert distance(found, expected) < 0.002
+
+
 def test_heads_of_256_channels_are_read():
     history = history_of(FittedSpec(), head_dim=256, lengths=(40,))
     found = decoded(history, uses_fp8=False, head_dim=256)

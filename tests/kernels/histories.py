@@ -30,7 +30,7 @@ def placement_of(name, tokens, head_dim=64):
     return Rotary(RotaryTables.of(head_dim, 16, torch.device("cpu")), ROWS, COLUMNS, slots)
 
 
-def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batch=1, heads=2):
+def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batch=1, heads=2, size=1.0):
     """Segments of spans of `lengths` tokens; of the second one only tokens 7 on, as after an eviction."""
     codec = build_codec(spec)
     segments = []
@@ -38,6 +38,7 @@ def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batc
         generator = torch.Generator().manual_seed(index)
         span = torch.randn(batch, heads, tokens, head_dim, generator=generator)
         span = span * (1 + torch.arange(head_dim) / 16) + 3 * torch.randn(head_dim, generator=generator)
+        span = size * span
         placed = placement_of(placement, tokens, head_dim)
         first = 7 if index == 1 else 0
         key, value = codec.encode(span, seed=index), codec.encode(2 * span.flip(2), seed=index)

@@ -156,7 +156,8 @@ def fitted_decode_kernel(
     head, head_row = _head_row(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
     slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
-    unit = tl.load(units + head) if IS_FP8 else 1.0
+    # In units whatever is stored: float16 has no room for values of any size.
+    unit = tl.load(units + head)
     channels = tl.arange(0, HEAD_DIM)
     if GRID == "e8":
         codes = address(row, 0, tl.uint16, head_row * total * (HEAD_DIM // 8))
