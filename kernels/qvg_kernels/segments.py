@@ -83,11 +83,6 @@ class History:
     segments: Sequence[StoredSegment]
     prepared: dict[str, object] = field(default_factory=dict)
 
-    @property
-    def num_tokens(self) -> int:
-        """Keys of all segments."""
-        return sum(segment.num_tokens for segment in self.segments)
-
 
 def _placed(
     key: Tensor, value: Tensor, key_placement: Placement, value_placement: Placement | None, tokens: slice

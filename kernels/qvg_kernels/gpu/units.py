@@ -14,9 +14,9 @@ from qvg_kernels.gpu.decode import TABLE_ROWS, TOKENS, address
 
 
 @triton.jit
-def _power_of_two_above(values):
-    """The least power of two above positive float32 values."""
-    return ((values.to(tl.int32, bitcast=True) >> 23) + 1 << 23).to(tl.float32, bitcast=True)
+def _store_unit(units, head, bound):
+    """Store the unit that brings a head's bound to at most 448."""
+    tl.store(units + head, numbers.power_of_two(numbers.unit_exponent(bound)))
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def fitted_unit_kernel(
         weight = numbers.e4m3_value(weight_bits) * tl.load(address(row, 4, tl.float32, head * 3 + 1))
         offset = tl.load(address(row, 3, tl.float32, head * HEAD_DIM) + channels)
         bound = tl.maximum(bound, tl.abs(offset) + 8.0 * weight * weight)
-    tl.store(units + head, _power_of_two_above(tl.max(bound, 0) * gain / 448.0))
+    _store_unit(units, head, tl.max(bound, 0) * gain)
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def qvg_unit_kernel(
             table = address(row, 3, tl.bfloat16, (head * STAGES + stage) * size)
             found += _largest(table, size, False, 1024)
         bound = tl.maximum(bound, found)
-    tl.store(units + head, _power_of_two_above(bound * gain / 448.0))
+    _store_unit(units, head, bound * gain)
 
 
 @triton.jit
@@ -84,4 +84,4 @@ def asym_unit_kernel(
         size = tl.load(row + TABLE_ROWS) * HEAD_DIM
         found += _largest(address(row, 4, tl.bfloat16, head * size), size, False, 1024)
         bound = tl.maximum(bound, found)
-    tl.store(units + head, _power_of_two_above(bound * gain / 448.0))
+    _store_unit(units, head, bound * gain)
