@@ -7,6 +7,7 @@ over the shapes of every intermediate tensor, and is given a token, a pixel.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,13 +119,7 @@ def _count_in(path: Path) -> int:
         shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise MissingModelError(f"cannot read {path}: {error}") from error
-    count = 0
-    for shape in shapes:
-        values = 1
-        for size in shape:
-            values *= size
-        count += values
-    return count
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def read_vae(folder: Path) -> VaeSizes:

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qvg_cli.config import ModelConfig
 from qvg_cli.errors import MissingModelError
+from qvg_cli.resources import weights_folder
+from qvg_cli.sizes import (
+    TEXT_ENCODER_VALUES,
+    ModelSizes,
+    VaeSizes,
+    count_values,
+    element_bytes,
+    read_layout,
+    read_vae,
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,41 @@ class WanLayout:
     def text_bytes(self, text_tokens: int, element_bytes: int) -> int:
         """Keys and values of the prompt, which all blocks keep."""
         return 2 * self.num_layers * text_tokens * self.width * element_bytes
+
+
+def wan_sizes(
+    config: ModelConfig, published: str, layout: WanLayout, vae: VaeSizes, *, is_gpu: bool
+) -> ModelSizes:
+    """Sizes of the published model, or of that in the folder that `weights` names.
+
+    Args:
+        published: What `weights` calls the published model.
+        layout: Of the published transformer.
+        vae: The published one.
+
+    Raises:
+        MissingModelError: There is no such folder, or what it holds cannot be counted.
+    """
+    text_values = TEXT_ENCODER_VALUES
+    if config.weights != published:
+        folder = weights_folder(config.weights)
+        layout = WanLayout.read(read_layout(folder / "transformer"), has_camera=layout.has_camera)
+        vae, text_values = read_vae(folder / "vae"), count_values(folder / "text_encoder")
+    size = element_bytes(config.dtype, is_gpu=is_gpu)
+    return ModelSizes(
+        num_layers=layout.num_layers,
+        heads=layout.heads,
+        head_dim=layout.head_dim,
+        transformer_bytes=layout.transformer_bytes(size),
+        block_bytes=layout.block_bytes(size),
+        matrix_values=layout.matrix_values,
+        text_encoder_bytes=text_values * size,
+        token_bytes=layout.token_bytes(size),
+        text_bytes=layout.text_bytes(config.text_tokens, size),
+        latent_bytes=size,
+        vae=vae,
+        vae_bytes=vae.values * size,
+    )
 
 
 def _linear(inputs: int, outputs: int) -> int:
