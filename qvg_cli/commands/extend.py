@@ -50,18 +50,13 @@ def extend(
     seed: options.Seed = None,
     prompts: options.Prompts = None,
     schedule: options.Schedule = None,
-    out: Annotated[
-        Path,
-        typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
-    ] = Path("results"),
+    out: options.Out = Path("results"),
     dry_run: options.DryRun = False,
     card: options.Card = None,
     device: options.Device = None,
     config: options.ConfigFile = None,
     set_: options.Sets = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print an object a video to stdout: paths and figures.")
-    ] = False,
+    json_: options.VideosAsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -77,13 +72,17 @@ def extend(
     from qvg_cli.config_load import Request
 
     del verbose, debug
-    if prompt is not None and prompts is not None:
-        raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
-    if prompts is not None and segments is not None and schedule is not None:
-        raise UsageError("--schedule and --prompts with --segments were both given", hint="give one of them")
-    options.check_length_options(seconds, frames, segments)
-    options.check_out(out)
-    options.check_card(card, is_dry_run=dry_run)
+    options.check_video_options(
+        prompt=prompt,
+        prompts=prompts,
+        segments=segments,
+        schedule=schedule,
+        seconds=seconds,
+        frames=frames,
+        out=out,
+        card=card,
+        is_dry_run=dry_run,
+    )
     for text in set_ or ():
         if text.partition("=")[0].strip() == "video.frames":
             raise UsageError(f"--set {text} says nothing of what is new", hint="give --frames or --seconds")

@@ -44,18 +44,13 @@ def generate(
     schedule: options.Schedule = None,
     shard: options.ShardOf = None,
     resume: options.Resume = None,
-    out: Annotated[
-        Path,
-        typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
-    ] = Path("results"),
+    out: options.Out = Path("results"),
     dry_run: options.DryRun = False,
     card: options.Card = None,
     device: options.Device = None,
     config: options.ConfigFile = None,
     set_: options.Sets = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print an object a video to stdout: paths and figures.")
-    ] = False,
+    json_: options.VideosAsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -71,13 +66,17 @@ def generate(
     from qvg_cli.config_load import Request
 
     del verbose, debug
-    if prompt is not None and prompts is not None:
-        raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
-    if prompts is not None and segments is not None and schedule is not None:
-        raise UsageError("--schedule and --prompts with --segments were both given", hint="give one of them")
-    options.check_length_options(seconds, frames, segments)
-    options.check_out(out)
-    options.check_card(card, is_dry_run=dry_run)
+    options.check_video_options(
+        prompt=prompt,
+        prompts=prompts,
+        segments=segments,
+        schedule=schedule,
+        seconds=seconds,
+        frames=frames,
+        out=out,
+        card=card,
+        is_dry_run=dry_run,
+    )
 
     console = Console(is_quiet=quiet)
     request = Request(

@@ -147,6 +147,13 @@ Sink = Annotated[
         show_default=False,
     ),
 ]
+Out = Annotated[
+    Path,
+    typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
+]
+VideosAsJson = Annotated[
+    bool, typer.Option("--json", help="Print an object a video to stdout: paths and figures.")
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Only tell what the video needs, as qvg plan does; nothing is made."),
@@ -229,6 +236,34 @@ def refuse_beside_resume(given: Mapping[str, object]) -> None:
             )
 
 
+def check_video_options(
+    *,
+    prompt: str | None,
+    prompts: Path | None,
+    segments: int | None,
+    schedule: Path | None,
+    seconds: float | None,
+    frames: int | None,
+    out: Path,
+    card: str | None,
+    is_dry_run: bool,
+) -> None:
+    """Refuse options of a command that makes videos where they contradict each other.
+
+    Raises:
+        UsageError: They do.
+    """
+    if prompt is not None and prompts is not None:
+        raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
+    if prompts is not None and segments is not None and schedule is not None:
+        raise UsageError("--schedule and --prompts with --segments were both given", hint="give one of them")
+    check_length_options(seconds, frames, segments)
+    if out.suffix in (".mp4", ".mkv", ".webm"):
+        raise UsageError(f"--out {out} looks like a file", hint="give a folder; the video in it is video.mp4")
+    if card is not None and not is_dry_run:
+        raise UsageError("--card has no effect without --dry-run", hint="or ask qvg plan")
+
+
 def check_length_options(seconds: float | None, frames: int | None, segments: int | None = None) -> None:
     """Refuse a length that is given twice.
 
@@ -239,26 +274,6 @@ def check_length_options(seconds: float | None, frames: int | None, segments: in
     given = [name for name, value in lengths.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{given[0]} and {given[1]} were both given", hint="give one of them")
-
-
-def check_card(card: str | None, *, is_dry_run: bool) -> None:
-    """Refuse a card for a run that is made: it is made on the device that is there.
-
-    Raises:
-        UsageError: There is one.
-    """
-    if card is not None and not is_dry_run:
-        raise UsageError("--card has no effect without --dry-run", hint="or ask qvg plan")
-
-
-def check_out(out: Path) -> None:
-    """Refuse a file where a folder is meant.
-
-    Raises:
-        UsageError: It is one.
-    """
-    if out.suffix in (".mp4", ".mkv", ".webm"):
-        raise UsageError(f"--out {out} looks like a file", hint="give a folder; the video in it is video.mp4")
 
 
 def _parse_window(text: str) -> int | None:
