@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -141,6 +141,19 @@ def _sync(path: Path) -> None:
 def run_name(prompt: str, seed: int) -> str:
     """A folder's name: the prompt's first words, nothing a file system could mind, and the seed."""
     return f"{slug(prompt) or 'video'}-seed{seed}"
+
+
+def unique_names(names: Sequence[str], numbered: str) -> list[str]:
+    """The names, numbered from 2 where one was there before.
+
+    Args:
+        numbered: Form of a numbered name, such as "{}-{}".
+    """
+    unique: list[str] = []
+    for name in names:
+        candidates = (name if number == 1 else numbered.format(name, number) for number in count(1))
+        unique.append(next(each for each in candidates if each not in unique))
+    return unique
 
 
 def slug(text: str) -> str:

@@ -19,7 +19,7 @@ from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
 from qvg_cli.report.run_files import Result, read_result
 from qvg_cli.resources import preset_names
-from qvg_cli.run_dir import run_name, slug
+from qvg_cli.run_dir import run_name, slug, unique_names
 
 _MAY_DIFFER = ("cache", "device")
 
@@ -92,7 +92,7 @@ def plan_arms(
         heard = console if index == 0 else Console(is_quiet=True)
         jobs = plan_jobs(arm_request, heard, prompts=prompts, seconds=seconds, frames=frames)
         planned.append(_with_seeds(jobs, num_seeds))
-    names = _unique([cache_label(videos[0].config.cache) for videos in planned])
+    names = unique_names([cache_label(videos[0].config.cache) for videos in planned], "{} ({})")
     return [Arm(name, videos) for name, videos in zip(names, planned, strict=True)]
 
 
@@ -112,7 +112,7 @@ def find_arms(folders: Sequence[str]) -> list[FinishedArm]:
             )
     for run, config in zip(runs[1:], configs[1:], strict=True):
         _check_same(configs[0], config, runs[0].folder, run.folder)
-    names = _unique([cache_label(config.cache) for config in configs])
+    names = unique_names([cache_label(config.cache) for config in configs], "{} ({})")
     return [
         FinishedArm(name, Planned(config, plan_video(config), run_name(config.prompt, config.seed)), run)
         for name, config, run in zip(names, configs, runs, strict=True)
@@ -165,16 +165,6 @@ def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
         else:
             settings.append((f"{path}{key}", value))
     return settings
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """The names, numbered where one comes again."""
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return unique
 
 
 def comparison_name(arms: Sequence[str], videos: Sequence[Planned]) -> str:

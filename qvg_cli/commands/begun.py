@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,7 +11,7 @@ from pydantic import ValidationError
 from qvg_cli.backends.registry import backend_names, config_class, plan_video
 from qvg_cli.commands.jobs import Planned
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.run_dir import slug, write_whole
+from qvg_cli.run_dir import slug, unique_names, write_whole
 
 BEGUN = "begun.json"
 SCHEMA = 1
@@ -34,12 +32,12 @@ class Begun:
     @property
     def row_folders(self) -> list[str]:
         """Names of folders, one for each prompt and seed."""
-        return _unique([row[0].name for row in self.rows])
+        return unique_names([row[0].name for row in self.rows], "{}-{}")
 
     @property
     def arm_folders(self) -> list[str]:
         """Names of folders, one for each arm."""
-        return _unique([slug(name) for name in self.names])
+        return unique_names([slug(name) for name in self.names], "{}-{}")
 
     def write(self, folder: Path) -> None:
         """Keep it in the comparison's folder.
@@ -87,12 +85,3 @@ def _planned(video: dict[str, object]) -> Planned:
         raise ValueError(f"unknown backend {backend!r}")
     config = config_class(backend).model_validate_json(text)
     return Planned(config, plan_video(config), str(video["name"]))
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """The names, numbered where one was there before."""
-    unique: list[str] = []
-    for name in names:
-        candidates = (name if number == 1 else f"{name}-{number}" for number in count(1))
-        unique.append(next(each for each in candidates if each not in unique))
-    return unique
