@@ -1,0 +1,134 @@
+"""A cut-off run goes on in another process, on the same GPU, to the same latents, pixels and packed bytes.
+
+As a program, this file makes one half: the first process makes the whole videos and puts their first chunks
+away, the second goes on from what it finds on the disk.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, load_file, save, save_file
+
+from qvg_cli.backends.registry import load_pipeline, plan_video
+from qvg_cli.cache.snapshot import entry_tensors, held_entries, is_packing, read_entries
+from qvg_cli.config_load import Request, load_config
+from qvg_cli.resume.identity import identify
+from qvg_cli.resume.store import CACHE, LATENTS, ChunkRecord, ChunkStore, Held
+from qvg_cli.rollout import Done, rollout
+
+PRESETS = ("int2", "int2-qvg", "bf16")
+CUT = 3
+SMALL = ("video.height=96", "video.width=160", "video.frames=21", "sampler.window=12", "sampler.sink=3")
+# Read when CUDA starts.
+DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def configured(preset):
+    return load_config(Request(pocket=True, sets=(*SMALL, f"cache.preset={preset}"))).config
+
+
+def make_whole(folder, preset, device):
+    """One run without a cut; its chunks before `CUT` are put away as the command does."""
+    config = configured(preset)
+    plan, pipeline = plan_video(config), load_pipeline(config, device)
+    session = pipeline.start(plan, pipeline.encode_prompt(config.prompt), config.seed)
+    store = ChunkStore(folder, identify(config, device.type).hash())
+    results = []
+    for result in rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, config.seed)):
+        if len(results) < CUT:
+            put_away(store, result, session.cache, plan.chunks[result.chunk.index + 1])
+        results.append(result)
+    keep(folder / "whole.safetensors", results[CUT:], session.cache, plan)
+
+
+def put_away(store, result, cache, following):
+    chunk = result.chunk.index
+    files = {LATENTS: store.write(chunk, LATENTS, save({"latents": result.latents.cpu()}))}
+    held = held_entries(cache, following) if is_packing(cache) else ()
+    tensors, about = entry_tensors(cache, held)
+    if tensors:
+        files[CACHE] = store.write(chunk, CACHE, save(tensors))
+    store.commit(
+        ChunkRecord(
+            run=store.run,
+            chunk=chunk,
+            files=files,
+            entries=about,
+            held=tuple(Held(entry=name, chunk=chunk) for name in held),
+            has_history=is_packing(cache),
+            memory=result.memory,
+            num_frames=0,
+            chunk_seconds=result.seconds,
+            seconds=result.seconds,
+        )
+    )
+
+
+def go_on(folder, preset, device):
+    """The chunks after `CUT`, from what the other process has put away."""
+    config = configured(preset)
+    plan, pipeline = plan_video(config), load_pipeline(config, device)
+    session = pipeline.start(plan, pipeline.encode_prompt(config.prompt), config.seed)
+    store = ChunkStore(folder, identify(config, device.type).hash())
+    records = list(store.records())
+    assert len(records) == CUT
+    latents = torch.cat([load(store.read(record, LATENTS))["latents"] for record in records], dim=2)
+    last = records[-1]
+    if last.has_history:
+        found = read_entries(load(store.read(last, CACHE)), last.entries, session.cache, device)
+        layers = [[found[held.entry][layer.index] for held in last.held] for layer in session.cache.layers]
+        session.cache.restore(plan.chunks[:CUT], layers)
+    done = Done(CUT, latents.to(device), last.has_history)
+    noise = pipeline.noise(plan, config.seed)
+    rest = list(rollout(plan, session, pipeline.decoder(), noise, done=done))
+    keep(folder / "rest.safetensors", rest, session.cache, plan)
+
+
+def keep(path, results, cache, plan):
+    packed, _ = entry_tensors(cache, held_entries(cache, plan.chunks[-1]))
+    made = {
+        f"{name}/{result.chunk.index}": getattr(result, name).cpu()
+        for result in results
+        for name in ("latents", "frames")
+    }
+    save_file({**made, **packed}, path)
+
+
+@pytest.fixture(scope="module", params=["as it comes", "deterministic"])
+def made(request, tmp_path_factory):
+    """A folder with the two halves of every preset, each half made by a process of its own."""
+    folder = tmp_path_factory.mktemp("runs")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    if request.param == "deterministic":
+        environment.update(DETERMINISTIC)
+    for half in ("whole", "rest"):
+        command = [sys.executable, __file__, half, str(folder), "cuda", request.param]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_cut_off_run_goes_on_to_the_same_bits_on_a_gpu(made, preset):
+    whole, rest = (load_file(made / preset / f"{half}.safetensors") for half in ("whole", "rest"))
+    assert whole.keys() == rest.keys()
+    assert [name for name in whole if not whole[name].equal(rest[name])] == []
+
+
+def main(half, folder, device, settings):
+    """Make one half of every preset."""
+    torch.use_deterministic_algorithms(settings == "deterministic")
+    for preset in PRESETS:
+        place = Path(folder) / preset
+        place.mkdir(exist_ok=True)
+        {"whole": make_whole, "rest": go_on}[half](place, preset, torch.device(device))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
