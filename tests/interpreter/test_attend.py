@@ -146,6 +146,17 @@ def test_packed_and_unpacked_spans_are_attended_together(programs_at_once, monke
     assert distance(found, expected) < 0.003
 
 
+@pytest.mark.parametrize("uses_fp8", [False, True])
+def test_one_history_serves_every_item_of_the_batch(uses_fp8):
+    # Both rows of a guidance read the same condition frames.
+    history, given = history_of(FittedSpec(), head_dim=64), given_of(64, 21, batch=2)
+    query = torch.randn(2, 17, 2, 64, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
+    found = kernels.attend(query, history, given, Workspace(), uses_fp8=uses_fp8)
+    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    for item in range(2):
+        assert distance(found[item], expected[item]) < (0.2 if uses_fp8 else 0.003)
+
+
 def test_without_a_history_the_chunk_attends_to_itself():
     given = given_of(64, 21)
     query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))

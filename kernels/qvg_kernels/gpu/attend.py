@@ -66,11 +66,13 @@ def _take_keys(
 def attend_kernel(
     query, keys, values, key_units, value_units, state_maximum, state_total, state_output, output,
     query_batch, query_head, query_token, output_batch, output_head, output_token,
-    heads, num_queries, num_keys, keys_per_split, pitch, num_states, scale,
+    heads, key_rows, num_queries, num_keys, keys_per_split, pitch, num_states, scale,
     IS_FP8: tl.constexpr, IS_FINAL: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(1), tl.program_id(2)
+    # Keys of one item of the batch serve them all.
+    key_head = head % key_rows
     batch_index, head_index = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channels = tl.arange(0, HEAD_DIM)
@@ -83,8 +85,8 @@ def attend_kernel(
         wide = loaded.to(tl.float32)
         query_unit = tl.maximum(tl.max(tl.abs(wide), 1), 1.0e-12) / 448.0
         matched = (wide / query_unit[:, None]).to(tl.float8e4nv)
-        factor = query_unit * (tl.load(key_units + head) * scale * LOG2_E)
-        value_unit = tl.load(value_units + head)
+        factor = query_unit * (tl.load(key_units + key_head) * scale * LOG2_E)
+        value_unit = tl.load(value_units + key_head)
     else:
         matched = loaded
         factor = tl.full([BLOCK_M], 1.0, tl.float32) * (scale * LOG2_E)
@@ -111,8 +113,8 @@ def attend_kernel(
     # A split of few keys may have none.
     stop = tl.maximum(tl.minimum(start + keys_per_split, num_keys), start)
     whole = start + (stop - start) // BLOCK_N * BLOCK_N
-    key_row = head * pitch
-    value_row = head * HEAD_DIM if IS_FP8 else key_row
+    key_row = key_head * pitch
+    value_row = key_head * HEAD_DIM if IS_FP8 else key_row
     maximum, total, gathered = _take_keys(
         matched, factor, maximum, total, gathered, keys, values, key_row, value_row, start, whole, stop,
         IS_FP8, False, BLOCK_M, BLOCK_N, STAGES,

@@ -16,7 +16,7 @@ from qvg_kernels.gpu import launch
 from qvg_kernels.gpu.attend import attend_kernel
 from qvg_kernels.gpu.budget import PART_ALIGNMENT, cut_attention, round_up
 from qvg_kernels.gpu.place import copy_placed
-from qvg_kernels.gpu.runs import Run, decode_part, runs_of
+from qvg_kernels.gpu.runs import Run, Side, decode_part, runs_of
 from qvg_kernels.segments import GivenSegment, History
 from qvg_kernels.workspace import Workspace
 
@@ -52,17 +52,21 @@ class _Group:
         units: tuple[Tensor | None, Tensor | None] | None,
         num_keys: int,
         is_final: bool,
+        key_batch: int,
     ) -> None:
         """Take `num_keys` keys into the state, or, as the last, into the output.
 
         Args:
-            key: `[B * h * pitch, D]`.
-            value: Likewise, or `[B * h * D, pitch]` where `units`, those of keys and values, say e4m3.
+            key: `[key_batch * h * pitch, D]`.
+            value: Likewise, or `[key_batch * h * D, pitch]` where `units`, those of keys and values, say
+                e4m3.
+            key_batch: Items of the batch that keys are given for; one serves all items of the queries.
         """
         num_queries, head_dim = self.query.shape[2:]
         table = launch.attend_table(key.device)
         blocks = table.wide if units is None else table.fp8
         splits = 1 if is_final else self.splits
+        key_rows = key_batch * self.heads
         keys_per_split = round_up(-(-num_keys // splits), blocks.keys)
         key_block = [blocks.keys, head_dim]
         value_block = key_block if units is None else key_block[::-1]
@@ -71,7 +75,7 @@ class _Group:
             TensorDescriptor.from_tensor(value, value_block),
             *(units or (None, None)), *self.state, self.output,
             *self.query.stride()[:3], *self.output.stride()[:3],
-            self.heads, num_queries, num_keys, keys_per_split, key.shape[0] // self.rows,
+            self.heads, key_rows, num_queries, num_keys, keys_per_split, key.shape[0] // key_rows,
             self.num_states if is_final else min(self.num_states, 1), head_dim**-0.5,
             IS_FP8=units is not None, IS_FINAL=is_final, HEAD_DIM=head_dim,
             BLOCK_M=blocks.queries, BLOCK_N=blocks.keys, STAGES=blocks.stages,
@@ -97,10 +101,13 @@ def attend(
     table = launch.attend_table(device)
     blocks = table.fp8 if any(fp8_runs) else table.wide
     wide = query.element_size()
-    sizes = [(run.num_tokens, 1 if is_fp8 else wide) for run, is_fp8 in zip(runs, fp8_runs, strict=True)]
+    sizes = [
+        (run.num_tokens, run.batch * (1 if is_fp8 else wide))
+        for run, is_fp8 in zip(runs, fp8_runs, strict=True)
+    ]
     cut = cut_attention(
-        batch, heads, num_queries, head_dim, [*sizes, (given.num_tokens, wide)], workspace.limit_bytes,
-        blocks.queries, launch.programs_at_once(device),
+        batch, heads, num_queries, head_dim, [*sizes, (given.num_tokens, batch * wide)],
+        workspace.limit_bytes, blocks.queries, launch.programs_at_once(device),
     )  # fmt: skip
     # Queries of a token lie together, so that joining the heads moves nothing.
     output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)
@@ -177,19 +184,22 @@ def _states(buffer: Tensor, shape: tuple[int, int, int], head_dim: int) -> tuple
 def _attend_run(
     group: _Group, run: Run, is_fp8: bool, part_tokens: int, buffers: _Buffers, total_heads: int
 ) -> None:
-    batch, _, _, head_dim = group.query.shape
-    heads = (batch, total_heads, group.first, group.heads)
-    units = _group_units(run.key.head_units, group), _group_units(run.value.head_units, group)
+    head_dim = group.query.shape[3]
+    heads = (run.batch, total_heads, group.first, group.heads)
+    rows = run.batch * group.heads
+    units = _group_units(run.key, run.batch, group), _group_units(run.value, run.batch, group)
     dtype = torch.float8_e4m3fn if is_fp8 else group.query.dtype
     for tiles in run.parts(part_tokens, group.query.device):
         pitch = round_up(tiles.num_tokens, PART_ALIGNMENT)
         with buffers.filled() as buffer:
-            key, value = _pair(buffer, group.rows * pitch, head_dim, dtype)
+            key, value = _pair(buffer, rows * pitch, head_dim, dtype)
             if is_fp8:
-                value = value.view(group.rows * head_dim, pitch)
+                value = value.view(rows * head_dim, pitch)
             decode_part(run.key, tiles, heads, head_dim, key, units[0], pitch)
             decode_part(run.value, tiles, heads, head_dim, value, units[1], pitch, transposes=is_fp8)
-        group.attend(key, value, units if is_fp8 else None, tiles.num_tokens, is_final=False)
+        group.attend(
+            key, value, units if is_fp8 else None, tiles.num_tokens, is_final=False, key_batch=run.batch
+        )
         buffers.done()
 
 
@@ -205,15 +215,15 @@ def _attend_given(group: _Group, given: GivenSegment, part_tokens: int, buffers:
             shape = (batch, heads, pitch, head_dim)
             copy_placed(given.key_placement, given.key[:, some, tokens], tokens, key.view(shape))
             copy_placed(given.value_placement, given.value[:, some, tokens], tokens, value.view(shape))
-        group.attend(key, value, None, num_tokens, is_final=tokens.stop == given.num_tokens)
+        is_final = tokens.stop == given.num_tokens
+        group.attend(key, value, None, num_tokens, is_final=is_final, key_batch=batch)
         buffers.done()
 
 
-def _group_units(units: Tensor | None, group: _Group) -> Tensor | None:
-    if units is None:
+def _group_units(side: Side, batch: int, group: _Group) -> Tensor | None:
+    if side.head_units is None:
         return None
-    batch = group.query.shape[0]
-    return units.view(batch, -1)[:, group.first : group.first + group.heads].flatten()
+    return side.head_units.view(batch, -1)[:, group.first : group.first + group.heads].flatten()
 
 
 def _pair(buffer: Tensor, rows: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ def cut_attention(
     """Cut an attention call.
 
     Args:
-        runs: Tokens and bytes of an element of each run of keys.
+        runs: Tokens of each run of keys, and bytes of an element in all items of the batch that it is for.
         limit_bytes: Of the workspace. A single head's state and 128 keys are taken even if they need more.
         block_queries: Queries of a program.
         programs_at_once: Programs that the device runs at the same time.
@@ -73,7 +73,7 @@ def cut_attention(
         return round_up(splits * batch * group * queries * (head_dim + 2) * 4, STATE_ALIGNMENT)
 
     widest = max(element_bytes for _, element_bytes in runs)
-    least_keys = BUFFERS * 2 * batch * head_dim * widest * min(1024, max(tokens for tokens, _ in runs))
+    least_keys = BUFFERS * 2 * head_dim * widest * min(1024, max(tokens for tokens, _ in runs))
     group = heads
     while group > 1 and (
         state_bytes(group, 1) * STATE_SHARE > limit_bytes
@@ -89,7 +89,7 @@ def cut_attention(
     ]
     splits = max(fitting, key=lambda splits: (round(_fill(tiles * splits, programs_at_once), 2), -splits))
     states = state_bytes(group, splits)
-    key_bytes = [2 * batch * group * head_dim * element_bytes for _, element_bytes in runs]
+    key_bytes = [2 * group * head_dim * element_bytes for _, element_bytes in runs]
     part_tokens = tuple(
         _part_tokens(tokens, (limit_bytes - states) // (BUFFERS * each))
         for (tokens, _), each in zip(runs, key_bytes, strict=True)

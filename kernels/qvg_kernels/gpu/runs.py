@@ -68,6 +68,11 @@ class Run:
     is_packed: bool
 
     @property
+    def batch(self) -> int:
+        """Items of the batch that the spans hold."""
+        return self.segments[0].key.shape[0]
+
+    @property
     def num_tokens(self) -> int:
         """Keys of all segments."""
         return sum(count for _, count in self.extents)
