@@ -81,6 +81,11 @@ def pocket_grammar() -> Path:
     return _PACKAGE / "data" / "pocket" / "grammar.yaml"
 
 
+def lpips_heads() -> Path:
+    """What LPIPS learned on top of its network, a layer a tensor."""
+    return _PACKAGE / "data" / "lpips" / "heads.safetensors"
+
+
 def checkout_dir() -> Path | None:
     """The git checkout that this package runs from; none when it is installed."""
     root = _PACKAGE.parent

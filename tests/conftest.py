@@ -67,6 +67,24 @@ def tiny_weights(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def random_vgg(tmp_path_factory) -> Path:
+    """A folder for downloads that has the network of LPIPS with random weights, its classifier left out."""
+    from safetensors.torch import save_file
+
+    from qvg_cli.video.lpips import PerceptualDistance
+
+    generator = torch.Generator().manual_seed(5)
+    tensors = {}
+    for name, tensor in PerceptualDistance().features.named_parameters():
+        fan_in = tensor[0].numel() if tensor.dim() > 1 else 100
+        tensors[f"features.{name}"] = torch.randn(tensor.shape, generator=generator) * (2 / fan_in) ** 0.5
+    home = tmp_path_factory.mktemp("vgg")
+    (home / "lpips" / "vgg16").mkdir(parents=True)
+    save_file(tensors, home / "lpips" / "vgg16" / "model.safetensors")
+    return home
+
+
 @pytest.fixture
 def go_on(tmp_path):
     """A function: the chunks after the first `cut` of a run made in one go, and of one cut off there."""

@@ -24,10 +24,12 @@ class Begun:
     Attributes:
         names: Of the arms, the baseline's first.
         rows: For every prompt and seed the video of every arm.
+        has_lpips: Whether LPIPS is measured.
     """
 
     names: tuple[str, ...]
     rows: tuple[tuple[Planned, ...], ...]
+    has_lpips: bool = False
 
     @property
     def row_folders(self) -> list[str]:
@@ -49,7 +51,8 @@ class Begun:
             [{"name": video.name, "config": video.config.model_dump(mode="json")} for video in row]
             for row in self.rows
         ]
-        text = json.dumps({"schema": SCHEMA, "names": self.names, "rows": rows}, indent=1) + "\n"
+        content = {"schema": SCHEMA, "names": self.names, "lpips": self.has_lpips, "rows": rows}
+        text = json.dumps(content, indent=1) + "\n"
         write_whole(folder / BEGUN, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -75,7 +78,7 @@ def read_begun(folder: Path) -> Begun:
         ) from error
     except (OSError, ValueError, LookupError, TypeError, RecursionError, ValidationError, QvgError) as error:
         raise UsageError(f"{path} is broken: {error}", hint="compare anew") from error
-    return Begun(names, rows)
+    return Begun(names, rows, has_lpips=content.get("lpips") is True)
 
 
 def _planned(video: dict[str, object]) -> Planned:

@@ -49,6 +49,13 @@ def compare(
     context: options.Context = None,
     window: options.Window = None,
     sink: options.Sink = None,
+    lpips: Annotated[
+        bool,
+        typer.Option(
+            "--lpips",
+            help="Also measure LPIPS, by a network that qvg download lpips fetches (528 MiB).",
+        ),
+    ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -90,7 +97,9 @@ def compare(
         "--config": config, "--set": set_ or None,
     }  # fmt: skip
     if resume is not None:
-        options.refuse_beside_resume({**makes_videos, "--device": device, "arms": arms or None})
+        options.refuse_beside_resume(
+            {**makes_videos, "--lpips": lpips or None, "--device": device, "arms": arms or None}
+        )
 
         from qvg_cli.commands.make_comparison import resume_comparison
 
@@ -102,7 +111,7 @@ def compare(
 
         from qvg_cli.commands.make_comparison import compare_runs
 
-        compare_runs(found, out, device or "auto", console, is_json=json_)
+        compare_runs(found, out, device or "auto", console, has_lpips=lpips, is_json=json_)
         return
     if prompt is not None and prompts is not None:
         raise UsageError("--prompt and --prompts were both given", hint="put the prompt into the file")
@@ -136,7 +145,7 @@ def compare(
 
     from qvg_cli.commands.make_comparison import compare_presets
 
-    compare_presets(planned, out, console, is_json=json_)
+    compare_presets(planned, out, console, has_lpips=lpips, is_json=json_)
 
 
 def _refuse_given(makes_videos: Mapping[str, object]) -> None:

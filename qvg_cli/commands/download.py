@@ -1,4 +1,4 @@
-"""`qvg download`: the published weights of a backend onto this machine, only what is needed of them."""
+"""`qvg download`: the published weights of a model onto this machine, only what is needed of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ _COMMIT_DIGITS = 12
 def download(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="Backends, such as self-forcing.", show_default=False),
+        typer.Argument(
+            metavar="NAME",
+            help="Backends, such as self-forcing; or lpips, for qvg compare --lpips.",
+            show_default=False,
+        ),
     ] = None,
     list_: Annotated[
         bool, typer.Option("--list", help="Show what can be downloaded, and what is there.")
@@ -44,7 +48,7 @@ def download(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Fetch the published weights of backends.
+    """Fetch the published weights of backends, and what LPIPS needs.
 
     Files go to the hub's cache (HF_HOME), converted checkpoints and links to QVG_HOME, ~/.cache/qvg unless
     set. An interrupted download continues where it stopped. The folder's path goes to stdout.
@@ -150,7 +154,7 @@ def _fetch(plan: DownloadPlan, console: Console) -> None:
             console.note(f"file {number}/{len(files)}: {file.path}, {size_text(file.missing_bytes)}")
         paths[file] = fetch(file, console.note)
     assemble(plan, paths, console.note)
-    console.note(f'{plan.download.name} is there; try: qvg generate --backend {plan.download.name} "..."')
+    console.note(f"{plan.download.name} is there; try: {plan.download.use}")
 
 
 def _about(download: Download) -> str:

@@ -37,6 +37,7 @@ from qvg_cli.resume.state import RunState
 from qvg_cli.rollout import ChunkResult, Done, redecode
 from qvg_cli.run_dir import RunDir
 from qvg_cli.video.io import check_encoder
+from qvg_cli.video.lpips import PerceptualDistance, load_perceptual_distance
 
 FROM_RUNS = "frames as the model made them, before any lossy coding"
 FROM_LATENTS = "frames decoded anew from the latents of the runs, before any lossy coding"
@@ -91,7 +92,9 @@ def resume_hint(folder: Path) -> str:
     return f"go on with: qvg compare --resume {shlex.quote(str(folder))}"
 
 
-def compare_presets(arms: Sequence[Arm], out: Path, console: Console, *, is_json: bool) -> None:
+def compare_presets(
+    arms: Sequence[Arm], out: Path, console: Console, *, has_lpips: bool, is_json: bool
+) -> None:
     """Make every video with every arm, one prompt and seed after the other, and compare them.
 
     The model is loaded once; only one arm's cache is held at a time, so the device peak of each is its own.
@@ -100,7 +103,8 @@ def compare_presets(arms: Sequence[Arm], out: Path, console: Console, *, is_json
         QvgError: A video failed or was stopped; the prompts and seeds before it are reported on.
     """
     check_encoder()
-    begun = Begun(tuple(arm.name for arm in arms), tuple(zip(*(arm.videos for arm in arms), strict=True)))
+    rows = tuple(zip(*(arm.videos for arm in arms), strict=True))
+    begun = Begun(tuple(arm.name for arm in arms), rows, has_lpips)
     resolve_device(begun.rows[0][0].config.device)
     name = comparison_name(begun.names, [row[0] for row in begun.rows])
     with _new_folder(out / "compare", name) as folder:
@@ -123,6 +127,7 @@ def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> 
     first = begun.rows[0]
     config = first[0].config
     device = resolve_device(config.device)
+    perceptual = load_perceptual_distance() if begun.has_lpips else None
     _check_space(folder, len(first), first[0])
     for name, video in zip(begun.names, first, strict=True):
         warn_of_memory(video, device, console, name=name)
@@ -135,7 +140,7 @@ def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> 
             if len(begun.rows) > 1:
                 seed, prompt = row[0].config.seed, row[0].config.prompt
                 console.note(f"video {number}/{len(begun.rows)}, seed {seed}: {prompt!r}")
-            _compare_row(row, folder / name, begun.arm_folders, writer, pipeline, device, console)
+            _compare_row(row, folder / name, begun.arm_folders, writer, pipeline, device, perceptual, console)
     except BaseException as error:
         _keep_report(writer, error)
         raise
@@ -144,7 +149,13 @@ def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> 
 
 
 def compare_runs(
-    arms: Sequence[FinishedArm], out: Path, device_name: str, console: Console, *, is_json: bool
+    arms: Sequence[FinishedArm],
+    out: Path,
+    device_name: str,
+    console: Console,
+    *,
+    has_lpips: bool,
+    is_json: bool,
 ) -> None:
     """Compare finished runs; their frames are decoded from their latents, since their videos are lossy.
 
@@ -155,6 +166,7 @@ def compare_runs(
     video = arms[0].video
     device = resolve_device(device_name)
     names = [arm.name for arm in arms]
+    perceptual = load_perceptual_distance() if has_lpips else None
     with _new_folder(out / "compare", comparison_name(names, [video])) as folder:
         _check_space(folder, len(arms), video)
         console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
@@ -165,7 +177,8 @@ def compare_runs(
             for arm, spool in zip(arms, spools, strict=True):
                 console.note(f"{arm.name}: decoding {arm.run.folder}")
                 _decode_run(arm, pipeline, spool)
-            _measure(video, folder, [arm.run for arm in arms], spools, writer, device, console)
+            runs = [arm.run for arm in arms]
+            _measure(video, folder, runs, spools, writer, device, perceptual, console)
         _report(writer, console, is_json=is_json)
 
 
@@ -176,6 +189,7 @@ def _compare_row(
     writer: ComparisonWriter,
     pipeline: Pipeline,
     device: torch.device,
+    perceptual: PerceptualDistance | None,
     console: Console,
 ) -> None:
     """Make one prompt and seed with every arm, as far as it is not there, and compare what was made."""
@@ -198,7 +212,7 @@ def _compare_row(
             make_video(recording, arm_pipeline, console, prompt_embeds=prompt_embeds)
             console.note(recording.summary())
             runs.append(read_result(run.path))
-        _measure(row[0], folder, runs, spools, writer, device, console)
+        _measure(row[0], folder, runs, spools, writer, device, perceptual, console)
 
 
 def _measure(
@@ -208,11 +222,17 @@ def _measure(
     spools: Sequence[FrameSpool],
     writer: ComparisonWriter,
     device: torch.device,
+    perceptual: PerceptualDistance | None,
     console: Console,
 ) -> None:
     console.note(f"comparing {spools[0].num_frames} frames")
-    path = folder / SIDE_BY_SIDE
-    compared = compare_video(writer.names, spools, path, fps=video.config.video.fps, device=device)
+    path, fps = folder / SIDE_BY_SIDE, video.config.video.fps
+    if perceptual is not None:
+        perceptual.to(device)
+    compared = compare_video(writer.names, spools, path, fps=fps, device=device, perceptual=perceptual)
+    if perceptual is not None:
+        # It is not in the device's peak of the next run.
+        perceptual.cpu()
     writer.add(video.config, path, runs, compared)
 
 

@@ -1,6 +1,6 @@
-"""The `download` section of a backend's YAML: the files that are needed of repositories, and where they go.
+"""The `download` section of a YAML: the files that are needed of repositories, and where they go.
 
-All that `qvg download` knows about a model family is said there; this module reads it. No torch, no network.
+All that `qvg download` knows about a model is said there; this module reads it. No torch, no network.
 """
 
 from __future__ import annotations
@@ -65,14 +65,16 @@ class Download(Config):
     """What can be downloaded under one name.
 
     Attributes:
-        name: Of the backend.
+        name: Of the YAML: a backend's, or that of a model which measures.
         summary: What the model is.
         licence: What the weights' licence allows.
+        use: A command that needs it.
     """
 
     name: str
     summary: str
     licence: str
+    use: str
     config: DownloadConfig
 
 
@@ -86,6 +88,7 @@ def read_downloads() -> dict[str, Download]:
                 name=path.stem,
                 summary=values["summary"],
                 licence=values["licence"],
+                use=values.get("use", f'qvg generate --backend {path.stem} "..."'),
                 config=DownloadConfig.model_validate(values["download"]),
             )
     return found

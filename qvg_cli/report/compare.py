@@ -99,7 +99,10 @@ def _summary(arm: Mapping[str, Any], baseline: Mapping[str, Any], fps: int) -> s
     under = (
         "none is under" if diverged is None else f"from {frame_time(diverged, fps)} on there are some under"
     )
+    figures = [f"{db_text(quality['psnr_db'])} dB", f"an SSIM of {quality['ssim']:.4f}"]
+    if quality.get("lpips") is not None:
+        figures.append(f"an LPIPS of {quality['lpips']:.4f}")
     return (
         f"{cost}. Its frames differ from {frame_time(different, fps)} on; {under} 30 dB. "
-        f"The whole video has {db_text(quality['psnr_db'])} dB and an SSIM of {quality['ssim']:.4f}."
+        f"The whole video has {', '.join(figures[:-1])} and {figures[-1]}."
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qvg_cli.report.compare import db_text
 from qvg_cli.report.pictures import jpeg
@@ -41,14 +42,21 @@ class ComparedVideo:
 
 
 def compare_video(
-    names: Sequence[str], spools: Sequence[FrameSpool], path: Path, *, fps: int, device: torch.device
+    names: Sequence[str],
+    spools: Sequence[FrameSpool],
+    path: Path,
+    *,
+    fps: int,
+    device: torch.device,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> ComparedVideo:
     """Measure every arm against the first and write the side-by-side video to `path`.
 
     Args:
         device: Computes the metrics.
+        perceptual: See `qvg_cli.report.quality.measure`.
     """
-    qualities = [measure(spools[0], spool, device) for spool in spools[1:]]
+    qualities = [measure(spools[0], spool, device, perceptual) for spool in spools[1:]]
     figures = [video_figures(quality, fps) for quality in qualities]
     stills = _write_side_by_side(
         names, spools, qualities, path, fps, _still_frames(figures, spools[0].num_frames)

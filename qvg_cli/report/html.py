@@ -20,7 +20,7 @@ from qvg_cli.report.compare import db_text, frame_time, summary_lines, window_la
 from qvg_cli.report.pictures import poster_jpeg
 from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
-from qvg_cli.report.tables import COST_HEADER, QUALITY_HEADER, cost_rows, quality_rows
+from qvg_cli.report.tables import COST_HEADER, cost_rows, has_lpips, quality_header, quality_rows
 from qvg_cli.yaml_text import format_yaml
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
         summary=summary_lines(comparison),
         cost_header=COST_HEADER,
         costs=cost_rows(arms),
-        quality_header=QUALITY_HEADER,
+        quality_header=quality_header(arms),
+        has_lpips=has_lpips(arms),
         quality=quality_rows(arms, fps),
         windows=_window_rows(comparison),
         quality_plot=_data_uri(folder / "quality.png", "image/png"),
@@ -108,7 +109,7 @@ def _main_video(result: Result) -> Path:
 
 
 def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """A row a window: its time, then PSNR and SSIM of every arm but the baseline."""
+    """A row a window: its time, then what was measured of every arm but the baseline."""
     rows = []
     arms = comparison["arms"][1:]
     for index, window in enumerate(arms[0]["quality"]["windows"]):
@@ -116,6 +117,8 @@ def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
         for arm in arms:
             figures = arm["quality"]["windows"][index]
             row += [db_text(figures["psnr_db"]), f"{figures['ssim']:.4f}"]
+            if has_lpips(comparison["arms"]):
+                row.append(f"{figures['lpips']:.4f}")
         rows.append(row)
     return rows
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qvg_cli.report.tables import has_lpips
 from qvg_cli.report.words import MIB
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ _DASHES = ("-", "--", "-.", ":")
 
 
 def save_quality_plot(comparison: Mapping[str, Any], path: Path) -> None:
-    """PSNR and SSIM of every frame, the mean over the videos where there are several."""
-    _save(path, comparison, _draw_psnr, _draw_ssim)
+    """PSNR, SSIM and, if measured, LPIPS of every frame, means over the videos where there are several."""
+    drawn = [_draw_psnr, _draw_ssim]
+    _save(path, comparison, *drawn, *([_draw_lpips] if has_lpips(comparison["arms"]) else []))
 
 
 def save_cost_plot(comparison: Mapping[str, Any], path: Path) -> None:
@@ -33,7 +35,7 @@ def _save(
     # Not pyplot: it would look for a screen.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(8, 3 * len(draw)), dpi=130, layout="constrained")
     all_axes = figure.subplots(len(draw), 1, sharex=True)
     for axes, draw_one in zip(all_axes, draw, strict=True):
         draw_one(axes, comparison)
@@ -56,6 +58,12 @@ def _draw_ssim(axes: Axes, comparison: Mapping[str, Any]) -> None:
     _draw_frames(axes, comparison, "ssim")
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_ylabel("SSIM of a frame")
+
+
+def _draw_lpips(axes: Axes, comparison: Mapping[str, Any]) -> None:
+    _draw_frames(axes, comparison, "lpips")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("LPIPS of a frame")
 
 
 def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:

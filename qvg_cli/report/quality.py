@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qvg_cli.report.spool import FrameSpool
 from qvg_cli.video.metrics import psnr, ssim
@@ -30,32 +31,38 @@ class FrameQuality:
 
     Attributes:
         psnr_db: Infinite where the frames are equal.
+        lpips: None if it was not measured.
     """
 
     psnr_db: tuple[float, ...]
     ssim: tuple[float, ...]
+    lpips: tuple[float, ...] | None = None
 
 
 def measure(
     baseline: FrameSpool,
     video: FrameSpool,
     device: torch.device,
-    on_frames: Callable[[int], None] = lambda count: None,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> FrameQuality:
     """Compare two videos of the same length, a few frames at a time.
 
     Args:
-        on_frames: Called with the number of frames that were compared since the last call.
+        perceptual: LPIPS of pairs of frames on `device`; none leaves it out.
     """
     psnr_db: list[float] = []
     similarity: list[float] = []
+    distance: list[float] = []
     for start in range(0, baseline.num_frames, _BATCH_FRAMES):
         stop = min(start + _BATCH_FRAMES, baseline.num_frames)
         pair = [torch.from_numpy(spool.read(start, stop)).to(device) for spool in (baseline, video)]
         psnr_db += psnr(*pair).tolist()
         similarity += ssim(*pair).tolist()
-        on_frames(stop - start)
-    return FrameQuality(tuple(psnr_db), tuple(similarity))
+        if perceptual is not None:
+            # One by one: the features of a frame are many times its size.
+            for one, other in zip(*(frames.split(1) for frames in pair), strict=True):
+                distance += perceptual(one, other).tolist()
+    return FrameQuality(tuple(psnr_db), tuple(similarity), None if perceptual is None else tuple(distance))
 
 
 def video_figures(quality: FrameQuality, fps: int) -> dict[str, Any]:
@@ -74,6 +81,7 @@ def video_figures(quality: FrameQuality, fps: int) -> dict[str, Any]:
         "frames": {
             "psnr_db": [_finite(value) for value in quality.psnr_db],
             "ssim": [round(value, 6) for value in quality.ssim],
+            "lpips": None if quality.lpips is None else [round(value, 6) for value in quality.lpips],
         },
     }
 
@@ -112,12 +120,11 @@ def _windows(num_frames: int, fps: int) -> Iterator[slice]:
 
 
 def _figures(quality: FrameQuality, window: slice) -> dict[str, float | None]:
-    errors = [10 ** (-value / 10) for value in quality.psnr_db[window]]
-    similarity = quality.ssim[window]
-    mean = math.fsum(errors) / len(errors)
+    mean = _mean_of([10 ** (-value / 10) for value in quality.psnr_db[window]])
     return {
         "psnr_db": _finite(-10 * math.log10(mean) if mean else math.inf),
-        "ssim": round(math.fsum(similarity) / len(similarity), 6),
+        "ssim": round(_mean_of(quality.ssim[window]), 6),
+        "lpips": None if quality.lpips is None else round(_mean_of(quality.lpips[window]), 6),
     }
 
 
@@ -125,10 +132,16 @@ def _mean(figures: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     values = [figure["psnr_db"] for figure in figures]
     counted = [EQUAL_DB if value is None else value for value in values]
     is_equal = all(value is None for value in values)
+    distances = [figure["lpips"] for figure in figures]
     return {
-        "psnr_db": None if is_equal else round(math.fsum(counted) / len(counted), 4),
-        "ssim": round(math.fsum(figure["ssim"] for figure in figures) / len(figures), 6),
+        "psnr_db": None if is_equal else round(_mean_of(counted), 4),
+        "ssim": round(_mean_of([figure["ssim"] for figure in figures]), 6),
+        "lpips": None if None in distances else round(_mean_of(distances), 6),
     }
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _finite(value: float) -> float | None:

@@ -12,7 +12,6 @@ from qvg_cli.report.words import mib_text
 
 WIDTH = 80
 COST_HEADER = ("cache", "peak MiB", "under BF16", "end MiB", "device peak MiB", "s per chunk")
-QUALITY_HEADER = ("cache", "PSNR dB", "SSIM", "differs from", "under 30 dB from")
 _MAX_WINDOWS = 5
 
 
@@ -58,7 +57,10 @@ def comparison_tables(comparison: Mapping[str, Any]) -> str:
     if len(windows) > 1:
         shown = spread(len(windows), _MAX_WINDOWS)
         every = "" if len(shown) == len(windows) else f" ({len(shown)} of {len(windows)} windows)"
-        for title, name in (("PSNR in dB", "psnr_db"), ("SSIM", "ssim")):
+        titles = {"psnr_db": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS"}
+        for name, title in titles.items():
+            if name == "lpips" and not has_lpips(comparison["arms"]):
+                continue
             table = _window_table(comparison["arms"], fps, shown, name)
             blocks.append(f"{title} by time{every}:\n{table}")
     return "\n\n".join(blocks)
@@ -86,13 +88,26 @@ def cost_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def has_lpips(arms: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether LPIPS was measured; reports of versions without it do not name it."""
+    return arms[-1]["quality"].get("lpips") is not None
+
+
+def quality_header(arms: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Titles of `quality_rows`."""
+    lpips = ("LPIPS",) if has_lpips(arms) else ()
+    return ("cache", "PSNR dB", "SSIM", *lpips, "differs from", "under 30 dB from")
+
+
 def quality_rows(arms: Sequence[Mapping[str, Any]], fps: int) -> list[list[str]]:
     """Cells of the losses of all arms but the baseline."""
+    is_perceptual = has_lpips(arms)
     return [
         [
             arm["name"],
             db_text(arm["quality"]["psnr_db"]),
             f"{arm['quality']['ssim']:.4f}",
+            *([f"{arm['quality']['lpips']:.4f}"] if is_perceptual else []),
             frame_time(arm["quality"]["first_different_frame"], fps),
             frame_time(arm["quality"]["first_diverged_frame"], fps),
         ]
@@ -105,7 +120,7 @@ def _cost_table(arms: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _quality_table(arms: Sequence[Mapping[str, Any]], fps: int) -> str:
-    return format_table(QUALITY_HEADER, quality_rows(arms, fps))
+    return format_table(quality_header(arms), quality_rows(arms, fps))
 
 
 def _window_table(arms: Sequence[Mapping[str, Any]], fps: int, shown: Sequence[int], name: str) -> str:

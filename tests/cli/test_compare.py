@@ -125,6 +125,33 @@ def test_finished_runs_give_the_same_figures(compared, folder, qvg, tmp_path):
     assert sorted(path.name for path in Path(again["folder"]).iterdir()) == names
 
 
+def test_lpips_stands_beside_the_other_figures(folder, qvg, random_vgg, tmp_path, monkeypatch):
+    monkeypatch.setenv("QVG_HOME", str(random_vgg))
+    runs = [folder / "a-red-ball-seed5" / name for name in ("bf16", "int2-qvg")]
+    result = qvg("compare", *runs, "--out", tmp_path, "--lpips", "--json")
+    assert result.exit_code == 0, result.stderr
+    made = json.loads(result.stdout)
+    figures = made["videos"][0]["arms"][1]
+    distances = figures["frames"]["lpips"]
+    # The first chunk reads nothing that was packed.
+    assert distances[:9] == [0] * 9
+    assert distances[-1] > 0
+    assert figures["lpips"] == pytest.approx(sum(distances) / FRAMES, abs=1e-6)
+    windows = [window["lpips"] for window in figures["windows"]]
+    assert windows == pytest.approx([sum(distances[:32]) / 32, sum(distances[32:]) / 13], abs=1e-6)
+    assert "LPIPS by time:" in result.stderr
+    assert f"an LPIPS of {figures['lpips']:.4f}." in Path(made["report"]).read_text()
+
+
+def test_lpips_is_refused_before_a_model_is_loaded(compare, tmp_path):
+    result = compare("bf16", "int2", "--out", tmp_path, "--lpips")
+    assert result.exit_code == 3
+    assert "error: --lpips needs a VGG16 network, which is not at " in result.stderr
+    assert "loading " not in result.stderr
+    assert "hint: fetch it with: qvg download lpips (528 MiB" in result.stderr
+    assert not list(tmp_path.glob("compare/*"))
+
+
 def test_the_page_needs_no_network_and_no_script(folder):
     page = (folder / "report.html").read_text()
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)

@@ -12,6 +12,7 @@ from published import saved
 from qvg_cli.errors import MissingModelError
 from qvg_cli.hub import store
 from qvg_cli.resources import weights_folder
+from qvg_cli.video.lpips import find_network
 
 CHECKPOINT = "checkpoints/self_forcing_dmd.pt"
 MODEL = "gdhe17/Self-Forcing"
@@ -69,6 +70,17 @@ def test_the_converted_transformer_is_the_published_one(downloaded, tiny_weights
         is_kept = bool(set(kept) & set(name.split(".")))
         assert tensor.dtype == (torch.float32 if is_kept else torch.bfloat16)
         assert torch.equal(tensor, source[name].to(tensor.dtype)), name
+
+
+def test_lpips_gets_its_network_and_nothing_else(hub, qvg_download, free_space, random_vgg):
+    content = (random_vgg / "lpips" / "vgg16" / "model.safetensors").read_bytes()
+    name = "timm/vgg16.tv_in1k"
+    hub.repository(name, {"model.safetensors": content, "pytorch_model.bin": b"the same as a pickle"})
+    result = qvg_download("lpips", "--revision", f"{name}=main")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.endswith("lpips is there; try: qvg compare bf16 int2 --lpips\n")
+    assert fetched(hub) == {"model.safetensors"}
+    assert find_network().read_bytes() == content
 
 
 def test_the_record_says_where_everything_came_from(published, downloaded, checkpoint):
