@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import imageio_ffmpeg
-import numpy as np
 
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.video.io import Frames
-
-_LOCAL_ONLY = ["-protocol_whitelist", "file"]
-"""A playlist must not make ffmpeg open a network connection."""
+from qvg_cli.video.io import LOCAL_ONLY, TRUE_COLORS, Frames, read_frames, source_name
 
 _UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, AssertionError, StopIteration)
 """What reading raises where ffmpeg finds no picture."""
@@ -51,7 +46,7 @@ def open_clip(path: Path) -> Clip:
             pass
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    reader = imageio_ffmpeg.read_frames(_name(path), input_params=_LOCAL_ONLY)
+    reader = imageio_ffmpeg.read_frames(source_name(path), input_params=LOCAL_ONLY)
     try:
         about = next(reader)
         width, height = about["size"]
@@ -79,30 +74,16 @@ def fitted_frames(path: Path, *, height: int, width: int, fps: int) -> Iterator[
     Raises:
         QvgError: The file cannot be read.
     """
-    # Without the last two flags the conversion to RGB darkens every frame by a level.
-    flags = "lanczos+accurate_rnd+full_chroma_int"
-    scale = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags={flags}"
-    return _read(path, f"fps={fps},{scale},crop={width}:{height},format=rgb24")
+    scale = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags={TRUE_COLORS}"
+    return _read(path, f"fps={fps},{scale},crop={width}:{height}")
 
 
 def _read(path: Path, filters: str) -> Iterator[Frames]:
-    # It warns of the very change of size that is asked for.
-    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
-    reader = imageio_ffmpeg.read_frames(_name(path), input_params=_LOCAL_ONLY, output_params=["-vf", filters])
     try:
-        width, height = next(reader)["size"]
-        for data in reader:
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        yield from read_frames(path, filters=filters)
     except _UNREADABLE as error:
         raise QvgError(f"cannot read the video {path}: {error}") from error
-    finally:
-        reader.close()
 
 
 def _not_a_video(path: Path) -> UsageError:
     return UsageError(f"{path} is not a video that can be read", hint="MP4, WebM and MOV can be")
-
-
-def _name(path: Path) -> str:
-    # Absolute: ffmpeg would take a name such as "concat:a" for a protocol.
-    return str(path.absolute())

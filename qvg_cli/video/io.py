@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,11 @@ from numpy.typing import NDArray
 from qvg_cli.errors import MissingModelError, QvgError, UsageError
 
 Frames = NDArray[np.uint8]
+
+LOCAL_ONLY = ["-protocol_whitelist", "file"]
+"""A playlist must not make ffmpeg open a network connection."""
+TRUE_COLORS = "lanczos+accurate_rnd+full_chroma_int"
+"""Without the last two, the conversion to RGB darkens every frame by a level."""
 
 _LEAST_FREE_BYTES = 1 << 20
 _LEAST_VERSION = (7, 1)
@@ -151,9 +157,25 @@ def _output_params(comment: str) -> list[str]:
     return [*params, "-metadata", f"comment={comment}"] if comment else params
 
 
-def read_frames(path: Path) -> Iterator[Frames]:
-    """Frames of a video file in their order, each `[height, width, 3]` uint8 RGB."""
-    reader = imageio_ffmpeg.read_frames(str(path))
+def read_frames(
+    path: Path, *, start_seconds: float = 0.0, filters: str = f"scale=flags={TRUE_COLORS}"
+) -> Generator[Frames]:
+    """Frames of a video file in their order, each `[height, width, 3]` uint8 RGB.
+
+    Args:
+        start_seconds: Of the first frame.
+        filters: What ffmpeg does to them first; a scale among them needs `TRUE_COLORS`.
+
+    Raises:
+        OSError, RuntimeError, LookupError, ValueError, AssertionError: ffmpeg finds no picture.
+    """
+    # It warns of the very change of size that is asked for.
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
+    reader = imageio_ffmpeg.read_frames(
+        source_name(path),
+        input_params=[*LOCAL_ONLY, "-ss", f"{start_seconds:.3f}"],
+        output_params=["-vf", f"{filters},format=rgb24"],
+    )
     try:
         width, height = next(reader)["size"]
         for data in reader:
@@ -162,9 +184,20 @@ def read_frames(path: Path) -> Iterator[Frames]:
         reader.close()
 
 
+def source_name(path: Path) -> str:
+    """What ffmpeg takes for the file `path` and for nothing else, such as the protocol of `concat:a`."""
+    return str(path.absolute())
+
+
 def count_frames(path: Path) -> int:
     """Frames of a video file; 0 if it cannot be read as one."""
+    return count_frames_and_seconds(path)[0]
+
+
+def count_frames_and_seconds(path: Path) -> tuple[int, float]:
+    """Frames of a video file, and how long it is; 0 and 0 if it cannot be read as one."""
     try:
-        return int(imageio_ffmpeg.count_frames_and_secs(str(path))[0])
+        frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(path))
     except RuntimeError:
-        return 0
+        return 0, 0.0
+    return int(frames), float(seconds)

@@ -36,6 +36,16 @@ def test_frames_come_back_in_number_size_and_order(tmp_path, height, width):
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
 
 
+def test_colors_come_back_as_bright_as_they_were_written(tmp_path):
+    levels = np.arange(20, 220, 10)
+    frames = np.broadcast_to(levels[:, None, None, None], (20, 32, 48, 3)).astype(np.uint8)
+    with VideoWriter(tmp_path / "v.mp4", height=32, width=48, fps=16) as writer:
+        writer.write(frames)
+    back = np.stack(list(read_frames(tmp_path / "v.mp4")))
+    # The usual conversion to RGB would be a level darker.
+    assert abs((back.astype(float) - frames).mean()) < 0.5
+
+
 @pytest.mark.parametrize(
     ("height", "width", "message"),
     [
