@@ -34,8 +34,8 @@ def clean(
     """Show what qvg keeps on disk, and remove what is named.
 
     That is: weights folders (weights:BACKEND), what the hub's cache holds of their repositories
-    (hub:REPOSITORY), prompts as models read them (text), and the state of unfinished runs (unfinished), which
-    could then not go on. Videos and reports are never removed.
+    (hub:REPOSITORY), prompts as models read them (text), the hashes of large weights files (hashes), and the
+    state of unfinished runs (unfinished), which could then not go on. Videos and reports are never removed.
     """
     from qvg_cli.config_load import unknown_name
     from qvg_cli.hub.plan import size_text
@@ -75,13 +75,21 @@ def _find(out: Path) -> list[tuple[Kept, Callable[[], None]]]:
     """Everything there is, each with what removes it."""
     from functools import partial
 
-    from qvg_cli.hub.kept import Kept, find_texts, find_weights, free_folder, free_weights, size_of
+    from qvg_cli.hub.kept import (
+        Kept,
+        find_hashes,
+        find_texts,
+        find_weights,
+        free_folder,
+        free_weights,
+        size_of,
+    )
     from qvg_cli.resume.unfinished import drop_state, find_states
 
     found: list[tuple[Kept, Callable[[], None]]] = [
         (kept, partial(free_weights, kept)) for kept in find_weights()
     ]
-    found += [(kept, partial(free_folder, kept)) for kept in find_texts()]
+    found += [(kept, partial(free_folder, kept)) for kept in (*find_texts(), *find_hashes())]
     for folder in find_states(out):
         about = "the state of an unfinished run, which qvg generate --resume goes on from"
         found.append((Kept("unfinished", folder, size_of(folder), about), partial(drop_state, folder)))

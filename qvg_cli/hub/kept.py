@@ -61,6 +61,15 @@ def find_texts() -> Iterator[Kept]:
         yield Kept("text", folder, size_of(folder), "prompts as the models read them; made again when needed")
 
 
+def find_hashes() -> Iterator[Kept]:
+    """What large weights files were found to hold."""
+    folder = qvg_home() / "hashes"
+    if folder.is_dir():
+        yield Kept(
+            "hashes", folder, size_of(folder), "SHA-256 of large weights files; made again when needed"
+        )
+
+
 def free_folder(kept: Kept) -> None:
     """Remove a folder that nothing else depends on.
 

@@ -15,9 +15,10 @@ from pydantic import JsonValue
 
 from qvg_cli import __version__
 from qvg_cli.config import Config, RunConfig
+from qvg_cli.logs import timed
 from qvg_cli.resources import weights_folder
+from qvg_cli.resume.fingerprint import hash_folder
 
-_SAMPLE_BYTES = 1 << 16
 _PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae"}}
 """Where a run computes, not what: it may go on with others, say after a lack of memory."""
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy")
@@ -29,7 +30,7 @@ class Identity(Config):
     Attributes:
         settings: The resolved configuration, without what says where things are held.
         device: Its kind, such as "cuda"; another kind computes other bits.
-        weights: Hash of the weights folder: names and sizes, the first and last bytes of every file.
+        weights: Hash of the weights folder, over the names and every byte.
         inputs: SHA-256 of every file that a setting, or `extra`, names.
         extra: What else decides the frames, by name.
         versions: Of the packages that compute; others may round otherwise.
@@ -58,13 +59,15 @@ def identify(config: RunConfig, device: str, extra: Mapping[str, JsonValue] | No
     Raises:
         MissingModelError: The weights are not there.
     """
+    with timed("reading what the weights are"):
+        weights = hash_folder(weights_folder(config.model.weights))
     settings = config.model_dump(mode="json", exclude=_PLACES)
     texts = [text for _, text in _leaves({"settings": settings, "extra": dict(extra or {})})]
     files = sorted({text for text in texts if isinstance(text, str) and _is_file(text)})
     return Identity(
         settings=settings,
         device=device,
-        weights=_hash_folder(weights_folder(config.model.weights)),
+        weights=weights,
         inputs={name: hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest() for name in files},
         extra=dict(extra or {}),
         versions={
@@ -120,19 +123,3 @@ def _is_file(text: str) -> bool:
         return Path(text).expanduser().is_file()
     except (OSError, ValueError, RuntimeError):
         return False
-
-
-def _hash_folder(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
-            digest.update(_ends(path))
-    return digest.hexdigest()
-
-
-def _ends(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        first = stream.read(_SAMPLE_BYTES)
-        stream.seek(max(len(first), path.stat().st_size - _SAMPLE_BYTES))
-        return first + stream.read()
