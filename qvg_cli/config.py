@@ -164,3 +164,8 @@ class RunConfig(Config):
     sampler: SamplerConfig
     cache: CacheConfig
     memory: MemoryConfig = MemoryConfig()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a denoising step: two with guidance."""
+        return 1

@@ -5,7 +5,9 @@ Nothing heavy is imported here, so that `qvg --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 import traceback
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ from qvg_cli.commands.plan import plan
 from qvg_cli.commands.show import show
 from qvg_cli.console import show_error
 from qvg_cli.errors import shown_error
+from qvg_cli.launch import Launch, find_launch
 from qvg_cli.logs import set_up
 from qvg_cli.redaction import redact
 
@@ -88,9 +91,14 @@ class _Command(TyperCommand):
                 raise
             if ctx.params.get("debug"):
                 sys.stderr.write(redact("".join(traceback.format_exception(error))))
-            shown = shown_error(error)
-            show_error("; ".join([str(shown), *getattr(error, "__notes__", ())]), shown.hint)
-            raise typer.Exit(shown.exit_code) from None
+            raise typer.Exit(_tell(error)) from None
+
+
+def _tell(error: BaseException, where: str = "") -> int:
+    """Show an error; the exit code that goes with it."""
+    shown = shown_error(error)
+    show_error(where + "; ".join([str(shown), *getattr(error, "__notes__", ())]), shown.hint)
+    return shown.exit_code
 
 
 app = typer.Typer(
@@ -130,8 +138,29 @@ app.command(cls=_Command, epilog=EXIT_CODES)(clean)
 
 
 def main() -> None:
-    """The entry point of the program `qvg`."""
+    """The entry point of the program `qvg`; of what torchrun starts, the first process runs the command."""
+    launch = find_launch(os.environ)
+    if launch.rank > 0:
+        _follow(launch)
+        return
+    if launch.num_processes > 1:
+        from qvg_cli.backends.pair import end_followers_at_exit
+
+        end_followers_at_exit()
     app()
+
+
+def _follow(launch: Launch) -> None:
+    """Compute for the first process until it ends."""
+    from qvg_cli.backends.pair import GRACE_SECONDS, follow
+    from qvg_cli.commands.make_videos import load_to_follow
+
+    try:
+        follow(launch, load_to_follow)
+    except Exception as error:
+        code = _tell(error, "second process: ")
+        time.sleep(GRACE_SECONDS)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python -m scripts.full_size --backend self-forcing --cache bf16 int2 --frames 180 --out results/sf.json
     python -m scripts.full_size --table results/*.json --page docs/results.md
+    torchrun --standalone --nproc-per-node 2 -m scripts.full_size --backend longcat --steps 2 --out two.json
 
 The run is the one of `qvg generate`: the same plan, session, cache, rollout and streaming decode. Only the
 text stage is left out: random states stand for a prompt. Needs no files. The JSON is written anew after every
-chunk, so a run that is stopped keeps its figures.
+chunk, so a run that is stopped keeps its figures. With two processes, figures are those of the first.
 
 The device is waited for at the borders of a model's and a decoder's work of a chunk, and nowhere else.
 """
@@ -33,16 +34,19 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from qvg_cli.backends import registry
-from qvg_cli.backends.base import Pipeline
+from qvg_cli.backends.base import Pipeline, Rows
 from qvg_cli.backends.hyworldplay.pipeline import HyWorldPlayPipeline
 from qvg_cli.backends.longcat.pipeline import LongCatPipeline
 from qvg_cli.backends.longcat.plan import plan_video as plan_longcat
-from qvg_cli.backends.longcat.schedule import guided_schedule
+from qvg_cli.backends.longcat.schedule import Schedule, guided_schedule
+from qvg_cli.backends.longcat.session import LongCatSession
+from qvg_cli.backends.pair import check_devices, end_followers_at_exit, follow, lead
 from qvg_cli.backends.self_forcing.pipeline import SelfForcingPipeline
 from qvg_cli.cache.accounting import MemorySample
-from qvg_cli.config import RunConfig
+from qvg_cli.config import CacheConfig, RunConfig
 from qvg_cli.config_load import Layer, Request, load_config
 from qvg_cli.device import resolve_device
+from qvg_cli.launch import find_launch
 from qvg_cli.plan import VideoPlan
 from qvg_cli.report.memory import MemoryReport
 from qvg_cli.rollout import rollout
@@ -72,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(table(records))
         return 0
+    launch = find_launch(os.environ)
+    if launch.rank > 0:
+        follow(launch, lambda run, device: load_pipeline(options, run, device)[0])
+        return 0
     device = resolve_device(options.device)
     if options.memory_limit_gib is not None:
         if device.type != "cuda":
@@ -79,15 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         share = options.memory_limit_gib * 2**30 / torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(share, device)
     config = load_run(options, options.cache[0])
-    layout = (FULL if options.size == "full" else TINY)[options.backend]
-    models = RandomModels(config, layout, device, seed=options.seed)
-    pipeline = _PIPELINES[options.backend](config, models)
+    launch.check(config)
+    check_devices(device, launch)
     started = time.perf_counter()
-    _ = models.transformer, models.vae
+    pipeline, models = load_pipeline(options, config, device)
     _wait(device)
+    if launch.num_processes > 1:
+        end_followers_at_exit()
+        pipeline = lead(pipeline, config, device, launch)
     record = {
         "schema": 1,
-        **describe(options, config, device),
+        **describe(options, config, device, launch.num_processes),
         "load_seconds": round(time.perf_counter() - started, 2),
         "loaded_bytes": torch.cuda.memory_allocated(device) if device.type == "cuda" else None,
         "arms": [],
@@ -99,6 +109,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_whole &= arm.run(pipeline, lambda: save(record, options.out))
     print(table([record]))
     return 0 if is_whole else 1
+
+
+def load_pipeline(
+    options: argparse.Namespace, config: RunConfig, device: torch.device
+) -> tuple[Any, RandomModels]:
+    """The pipeline of a run, and its models, both made."""
+    layout = (FULL if options.size == "full" else TINY)[options.backend]
+    models = RandomModels(config, layout, device, seed=options.seed)
+    _ = models.transformer, models.vae
+    pipeline = _PIPELINES[options.backend](config, models)
+    if options.backend == "longcat" and options.steps:
+        return ShortStart(pipeline, guided_schedule(options.steps, config.sampler.shift)), models
+    return pipeline, models
+
+
+class ShortStart:
+    """A pipeline of LongCat-Video whose base clips have fewer steps; the segments' own schedule stays."""
+
+    def __init__(self, pipeline: LongCatPipeline, schedule: Schedule) -> None:
+        self._pipeline = pipeline
+        self._schedule = schedule
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+    def with_cache(self, cache: CacheConfig) -> ShortStart:
+        """See `Pipeline.with_cache`."""
+        return ShortStart(self._pipeline.with_cache(cache), self._schedule)
+
+    def with_rows(self, rows: Rows) -> ShortStart:
+        """See `GuidedPipeline.with_rows`."""
+        return ShortStart(self._pipeline.with_rows(rows), self._schedule)
+
+    def start(self, *arguments: Any) -> LongCatSession:
+        """See `Pipeline.start`."""
+        session = self._pipeline.start(*arguments)
+        session._sampling = replace(session._sampling, start=self._schedule)
+        return session
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -161,11 +209,14 @@ def load_run(options: argparse.Namespace, preset: str) -> RunConfig:
     return config.model_copy(update={"sampler": sampler})
 
 
-def describe(options: argparse.Namespace, config: RunConfig, device: torch.device) -> dict[str, Any]:
+def describe(
+    options: argparse.Namespace, config: RunConfig, device: torch.device, num_processes: int
+) -> dict[str, Any]:
     """What is run, and where."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version(name) for name in ("diffusers", "triton") if find_spec(name)}
     is_cuda = device.type == "cuda"
+    start = ["torchrun", "--standalone", "--nproc-per-node", "2"] if num_processes == 2 else ["python"]
     return {
         "backend": config.backend,
         "size": options.size,
@@ -174,12 +225,13 @@ def describe(options: argparse.Namespace, config: RunConfig, device: torch.devic
         "decode": options.decode,
         "context": options.context if config.backend == "hyworldplay" else None,
         "steps": options.steps,
+        "processes": num_processes,
         "sets": options.sets,
         "memory_limit_gib": options.memory_limit_gib,
         "text_stage": "left out: random states",
         "weights": "random",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        "command": shlex.join(["python", "-m", "scripts.full_size", *options.given]),
+        "command": shlex.join([*start, "-m", "scripts.full_size", *options.given]),
         "commit": options.commit,
         "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
         "versions": versions,
@@ -239,10 +291,6 @@ class Arm:
         embeds = self._models.text_states(rows, self._config.model.text_tokens)
         clock = Clock(device, options.budget_seconds)
         session = pipeline.start(plan, embeds, options.seed)
-        if self._config.backend == "longcat" and options.steps:
-            # A base clip of fewer steps; the segments' own schedule stays.
-            start = guided_schedule(options.steps, self._config.sampler.shift)
-            session._sampling = replace(session._sampling, start=start)
         decoder = TimedDecoder(pipeline.decoder() if options.decode else NoDecoder(), clock)
         noise = pipeline.noise(plan, options.seed)
         results = rollout(plan, session, decoder, noise, context=context, on_step=clock.step)

@@ -94,6 +94,8 @@ def _run(record: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
     if record["steps"] is not None:
         what = "steps of the base clip" if record["backend"] == "longcat" else "steps a chunk"
         parts.append(f"{record['steps']} {what}")
+    if record.get("processes", 1) > 1:
+        parts.append(f"{record['processes']} processes")
     if not record["decode"]:
         parts.append("not decoded")
     if record["memory_limit_gib"]:

@@ -96,6 +96,22 @@ NO_CHANGES: Mapping[int, Tensor] = MappingProxyType({})
 """One prompt for the whole video."""
 
 
+class Rows(Protocol):
+    """Who computes the rows of a guided step: this process alone, or two together."""
+
+    def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
+        """Predictions `[num_rows, ...]`; `predict` makes those of some rows."""
+        ...
+
+
+class AllRows:
+    """See `Rows`; all of them here, in one model call."""
+
+    def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
+        """See `Rows.compute`."""
+        return predict(slice(0, num_rows))
+
+
 class Decoder(Protocol):
     """From latents to pixels, and to the latents that the model is shown again."""
 

@@ -20,7 +20,13 @@ from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.commands.arms import Arm, FinishedArm, comparison_name
 from qvg_cli.commands.begun import BEGUN, Begun, read_begun
 from qvg_cli.commands.jobs import Planned
-from qvg_cli.commands.make_videos import encode_prompts, make_video, quiet_libraries, warn_of_memory
+from qvg_cli.commands.make_videos import (
+    encode_prompts,
+    make_video,
+    open_pipeline,
+    quiet_libraries,
+    warn_of_memory,
+)
 from qvg_cli.commands.recording import Recording
 from qvg_cli.commands.resume import is_finished
 from qvg_cli.console import Console, show_data
@@ -132,8 +138,7 @@ def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> 
     for name, video in zip(begun.names, first, strict=True):
         warn_of_memory(video, device, console, name=name)
     console.note(f"loading {config.model.name} on {device}, to compare {', '.join(begun.names)}")
-    quiet_libraries()
-    pipeline = load_pipeline(config, device)
+    pipeline = open_pipeline(config, device, console)
     writer = ComparisonWriter(folder, begun.names, [video.config for video in first], device, FROM_RUNS)
     try:
         for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):

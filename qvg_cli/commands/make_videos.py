@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import cast
 
 import diffusers
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from qvg_cli.backends.base import Pipeline
 from qvg_cli.backends.loading import attention_words
+from qvg_cli.backends.pair import GuidedPipeline, check_devices, lead
 from qvg_cli.backends.registry import load_pipeline
 from qvg_cli.backends.text import PromptWarning
 from qvg_cli.cache_settings import cache_label
@@ -28,6 +31,7 @@ from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import Interrupted, MissingModelError, QvgError, is_out_of_memory
 from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.launch import find_launch
 from qvg_cli.logs import run_log, timed
 from qvg_cli.plan import prompt_begins
 from qvg_cli.resume.identity import identify
@@ -84,9 +88,31 @@ def load(config: RunConfig, device: torch.device, console: Console) -> Pipeline:
     attention = attention_words(config, device)
     cache = cache_label(config.cache)
     console.note(f"loading {config.model.name} on {device}, cache {cache}, attention by {attention}")
+    return open_pipeline(config, device, console)
+
+
+def open_pipeline(config: RunConfig, device: torch.device, console: Console) -> Pipeline:
+    """The pipeline of `config`, in this process, or also in a second one where torchrun has started it.
+
+    Raises:
+        UsageError: The processes that torchrun has started cannot make this run.
+    """
+    launch = find_launch(os.environ)
+    launch.check(config)
+    check_devices(device, launch)
     quiet_libraries()
     with timed("model"):
-        return load_pipeline(config, device)
+        pipeline = load_pipeline(config, device)
+    if launch.num_processes == 1:
+        return pipeline
+    console.note("two processes: each computes one row of the guidance, with a cache of its own")
+    return lead(cast(GuidedPipeline, pipeline), config, device, launch)
+
+
+def load_to_follow(config: RunConfig, device: torch.device) -> GuidedPipeline:
+    """The pipeline of `config` in a second process, which says nothing."""
+    quiet_libraries()
+    return cast(GuidedPipeline, load_pipeline(config, device))
 
 
 def make_and_show(

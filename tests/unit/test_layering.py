@@ -20,6 +20,7 @@ LAYERS = (
         "qvg_cli.resources",
         "qvg_cli.sizes",
         "qvg_cli.cards",
+        "qvg_cli.launch",
         "qvg_cli",
     ),
     (

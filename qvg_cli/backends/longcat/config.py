@@ -42,3 +42,8 @@ class LongCatConfig(RunConfig):
     """One run, whole."""
 
     sampler: WindowSamplerConfig
+
+    @property
+    def num_rows(self) -> int:
+        """See `RunConfig.num_rows`."""
+        return 2 if self.sampler.is_guided else 1

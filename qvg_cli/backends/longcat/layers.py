@@ -73,6 +73,10 @@ class TextStates:
     states: Tensor
     mask: Tensor | None
 
+    def __getitem__(self, rows: slice) -> TextStates:
+        """Some of the rows."""
+        return TextStates(self.states[rows], None if self.mask is None else self.mask[rows])
+
 
 @dataclass(frozen=True)
 class Call:

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from qvg_cli.backends.base import NO_CHANGES
+from qvg_cli.backends.base import NO_CHANGES, Rows
 from qvg_cli.backends.loading import load_pretrained, model_dtype
 from qvg_cli.backends.longcat.config import LongCatConfig
 from qvg_cli.backends.longcat.model import LongCatTransformer
@@ -77,26 +77,35 @@ class Models:
 
 
 class LongCatPipeline:
-    """See `qvg_cli.backends.base.Pipeline`."""
+    """See `qvg_cli.backends.base.Pipeline`.
 
-    def __init__(self, config: LongCatConfig, models: Models) -> None:
+    Args:
+        rows: Who computes the rows of a guided step; none for this process alone.
+    """
+
+    def __init__(self, config: LongCatConfig, models: Models, rows: Rows | None = None) -> None:
         self._config = config
         self._models = models
+        self._rows = rows
 
     def with_cache(self, cache: CacheConfig) -> LongCatPipeline:
         """See `Pipeline.with_cache`."""
-        return LongCatPipeline(self._config.model_copy(update={"cache": cache}), self._models)
+        return LongCatPipeline(self._config.model_copy(update={"cache": cache}), self._models, self._rows)
+
+    def with_rows(self, rows: Rows) -> LongCatPipeline:
+        """See `qvg_cli.backends.pair.GuidedPipeline.with_rows`."""
+        return LongCatPipeline(self._config, self._models, rows)
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
         """See `Pipeline.read_prompts`."""
-        self._models.prompts.read([text for prompt in prompts for text in self._rows(prompt)])
+        self._models.prompts.read([text for prompt in prompts for text in self._texts(prompt)])
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """See `Pipeline.encode_prompt`. With guidance, the first row is the negative prompt."""
         self.read_prompts([prompt])
-        return torch.cat([self._models.prompts.encode(text) for text in self._rows(prompt)])
+        return torch.cat([self._models.prompts.encode(text) for text in self._texts(prompt)])
 
-    def _rows(self, prompt: str) -> list[str]:
+    def _texts(self, prompt: str) -> list[str]:
         sampler = self._config.sampler
         return [sampler.negative_prompt, prompt] if sampler.is_guided else [prompt]
 
@@ -116,7 +125,7 @@ class LongCatPipeline:
         # The encoder's states are zero after the prompt and nowhere else.
         text, *others = (model.embed_text(e, e.any(dim=-1)) for e in (prompt_embeds, *changes.values()))
         later = dict(zip(changes, others, strict=True))
-        return LongCatSession(model, cache, text, sampling_of(self._config.sampler), later)
+        return LongCatSession(model, cache, text, sampling_of(self._config.sampler), later, self._rows)
 
     def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
         """See `Pipeline.noise`; float32, since latents are between the steps."""

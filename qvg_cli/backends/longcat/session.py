@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from qvg_cli.backends.base import AllRows, Rows
 from qvg_cli.backends.longcat.layers import Call, TextStates
 from qvg_cli.backends.longcat.model import LongCatTransformer
 from qvg_cli.backends.longcat.schedule import Sampling, Step, guide
@@ -29,6 +30,7 @@ class LongCatSession:
     Args:
         text: One row, or two for guidance: the negative prompt, then the prompt.
         changes: The same of later prompts, by the chunk that each begins with.
+        rows: Who computes them.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class LongCatSession:
         text: TextStates,
         sampling: Sampling,
         changes: Mapping[int, TextStates] = MappingProxyType({}),
+        rows: Rows | None = None,
     ) -> None:
         self.cache = cache
         self._model = model
         self._texts = {0: text, **changes}
         self._sampling = sampling
+        self._rows = rows or AllRows()
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +75,13 @@ class LongCatSession:
 
     def _predict_flow(self, latents: Tensor, step: Step, text: TextStates, call: Call) -> Tensor:
         """`clean - noise` of `[1, C, F, h, w]` latents, guided if there are two rows of text."""
-        rows = text.states.shape[0]
-        timesteps = latents.new_full((rows, len(call.frames)), step.timestep)
-        flow = self._model(latents.expand(rows, -1, -1, -1, -1), timesteps, text, call)
-        return guide(flow, self._sampling.guidance) if rows == 2 else flow
+        num_rows = text.states.shape[0]
+
+        def predict(rows: slice) -> Tensor:
+            count = len(range(num_rows)[rows])
+            timesteps = latents.new_full((count, len(call.frames)), step.timestep)
+            flow: Tensor = self._model(latents.expand(count, -1, -1, -1, -1), timesteps, text[rows], call)
+            return flow
+
+        flow = self._rows.compute(predict, num_rows)
+        return guide(flow, self._sampling.guidance) if num_rows == 2 else flow

@@ -34,7 +34,7 @@ def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
         MissingModelError: There is no such folder, or what it holds cannot be counted.
     """
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
-    width, text_rows = _HEADS * _HEAD_DIM, 2 if config.sampler.is_guided else 1
+    width, text_rows = _HEADS * _HEAD_DIM, config.num_rows
     published = ModelSizes(
         num_layers=_DEPTH,
         heads=_HEADS,
@@ -48,7 +48,7 @@ def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
         latent_bytes=4,
         vae=replace(WAN_21_VAE, keeps_features=False),
         vae_bytes=WAN_21_VAE.values * size,
-        rows=2 if config.sampler.is_guided else 1,
+        rows=config.num_rows,
     )
     if config.model.weights == PUBLISHED:
         return published
