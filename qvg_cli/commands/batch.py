@@ -21,6 +21,7 @@ from qvg_cli.commands.shards import Shard, find_begun
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory, shown_error
+from qvg_cli.report.words import short_prompt
 from qvg_cli.resume.identity import identify
 from qvg_cli.resume.state import RunState
 from qvg_cli.run_dir import RunDir, prepare_folder
@@ -113,7 +114,9 @@ class Batch:
         """
         for number, video in enumerate(self._planned, start=1):
             if len(self._planned) > 1:
-                self._console.note(f"video {number}/{len(self._planned)}: {video.config.prompt!r}")
+                self._console.note(
+                    f"video {number}/{len(self._planned)}: {short_prompt(video.config.prompt)!r}"
+                )
             begun = find_begun(self._folder, video) if self._is_restarted else None
             if begun is not None and is_finished(begun):
                 self._show_finished(video, begun)

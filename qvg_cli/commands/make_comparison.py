@@ -38,6 +38,7 @@ from qvg_cli.report.comparison_writer import SIDE_BY_SIDE, ComparisonWriter
 from qvg_cli.report.run_files import Result, read_result
 from qvg_cli.report.spool import FrameSpool, check_space
 from qvg_cli.report.tables import comparison_tables
+from qvg_cli.report.words import short_prompt
 from qvg_cli.resume.identity import identify
 from qvg_cli.resume.state import RunState
 from qvg_cli.rollout import ChunkResult, Done, redecode
@@ -143,7 +144,7 @@ def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> 
     try:
         for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):
             if len(begun.rows) > 1:
-                seed, prompt = row[0].config.seed, row[0].config.prompt
+                seed, prompt = row[0].config.seed, short_prompt(row[0].config.prompt)
                 console.note(f"video {number}/{len(begun.rows)}, seed {seed}: {prompt!r}")
             _compare_row(row, folder / name, begun.arm_folders, writer, pipeline, device, perceptual, console)
     except BaseException as error:

@@ -21,6 +21,7 @@ from qvg_cli.report.pictures import poster_jpeg
 from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
 from qvg_cli.report.tables import COST_HEADER, cost_rows, has_lpips, quality_header, quality_rows
+from qvg_cli.report.words import short_prompt
 from qvg_cli.yaml_text import format_yaml
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
         shown.append(
             {
                 **video,
+                "title": short_prompt(video["prompt"]),
                 "source": quote(video["side_by_side"]),
                 "poster": poster,
                 "stills": stills,

@@ -8,7 +8,7 @@ from typing import Any
 
 from qvg_cli.report.compare import db_text
 from qvg_cli.report.run_files import Result
-from qvg_cli.report.words import describe_bytes, mib_text
+from qvg_cli.report.words import describe_bytes, mib_text, short_prompt
 
 CHUNK_HEADER = ("chunk", "frames", "cache MiB", "BF16 MiB", "device peak MiB", "seconds")
 
@@ -16,9 +16,10 @@ CHUNK_HEADER = ("chunk", "frames", "cache MiB", "BF16 MiB", "device peak MiB", "
 def title_of(figures: Mapping[str, Any]) -> str:
     """A line that tells one result from another."""
     if "arms" not in figures:
-        return str(figures["prompt"])
+        return short_prompt(str(figures["prompt"]))
     others = ", ".join(arm["name"] for arm in figures["arms"][1:])
-    return f"{others} against {figures['arms'][0]['name']}: {figures['videos'][0]['prompt']}"
+    prompt = short_prompt(str(figures["videos"][0]["prompt"]))
+    return f"{others} against {figures['arms'][0]['name']}: {prompt}"
 
 
 def result_rows(result: Result) -> list[tuple[str, str]]:

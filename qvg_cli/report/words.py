@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+_TITLE_LENGTH = 300
 MIB = 1024 * 1024
 
 
@@ -21,3 +22,8 @@ def mib_text(num_bytes: int) -> str:
     """MiB with three digits or more."""
     mib = num_bytes / MIB
     return f"{mib:.2f}" if mib < 10 else f"{mib:.1f}"
+
+
+def short_prompt(prompt: str) -> str:
+    """A prompt as a title: run.yaml has the whole of it."""
+    return prompt if len(prompt) <= _TITLE_LENGTH else f"{prompt[:_TITLE_LENGTH].rstrip()} ..."

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 import zlib
@@ -50,12 +51,16 @@ def test_yaml_that_is_more_than_settings(text, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_prompt_of_100_000_characters_makes_a_video(tiny, tmp_path):
+def test_a_prompt_of_100_000_characters_makes_a_video_and_short_titles(tiny, qvg, tmp_path):
     file = tmp_path / "p.txt"
     file.write_text("red ball " * 11_112)
     result = tiny("--prompts", file, "--frames", 9, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert "its end is left out" in result.stderr
+    folder = Path(result.stdout.strip()).parent
+    assert max(map(len, qvg("show", folder).stdout.splitlines())) < 400
+    [heading] = re.findall("<h1>(.*)</h1>", (folder / "report.html").read_text())
+    assert len(heading) < 400
 
 
 class Code:
