@@ -56,8 +56,13 @@ class RepositoryConfig(Config):
 
 
 class DownloadConfig(Config):
-    """The whole section."""
+    """The whole section.
 
+    Attributes:
+        about_gb: What comes over the network, in 10**9 bytes, rounded up: for plans, which ask no hub.
+    """
+
+    about_gb: float = Field(gt=0)
     repositories: Annotated[tuple[RepositoryConfig, ...], Field(strict=False, min_length=1)]
 
 

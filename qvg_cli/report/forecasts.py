@@ -150,7 +150,7 @@ def _download(config: RunConfig) -> dict[str, Any]:
     weights = config.model.weights
     known = read_downloads().get(weights)
     if known is None:
-        return {"name": None, "is_there": True, "bytes": 0, "converted_bytes": 0}
+        return {"name": None, "is_there": True, "bytes": 0, "about_bytes": 0, "converted_bytes": 0}
     converts = [repository.convert for repository in known.config.repositories]
     converted = sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
     is_there = (qvg_home() / weights).is_dir()
@@ -158,6 +158,7 @@ def _download(config: RunConfig) -> dict[str, Any]:
         "name": weights,
         "is_there": is_there,
         "bytes": 0 if is_there else None,
+        "about_bytes": 0 if is_there else round(known.config.about_gb * 10**9),
         "converted_bytes": converted,
     }
 
@@ -168,8 +169,9 @@ def _download_text(download: Mapping[str, Any]) -> str:
     if download["is_there"]:
         return "none: the weights are there"
     converted = download["converted_bytes"]
-    kept = f", of which {mib_text(converted)} MiB are kept converted" if converted else ""
-    return f"size not known{kept}; qvg download {download['name']} --dry-run asks for it"
+    kept = f", and {mib_text(converted)} MiB for what is converted of it" if converted else ""
+    about = f"about {download['about_bytes'] / 10**9:.3g} GB{kept}"
+    return f"{about}; qvg download {download['name']} --dry-run asks for the size"
 
 
 def _kinds_table(plannings: Sequence[Planning]) -> str:

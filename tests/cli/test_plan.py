@@ -53,6 +53,9 @@ def test_caches_side_by_side_against_a_card(qvg):
     told = qvg(*arguments, "--card", "RTX 4090")
     assert told.exit_code == 0, told.stderr
     lines = told.stdout.splitlines()
+    assert any(
+        line.startswith("download  about 29 GB, and 2706.5 MiB for what is converted") for line in lines
+    )
     assert max(map(len, lines)) <= 80
     assert any(line.startswith("int2: fits, ") for line in lines)
     assert any(line.startswith("bf16: does not fit, ") for line in lines)
@@ -64,6 +67,7 @@ def test_caches_side_by_side_against_a_card(qvg):
         "name": "self-forcing",
         "is_there": False,
         "bytes": None,
+        "about_bytes": 29 * 10**9,
         "converted_bytes": 2837993600,
     }
 

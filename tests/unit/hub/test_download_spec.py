@@ -107,4 +107,4 @@ def test_impossible_sections_are_refused(change):
 
 def test_a_section_without_repositories_is_refused():
     with pytest.raises(ValidationError):
-        DownloadConfig.model_validate({"repositories": []})
+        DownloadConfig.model_validate({"about_gb": 1, "repositories": []})
