@@ -27,14 +27,15 @@ def hash_folder(folder: Path) -> str:
     """SHA-256 over the names and the contents of all files in a folder, wherever they are linked to."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_THREADS) as pool:
-        contents = list(pool.map(_hash_file, paths))
+        contents = list(pool.map(hash_file, paths))
     named = [
         [path.relative_to(folder).as_posix(), content] for path, content in zip(paths, contents, strict=True)
     ]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
     facts = path.stat()
     if facts.st_size < _REMEMBERED_BYTES:
         return _read_hash(path)

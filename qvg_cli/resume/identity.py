@@ -17,7 +17,7 @@ from qvg_cli import __version__
 from qvg_cli.config import Config, RunConfig
 from qvg_cli.logs import timed
 from qvg_cli.resources import weights_folder
-from qvg_cli.resume.fingerprint import hash_folder
+from qvg_cli.resume.fingerprint import hash_file, hash_folder
 
 _PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae"}}
 """Where a run computes, not what: it may go on with others, say after a lack of memory."""
@@ -68,7 +68,7 @@ def identify(config: RunConfig, device: str, extra: Mapping[str, JsonValue] | No
         settings=settings,
         device=device,
         weights=weights,
-        inputs={name: hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest() for name in files},
+        inputs={name: hash_file(Path(name).expanduser()) for name in files},
         extra=dict(extra or {}),
         versions={
             "qvg": __version__,

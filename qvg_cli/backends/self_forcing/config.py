@@ -1,10 +1,10 @@
-"""The settings of this family: those of every run, and how far back a block looks. No torch."""
+"""What this family sets: as every run, another transformer, and how far a block looks back. No torch."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from qvg_cli.config import RunConfig, SamplerConfig
+from qvg_cli.config import ModelConfig, RunConfig, SamplerConfig
 
 
 class BlockSamplerConfig(SamplerConfig):
@@ -23,7 +23,19 @@ class BlockSamplerConfig(SamplerConfig):
     sink: int = Field(0, ge=0)
 
 
+class CheckpointModelConfig(ModelConfig):
+    """Where the weights are and how they are held.
+
+    Attributes:
+        checkpoint: A transformer instead of the one in `weights`: a `.pt` or `.safetensors` file, its tensors
+            under their published names or diffusers'.
+    """
+
+    checkpoint: str | None = None
+
+
 class SelfForcingConfig(RunConfig):
     """One run, whole."""
 
+    model: CheckpointModelConfig
     sampler: BlockSamplerConfig

@@ -45,6 +45,7 @@ class Models:
         self.device = device
         self.dtype = model_dtype(config.model, device)
         self.prompts = PromptEncoder(self.weights, config.model.text_tokens, device, self.dtype)
+        self._checkpoint = config.model.checkpoint
 
     @cached_property
     def vae(self) -> AutoencoderKLWan:
@@ -57,7 +58,7 @@ class Models:
     @cached_property
     def loaded_transformer(self) -> WanTransformer3DModel:
         """In CPU memory: the device's is free for the text encoder, which is larger."""
-        return _load_transformer(self.weights, self.dtype)
+        return _load_transformer(self.weights, self._checkpoint, self.dtype)
 
     @cached_property
     def transformer(self) -> WanTransformer3DModel:
@@ -131,21 +132,32 @@ def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcin
     return SelfForcingPipeline(config, models)
 
 
-def _load_transformer(weights: Path, dtype: torch.dtype) -> WanTransformer3DModel:
-    """The transformer in diffusers' layout, or of a published checkpoint beside `transformer/config.json`."""
+def _load_transformer(weights: Path, checkpoint: str | None, dtype: torch.dtype) -> WanTransformer3DModel:
+    """The transformer in the file `checkpoint`, or else the one of a weights folder."""
     folder = weights / "transformer"
-    published = sorted([*weights.glob("*.pt"), *weights.glob("*.safetensors")])
-    if any(folder.glob("*.safetensors")) or not published:
+    source = _find_transformer(weights, folder) if checkpoint is None else Path(checkpoint).expanduser()
+    if source == folder:
         return load_pretrained(WanTransformer3DModel, folder, dtype)
-    if len(published) > 1:
-        names = ", ".join(path.name for path in published)
-        raise MissingModelError(
-            f"{weights} has more than one checkpoint: {names}", hint="keep one of them there"
-        )
+    if not source.is_file():
+        raise MissingModelError(f"model.checkpoint={checkpoint} is no file")
     try:
         config = WanTransformer3DModel.load_config(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise MissingModelError(f"cannot read {folder / 'config.json'}: {error}") from error
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
-    model = transformer_from_published(read_published(published[0]), settings, dtype)
+    model = transformer_from_published(read_published(source), settings, dtype)
     return model.eval().requires_grad_(False)
+
+
+def _find_transformer(weights: Path, folder: Path) -> Path:
+    """The transformer in diffusers' layout, or a published checkpoint beside the `config.json` of it."""
+    found = sorted([*weights.glob("*.pt"), *weights.glob("*.safetensors")])
+    if any(folder.glob("*.safetensors")) or not found:
+        found.append(folder)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise MissingModelError(
+            f"{weights} has more than one transformer: {names}",
+            hint=f"name the file, such as --set model.checkpoint={found[0]}",
+        )
+    return found[0]

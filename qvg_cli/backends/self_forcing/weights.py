@@ -99,25 +99,27 @@ def read_published(path: Path) -> dict[str, Tensor]:
 def transformer_from_published(
     state: Mapping[str, Tensor], config: Mapping[str, object], dtype: torch.dtype = torch.float32
 ) -> WanTransformer3DModel:
-    """Build the transformer from tensors under their published names.
+    """Build the transformer from the tensors of a checkpoint.
 
     Args:
-        state: All tensors of the generator, with or without the prefixes of training wrappers.
+        state: All tensors of the generator, with or without the prefixes of training wrappers, or under
+            diffusers' names.
         config: Arguments of `WanTransformer3DModel`.
         dtype: Of the weights, but for those that diffusers keeps in float32.
 
     Raises:
         MissingModelError: A tensor is missing, unknown or has another shape; it is named.
     """
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**config)
+    expected = model.state_dict()
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        target = diffusers_name(name)
+        target = name if name in expected else diffusers_name(name)
         if target is None:
             raise MissingModelError(f"unknown tensor {name} in the checkpoint")
         renamed[target] = tensor.to(load_dtype(target, dtype))
-    with torch.device("meta"):
-        model = WanTransformer3DModel(**config)
-    _check_tensors(renamed, model.state_dict())
+    _check_tensors(renamed, expected)
     model.load_state_dict(renamed, strict=True, assign=True)
     return model
 
