@@ -23,7 +23,7 @@ from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
 from qvg_cli.commands.plan import plan
 from qvg_cli.commands.show import show
-from qvg_cli.console import show_error
+from qvg_cli.console import show_error, visible
 from qvg_cli.errors import shown_error
 from qvg_cli.launch import Launch, find_launch
 from qvg_cli.logs import set_up
@@ -90,7 +90,7 @@ class _Command(TyperCommand):
             if isinstance(error, typer.Exit | typer.TyperException | typer.Abort):
                 raise
             if ctx.params.get("debug"):
-                sys.stderr.write(redact("".join(traceback.format_exception(error))))
+                sys.stderr.write(visible(redact("".join(traceback.format_exception(error)))))
             raise typer.Exit(_tell(error)) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +15,14 @@ from qvg_cli.errors import UsageError
 
 def extend(
     video: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="VIDEO",
             help="The folder of a run, or its video.mp4: its latents are used, and nothing is lost. "
             "Or any other video file: its end is encoded.",
             show_default=False,
         ),
-    ],
+    ] = None,
     prompt: Annotated[
         str | None,
         typer.Argument(
@@ -50,6 +51,7 @@ def extend(
     seed: options.Seed = None,
     prompts: options.Prompts = None,
     schedule: options.Schedule = None,
+    resume: options.Resume = None,
     out: options.Out = Path("results"),
     dry_run: options.DryRun = False,
     card: options.Card = None,
@@ -88,17 +90,37 @@ def extend(
             raise UsageError(f"--set {text} says nothing of what is new", hint="give --frames or --seconds")
 
     console = Console(is_quiet=quiet)
-    start = find_start(video)
     request = Request(
         backend=backend,
         pocket=pocket,
-        # A run of another family than the one that is asked for is a clip like any other.
-        file=config or start.settings_for(backend),
+        file=config,
         sets=set_ or (),
         options=options.option_layers(
             prompt=prompt, cache=cache, size=size, seed=seed, device=device, window=window, sink=sink
         ),
     )
+    if resume is not None:
+        beside = {
+            "VIDEO": video,
+            "--dry-run": dry_run or None,
+            "--seconds": seconds,
+            "--frames": frames,
+            "--prompts": prompts,
+            "--config": config,
+            "--schedule": schedule,
+            "--segments": segments,
+        }
+        options.refuse_beside_resume(beside)
+
+        from qvg_cli.commands.resume import resume_run
+
+        resume_run(resume, request, console, seconds=None, frames=None, is_json=json_)
+        return
+    if video is None:
+        raise UsageError("no VIDEO was given", hint="give the folder of a run, or a video file")
+    start = find_start(video)
+    # A run of another family than the one that is asked for is a clip like any other.
+    request = replace(request, file=config or start.settings_for(backend))
     planned = plan_jobs(
         request,
         console,

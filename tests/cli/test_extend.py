@@ -250,7 +250,11 @@ def test_an_extension_that_was_cut_off_goes_on(finished, clip, qvg, tiny, tmp_pa
         patch.setattr(make_videos, "rollout", fail_late)
         cut = json.loads(qvg(*arguments).stdout)
     assert cut["status"] == "failed"
-    result = qvg("generate", "--resume", cut["folder"], "--json")
+    assert "VIDEO and --resume were both given" in qvg(*arguments, "--resume", cut["folder"]).stderr
+    if has_clip:
+        # The frames of a clip are written anew by every process.
+        (Path(cut["folder"]) / "state" / "clip.mp4").write_bytes(b"broken")
+    result = qvg("extend", "--resume", cut["folder"], "--json")
     assert "going on after chunk 4 of " in result.stderr
     again = json.loads(result.stdout)
     assert torch.equal(latents_of(again), latents_of(whole))
