@@ -5,6 +5,7 @@ Every line is understood without colour; progress is a bar on a terminal and a l
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,11 @@ def show_error(message: str, hint: str | None = None) -> None:
 
 def show_data(text: str) -> None:
     """A result for a program, byte for byte; a terminal gets it without control characters."""
-    typer.echo(visible(text) if sys.stdout.isatty() else text.encode(errors="surrogateescape"))
+    try:
+        typer.echo(visible(text) if sys.stdout.isatty() else text.encode(errors="surrogateescape"))
+    except BrokenPipeError:
+        # It has read enough, and what was made is on the disk. The interpreter's end must not trip over it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def visible(text: str) -> str:

@@ -127,3 +127,14 @@ def test_show_needs_no_torch(results):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "False"
+
+
+def test_a_reader_that_has_read_enough_is_no_error(results):
+    program = subprocess.Popen(
+        [sys.executable, "-m", "qvg_cli", "show", "--out", str(results), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    program.stdout.close()
+    assert (program.wait(60), program.stderr.read()) == (0, "")

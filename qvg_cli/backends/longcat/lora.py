@@ -47,6 +47,11 @@ class Lora:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.is_file():
+            raise MissingModelError(
+                f"there is no adapter {path}",
+                hint="fetch it with qvg download longcat, or take sampler.mode=guided, which needs none",
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 sizes = {name: file.get_slice(name).get_shape() for name in list(file.keys())}

@@ -94,6 +94,17 @@ def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
         latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
         height=config.video.height,
         width=config.video.width,
+        notes=_about_mode(config.sampler),
+    )
+
+
+def _about_mode(sampler: WindowSamplerConfig) -> tuple[str, ...]:
+    """Which settings have no say."""
+    if sampler.mode == "guided":
+        return ()
+    return (
+        f"distilled: {len(sampler.steps)} steps a clip, without guidance; sampler.guided_steps, guidance and "
+        "negative_prompt have no say",
     )
 
 

@@ -169,6 +169,13 @@ def test_adapter_of_another_size_is_refused(tmp_path):
         load(tmp_path, adapters=[path])
 
 
+def test_a_missing_adapter_says_where_it_comes_from(tmp_path):
+    write_model(tmp_path, random_state())
+    with pytest.raises(MissingModelError, match="there is no adapter") as caught:
+        load(tmp_path, adapters=[tmp_path / "none.safetensors"])
+    assert "qvg download longcat" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
