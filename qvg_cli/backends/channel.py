@@ -20,7 +20,7 @@ from qvg_cli.errors import QvgError, is_out_of_memory
 from qvg_cli.launch import Launch
 
 Result = TypeVar("Result")
-_FOREVER = timedelta(days=30)
+_FOREVER = timedelta(days=7)
 """One process waits while the other makes pixels; that this one has ended is told in the store."""
 _END = "qvg/end"
 
