@@ -89,8 +89,3 @@ class AttentionProbe:
             lossy = torch.softmax(decoded_logits * scale, -1) @ value.float()
             errors.append(error_db(lossy, exact))
         return errors
-
-    def effective_keys(self, sharpness: float) -> float:
-        """Mean over queries of `1 / sum(p ** 2)`: how many keys share the attention."""
-        weights = torch.softmax(self.logits * (sharpness / self.spread), -1)
-        return float((1 / weights.square().sum(-1)).mean())

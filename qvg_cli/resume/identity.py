@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -33,7 +34,7 @@ class Identity(Config):
         weights: Hash of the weights folder, over the names and every byte.
         inputs: SHA-256 of every file that a setting, or `extra`, names.
         extra: What else decides the frames, by name.
-        versions: Of the packages that compute; others may round otherwise.
+        versions: Of the packages that compute, and the name of the GPU; others may round otherwise.
     """
 
     format: int = 1
@@ -70,11 +71,7 @@ def identify(config: RunConfig, device: str, extra: Mapping[str, JsonValue] | No
         weights=weights,
         inputs={name: hash_file(Path(name).expanduser()) for name in files},
         extra=dict(extra or {}),
-        versions={
-            "qvg": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in _PACKAGES},
-        },
+        versions=_versions(device),
     )
 
 
@@ -102,12 +99,28 @@ def differences(begun: Identity, now: Identity) -> list[str]:
 
 
 def other_versions(begun: Identity, now: Identity) -> list[str]:
-    """Packages that have other versions now, in words."""
+    """Packages that have other versions now, and another GPU, in words."""
     return [
         f"{name} {old} then, {now.versions.get(name)} now"
         for name, old in begun.versions.items()
         if old != now.versions.get(name)
     ]
+
+
+def _versions(device: str) -> dict[str, str]:
+    found = {"qvg": __version__, "python": platform.python_version()}
+    found.update((name, version(name)) for name in _PACKAGES)
+    if device == "cuda":
+        import torch
+
+        from qvg_kernels.dispatch import VARIABLE, choice
+
+        found["gpu"] = torch.cuda.get_device_name()
+        found[VARIABLE] = choice()
+        # A build of torch may bring it under another name.
+        with suppress(PackageNotFoundError):
+            found["triton"] = version("triton")
+    return found
 
 
 def _leaves(values: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]]:

@@ -122,7 +122,7 @@ class RunState:
             lock.release()
             raise
         for line in other_versions(begun, identity):
-            note(f"the run was begun with another version, so later frames may differ slightly: {line}")
+            note(f"the run was begun with something else, so later frames may differ slightly: {line}")
         return cls(folder, begun, lock)
 
     @property

@@ -15,7 +15,7 @@ from qvg_cli.commands.recording import Recording
 from qvg_cli.config_load import Request, load_config
 from qvg_cli.errors import QvgError
 from qvg_cli.main import app
-from qvg_cli.resume.identity import differences, identify
+from qvg_cli.resume.identity import differences, identify, other_versions
 from qvg_cli.resume.state import RunState, read_identity
 from qvg_cli.resume.store import ChunkRecord, ChunkStore, describe
 from qvg_cli.video.io import read_frames
@@ -208,6 +208,15 @@ def test_other_weights_are_refused(cut_off, tiny_weights, tmp_path):
         stream.write(b"xxxx")
     result = resume(run)
     assert (result.exit_code, "cannot go on: the weights have changed" in result.stderr) == (2, True)
+
+
+def test_other_versions_and_another_gpu_are_named(run):
+    begun = read_identity(run / "state")
+    assert {"qvg", "python", "torch", "diffusers"} < begun.versions.keys()
+    begun = begun.model_copy(update={"versions": {"torch": "2.8", "numpy": "2.0", "gpu": "NVIDIA L4"}})
+    now = begun.model_copy(update={"versions": {"torch": "2.9", "numpy": "2.0", "gpu": "NVIDIA H200"}})
+    assert other_versions(begun, now) == ["torch 2.8 then, 2.9 now", "gpu NVIDIA L4 then, NVIDIA H200 now"]
+    assert differences(begun, now) == []
 
 
 def test_only_one_process_works_on_a_run(run):
