@@ -49,15 +49,15 @@ def options(*arguments):
     return [part for text in sets(*arguments) for part in ("--set", text)]
 
 
-def make(weights, num_frames, rows=None):
-    request = Request(backend="longcat", sets=[*sets(weights), f"video.frames={num_frames}"])
+def make(weights, num_frames, rows=None, device="cpu", **changes):
+    request = Request(backend="longcat", sets=[*sets(weights, **changes), f"video.frames={num_frames}"])
     config = load_config(request).config
-    pipeline, plan = load_pipeline(config, torch.device("cpu")), plan_video(config)
+    pipeline, plan = load_pipeline(config, torch.device(device)), plan_video(config)
     if rows is not None:
         pipeline = pipeline.with_rows(rows)
     session = pipeline.start(plan, pipeline.encode_prompt(config.prompt), config.seed)
     results = rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, config.seed))
-    return torch.cat([result.latents for result in results], dim=2)
+    return torch.cat([result.latents.cpu() for result in results], dim=2)
 
 
 def latents_of(folder):
@@ -103,6 +103,22 @@ def test_two_processes_make_what_one_makes(longcat_weights, tmp_path):
     done = subprocess.run(more, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert torch.equal(latents_of(json.loads(done.stdout)["folder"]), make(longcat_weights, 10, OneByOne()))
+
+
+@pytest.mark.gpu
+def test_two_gpus_make_what_one_makes(longcat_weights, tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    command = [*options(longcat_weights), "--set", "model.dtype=float32", "--segments", "1", "--json"]
+    command = [*TORCHRUN, "-m", "qvg_cli", "generate", "--backend", "longcat", *command]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert made["device"] == "cuda:0"
+    expected = make(longcat_weights, 8, OneByOne(), "cuda:0", **{"model.dtype": "float32"})
+    torch.testing.assert_close(latents_of(made["folder"]), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
