@@ -2,9 +2,9 @@
 
 import pytest
 
-from qvg_cli.backends.self_forcing.config import BlockSamplerConfig, SelfForcingConfig
+from qvg_cli.backends.self_forcing.config import BlockSamplerConfig, CheckpointModelConfig, SelfForcingConfig
 from qvg_cli.backends.self_forcing.plan import plan_chunks, plan_video
-from qvg_cli.config import CacheConfig, ModelConfig, VideoConfig
+from qvg_cli.config import CacheConfig, VideoConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
 from qvg_kernels.spec import NoneSpec
@@ -98,7 +98,7 @@ def run_config(**cache) -> SelfForcingConfig:
     return SelfForcingConfig(
         backend="self-forcing",
         prompt="a ball",
-        model=ModelConfig(name="tiny", weights="./tiny"),
+        model=CheckpointModelConfig(name="tiny", weights="./tiny"),
         video=VideoConfig(height=128, width=224, frames=60),
         sampler=sampler(window=12, sink=3),
         cache=CacheConfig(preset="test", k=NoneSpec(), v=NoneSpec(), **cache),
