@@ -65,7 +65,8 @@ def plan_jobs(
     if is_made and loaded.has_default_prompt and prompts is None:
         if start is not None:
             config = config.model_copy(update={"prompt": _prompt_after(start, schedule)})
-        console.note(f"no PROMPT given: {config.prompt!r}")
+        if schedule is None:
+            console.note(f"no PROMPT given: {config.prompt!r}")
     if start is not None:
         config = take_up(start, config, console, is_size_given=has_size(request))
     elif config.source is not None and config.source.image is not None:
