@@ -61,7 +61,7 @@ def make_videos(
         console.note(f"left out: {error}")
     batch.make()
     if shard is not None:
-        shard.write_manifest(folder, batch.videos)
+        shard.write_manifest(folder, batch.videos, bad)
         console.note(f"what has become of each video is in {shard.manifest(folder)}")
     failures = [*batch.failures, *bad]
     if len(planned) == 1 and batch.failures and not bad:

@@ -55,8 +55,13 @@ class Shard:
         """The file that says what has become of the part, written when all of it was tried."""
         return folder / f"{slug(self.file.stem) or 'prompts'}-{self.index}-of-{self.count}.json"
 
-    def write_manifest(self, folder: Path, videos: Sequence[dict[str, Any]]) -> None:
+    def write_manifest(
+        self, folder: Path, videos: Sequence[dict[str, Any]], left_out: Sequence[Exception]
+    ) -> None:
         """Say what has become of every video.
+
+        Args:
+            left_out: What is wrong with lines that name no video; every part names all of them.
 
         Raises:
             QvgError: The file cannot be written.
@@ -69,6 +74,7 @@ class Shard:
             "shard": self.index,
             "shards": self.count,
             "videos": list(videos),
+            "left_out": [str(error) for error in left_out],
         }
         text = json.dumps(content, indent=1) + "\n"
         write_whole(self.manifest(folder), lambda path: path.write_text(text, encoding="utf-8"))

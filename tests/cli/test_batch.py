@@ -74,6 +74,7 @@ def test_lack_of_memory_is_told_once_with_what_held_it(tiny, tmp_path, failing):
 
 def test_a_part_goes_on_where_it_was_stopped(tiny, tmp_path, failing, monkeypatch):
     file = write_jobs(tmp_path / "jobs.jsonl", 0, 1, 2, 3, 4)
+    file.write_text(file.read_text() + "[]\n")
     arguments = ("--prompts", file, "--shard", "1/2", *SHORT, "--out", tmp_path / "out")
     manifest = tmp_path / "out" / "self-forcing" / "jobs-1-of-2.json"
     with monkeypatch.context() as patch:
@@ -89,6 +90,8 @@ def test_a_part_goes_on_where_it_was_stopped(tiny, tmp_path, failing, monkeypatc
         (2, "failed"),
         (4, "complete"),
     ]
+    assert [said.partition(":")[0] for said in written["left_out"]] == [f"{file} line 6"]
+    write_jobs(file, 0, 1, 2, 3, 4)
     made = {path: path.stat().st_mtime_ns for path in manifest.parent.glob("*/latents.safetensors")}
     monkeypatch.undo()
     result = tiny(*arguments)
