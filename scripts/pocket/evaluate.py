@@ -79,7 +79,7 @@ class Checkpoint:
         for part in latents.split(batch):
             with autocast(self.device):
                 video = self.vae.decode(denormalize_latents(self.vae, part)).sample.float()
-            clips.append(_to_bytes(video / 2 + 0.5))
+            clips.append(to_bytes(video / 2 + 0.5))
         return np.concatenate(clips)
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ class Checkpoint:
         return self.vae.decode(mean).sample / 2 + 0.5
 
 
-def _to_bytes(video: Tensor) -> np.ndarray:
+def to_bytes(video: Tensor) -> np.ndarray:
     return (video.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
@@ -110,7 +110,7 @@ def make_templates(device: torch.device) -> dict[str, list[Blob]]:
             for size in ("small", "large")
             for camera in CAMERAS
         ]
-        frames = _to_bytes(render_clips(make_scenes(specs, generator).to(device), 2, start=40))
+        frames = to_bytes(render_clips(make_scenes(specs, generator).to(device), 2, start=40))
         blobs = [find_blob(frame.astype(np.float32) / 255) for clip in frames for frame in clip]
         templates[shape] = [blob for blob in blobs if blob is not None]
     return templates
@@ -202,8 +202,8 @@ def evaluate(arguments: argparse.Namespace) -> dict:
             "reconstruction_psnr",
             round(float(np.mean([psnr(t, a) for t, a in zip(truth, again, strict=True)])), 2),
         )
-        note("detector_on_renders", score(_to_bytes(truth), specs[:count]))
-        note("detector_on_reconstructions", score(_to_bytes(again), specs[:count]))
+        note("detector_on_renders", score(to_bytes(truth), specs[:count]))
+        note("detector_on_reconstructions", score(to_bytes(again), specs[:count]))
     for seconds, (frames, _) in ROLLOUTS.items():
         if str(seconds) not in arguments.parts:
             continue

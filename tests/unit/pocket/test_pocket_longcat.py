@@ -1,0 +1,121 @@
+"""What trains the pocket LongCat computes what the family's cached inference computes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from qvg_cli.backends.longcat.plan import plan_chunks
+from qvg_cli.backends.longcat.schedule import Sampling, guided_schedule
+from qvg_cli.backends.longcat.session import LongCatSession
+from qvg_cli.backends.longcat.weights import Checkpoint
+from qvg_cli.cache.kv_cache import CodecPair, KVCache
+from qvg_cli.plan import VideoPlan
+from qvg_kernels.codec import build_codec
+from qvg_kernels.spec import NoneSpec
+from scripts.pocket.adapter import MODULES, Adapter
+from scripts.pocket.longcat import CONFIG, Prompts, WindowForward, build_transformer, sample
+from scripts.pocket.train_longcat import save_transformer
+
+TINY = replace(CONFIG, hidden_size=128, num_heads=2, depth=2, caption_channels=24, adaln_tembed_dim=16)
+FRAMES, HEIGHT, WIDTH = 5, 4, 6
+GUIDANCE = 2.5
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = build_transformer(TINY).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+        parameter.copy_(parameter.bfloat16())
+    return model
+
+
+def random_prompts(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(8) < torch.randint(1, 8, (count, 1), generator=generator)
+    return Prompts(torch.randn(count, 8, 24, generator=generator) * mask[..., None], mask)
+
+
+def make_clip(model, noise, given, rows):
+    """One clip through the session: the cache filled by the given frames, then the guided steps."""
+    count = given.shape[2]
+    plan = VideoPlan(
+        chunks=plan_chunks(FRAMES, window=FRAMES, condition_frames=max(count, 2), context_frames=count),
+        tokens_per_frame=HEIGHT * WIDTH // 4,
+        latent_shape=(16, HEIGHT, WIDTH),
+        height=8 * HEIGHT,
+        width=8 * WIDTH,
+    )
+    codec = build_codec(NoneSpec())
+    pair = CodecPair(codec, codec)
+    cache = KVCache(
+        plan,
+        [(chunk.commits,) for chunk in plan.chunks],
+        num_layers=TINY.depth,
+        layer_width=TINY.hidden_size,
+        packed=pair,
+        unpacked=pair,
+        seed=0,
+    )
+    text = model.embed_text(rows.states, rows.mask)
+    schedule = guided_schedule(3, 12.0)
+    session = LongCatSession(model, cache, text, Sampling(schedule, schedule, GUIDANCE))
+    chunk = plan.chunks[-1]
+    if count:
+        session.clean_pass(chunk, chunk.prefill, given)
+    return session.denoise(chunk, lambda: noise, lambda: None)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_windows_equal_the_cached_session(model, given):
+    torch.manual_seed(given)
+    window = torch.randn(2, 16, FRAMES, HEIGHT, WIDTH)
+    prompts, negative = random_prompts(2, 1), random_prompts(2, 2)
+    condition = window[:, :, :given] if given else None
+    made = sample(
+        WindowForward(model),
+        guided_schedule(3, 12.0),
+        window[:, :, given:],
+        prompts,
+        condition=condition,
+        negative=negative,
+        guidance=GUIDANCE,
+    )
+    for i in range(2):
+        rows = Prompts(
+            *(torch.stack([getattr(p, n)[i] for p in (negative, prompts)]) for n in ("states", "mask"))
+        )
+        clip = make_clip(model, window[i : i + 1, :, given:], window[i : i + 1, :, :given], rows)
+        torch.testing.assert_close(made[i : i + 1], clip, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_saved_adapter_is_the_trained_one(model, tmp_path):
+    torch.manual_seed(1)
+    adapter = Adapter(model, rank=4)
+    for parameter in adapter.parameters():
+        parameter.copy_((0.2 * torch.randn_like(parameter)).bfloat16())
+    path = tmp_path / "lora" / "cfg_step_lora.safetensors"
+    adapter.save(path)
+    save_transformer(model, tmp_path / "dit")
+    checkpoint = Checkpoint(tmp_path / "dit", [path])
+    loaded = checkpoint.load(dtype=torch.float32, device=torch.device("cpu"))
+
+    window, prompts = torch.randn(1, 16, FRAMES, HEIGHT, WIDTH), random_prompts(1, 3)
+    forward, levels = WindowForward(model), torch.tensor([700.0])
+    trained = forward(window, levels, prompts, weights=adapter.merged(forward.weights()))
+    assert (trained - forward(window, levels, prompts)).abs().max() > 0.1
+    torch.testing.assert_close(WindowForward(loaded)(window, levels, prompts), trained, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_adapter_learns(model):
+    adapter, forward = Adapter(model, rank=2), WindowForward(model)
+    window, prompts = torch.randn(1, 16, FRAMES, HEIGHT, WIDTH), random_prompts(1, 4)
+    flow = forward(window, torch.tensor([900.0]), prompts, given=2, weights=adapter.merged(forward.weights()))
+    flow.square().mean().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    learning = {name for name, up in adapter.up.items() if up.grad.abs().max() > 0}
+    assert len(learning) == TINY.depth * len(MODULES)
