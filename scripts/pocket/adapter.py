@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qvg_cli.backends.longcat.model import LongCatTransformer
@@ -66,8 +66,15 @@ class Adapter(nn.Module):
         up, down = self.up[name], self.down[name]
         return FACTOR * torch.bmm(up, down.unflatten(0, (len(up), -1))).flatten(0, 1)
 
-    def save(self, path: Path) -> None:
-        """Write the published kind of file, bf16."""
+    def load(self, path: Path) -> None:
+        """Take the matrices of a file that `save` wrote for a model of this form."""
+        saved = load_file(path)
+        with torch.no_grad():
+            for name, tensor in self._named().items():
+                tensor.copy_(saved[name])
+
+    def _named(self) -> dict[str, Tensor]:
+        """Down matrices, and parts of the up ones, by their names in the file."""
         tensors = {}
         for name, down in self.down.items():
             stem = f"lora{_DOT}{name.replace('/', _DOT)}"
@@ -75,8 +82,14 @@ class Adapter(nn.Module):
             tensors[f"{stem}.lora_down.weight"] = down.detach()
             for part, up in enumerate(ups):
                 leaf = f"lora_up.blocks.{part}.weight" if len(ups) > 1 else "lora_up.weight"
-                tensors[f"{stem}.{leaf}"] = up.clone()
-            tensors[f"{stem}.alpha_scale"] = torch.tensor(FACTOR)
+                tensors[f"{stem}.{leaf}"] = up
+        return tensors
+
+    def save(self, path: Path) -> None:
+        """Write the published kind of file, bf16."""
+        tensors = {name: tensor.clone() for name, tensor in self._named().items()}
+        stems = {name.partition(".")[0] for name in tensors}
+        tensors.update({f"{stem}.alpha_scale": torch.tensor(FACTOR) for stem in stems})
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.to("cpu", torch.bfloat16) for name, tensor in tensors.items()}, path)
 

@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100, help="prompt/seed pairs")
     parser.add_argument("--segments", type=int, default=2, help="segments after each base clip")
     parser.add_argument("--checks", type=int, default=20, help="rendered clips to go on from")
-    parser.add_argument("--guided-steps", type=int, nargs="+", default=[GUIDED_STEPS])
+    parser.add_argument("--guided-steps", type=int, nargs="*", default=[GUIDED_STEPS])
     parser.add_argument("--guidance", type=float, nargs="+", default=[GUIDANCE], help="scales to try")
     parser.add_argument("--distilled", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--batch", type=int, default=100, help="clips made together")

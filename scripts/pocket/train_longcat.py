@@ -31,13 +31,16 @@ from scripts.pocket.vae import make_fast
 from scripts.pocket.windows import TextReader, Windows, draw_prompts, make_windows
 
 POCKET = Path(__file__).resolve().parents[2] / "qvg_cli" / "data" / "pocket"
+ADAPTER = Path("lora", "cfg_step_lora.safetensors")
 # Given frames of a window, and how often.
-GIVEN, GIVEN_SHARES = (0, 1, CONDITION_FRAMES), (0.45, 0.10, 0.45)
+GIVEN, GIVEN_SHARES = (0, 1, CONDITION_FRAMES), (0.40, 0.20, 0.40)
 PROMPT_DROPOUT = 0.1
 # The sampler's shift leaves few levels to the lower half, where a gentler one puts every second clip.
 GENTLE_SHIFT = 3.0
 # The error on a cell of the object counts this much more: it is a few percent of the picture.
 OBJECT_WEIGHT = 8.0
+# The first frame of a window stands for one pixel frame, the others for four: a kind of its own, and rare.
+FIRST_FRAME_WEIGHT = 4.0
 OWN_PAST_FROM, OWN_PAST_SHARE = 0.25, 0.5
 OWN_PAST_LEVELS = (0.5, 0.85)
 
@@ -50,9 +53,15 @@ def draw_levels(count: int, generator: torch.Generator) -> Tensor:
     return shift * even / (1 + (shift - 1) * even)
 
 
-def weighted_error(error: Tensor, objects: Tensor) -> Tensor:
-    """Mean of `[B, C, F, h, w]` errors in which the `objects` `[B, F, h, w]` weigh more."""
+def weighted_error(error: Tensor, objects: Tensor, *, has_first: bool) -> Tensor:
+    """Mean of `[B, C, F, h, w]` errors in which the `objects` `[B, F, h, w]` weigh more.
+
+    Args:
+        has_first: Whether frame 0 is the first of a window, which weighs more too.
+    """
     weight = 1 + OBJECT_WEIGHT * objects
+    if has_first:
+        weight[:, 0] *= FIRST_FRAME_WEIGHT
     return (error.mean(dim=1) * weight).sum() / weight.sum()
 
 
@@ -110,7 +119,8 @@ class Trainer:
         noise, share = torch.randn_like(new), level.view(-1, 1, 1, 1, 1)
         window = torch.cat([spoil(condition), (1 - share) * new + share * noise], dim=2)
         flow = self.forward(window, 1000 * level, prompts, given=given)
-        return weighted_error((flow - (new - noise)).square(), windows.objects[index][:, given:])
+        error = (flow - (new - noise)).square()
+        return weighted_error(error, windows.objects[index][:, given:], has_first=not given)
 
     def _chance(self) -> float:
         return float(torch.rand(1, generator=self.generator))
@@ -150,6 +160,8 @@ class Trainer:
     def train_adapter(self, windows: Windows, clock: Clock, log: Log) -> None:
         """Train the adapter of the frozen transformer until the time is used."""
         adapter = Adapter(self.model).to(self.device)
+        if self.arguments.resume and (path := self.arguments.resume / ADAPTER).exists():
+            adapter.load(path)
         averaged, step = Averaged({"lora": adapter}, decay=0.99), 0
         optimizer = self._optimizer(adapter, self.arguments.adapter_lr)
         count = self.arguments.batch
@@ -166,7 +178,7 @@ class Trainer:
             step += 1
             log.add("adapter", step, clock, loss)
         averaged.swap()
-        adapter.save(self.arguments.out / "lora" / "cfg_step_lora.safetensors")
+        adapter.save(self.arguments.out / ADAPTER)
 
     def _step(
         self,
@@ -236,7 +248,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="gets dit/ and lora/")
     parser.add_argument("--pocket", type=Path, default=POCKET, help="folder of the VAE and the text side")
-    parser.add_argument("--resume", type=Path, help="folder with dit/ to go on from")
+    parser.add_argument("--resume", type=Path, help="folder with dit/ and lora/ to go on from")
     parser.add_argument("--minutes", type=float, default=7.0, help="time budget, the windows included")
     parser.add_argument(
         "--adapter-from",

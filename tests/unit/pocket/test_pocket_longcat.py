@@ -108,6 +108,9 @@ def test_the_saved_adapter_is_the_trained_one(model, tmp_path):
     forward, levels = WindowForward(model), torch.tensor([700.0])
     trained = forward(window, levels, prompts, weights=adapter.merged(forward.weights()))
     assert (trained - forward(window, levels, prompts)).abs().max() > 0.1
+    again = Adapter(model, rank=4)
+    again.load(path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), adapter.parameters(), strict=True))
     torch.testing.assert_close(WindowForward(loaded)(window, levels, prompts), trained, atol=1e-5, rtol=1e-5)
 
 
