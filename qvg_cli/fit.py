@@ -139,7 +139,7 @@ class _Device:
         self._sizes = sizes
         self._element_bytes = element_bytes
         self._workspace_bytes = config.cache.workspace_mib * 2**20
-        self._transformer_bytes = _transformer_bytes(sizes, config.memory, element_bytes)
+        self._working_bytes, self._idle_bytes = _transformer_bytes(sizes, config.memory, element_bytes)
         self._pixels = plan.height * plan.width
 
     def moment(self, chunk: ChunkPlan, sample: MemorySample) -> Moment:
@@ -153,7 +153,7 @@ class _Device:
         features = int(vae.feature_bytes * self._pixels * self._element_bytes / 2)
         working = {
             **common,
-            "transformer": self._transformer_bytes,
+            "transformer": self._working_bytes,
             "VAE": 0 if is_parked else self._sizes.vae_bytes,
             "pass": self._pass_bytes(chunk),
             # Nothing is remembered before the first frames are decoded.
@@ -162,7 +162,7 @@ class _Device:
         decoding = {
             **common,
             "cache": total(sample.end_bytes),
-            "transformer": 0 if self._memory.transformer == "parked" else self._transformer_bytes,
+            "transformer": self._idle_bytes,
             "VAE": self._sizes.vae_bytes,
             "pass": 0,
             "decoding": self._decoding_bytes(chunk),
@@ -185,10 +185,11 @@ class _Device:
         return int(self._pixels * pixel_bytes * self._element_bytes / 2 * _CONVOLUTION_WORK)
 
 
-def _transformer_bytes(sizes: ModelSizes, memory: MemoryConfig, element_bytes: int) -> int:
-    """Weights of the transformer that are on the device while it works."""
+def _transformer_bytes(sizes: ModelSizes, memory: MemoryConfig, element_bytes: int) -> tuple[int, int]:
+    """Weights of the transformer that are on the device while it works, and while pixels are made."""
     saved = sizes.matrix_values * (element_bytes - 1) if memory.weights == "fp8" else 0
+    whole = sizes.transformer_bytes - saved
     if memory.transformer != "streamed":
-        return sizes.transformer_bytes - saved
+        return whole, 0 if memory.transformer == "parked" else whole
     others = sizes.transformer_bytes - sizes.num_layers * sizes.block_bytes
-    return others + _STREAMED_BLOCKS * (sizes.block_bytes - saved // sizes.num_layers)
+    return others + _STREAMED_BLOCKS * (sizes.block_bytes - saved // sizes.num_layers), others
