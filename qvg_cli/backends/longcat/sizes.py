@@ -24,7 +24,7 @@ _FLOAT32_VALUES = 610_018_368
 _BLOCK_VALUES, _BLOCK_FLOAT32_VALUES = 282_132_992, 12_607_488
 _MATRIX_VALUES = 12_936_806_400
 _TOKEN_VALUES = 10.04
-"""Values a channel at the fullest moment of a block: 82,200 bytes a token of a base clip, in bf16 on a GPU."""
+"""Values a channel at the fullest moment of a block: 82,200 bytes a token of a base clip, bf16, GPU."""
 
 
 def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
