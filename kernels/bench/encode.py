@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import TypeAdapter
+from peer import encode_by_peer
+from presets import load_preset
+from timing import copy_bandwidth, time_alone
 from torch import Tensor
 
-from qvg_kernels.codec import Codec, FiniteCheck, build_codec
-from qvg_kernels.spec import CodecSpec
+from qvg_kernels.codec import Codec, FiniteCheck, PackedTensor, build_codec, encode_pair
 
 SHAPES = {
     "self-forcing span of 37,440": (1, 12, 37440, 128),
@@ -46,7 +45,8 @@ def main() -> None:
     for name, shape in list(SHAPES.items())[: options.shapes]:
         key, value = make_span(*shape, seed=1), make_span(*shape, seed=2)
         for preset in options.presets.split(","):
-            codecs = load_codecs(preset)
+            specs = load_preset(preset)
+            codecs = build_codec(specs.key), build_codec(specs.value)
             rows.append({"shape": name, "preset": preset, **measure(codecs, key, value, bandwidth)})
         if options.peer:
             rows.append({"shape": name, "preset": "quant-videogen", **time_peer(key, value)})
@@ -74,27 +74,15 @@ def make_span(batch: int, heads: int, tokens: int, head_dim: int, *, seed: int) 
     return span.transpose(1, 2)
 
 
-def load_codecs(preset: str) -> tuple[Codec, Codec]:
-    """Codecs of a preset's keys and values."""
-    path = Path(__file__).parents[2] / "configs" / "cache" / f"{preset}.yaml"
-    settings = yaml.safe_load(path.read_text())
-    adapter: TypeAdapter[CodecSpec] = TypeAdapter(CodecSpec)
-    return build_codec(adapter.validate_python(settings["k"])), build_codec(
-        adapter.validate_python(settings["v"])
-    )
-
-
 def measure(codecs: tuple[Codec, Codec], key: Tensor, value: Tensor, bandwidth: float) -> dict[str, Any]:
     """Error in dB beside the reference's, and medians in milliseconds of keys and values together."""
     checks: list[FiniteCheck] = []
+    packed: list[PackedTensor] = []
 
     def encode() -> None:
         checks.clear()
-        packed.clear()
-        for codec, span in zip(codecs, (key, value), strict=True):
-            packed.append(codec.encode(span, seed=1, checks=checks))
+        packed[:] = encode_pair(codecs, (key, value), (1, 1), checks)
 
-    packed: list[Any] = []
     started = time.perf_counter()
     encode()
     torch.cuda.synchronize()
@@ -106,7 +94,7 @@ def measure(codecs: tuple[Codec, Codec], key: Tensor, value: Tensor, bandwidth: 
         raise SystemExit(f"the kernels lose {difference:.3f} dB more than the reference")
     stored = sum(sum(entry.payload_bytes().values()) for entry in packed)
     moved = 2 * (key.numel() + value.numel()) + stored
-    median = time_events(encode)
+    median = time_alone(encode, ROUNDS)
     replay = time_replay(encode)
     return {
         "difference_db": difference,
@@ -128,20 +116,6 @@ def error_of(codec: Codec, span: Tensor, kernels: str) -> float:
     return float(10 * torch.log10((decoded - values).square().sum() / total))
 
 
-def time_events(run: Callable[[], None], rounds: int = ROUNDS) -> float:
-    """Median milliseconds by CUDA events."""
-    run()
-    times = []
-    for _ in range(rounds):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return statistics.median(times)
-
-
 def time_replay(run: Callable[[], None]) -> float | None:
     """Median milliseconds of a CUDA graph's replays; none where drawing starts cannot be captured."""
     graph = torch.cuda.CUDAGraph()
@@ -150,34 +124,17 @@ def time_replay(run: Callable[[], None]) -> float | None:
             run()
     except RuntimeError:
         return None
-    return time_events(graph.replay)
-
-
-def copy_bandwidth() -> float:
-    """Bytes a second of a device copy, read and written."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    return 2 * source.numel() / (time_events(lambda: target.copy_(source)) / 1000)
+    return time_alone(graph.replay, ROUNDS)
 
 
 def time_peer(key: Tensor, value: Tensor) -> dict[str, float]:
-    """Milliseconds of quant-videogen's first and median call: one stage, blocks of 64, two rounds."""
-    from quant_videogen.compress import compress_kv_cache, get_quantize_fn
-    from quant_videogen.sim.quant.quantize_config import QuantizeConfig
-
-    config = QuantizeConfig(
-        quant_type="triton-nstages-kmeans-int2", kmeans_max_iters=2, quant_block_size=64, num_prq_stages=1
-    )
+    """Milliseconds of quant-videogen's first and median call."""
     keys, values = key.contiguous(), value.contiguous()
-    quantize = get_quantize_fn(config.quant_type, config)
-
-    def encode() -> None:
-        compress_kv_cache(keys, values, config.quant_type, config, quantize)
-
     started = time.perf_counter()
-    encode()
+    encode_by_peer(keys, values)
     torch.cuda.synchronize()
-    return {"first_ms": 1000 * (time.perf_counter() - started), "eager_ms": time_events(encode)}
+    first = time.perf_counter() - started
+    return {"first_ms": 1000 * first, "eager_ms": time_alone(lambda: encode_by_peer(keys, values), ROUNDS)}
 
 
 def print_table(result: dict[str, Any]) -> None:

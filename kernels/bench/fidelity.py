@@ -13,49 +13,19 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-import yaml
 from figures import Row, write_plot, write_table
 from measures import AttentionProbe, error_db, gain, rope_3d
-from pydantic import Field, TypeAdapter
+from presets import Preset, load_presets
 from safetensors.torch import load_file
 from synthetic import FRAME, LEVELS, Sample, make_sample
 
 from qvg_kernels.codec import build_codec
-from qvg_kernels.spec import CodecSpec
 
-PRESETS = Path(__file__).resolve().parents[2] / "configs" / "cache"
 SHARPNESS = (8.0, 3.0)
 NUM_QUERIES = 256
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A cache preset's two codecs."""
-
-    name: str
-    key: Any
-    value: Any
-
-
-def load_presets(texts: list[str]) -> list[Preset]:
-    """Presets written `name` or `name:knob=value,knob=value`; all that pack anything if there are none."""
-    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[CodecSpec, Field(discriminator="scheme")])
-    presets = []
-    for text in texts or sorted(path.stem for path in PRESETS.glob("*.yaml")):
-        name, _, knobs = text.partition(":")
-        settings = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
-        for knob in filter(None, knobs.split(",")):
-            key, _, value = knob.partition("=")
-            settings["k"][key] = settings["v"][key] = yaml.safe_load(value)
-        preset = Preset(text, adapter.validate_python(settings["k"]), adapter.validate_python(settings["v"]))
-        if texts or preset.key.scheme not in ("none", "bf16"):
-            presets.append(preset)
-    return presets
 
 
 def require_whole_frames(span: int, frame_tokens: int) -> None:

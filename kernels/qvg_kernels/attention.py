@@ -20,7 +20,11 @@ from qvg_kernels.spec import CodecSpec
 from qvg_kernels.workspace import Workspace
 
 Arithmetic = Literal["auto", "fp8", "bf16"]
-"""How packed history is multiplied; "auto" is fp8 where the device has it and the codec is coarser."""
+"""How packed history is multiplied; "auto" is fp8 where the device has it and the codec is coarser.
+
+"fp8" is 8 bits: int8 for queries and keys, e4m3 for weights and values. A rounded query errs alike for all of
+its keys, and int8 rounds it more finely than e4m3 at the same speed (docs/results.md).
+"""
 
 _QUERY_BLOCK = 1024
 
@@ -39,7 +43,7 @@ def how_attended(
         if all(layout is not None for layout in layouts):
             is_packed = all(layout is not None and layout.is_packed for layout in layouts)
             uses_fp8 = is_packed and arithmetic != "bf16" and has_fp8(device)
-            return f"Triton kernels, packed history multiplied in {'fp8' if uses_fp8 else 'bf16'}"
+            return f"Triton kernels, packed history multiplied in {'int8 and fp8' if uses_fp8 else 'bf16'}"
         reason = "a scheme without kernels"
     return f"the torch reference ({reason})"
 

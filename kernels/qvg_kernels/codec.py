@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -157,6 +158,37 @@ def stack_heads(parts: list[dict[str, Tensor]], batch: int) -> dict[str, Tensor]
     """Join what each head was packed into, batch-major, to `[B, H, ...]` tensors."""
     joined = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     return {name: tensor.reshape(batch, -1, *tensor.shape[1:]) for name, tensor in joined.items()}
+
+
+def encode_pair(
+    codecs: tuple[Codec, Codec],
+    spans: tuple[Tensor, Tensor],
+    seeds: tuple[int, int],
+    checks: list[FiniteCheck] | None = None,
+) -> tuple[PackedTensor, PackedTensor]:
+    """Pack a layer's keys and values, on a GPU at the same time: alone, a chunk's leave most of it idle.
+
+    Args:
+        checks: As `Codec.encode` has it.
+    """
+    (key_codec, value_codec), (key, value), (key_seed, value_seed) = codecs, spans, seeds
+    if not value.is_cuda:
+        packed_key = key_codec.encode(key, seed=key_seed, checks=checks)
+        return packed_key, value_codec.encode(value, seed=value_seed, checks=checks)
+    # Memory that is allocated on the second stream is used again only there, after the first stream has come
+    # this far: its users are done with it by then.
+    first, second = torch.cuda.current_stream(value.device), _second_stream(value.device)
+    second.wait_stream(first)
+    packed_key = key_codec.encode(key, seed=key_seed, checks=checks)
+    with torch.cuda.stream(second):
+        packed_value = value_codec.encode(value, seed=value_seed, checks=checks)
+    first.wait_stream(second)
+    return packed_key, packed_value
+
+
+@cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def build_codec(spec: CodecSpec) -> Codec:

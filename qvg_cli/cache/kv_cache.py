@@ -20,7 +20,15 @@ from qvg_cli.errors import QvgError
 from qvg_cli.plan import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.attention import Arithmetic, attend
-from qvg_kernels.codec import Codec, FiniteCheck, NonFiniteError, PackedTensor, build_codec, first_error
+from qvg_kernels.codec import (
+    Codec,
+    FiniteCheck,
+    NonFiniteError,
+    PackedTensor,
+    build_codec,
+    encode_pair,
+    first_error,
+)
 from qvg_kernels.placement import Placement
 from qvg_kernels.segments import GivenSegment, History, StoredSegment
 from qvg_kernels.spec import PayloadBytes
@@ -194,14 +202,13 @@ class LayerCache:
         value_seed = derive_seed(self.seed, "value", self.index, frames[0])
         checks: list[FiniteCheck] = []
         try:
-            packed_key = codecs.key.encode(key, seed=key_seed, checks=checks)
-            packed_value = codecs.value.encode(value, seed=value_seed, checks=checks)
+            pair = encode_pair((codecs.key, codecs.value), (key, value), (key_seed, value_seed), checks)
         except NonFiniteError as error:
             raise self.refuse(frames, error) from error
         except ValueError as error:
             raise QvgError(f"cannot cache layer {self.index}: {error}") from error
         self.unsettled += [(frames, check) for check in checks]
-        return Entry(frames, codecs, packed_key, packed_value)
+        return Entry(frames, codecs, *pair)
 
     def refuse(self, frames: Frames, error: NonFiniteError) -> QvgError:
         """What to tell about a value of `frames` that is not finite."""

@@ -36,9 +36,13 @@ def placement_of(name, frames):
 
 
 def values_of(frames, heads, seed):
+    """Clusters and noise: the mean of noise alone is nearly zero, and any error large beside it."""
     generator = torch.Generator("cuda").manual_seed(seed)
     tokens = frames * ROWS * COLUMNS
-    return torch.randn(1, tokens, heads, 128, generator=generator, device="cuda").bfloat16().transpose(1, 2)
+    centres = torch.randn(1, 16, heads, 128, generator=generator, device="cuda")
+    ids = torch.randint(0, 16, (tokens,), generator=generator, device="cuda")
+    noise = torch.randn(1, tokens, heads, 128, generator=generator, device="cuda")
+    return (centres[:, ids] + 0.5 * noise).bfloat16().transpose(1, 2)
 
 
 def make_call(spec, *, spans, heads=12, placement="rotary"):
@@ -99,6 +103,23 @@ def test_two_calls_give_the_same_bits():
     query, history, given = make_call(FittedSpec(), spans=20)
     first = attention.attend(query, history, given, Workspace())
     assert torch.equal(first, attention.attend(query, history, given, Workspace()))
+
+
+def test_what_a_call_launches_is_compiled_in_its_rehearsal(monkeypatch):
+    from triton.runtime.jit import JITFunction
+
+    compile_, in_rehearsal = JITFunction._do_compile, []
+
+    def noted(self, *arguments):
+        in_rehearsal.append(arguments[-1])
+        return compile_(self, *arguments)
+
+    monkeypatch.setattr(JITFunction, "_do_compile", noted)
+    # No other test attends to float16 queries.
+    query, history, given = make_call(FittedSpec(), spans=2, heads=5)
+    attention.attend(query.half(), history, given, Workspace())
+    assert len(in_rehearsal) > 2
+    assert all(in_rehearsal)
 
 
 def test_a_call_does_not_wait_for_the_device():

@@ -1,10 +1,10 @@
 """Attention of many queries to a run of decoded keys, carried from run to run by its state.
 
-A run lies in the workspace: e4m3 with transposed values for the packed history, the queries' dtype for the
-rest. e4m3 keys lie at `stored_row`, the order in which a thread that computed the weights of 16 keys needs
-them as an operand. A state is a maximum, a total and an output for each query, float32 and in base 2: total
-and output are sums of `2 ** (logit - maximum)`. Invariant: a state does not depend on where its keys came
-from, so runs of both dtypes follow one another, and several states of one query merge into one.
+A run lies in the workspace: int8 keys and transposed e4m3 values for the packed history, the queries' dtype
+for the rest. int8 keys lie at `stored_row`, the order in which a thread that computed the weights of 16 keys
+needs them as an operand. A state is a maximum, a total and an output for each query, float32 and in base 2:
+total and output are sums of `2 ** (logit - maximum)`. Invariant: a state does not depend on where its keys
+came from, so runs of both kinds follow one another, and several states of one query merge into one.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from qvg_kernels.gpu.numbers import int8_of
+from qvg_kernels.gpu.rehearsal import kernel
+
 LOWEST = tl.constexpr(-1.0e30)
 """Logit of keys beyond the last, and maximum of no keys: finite, as the difference of infinities is NaN."""
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+INTEGERS = tl.constexpr(12582912.0)
+"""A float32 whose last bit counts ones: a product of int8 values added to its bits is added to its value."""
+
 
 @triton.jit
 def stored_row(keys):
-    """Row at which e4m3 key number `keys` lies: bits t1 t0 i e of the number become i t1 t0 e."""
+    """Row at which int8 key number `keys` lies: bits t1 t0 i e of the number become i t1 t0 e."""
     return (keys & ~15) | ((keys & 2) << 2) | ((keys & 12) >> 1) | (keys & 1)
 
 
@@ -32,22 +38,30 @@ def _stored_key(rows):
 
 @triton.jit
 def _take_keys(
-    query, factor, maximum, total, output, keys, values, key_row, value_row, start, stop, num_keys,
+    query, factor, zero, maximum, total, output, keys, values, key_row, value_row, start, stop, num_keys,
     IS_FP8: tl.constexpr, IS_MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Take keys `start` to `stop`, in blocks of BLOCK_N, into the state of BLOCK_M queries."""
+    """Take keys `start` to `stop`, in blocks of BLOCK_N, into the state of BLOCK_M queries.
+
+    Args:
+        factor: `[BLOCK_M]`, of the products.
+        zero: `[BLOCK_M]`, the factor times what products are too large by.
+    """
     # The least e4m3 value is 2**-9: with weights up to 2**8 those down to 2**-17 of the largest count.
     LIFT: tl.constexpr = 8.0 if IS_FP8 else 0.0
     for at in tl.range(start, stop, BLOCK_N, num_stages=STAGES):
         key = keys.load([key_row + at, 0])
-        logits = tl.dot(query, key.T)
+        if IS_FP8:
+            logits = (tl.dot(query, key.T, out_dtype=tl.int32) + 0x4B400000).to(tl.float32, bitcast=True)
+        else:
+            logits = tl.dot(query, key.T)
         if IS_MASKED:
             number = at + tl.arange(0, BLOCK_N)
             number = _stored_key(number) if IS_FP8 else number
             logits = tl.where(number[None, :] < num_keys, logits, LOWEST)
-        raised = tl.maximum(maximum, tl.max(logits, 1) * factor - LIFT)
-        weights = tl.exp2(logits * factor[:, None] - raised[:, None])
+        raised = tl.maximum(maximum, tl.max(logits, 1) * factor - zero - LIFT)
+        weights = tl.exp2(logits * factor[:, None] - (raised + zero)[:, None])
         decay = tl.exp2(maximum - raised)
         total = total * decay + tl.sum(weights, 1)
         value = values.load([value_row, at]).T if IS_FP8 else values.load([value_row + at, 0])
@@ -62,7 +76,7 @@ def _take_keys(
     return maximum, total, output
 
 
-@triton.jit
+@kernel()
 def attend_kernel(
     query, keys, values, key_units, value_units, state_maximum, state_total, state_output, output,
     query_batch, query_head, query_token, output_batch, output_head, output_token,
@@ -83,13 +97,15 @@ def attend_kernel(
     value_unit = 1.0
     if IS_FP8:
         wide = loaded.to(tl.float32)
-        query_unit = tl.maximum(tl.max(tl.abs(wide), 1), 1.0e-12) / 448.0
-        matched = (wide / query_unit[:, None]).to(tl.float8e4nv)
+        query_unit = tl.maximum(tl.max(tl.abs(wide), 1), 1.0e-12) / 127.0
+        matched = int8_of(wide / query_unit[:, None])
         factor = query_unit * (tl.load(key_units + key_head) * scale * LOG2_E)
+        zero = factor * INTEGERS
         value_unit = tl.load(value_units + key_head)
     else:
         matched = loaded
         factor = tl.full([BLOCK_M], 1.0, tl.float32) * (scale * LOG2_E)
+        zero = tl.zeros([BLOCK_M], tl.float32)
 
     maximum = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -116,13 +132,13 @@ def attend_kernel(
     key_row = key_head * pitch
     value_row = key_head * HEAD_DIM if IS_FP8 else key_row
     maximum, total, gathered = _take_keys(
-        matched, factor, maximum, total, gathered, keys, values, key_row, value_row, start, whole, stop,
+        matched, factor, zero, maximum, total, gathered, keys, values, key_row, value_row, start, whole, stop,
         IS_FP8, False, BLOCK_M, BLOCK_N, STAGES,
     )  # fmt: skip
     if whole < stop:
         maximum, total, gathered = _take_keys(
-            matched, factor, maximum, total, gathered, keys, values, key_row, value_row, whole, stop, stop,
-            IS_FP8, True, BLOCK_M, BLOCK_N, 1,
+            matched, factor, zero, maximum, total, gathered, keys, values, key_row, value_row,
+            whole, stop, stop, IS_FP8, True, BLOCK_M, BLOCK_N, 1,
         )  # fmt: skip
 
     if IS_FINAL:

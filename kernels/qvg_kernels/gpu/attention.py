@@ -16,9 +16,13 @@ from qvg_kernels.gpu import launch
 from qvg_kernels.gpu.attend import attend_kernel
 from qvg_kernels.gpu.budget import PART_ALIGNMENT, cut_attention, round_up
 from qvg_kernels.gpu.place import copy_placed
-from qvg_kernels.gpu.runs import Run, Side, decode_part, runs_of
+from qvg_kernels.gpu.rehearsal import rehearse
+from qvg_kernels.gpu.runs import Run, Side, Tiles, decode_part, runs_of
 from qvg_kernels.segments import GivenSegment, History
 from qvg_kernels.workspace import Workspace
+
+_Units = tuple[Tensor | None, Tensor | None]
+"""Of keys and of values."""
 
 
 @dataclass
@@ -49,7 +53,7 @@ class _Group:
         self,
         key: Tensor,
         value: Tensor,
-        units: tuple[Tensor | None, Tensor | None] | None,
+        units: _Units | None,
         num_keys: int,
         is_final: bool,
         key_batch: int,
@@ -58,8 +62,8 @@ class _Group:
 
         Args:
             key: `[key_batch * h * pitch, D]`.
-            value: Likewise, or `[key_batch * h * D, pitch]` where `units`, those of keys and values, say
-                e4m3.
+            value: Likewise, or `[key_batch * h * D, pitch]` where `units`, those of keys and values, say 8
+                bits.
             key_batch: Items of the batch that keys are given for; one serves all items of the queries.
         """
         num_queries, head_dim = self.query.shape[2:]
@@ -83,6 +87,12 @@ class _Group:
         )  # fmt: skip
         self.num_states = self.splits
 
+    def finish(self, buffer: Tensor) -> None:
+        """Merge the states into the output: a last call without keys, `buffer` stands in for them."""
+        blocks = launch.attend_table(buffer.device).wide
+        nothing, _ = _pair(buffer, blocks.keys, self.query.shape[3], self.query.dtype)
+        self.attend(nothing, nothing, None, 0, is_final=True, key_batch=self.query.shape[0])
+
 
 def attend(
     query: Tensor, history: History, given: GivenSegment, workspace: Workspace, *, uses_fp8: bool
@@ -90,8 +100,22 @@ def attend(
     """See `qvg_kernels.attention.attend`; none if a segment's scheme has no kernels.
 
     Args:
-        uses_fp8: Whether packed runs are read as e4m3.
+        uses_fp8: Whether packed runs are read as int8 keys and e4m3 values.
     """
+    kinds = {(s.key_codec.spec, s.value_codec.spec, type(s.value_placement)) for s in history.segments}
+    key = (query.shape, query.stride(), query.dtype, query.device, uses_fp8, frozenset(kinds))
+
+    def rehearsal() -> None:
+        # What kernels prepare is not kept, since none has run.
+        _attend(query, History(history.segments), given, workspace, uses_fp8)
+
+    rehearse(query.device, key, rehearsal)
+    return _attend(query, history, given, workspace, uses_fp8)
+
+
+def _attend(
+    query: Tensor, history: History, given: GivenSegment, workspace: Workspace, uses_fp8: bool
+) -> Tensor | None:
     runs = _prepared_runs(history)
     if runs is None:
         return None
@@ -111,16 +135,21 @@ def attend(
     )  # fmt: skip
     # Queries of a token lie together, so that joining the heads moves nothing.
     output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)
+    groups = [slice(first, min(first + cut.heads, heads)) for first in range(0, heads, cut.heads)]
+    # Before the other stream waits for this one.
+    parts = [run.parts(tokens, device) for run, tokens in zip(runs, cut.part_tokens[:-1], strict=True)]
+    units = [[(_units(run.key, some), _units(run.value, some)) for run in runs] for some in groups]
     buffer = workspace.take(cut.workspace_bytes, device)
     buffers = _Buffers(buffer[cut.state_bytes :].split(cut.part_bytes), device)
-    for first in range(0, heads, cut.heads):
-        group_heads = min(cut.heads, heads - first)
-        some = slice(first, first + group_heads)
-        state = _states(buffer, (cut.splits, batch * group_heads, num_queries), head_dim)
-        group = _Group(query[:, some], output[:, some], first, group_heads, cut.splits, state)
-        for run, is_fp8, part_tokens in zip(runs, fp8_runs, cut.part_tokens[:-1], strict=True):
-            _attend_run(group, run, is_fp8, part_tokens, buffers, heads)
-        _attend_given(group, given, cut.part_tokens[-1], buffers)
+    for some, group_units in zip(groups, units, strict=True):
+        state = _states(buffer, (cut.splits, batch * (some.stop - some.start), num_queries), head_dim)
+        group = _Group(query[:, some], output[:, some], some.start, some.stop - some.start, cut.splits, state)
+        # The chunk's own keys need no decoding: meanwhile the first of the others are decoded.
+        _attend_given(group, given, cut.part_tokens[-1], buffers, is_final=not runs)
+        for run, run_units, is_fp8, tiles in zip(runs, group_units, fp8_runs, parts, strict=True):
+            _attend_run(group, run, run_units, is_fp8, tiles, buffers, heads)
+        if runs:
+            group.finish(buffer[cut.state_bytes :])
     return output
 
 
@@ -182,19 +211,24 @@ def _states(buffer: Tensor, shape: tuple[int, int, int], head_dim: int) -> tuple
 
 
 def _attend_run(
-    group: _Group, run: Run, is_fp8: bool, part_tokens: int, buffers: _Buffers, total_heads: int
+    group: _Group,
+    run: Run,
+    units: _Units,
+    is_fp8: bool,
+    parts: Sequence[Tiles],
+    buffers: _Buffers,
+    total_heads: int,
 ) -> None:
     head_dim = group.query.shape[3]
     heads = (run.batch, total_heads, group.first, group.heads)
     rows = run.batch * group.heads
-    units = _group_units(run.key, run.batch, group), _group_units(run.value, run.batch, group)
     dtype = torch.float8_e4m3fn if is_fp8 else group.query.dtype
-    for tiles in run.parts(part_tokens, group.query.device):
+    for tiles in parts:
         pitch = round_up(tiles.num_tokens, PART_ALIGNMENT)
         with buffers.filled() as buffer:
             key, value = _pair(buffer, rows * pitch, head_dim, dtype)
             if is_fp8:
-                value = value.view(rows * head_dim, pitch)
+                key, value = key.view(torch.int8), value.view(rows * head_dim, pitch)
             decode_part(run.key, tiles, heads, head_dim, key, units[0], pitch)
             decode_part(run.value, tiles, heads, head_dim, value, units[1], pitch, transposes=is_fp8)
         group.attend(
@@ -203,7 +237,9 @@ def _attend_run(
         buffers.done()
 
 
-def _attend_given(group: _Group, given: GivenSegment, part_tokens: int, buffers: _Buffers) -> None:
+def _attend_given(
+    group: _Group, given: GivenSegment, part_tokens: int, buffers: _Buffers, *, is_final: bool
+) -> None:
     batch, heads, _, head_dim = group.query.shape
     some = slice(group.first, group.first + heads)
     for start in range(0, given.num_tokens, part_tokens):
@@ -215,15 +251,16 @@ def _attend_given(group: _Group, given: GivenSegment, part_tokens: int, buffers:
             shape = (batch, heads, pitch, head_dim)
             copy_placed(given.key_placement, given.key[:, some, tokens], tokens, key.view(shape))
             copy_placed(given.value_placement, given.value[:, some, tokens], tokens, value.view(shape))
-        is_final = tokens.stop == given.num_tokens
-        group.attend(key, value, None, num_tokens, is_final=is_final, key_batch=batch)
+        is_last = is_final and tokens.stop == given.num_tokens
+        group.attend(key, value, None, num_tokens, is_final=is_last, key_batch=batch)
         buffers.done()
 
 
-def _group_units(side: Side, batch: int, group: _Group) -> Tensor | None:
+def _units(side: Side, heads: slice) -> Tensor | None:
+    """`[B * h]` units of some heads; none where values are not packed."""
     if side.head_units is None:
         return None
-    return side.head_units.view(batch, -1)[:, group.first : group.first + group.heads].flatten()
+    return side.head_units[:, heads].flatten()
 
 
 def _pair(buffer: Tensor, rows: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

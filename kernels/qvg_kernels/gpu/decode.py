@@ -1,7 +1,8 @@
-"""Read spans of every packed scheme into the workspace, placed: bf16, or e4m3 with transposed values.
+"""Read spans of every packed scheme into the workspace, placed: bf16, or int8 keys and e4m3 values.
 
 One launch reads any number of spans: a table of addresses names their tensors, a table of tiles says which
-stretches of tokens go where. The torch reference is each codec's `decode`, followed by the placement.
+stretches of tokens go where. e4m3 values are stored transposed. The torch reference is each codec's `decode`,
+followed by the placement.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import triton.language as tl
 from qvg_kernels.gpu import numbers
 from qvg_kernels.gpu.attend import stored_row
 from qvg_kernels.gpu.place import MATRICES, NONE, ROTARY, multiply, rotate, rotation_of
+from qvg_kernels.gpu.rehearsal import kernel
 
 # Columns of the table of entries: tokens of the span, rows of its table, then addresses of its tensors.
 TOKENS, TABLE_ROWS, TENSORS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -66,8 +68,11 @@ def _store(
         values = values.to(tl.float32) * unit
     if IS_FP8 and not IS_SCALED:
         values = values * (1.0 / unit)
-    # Rounding to e4m3 saturates.
-    stored = values.to(target.dtype.element_ty)
+    if target.dtype.element_ty == tl.int8:
+        stored = numbers.int8_of(values)
+    else:
+        # Rounding to e4m3 saturates.
+        stored = values.to(target.dtype.element_ty)
     rows, channels = target_row + index, tl.arange(0, HEAD_DIM)
     is_filled = index < fill
     if IS_TRANSPOSED:
@@ -81,9 +86,7 @@ def _store(
 
 @triton.jit
 def _lattice_sums(codes, tokens, words, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Levels of grid "e8", three rounds of `_hadamard` done: `[BLOCK_S, HEAD_DIM]` float16.
-
-    The channels come in the order in which the remaining rounds put them back.
+    """Levels of grid "e8", rotated among each eight: `[BLOCK_S, HEAD_DIM]` float16.
 
     Args:
         codes: Pointer to the head's uint16 codes, `HEAD_DIM // 8` a token.
@@ -92,7 +95,7 @@ def _lattice_sums(codes, tokens, words, HEAD_DIM: tl.constexpr, BLOCK_S: tl.cons
     GROUPS: tl.constexpr = HEAD_DIM // 8
     code = tl.load(codes + tokens[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]).to(tl.int32)
     sums = tl.load(words + code[:, :, None] * 8 + tl.arange(0, 8)[None, None, :])
-    return tl.reshape(tl.permute(sums, [0, 2, 1]), [BLOCK_S, HEAD_DIM])
+    return tl.reshape(sums, [BLOCK_S, HEAD_DIM])
 
 
 @triton.jit
@@ -101,13 +104,26 @@ def _hadamard(values, ROUNDS_DONE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S
 
     A product on tensor cores computes as much in less instructions, but takes shared memory and waits; it was
     slower (docs/results.md).
+
+    Args:
+        ROUNDS_DONE: Of the channel's last bits: 0 or 3.
     """
     BITS: tl.constexpr = 6 if HEAD_DIM == 64 else 7 if HEAD_DIM == 128 else 8
-    for _ in tl.static_range(BITS - ROUNDS_DONE):
-        # The channel's last bit is summed over and becomes the first, so that in the end the order is back.
-        low, high = tl.split(tl.reshape(values, [BLOCK_S, HEAD_DIM // 2, 2]))
-        values = tl.permute(tl.join(low + high, low - high), [0, 2, 1])
+    FIRST: tl.constexpr = 1 if ROUNDS_DONE == 0 else ROUNDS_DONE
+    for _ in tl.static_range(BITS - FIRST):
+        # The channel's first bit is summed over and becomes the last but one. Its last bit stays: two
+        # neighbouring channels lie in one register, and instructions take both.
+        pairs = tl.permute(tl.reshape(values, [BLOCK_S, 2, HEAD_DIM // 4, 2]), [0, 2, 3, 1])
+        low, high = tl.split(pairs)
+        values = tl.permute(tl.join(low + high, low - high), [0, 1, 3, 2])
         values = tl.reshape(values, [BLOCK_S, HEAD_DIM])
+    # Bits that no round above has taken are still before those that one has.
+    LEFT: tl.constexpr = 2 ** (FIRST - 1)
+    values = tl.permute(tl.reshape(values, [BLOCK_S, LEFT, HEAD_DIM // LEFT // 2, 2]), [0, 2, 1, 3])
+    values = tl.reshape(values, [BLOCK_S, HEAD_DIM])
+    if ROUNDS_DONE == 0:
+        low, high = tl.split(tl.reshape(values, [BLOCK_S, HEAD_DIM // 2, 2]))
+        values = tl.reshape(tl.join(low + high, low - high), [BLOCK_S, HEAD_DIM])
     return values
 
 
@@ -144,7 +160,7 @@ def _scalar_levels(codes, tokens, words, GRID: tl.constexpr, HEAD_DIM: tl.conste
         return numbers.half_of(levels)
 
 
-@triton.jit
+@kernel()
 def fitted_decode_kernel(
     entries, tiles, slots, slots_pitch, units, target, pitch, words, flips,
     tables, spaces, tokens_per_frame, total_heads, first_head, heads,
@@ -213,7 +229,7 @@ def _block_scales(scales, tokens, BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, 
     return tl.reshape(wide, [BLOCK_S, HEAD_DIM])
 
 
-@triton.jit
+@kernel()
 def qvg_decode_kernel(
     entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
@@ -248,7 +264,7 @@ def qvg_decode_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@kernel()
 def asym_decode_kernel(
     entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
@@ -284,7 +300,7 @@ def asym_decode_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@kernel()
 def plain_decode_kernel(
     entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,

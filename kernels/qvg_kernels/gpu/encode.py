@@ -6,7 +6,7 @@ values, the spec and the seed; nothing here waits on the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import cache
 
 import torch
@@ -16,6 +16,7 @@ from qvg_kernels.codec import FiniteCheck
 from qvg_kernels.gpu import encode_blocks, encode_residuals, encode_scales, encode_table, kmeans
 from qvg_kernels.gpu.encode_channels import measure
 from qvg_kernels.gpu.encode_points import Points
+from qvg_kernels.gpu.rehearsal import rehearse
 from qvg_kernels.kmeans import random_starts, spread_starts
 from qvg_kernels.rotation import phase_of_seed
 from qvg_kernels.spec import GRID_BITS, AsymSpec, FittedSpec, QvgSpec
@@ -24,12 +25,33 @@ GROUP_BYTES = 128 * 2**20
 """Of values that are encoded at a time: the errors that a refit needs take as much again."""
 
 
-def encode_fitted(span: Tensor, spec: FittedSpec, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
-    """Pack `[B, H, S, D]` values with the scheme "fitted".
+Packed = tuple[dict[str, Tensor], FiniteCheck]
+"""The tensors that a codec stores, and whether they are of any use."""
 
-    Returns:
-        The tensors that `codecs.fitted.FittedCodec` stores, and whether they are of any use.
-    """
+
+def encode_fitted(span: Tensor, spec: FittedSpec, seed: int) -> Packed:
+    """Pack `[B, H, S, D]` values with the scheme "fitted"."""
+    return _encode(_encode_all_fitted, span, spec, seed)
+
+
+def encode_qvg(span: Tensor, spec: QvgSpec, seed: int) -> Packed:
+    """Pack `[B, H, S, D]` values with the scheme "qvg"."""
+    return _encode(_encode_all_qvg, span, spec, seed)
+
+
+def encode_asym(span: Tensor, spec: AsymSpec, seed: int) -> Packed:
+    """Pack `[B, H, S, D]` values with the scheme "asym"."""
+    return _encode(_encode_all_asym, span, spec, seed)
+
+
+def _encode(scheme: Callable[..., Packed], span: Tensor, spec: Hashable, seed: int) -> Packed:
+    """`scheme(span, spec, seed)`, rehearsed the first time that a span of this shape is packed so."""
+    key = (spec, span.shape, span.stride(), span.dtype, span.device)
+    rehearse(span.device, key, lambda: scheme(span, spec, seed))
+    return scheme(span, spec, seed)
+
+
+def _encode_all_fitted(span: Tensor, spec: FittedSpec, seed: int) -> Packed:
     batch, heads, tokens, head_dim = span.shape
     count, phase = spec.centroids(tokens), phase_of_seed(seed)
     code_rows, code_bytes = _code_shape(spec, tokens, head_dim)
@@ -75,8 +97,7 @@ def _encode_fitted(
     encode_table.refit(points, missed, table, steps, target["weights"], units, target["offset"])
 
 
-def encode_qvg(span: Tensor, spec: QvgSpec, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
-    """Pack `[B, H, S, D]` values with the scheme "qvg"; see `encode_fitted`."""
+def _encode_all_qvg(span: Tensor, spec: QvgSpec, seed: int) -> Packed:
     batch, heads, tokens, head_dim = span.shape
     count, size = min(spec.num_centroids, tokens), min(spec.block_size, head_dim)
 
@@ -106,8 +127,7 @@ def encode_qvg(span: Tensor, spec: QvgSpec, seed: int) -> tuple[dict[str, Tensor
     return tensors, FiniteCheck(head_dim, found)
 
 
-def encode_asym(span: Tensor, spec: AsymSpec, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
-    """Pack `[B, H, S, D]` values with the scheme "asym"; see `encode_fitted`."""
+def _encode_all_asym(span: Tensor, spec: AsymSpec, seed: int) -> Packed:
     batch, heads, tokens, head_dim = span.shape
     count, size = min(spec.num_centroids, tokens), min(spec.block_size, head_dim)
 

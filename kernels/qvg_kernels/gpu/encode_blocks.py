@@ -13,6 +13,7 @@ from torch import Tensor
 from qvg_kernels.gpu import encode_sizes
 from qvg_kernels.gpu.encode_points import Points, load_tokens
 from qvg_kernels.gpu.numbers import e4m3_bits, e4m3_value, round_half_even
+from qvg_kernels.gpu.rehearsal import kernel
 
 
 @triton.jit
@@ -41,7 +42,7 @@ def _store_codes(
     tl.store(at, packed.to(tl.uint8), mask=is_token[:, None])
 
 
-@triton.jit(do_not_specialize=["count", "num_tokens"])
+@kernel(do_not_specialize=["count", "num_tokens"])
 def _subtract_kernel(
     span, head_stride, token_stride, centroids, ids, target, count, num_tokens,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -57,7 +58,7 @@ def _subtract_kernel(
     tl.store(at, residual, mask=is_token[:, None])
 
 
-@triton.jit(do_not_specialize=["count", "num_tokens"])
+@kernel(do_not_specialize=["count", "num_tokens"])
 def _symmetric_kernel(
     span, head_stride, token_stride, centroids, ids, scales, codes, count, num_tokens,
     BITS: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -82,7 +83,7 @@ def _symmetric_kernel(
     _store_codes(codes, tl.reshape(levels, [BLOCK_S, HEAD_DIM]), row, is_token, BITS, HEAD_DIM, BLOCK_S)
 
 
-@triton.jit(do_not_specialize=["count", "num_tokens"])
+@kernel(do_not_specialize=["count", "num_tokens"])
 def _extent_kernel(
     span, head_stride, token_stride, centroids, ids, lows, steps, largest_low, largest_step,
     count, num_tokens,
@@ -108,7 +109,7 @@ def _extent_kernel(
     tl.store(largest_step + part, tl.max(tl.max(tl.where(is_token[:, None], step, 0.0), 1), 0))
 
 
-@triton.jit(do_not_specialize=["count", "num_tokens"])
+@kernel(do_not_specialize=["count", "num_tokens"])
 def _asymmetric_kernel(
     span, head_stride, token_stride, centroids, ids, lows, steps, units, codes, count, num_tokens,
     BITS: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,

@@ -1,7 +1,8 @@
 """Where each channel of a head stands and how far it spreads, and whether all of its values are finite.
 
 `fitted.FittedCodec._encode_head` is the torch reference. Means and deviations of runs of tokens are taken
-from a token of the run and merged in order (Chan, Golub and LeVeque 1979): a large offset costs no precision.
+from a token of the run and merged in a fixed order (Chan, Golub and LeVeque 1979): a large offset costs no
+precision.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from qvg_kernels.gpu import encode_sizes
 from qvg_kernels.gpu.encode_points import Points, load_tokens
 from qvg_kernels.gpu.numbers import e4m3_bits, e4m3_value, power_of_two, unit_exponent
+from qvg_kernels.gpu.rehearsal import kernel
 
 NOWHERE = tl.constexpr(2**31 - 1)
 """Place of the first value that is not finite, where there is none."""
@@ -45,7 +47,13 @@ def _merge(mean, square, count, other_mean, other_square, other_count):
     return mean, square, count + other_count
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit
+def _is_bad(values):
+    """Whether float32 values are NaN or infinite."""
+    return (values.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >= 0x7F800000
+
+
+@kernel(do_not_specialize=["num_tokens"])
 def _moments_kernel(
     span, head_stride, token_stride, means, squares, checks, num_tokens,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, SPLIT_TOKENS: tl.constexpr,
@@ -62,8 +70,6 @@ def _moments_kernel(
     pivot = pivot.to(tl.float32)
     total = tl.zeros([BLOCK_S, HEAD_DIM], tl.float32)
     square = tl.zeros([BLOCK_S, HEAD_DIM], tl.float32)
-    num_bad = tl.zeros([BLOCK_S, HEAD_DIM], tl.int32)
-    first_bad = tl.zeros([BLOCK_S, HEAD_DIM], tl.int32) + NOWHERE
     for first in range(start, stop, BLOCK_S):
         tokens = first + tl.arange(0, BLOCK_S)
         is_token = tokens < stop
@@ -71,42 +77,56 @@ def _moments_kernel(
         difference = tl.where(is_token[:, None], values - pivot, 0.0)
         total += difference
         square += difference * difference
-        is_bad = (values.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >= 0x7F800000
-        num_bad += is_bad.to(tl.int32)
-        place = tokens[:, None] * HEAD_DIM + channels[None, :]
-        first_bad = tl.where(is_bad, tl.minimum(first_bad, place), first_bad)
     count = (stop - start).to(tl.float32)
     moved = tl.sum(total, 0) / count
     mean = tl.sum(pivot, 0) + moved
-    deviation = tl.maximum(tl.sum(square, 0) - moved * moved * count, 0.0)
+    energy = tl.sum(square, 0)
+    deviation = tl.maximum(energy - moved * moved * count, 0.0)
     row = head * tl.num_programs(0) + split
     tl.store(means + row * HEAD_DIM + channels, mean)
     tl.store(squares + row * HEAD_DIM + channels, deviation)
-    tl.store(checks + row * 2, tl.sum(tl.sum(num_bad, 1), 0))
-    tl.store(checks + row * 2 + 1, tl.min(tl.min(first_bad, 1), 0))
+    # One value that is not finite makes the energy so; only then they are counted.
+    num_bad, first_bad = 0, NOWHERE
+    if _is_bad(tl.sum(energy, 0)):
+        for first in range(start, stop, BLOCK_S):
+            tokens = first + tl.arange(0, BLOCK_S)
+            values = load_tokens(span, head_stride, token_stride, tokens, tokens < stop, HEAD_DIM)
+            is_bad = _is_bad(values.to(tl.float32))
+            num_bad += tl.sum(tl.sum(is_bad.to(tl.int32), 1), 0)
+            place = tl.where(is_bad, tokens[:, None] * HEAD_DIM + channels[None, :], NOWHERE)
+            first_bad = tl.minimum(first_bad, tl.min(tl.min(place, 1), 0))
+    tl.store(checks + row * 2, num_bad)
+    tl.store(checks + row * 2 + 1, first_bad)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_splits"])
+@kernel(do_not_specialize=["num_tokens", "num_splits"])
 def _weigh_kernel(
     span, head_stride, token_stride, means, squares, checks, offset, inverse, weights, units, check,
     num_tokens, num_splits,
-    HEAD_DIM: tl.constexpr, SPLIT_TOKENS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SPLIT_TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One head's offset and weights from its splits; without `weights` only `check`."""
     head = tl.program_id(1)
     channels = tl.arange(0, HEAD_DIM)
     mean = tl.zeros([HEAD_DIM], tl.float32)
     square = tl.zeros([HEAD_DIM], tl.float32)
-    count, num_bad, first_bad = 0.0, 0, NOWHERE
-    for split in range(num_splits):
+    count = tl.zeros([HEAD_DIM], tl.float32)
+    num_bad, first_bad = 0, NOWHERE
+    for first in range(0, num_splits, BLOCK):
+        split = first + tl.arange(0, BLOCK)
+        is_split = split < num_splits
         row = head * num_splits + split
-        num_bad += tl.load(checks + row * 2)
-        first_bad = tl.minimum(first_bad, tl.load(checks + row * 2 + 1))
+        num_bad += tl.sum(tl.load(checks + row * 2, mask=is_split, other=0), 0)
+        found = tl.load(checks + row * 2 + 1, mask=is_split, other=NOWHERE)
+        first_bad = tl.minimum(first_bad, tl.min(found, 0))
         if weights is not None:
-            size = tl.minimum(num_tokens - split * SPLIT_TOKENS, SPLIT_TOKENS).to(tl.float32)
-            other_mean = tl.load(means + row * HEAD_DIM + channels)
-            other_square = tl.load(squares + row * HEAD_DIM + channels)
-            mean, square, count = _merge(mean, square, count, other_mean, other_square, size)
+            size = tl.clamp((num_tokens - split * SPLIT_TOKENS).to(tl.float32), 0.0, SPLIT_TOKENS)
+            at = row[:, None] * HEAD_DIM + channels[None, :]
+            other_mean = tl.load(means + at, mask=is_split[:, None], other=0.0)
+            other_square = tl.load(squares + at, mask=is_split[:, None], other=0.0)
+            sizes = tl.broadcast_to(size[:, None], [BLOCK, HEAD_DIM])
+            merged = tl.reduce((other_mean, other_square, sizes), 0, _merge)
+            mean, square, count = _merge(mean, square, count, merged[0], merged[1], merged[2])
     place = tl.where(num_bad > 0, first_bad, 0)
     at = span + head.to(tl.int64) * head_stride + (place // HEAD_DIM).to(tl.int64) * token_stride
     value = tl.load(at + place % HEAD_DIM).to(tl.float32)
@@ -147,6 +167,6 @@ def measure(points: Points, weights: Tensor | None, units: Tensor | None, check:
     found = Channels(points.empty(head_dim), points.empty(head_dim))
     _weigh_kernel[(1, points.heads)](
         points.span, *points.span.stride()[:2], means, squares, checks,
-        found.offset, found.inverse, weights, units, check, tokens, splits, head_dim, split, num_warps=4,
+        found.offset, found.inverse, weights, units, check, tokens, splits, head_dim, split, 16, num_warps=4,
     )  # fmt: skip
     return found

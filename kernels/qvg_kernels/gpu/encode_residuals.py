@@ -20,6 +20,7 @@ from qvg_kernels.gpu.encode_levels import joined, nearest_levels, token_sum
 from qvg_kernels.gpu.encode_points import Points, centred, load_tokens
 from qvg_kernels.gpu.encode_table import TINY, table_steps
 from qvg_kernels.gpu.numbers import OPERAND, token_pattern
+from qvg_kernels.gpu.rehearsal import kernel
 from qvg_kernels.grids import ScalarGrid, grid
 from qvg_kernels.rotation import sign_patterns
 from qvg_kernels.spec import GridName
@@ -106,7 +107,7 @@ def _store_codes(
             tl.store(at, indices[place].to(tl.uint8), mask=mask)
 
 
-@triton.jit(do_not_specialize=["phase", "count", "num_tokens", "num_chunks", "num_shifts", "unbiased"])
+@kernel(do_not_specialize=["phase", "count", "num_tokens", "num_chunks", "num_shifts", "unbiased"])
 def _residual_kernel(
     span, head_stride, token_stride, offset, inverse, ids, table, steps, units,
     flips, columns, rows, patterns, codes, scales, largest, errors,
@@ -182,7 +183,7 @@ def _residual_kernel(
     tl.store(at, error.to(OPERAND), mask=is_token[:, None])
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_rows"])
+@kernel(do_not_specialize=["num_tokens", "num_rows"])
 def _trit_kernel(indices, codes, num_tokens, num_rows, HEAD_DIM: tl.constexpr, BLOCK_R: tl.constexpr):
     """Five tokens a byte: `qvg_kernels.bitpack.pack_trits`."""
     head = tl.program_id(1).to(tl.int64)
@@ -234,7 +235,8 @@ def round_residuals(
         wide_flips(head_dim, device), hadamard_columns(head_dim, device),
         hadamard_rows(head_dim, device), pattern_codes(device),
         target, scales, largest, errors, phase, count, tokens, head_dim // 64, 2,
-        step, unbiased, name, levels, len(levels), head_dim, shape.tokens, num_warps=shape.warps,
+        step, unbiased, name, levels, len(levels), head_dim, shape.tokens,
+        num_warps=shape.warps, maxnreg=shape.registers,
     )  # fmt: skip
     if name == "trit":
         rows = codes.shape[1]

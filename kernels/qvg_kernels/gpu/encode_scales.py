@@ -8,9 +8,10 @@ from torch import Tensor
 
 from qvg_kernels.gpu import encode_sizes
 from qvg_kernels.gpu.numbers import e4m3_bits, power_of_two, unit_exponent
+from qvg_kernels.gpu.rehearsal import kernel
 
 
-@triton.jit(do_not_specialize=["count", "num_largest", "column"])
+@kernel(do_not_specialize=["count", "num_largest", "column"])
 def _scale_kernel(
     values, largest, bits, units, count, num_largest, column, NUM_UNITS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip

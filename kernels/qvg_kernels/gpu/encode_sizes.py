@@ -18,17 +18,21 @@ SMALL_SHARED = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
 MEAN_ROWS = 16
 """Centroids of a program that moves them or starts them; every number of rows is a multiple."""
 
+ASSIGNED_CLUSTERS = 64
+"""At most so many centroids are found by the kernel that adds up their tokens: with more, registers spill."""
+
 SPLIT_TOKENS = 512
 """Tokens of a program that measures channels or rounds scales."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one kernel: tokens of a block, warps of a program, stages of its loop."""
+    """Of one kernel: tokens of a block, warps of a program, stages of its loop, registers of a thread."""
 
     tokens: int
     warps: int
     stages: int = 1
+    registers: int | None = None
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -38,9 +42,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 def cluster_block(count: int, head_dim: int, device: torch.device) -> int:
     """Centroids whose tokens one program adds up: all of them, up to a limit."""
-    # All 256 in one program, which then assigns tokens too, make an encoding of keys and values take 5.28 ms
-    # at S = 37,440 and 16.2 ms on 16 warps: registers spill, and one program fills a multiprocessor. With 128
-    # and a kernel of its own that assigns, it takes 4.02 ms.
+    # Of 256 at S = 37,440: 84 us with 128 a program, 91 with all of them, 102 with 64.
     largest = 64 if head_dim <= 128 else 32
     if head_dim <= 128 and capability(device) not in SMALL_SHARED:
         largest = 128
@@ -63,36 +65,36 @@ def tokens_per_run(tokens: int) -> int:
 
 def moments(head_dim: int) -> Sizes:
     """Of the kernel that measures channels."""
-    # 22 us at S = 4,680, 89 us at 37,440; blocks half as large are slower.
+    # 15 us at S = 4,680, 47 us at 37,440; blocks half as large are slower.
     return Sizes(4096 // head_dim, 4)
 
 
 def assign_block(block: int) -> int:
     """Centroids that meet a block of tokens at a time, where there are too many for one program."""
-    # At S = 37,440 and 256 centroids 128 us with 64, 152 us with 128 and 8 warps.
+    # At S = 37,440 and 256 centroids 112 us with 64, 131 us with 128, 150 us with 32.
     return min(block, 64)
 
 
 def assign(head_dim: int) -> Sizes:
     """Of the kernel that finds the nearest centroids."""
-    # 8 warps and 3 stages take 8 us less than 4 and 2.
+    # At S = 37,440 112 us; 118 with 2 stages, 114 with 64 tokens on 4 warps and 2 stages.
     return Sizes(128, 8, 3) if head_dim <= 128 else Sizes(64, 4, 2)
 
 
-def sums(block: int, head_dim: int) -> Sizes:
-    """Of the kernel that adds up `block` clusters, and finds them if they are all."""
+def sums(head_dim: int) -> Sizes:
+    """Of the kernel that adds up clusters, and finds them if they are few."""
     if head_dim > 128:
         return Sizes(32, 4, 2)
-    # 64 clusters: a round takes 15 us at S = 4,680. 128 clusters: keys and values at S = 37,440 take 4.02 ms,
-    # with 64 tokens 4.48 ms.
-    return Sizes(64, 4, 2) if block <= 64 else Sizes(128, 8, 2)
+    # 64 clusters at S = 4,680: 13 us, with 2 stages or 128 tokens on 8 warps a tenth more, with 32 tokens 24.
+    # 128 clusters at S = 37,440: 84 us, with 2 stages 107, with 32 tokens and 4 stages 93.
+    return Sizes(64, 4, 3)
 
 
 def codes(head_dim: int) -> Sizes:
     """Of the kernel that rounds residuals."""
-    # 75 us at S = 4,680, 500 us at 37,440; 17 and 130 us more with 128 tokens on 8 warps, 67 and 590 us more
-    # with 64 on 8.
-    return Sizes({64: 64, 128: 64, 256: 32}[head_dim], 4)
+    # 74 us at S = 4,680, 476 us at 37,440; 499 us with all 255 registers, 546 us with 176, 610 us with 128.
+    # With 32 tokens on 2 warps 80 and 517 us; 17 and 130 us more with 128 tokens on 8 warps.
+    return Sizes({64: 64, 128: 64, 256: 32}[head_dim], 4, registers=168)
 
 
 def blocks(head_dim: int) -> int:

@@ -14,6 +14,7 @@ from qvg_kernels.gpu import encode_sizes
 from qvg_kernels.gpu.encode_points import Points
 from qvg_kernels.gpu.kmeans import Centroids, ClusterSums, add_runs
 from qvg_kernels.gpu.numbers import e4m3_bits, e4m3_value, power_of_two, round_half_even, unit_exponent
+from qvg_kernels.gpu.rehearsal import kernel
 
 TABLE_TOP = tl.constexpr(116)
 """`fitted.TABLE_TOP`."""
@@ -35,7 +36,7 @@ def table_steps(steps, units, head, HEAD_DIM: tl.constexpr):
     return e4m3_value(bits) * tl.load(units + head * 3 + 2)
 
 
-@triton.jit(do_not_specialize=["count"])
+@kernel(do_not_specialize=["count"])
 def _table_kernel(
     centroids, table, steps, units, count, num_rows, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
@@ -60,7 +61,7 @@ def _table_kernel(
         tl.store(table + at, in_steps(values, step[None, :]).to(tl.int8), mask=(rows < count)[:, None])
 
 
-@triton.jit(do_not_specialize=["count", "runs"])
+@kernel(do_not_specialize=["count", "runs"])
 def _refit_kernel(
     sums, sizes, table, steps, units, rests, count, runs, num_rows,
     HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -82,7 +83,7 @@ def _refit_kernel(
     tl.store(rests + (head * tl.num_programs(0) + tl.program_id(0)) * HEAD_DIM + channels, tl.sum(rest, 0))
 
 
-@triton.jit(do_not_specialize=["num_blocks", "num_tokens"])
+@kernel(do_not_specialize=["num_blocks", "num_tokens"])
 def _offset_kernel(
     rests, means, weights, units, offset, num_blocks, num_tokens, HEAD_DIM: tl.constexpr
 ):  # fmt: skip
@@ -108,7 +109,7 @@ def round_table(centroids: Centroids, table: Tensor, steps: Tensor, units: Tenso
     heads, num_rows, head_dim = centroids.values.shape
     _table_kernel[(1, heads)](
         centroids.values, table, steps, units, centroids.count, num_rows,
-        head_dim, encode_sizes.MEAN_ROWS, num_warps=4,
+        head_dim, min(num_rows, 64), num_warps=8,
     )  # fmt: skip
 
 

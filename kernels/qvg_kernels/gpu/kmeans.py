@@ -16,6 +16,7 @@ from torch import Tensor
 from qvg_kernels.gpu import encode_sizes, numbers
 from qvg_kernels.gpu.encode_points import Points, centred, load_tokens
 from qvg_kernels.gpu.numbers import OPERAND
+from qvg_kernels.gpu.rehearsal import kernel
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _store_centroids(
     tl.store(bias + row, tl.where(is_centroid, -0.5 * tl.sum(wide * wide, 1), float("-inf")))
 
 
-@triton.jit(do_not_specialize=["count"])
+@kernel(do_not_specialize=["count"])
 def _start_kernel(
     span, head_stride, token_stride, offset, inverse, starts, centroids, operand, bias, count, num_rows,
     HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -92,7 +93,7 @@ def _nearest(points, centroids, bias, BLOCK_K: tl.constexpr):
     return tl.minimum(lowest, BLOCK_K - 1), best
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@kernel(do_not_specialize=["num_tokens"])
 def _assign_kernel(
     span, head_stride, token_stride, offset, inverse, operand, bias, ids, num_tokens, num_rows,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
@@ -116,18 +117,18 @@ def _assign_kernel(
 
 
 @triton.jit
-def _add_members(members, values, total):
-    """`total + members @ values`, exact products of ones and zeros with values of any dtype."""
+def _add_members(values, members, total):
+    """`total + values.T @ members`, exact products of ones and zeros with values of any dtype."""
     if values.dtype == OPERAND:
-        total = tl.dot(members, values, total, input_precision="ieee")
+        total = tl.dot(values.T, members, total, input_precision="ieee")
     elif tl.float32 == OPERAND:
-        total = tl.dot(members, values.to(tl.float32), total, input_precision="ieee")
+        total = tl.dot(values.to(tl.float32).T, members, total, input_precision="ieee")
     else:
         # Three bf16 values hold the 24 bits of a float32.
         rest = values.to(tl.float32)
         for _ in tl.static_range(3):
             part = rest.to(OPERAND)
-            total = tl.dot(members, part, total)
+            total = tl.dot(part.T, members, total)
             rest -= part.to(tl.float32)
     return total
 
@@ -143,7 +144,7 @@ def _load_ids(ids, tokens, is_token):
     return cluster
 
 
-@triton.jit(do_not_specialize=["num_tokens", "tokens_per_run", "num_blocks"])
+@kernel(do_not_specialize=["num_tokens", "tokens_per_run", "num_blocks"])
 def _sum_kernel(
     span, head_stride, token_stride, offset, inverse, operand, bias, ids, sums, sizes,
     num_tokens, tokens_per_run, num_blocks, ASSIGNS: tl.constexpr,
@@ -158,9 +159,10 @@ def _sum_kernel(
     head = tl.program_id(1)
     clusters = block * BLOCK_K + tl.arange(0, BLOCK_K)
     channels = tl.arange(0, HEAD_DIM)
-    total = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
-    size = tl.zeros([BLOCK_K, 16], tl.float32)
-    ones = tl.full([BLOCK_S, 16], 1.0, OPERAND)
+    # Channels in rows: both factors of the product then come from shared memory, and no two of its steps wait
+    # for each other.
+    total = tl.zeros([HEAD_DIM, BLOCK_K], tl.float32)
+    size = tl.zeros([BLOCK_K], tl.int32)
     first_token = run * tokens_per_run
     stop = tl.minimum(first_token + tokens_per_run, num_tokens)
     if ids is not None:
@@ -185,13 +187,18 @@ def _sum_kernel(
             # The next block's clusters are asked for while this block is multiplied.
             cluster = upcoming
             upcoming = _load_ids(ids, tokens + BLOCK_S, tokens + BLOCK_S < stop)
-        members = (cluster[None, :] == clusters[:, None]).to(OPERAND)
-        total = _add_members(members, values, total)
-        size = tl.dot(members, ones, size, input_precision="ieee")
+        # Whichever way the clusters lie, a thread then holds neighbours of what it stores.
+        if ASSIGNS:
+            members = (cluster[:, None] == clusters[None, :]).to(OPERAND)
+        else:
+            members = (clusters[:, None] == cluster[None, :]).to(OPERAND).T
+        total = _add_members(values, members, total)
+        member = cluster - block * BLOCK_K
+        size += tl.histogram(member, BLOCK_K, mask=(member >= 0) & (member < BLOCK_K))
     runs = tl.num_programs(0) // num_blocks
     row = (head * runs + run) * num_blocks * BLOCK_K + clusters
-    tl.store(sums + row.to(tl.int64)[:, None] * HEAD_DIM + channels[None, :], total)
-    tl.store(sizes + row, tl.max(size, 1))
+    tl.store(sums + row.to(tl.int64)[:, None] * HEAD_DIM + channels[None, :], tl.trans(total))
+    tl.store(sizes + row, size.to(tl.float32))
 
 
 @triton.jit
@@ -206,7 +213,7 @@ def add_runs(sums, sizes, rows, runs, num_rows, HEAD_DIM: tl.constexpr, BLOCK_K:
     return total, size
 
 
-@triton.jit(do_not_specialize=["count", "runs"])
+@kernel(do_not_specialize=["count", "runs"])
 def _mean_kernel(
     sums, sizes, offset, inverse, centroids, operand, bias, count, runs, num_rows,
     HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -233,13 +240,12 @@ def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Cent
         The means of exactly the points that `ids` names.
     """
     centroids = _start(points, starts)
-    is_whole = (
-        encode_sizes.cluster_block(len(starts), points.head_dim, ids.device) == centroids.values.shape[1]
-    )
+    # Few centroids are found by the kernel that adds up their tokens.
+    is_few = centroids.values.shape[1] <= encode_sizes.ASSIGNED_CLUSTERS
     for _ in range(iterations):
-        if not is_whole:
+        if not is_few:
             assign(points, centroids, ids)
-        _move(points, centroids, _sum(points, ids, len(starts), centroids if is_whole else None))
+        _move(points, centroids, _sum(points, ids, len(starts), centroids if is_few else None))
     return centroids
 
 
@@ -292,7 +298,7 @@ def _sum(points: Points, ids: Tensor | None, count: int, centroids: Centroids | 
     tokens_per_run = encode_sizes.tokens_per_run(tokens)
     runs, num_blocks = triton.cdiv(tokens, tokens_per_run), num_rows // block
     clusters = ClusterSums(points.empty(runs, num_rows, head_dim), points.empty(runs, num_rows))
-    shape = encode_sizes.sums(block, head_dim)
+    shape = encode_sizes.sums(head_dim)
     offset, inverse = (points.offset, points.inverse) if centroids else (None, None)
     operand, bias = (centroids.operand, centroids.bias) if centroids else (None, None)
     _sum_kernel[(runs * num_blocks, points.heads)](

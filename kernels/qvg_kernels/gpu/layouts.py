@@ -59,13 +59,14 @@ def layout_of(spec: CodecSpec, head_dim: int) -> Layout | None:
             is_packed=spec.bits == 2,
         )
     if isinstance(spec, AsymSpec):
+        constants = {"BITS": spec.bits, "BLOCKS": -(-head_dim // spec.block_size)}
         return Layout(
             decode.asym_decode_kernel,
             units.asym_unit_kernel,
             ("codes", "steps", "lows", "ids", "centroids", "units"),
             "centroids",
-            {"BITS": spec.bits, "BLOCKS": -(-head_dim // spec.block_size)},
-            {"BITS": spec.bits},
+            constants,
+            constants,
             is_packed=spec.bits == 2,
         )
     if isinstance(spec, NoneSpec | Bf16Spec):

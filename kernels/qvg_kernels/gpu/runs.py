@@ -27,7 +27,8 @@ class Side:
     Attributes:
         entries: `[E, columns]` int64: tokens, centroids and addresses of each entry.
         slots: `[E, frames]` int32: row of the placement's table for each frame.
-        head_units: `[B * H]` float32 units of e4m3 values; none for spans that are not packed.
+        head_units: `[B, H]` float32 units of 8-bit numbers; none for spans that are not packed.
+        tables: The constant tables that the layout's kernel reads.
     """
 
     layout: Layout
@@ -35,6 +36,7 @@ class Side:
     placement: KernelPlacement
     slots: Tensor | None
     head_units: Tensor | None
+    tables: tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def _run(segments: tuple[StoredSegment, ...]) -> Run | None:
     return Run(
         segments,
         tuple((segment.first_token, segment.num_tokens) for segment in segments),
-        _side(key_layout, [s.key for s in segments], [s.key_placement for s in segments]),
-        _side(value_layout, [s.value for s in segments], [s.value_placement for s in segments]),
+        _side(key_layout, [s.key for s in segments], [s.key_placement for s in segments], is_key=True),
+        _side(value_layout, [s.value for s in segments], [s.value_placement for s in segments], is_key=False),
         is_packed,
     )
 
@@ -129,7 +131,13 @@ def _is_readable(*spans: PackedTensor) -> bool:
 _BF16 = torch.empty(0, dtype=torch.bfloat16)
 
 
-def _side(layout: Layout, packed: list[PackedTensor], placements: Sequence[Placement | None]) -> Side:
+def _side(
+    layout: Layout,
+    packed: list[PackedTensor],
+    placements: Sequence[Placement | None],
+    *,
+    is_key: bool,
+) -> Side:
     rows = []
     for span in packed:
         count = span.tensors[layout.table].shape[-2] if layout.table else 0
@@ -140,15 +148,17 @@ def _side(layout: Layout, packed: list[PackedTensor], placements: Sequence[Place
     slots = None
     if placements[0] is not None:
         slots = _slots(tuple(placement.slots for placement in placements if placement), device)
+    head_dim = packed[0].shape[3]
     head_units = None
     if layout.unit_kernel is not None:
-        batch, heads, _, head_dim = packed[0].shape
-        head_units = torch.empty(batch * heads, device=device)
+        batch, heads = packed[0].shape[:2]
+        head_units = torch.empty(batch, heads, device=device)
         layout.unit_kernel[(batch * heads,)](
             entries, len(rows), placement.gain, head_units,
-            **layout.unit_constants, ENTRY_COLUMNS=layout.columns, HEAD_DIM=head_dim, num_warps=4,
+            **layout.unit_constants, IS_KEY=is_key, PLACEMENT=placement.kind,
+            ENTRY_COLUMNS=layout.columns, HEAD_DIM=head_dim, num_warps=4,
         )  # fmt: skip
-    return Side(layout, entries, placement, slots, head_units)
+    return Side(layout, entries, placement, slots, head_units, _tables(layout, head_dim, device))
 
 
 @lru_cache(maxsize=64)
@@ -209,18 +219,18 @@ def decode_part(
     Args:
         heads: Items of the batch, heads of the span, the first to decode, how many.
         target: `[B * h * pitch, D]`, or `[B * h * D, pitch]` if the kernel `transposes`.
-        head_units: `[B * h]` units of e4m3 values.
+        head_units: `[B * h]` units of 8-bit numbers.
     """
     batch, total_heads, first_head, group_heads = heads
     blocks = launch.DECODE_TRANSPOSED if transposes else launch.DECODE
     placement = side.placement
     side.layout.kernel[(len(tiles.table), batch * group_heads)](
         side.entries, tiles.table, side.slots, 0 if side.slots is None else side.slots.shape[1],
-        head_units, target, pitch, *_tables(side.layout, head_dim, target.device),
+        head_units, target, pitch, *side.tables,
         placement.tables, placement.spaces, placement.tokens_per_frame,
         total_heads, first_head, group_heads,
         **side.layout.constants, ENTRY_COLUMNS=side.layout.columns, PLACEMENT=placement.kind,
-        IS_FP8=target.dtype == torch.float8_e4m3fn, IS_TRANSPOSED=transposes, IS_ALIGNED=tiles.is_aligned,
+        IS_FP8=target.element_size() == 1, IS_TRANSPOSED=transposes, IS_ALIGNED=tiles.is_aligned,
         HEAD_DIM=head_dim, BLOCK_S=blocks.tokens, num_warps=blocks.warps,
     )  # fmt: skip
 

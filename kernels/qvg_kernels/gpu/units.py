@@ -1,7 +1,8 @@
-"""The unit of a head's e4m3 values in the workspace: a power of two that brings their bound to 448.
+"""The unit of a head's 8-bit numbers in the workspace: it brings their bound to the largest number.
 
-e4m3 keeps its precision over 15 powers of two, so a bound from a span's tables is enough; the values are not
-searched. Beyond the bound values saturate.
+Bounds come from a span's tables; the values are not searched. Beyond the bound they saturate. Keys become
+int8, to which the bound matters: half of the range left empty is twice the error. Values become e4m3, which
+keeps its precision over 15 powers of two.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ import triton.language as tl
 
 from qvg_kernels.gpu import numbers
 from qvg_kernels.gpu.decode import TABLE_ROWS, TOKENS, address
+from qvg_kernels.gpu.place import ROTARY
+from qvg_kernels.gpu.rehearsal import kernel
 
 
 @triton.jit
-def _store_unit(units, head, bound):
-    """Store the unit that brings a head's bound to at most 448."""
-    tl.store(units + head, numbers.power_of_two(numbers.unit_exponent(bound)))
+def _store_unit(units, head, bound, IS_KEY: tl.constexpr):
+    """Store the unit that brings a head's bound to at most 127, or 448."""
+    if IS_KEY:
+        # Four significant bits: numbers that have no more, as weights have, come out exact in float16.
+        inverse = (127.0 / bound).to(tl.int32, bitcast=True) & -0x100000
+        unit = 1.0 / inverse.to(tl.float32, bitcast=True)
+    else:
+        unit = numbers.power_of_two(numbers.unit_exponent(bound))
+    tl.store(units + head, unit)
 
 
 @triton.jit
@@ -32,29 +41,50 @@ def _largest(start, count, IS_E4M3: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def fitted_unit_kernel(
-    entries, num_entries, gain, units, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr
-):
-    """Unit that e4m3 values of a head are stored in: their bound, from offsets and weights, comes to 448.
+def _farthest(steps, lows, count, width, low_unit, BLOCK: tl.constexpr):
+    """Largest magnitude of either end of `count` ranges: from a low, `width` steps on."""
+    found = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, count, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        low = numbers.e4m3_value(tl.load(lows + at, mask=at < count, other=0)) * low_unit
+        high = low + numbers.e4m3_value(tl.load(steps + at, mask=at < count, other=0)) * width
+        found = tl.maximum(found, tl.maximum(tl.abs(low), tl.abs(high)))
+    return tl.max(found, 0)
 
-    A weight is the root of a channel's deviation; eight deviations from the mean are taken as the bound.
+
+@kernel()
+def fitted_unit_kernel(
+    entries, num_entries, gain, units,
+    IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """Bound from offsets and weights: a weight is the root of a channel's deviation.
+
+    Eight deviations from the mean are taken for values, six for keys. A pair of channels that is turned
+    reaches as far as it is long.
     """
+    DEVIATIONS: tl.constexpr = 6.0 if IS_KEY else 8.0
     head = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, HEAD_DIM)
-    bound = tl.full([HEAD_DIM], 1.0e-20, tl.float32)
+    bound = tl.full([HEAD_DIM // 2], 1.0e-20, tl.float32)
     for entry in range(num_entries):
         row = entries + entry * ENTRY_COLUMNS
         weight_bits = tl.load(address(row, 2, tl.uint8, head * HEAD_DIM) + channels)
         weight = numbers.e4m3_value(weight_bits) * tl.load(address(row, 4, tl.float32, head * 3 + 1))
         offset = tl.load(address(row, 3, tl.float32, head * HEAD_DIM) + channels)
-        bound = tl.maximum(bound, tl.abs(offset) + 8.0 * weight * weight)
-    _store_unit(units, head, tl.max(bound, 0) * gain)
+        first, second = tl.split(tl.reshape(offset, [HEAD_DIM // 2, 2]))
+        spread, other_spread = tl.split(tl.reshape(DEVIATIONS * weight * weight, [HEAD_DIM // 2, 2]))
+        if PLACEMENT == ROTARY:
+            found = tl.sqrt(first * first + second * second) + tl.maximum(spread, other_spread)
+        else:
+            found = gain * tl.maximum(tl.abs(first) + spread, tl.abs(second) + other_spread)
+        bound = tl.maximum(bound, found)
+    _store_unit(units, head, tl.max(bound, 0), IS_KEY)
 
 
-@triton.jit
+@kernel()
 def qvg_unit_kernel(
     entries, num_entries, gain, units, BITS: tl.constexpr, STAGES: tl.constexpr, BLOCKS: tl.constexpr,
-    ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0).to(tl.int64)
     bound = 1.0e-20
@@ -67,21 +97,23 @@ def qvg_unit_kernel(
             table = address(row, 3, tl.bfloat16, (head * STAGES + stage) * size)
             found += _largest(table, size, False, 1024)
         bound = tl.maximum(bound, found)
-    _store_unit(units, head, bound * gain)
+    _store_unit(units, head, bound * gain, IS_KEY)
 
 
-@triton.jit
+@kernel()
 def asym_unit_kernel(
-    entries, num_entries, gain, units, BITS: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr
-):
+    entries, num_entries, gain, units, BITS: tl.constexpr, BLOCKS: tl.constexpr,
+    IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
     head = tl.program_id(0).to(tl.int64)
     bound = 1.0e-20
     for entry in range(num_entries):
         row = entries + entry * ENTRY_COLUMNS
+        blocks = tl.load(row + TOKENS) * BLOCKS
+        steps, lows = address(row, 1, tl.uint8, head * blocks), address(row, 2, tl.uint8, head * blocks)
         unit_row = address(row, 5, tl.float32, head * 2)
-        # The largest e4m3 number of either kind times its unit.
-        found = 448.0 * (tl.load(unit_row + 1) + tl.load(unit_row) * (2**BITS - 1))
+        found = _farthest(steps, lows, blocks, tl.load(unit_row) * (2**BITS - 1), tl.load(unit_row + 1), 1024)
         size = tl.load(row + TABLE_ROWS) * HEAD_DIM
         found += _largest(address(row, 4, tl.bfloat16, head * size), size, False, 1024)
         bound = tl.maximum(bound, found)
-    _store_unit(units, head, bound * gain)
+    _store_unit(units, head, bound * gain, IS_KEY)
