@@ -1,0 +1,150 @@
+"""What multiplying a packed history in few bits adds to its error, without a GPU: the roundings, emulated.
+
+    PYTHONPATH=kernels python kernels/bench/arithmetic.py
+
+Queries, keys, weights and values are rounded as the attention kernels round them, with the units that they
+use; sums are float32. The data are those of synthetic.py, one span of 4,680 tokens packed by `int2`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from measures import AttentionProbe, error_db, rope_3d, rotate
+from presets import load_preset
+from synthetic import LEVELS, make_sample
+from torch import Tensor
+
+from qvg_kernels.codec import build_codec
+
+SHARPNESS = (8.0, 3.0)
+LIFT = 256.0
+"""Weights of e4m3 are stored as many times as large; the largest is 1 before that."""
+
+
+def bf16(values: Tensor) -> Tensor:
+    """Rounded to bf16."""
+    return values.bfloat16().float()
+
+
+def e4m3(values: Tensor) -> Tensor:
+    """Rounded to e4m3, at most 448 either way."""
+    return values.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+
+
+def int8(values: Tensor) -> Tensor:
+    """Rounded to integers, at most 127 either way."""
+    return values.round().clamp(-127, 127)
+
+
+def in_rows(values: Tensor, rounding: Callable[[Tensor], Tensor], largest: float) -> Tensor:
+    """Every row rounded in a unit of its own, that of its largest magnitude."""
+    unit = values.abs().amax(-1, keepdim=True) / largest
+    return rounding(values / unit) * unit
+
+
+def in_two_terms(values: Tensor) -> Tensor:
+    """Every row as the sum of two e4m3 numbers."""
+    first = in_rows(values, e4m3, 448)
+    return first + in_rows(values - first, e4m3, 448)
+
+
+def key_bound(key: Tensor) -> Tensor:
+    """`gpu.units.fitted_unit_kernel`'s for `[1, H, S, D]` keys that are to be turned, `[1, H, 1, 1]`."""
+    mean = key.mean(2).unflatten(-1, (-1, 2))
+    spread = 6 * key.std(2, unbiased=False).unflatten(-1, (-1, 2))
+    return (mean.norm(dim=-1) + spread.amax(-1)).amax(-1)[:, :, None, None]
+
+
+def value_unit(value: Tensor) -> Tensor:
+    """The power of two that brings a head's bound to at most 448, `[1, H, 1, 1]`."""
+    bound = (value.mean(2).abs() + 8 * value.std(2, unbiased=False)).amax(-1)[:, :, None, None]
+    return torch.exp2(torch.ceil(torch.log2(bound / 448)))
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How each factor is rounded: queries, rotated keys, weights, values."""
+
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor, Tensor], Tensor]
+    weight: Callable[[Tensor], Tensor]
+    value: Callable[[Tensor], Tensor]
+
+
+def _e4m3_weights(weights: Tensor) -> Tensor:
+    return e4m3(weights * LIFT) / LIFT
+
+
+def _e4m3_values(value: Tensor) -> Tensor:
+    unit = value_unit(value)
+    return e4m3(value / unit) * unit
+
+
+def _e4m3_keys(key: Tensor, bound: Tensor) -> Tensor:
+    unit = torch.exp2(torch.ceil(torch.log2(bound / 448)))
+    return e4m3(key / unit) * unit
+
+
+def _int8_keys(key: Tensor, bound: Tensor) -> Tensor:
+    return int8(key / (bound / 127)) * (bound / 127)
+
+
+ARITHMETICS = {
+    "bf16": Arithmetic(bf16, lambda key, bound: bf16(key), bf16, bf16),
+    "e4m3": Arithmetic(lambda query: in_rows(query, e4m3, 448), _e4m3_keys, _e4m3_weights, _e4m3_values),
+    "e4m3, queries in two terms": Arithmetic(in_two_terms, _e4m3_keys, _e4m3_weights, _e4m3_values),
+    "int8 queries and keys, e4m3 weights and values": Arithmetic(
+        lambda query: in_rows(query, int8, 127), _int8_keys, _e4m3_weights, _e4m3_values
+    ),
+    "int8 queries and keys, bf16 weights and values": Arithmetic(
+        lambda query: in_rows(query, int8, 127), _int8_keys, bf16, bf16
+    ),
+}
+
+
+def main() -> None:
+    """Print a Markdown table: the error of `int2`, and what each arithmetic adds to it, in dB."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=2, help="seeds of each level")
+    options = parser.parse_args()
+    print("| data | largest logit | int2 alone | " + " | ".join(ARITHMETICS) + " |")
+    print("|---" * (3 + len(ARITHMETICS)) + "|")
+    for level in LEVELS:
+        found = torch.tensor([measure(level, seed) for seed in range(options.samples)]).mean(0)
+        for sharpness, row in zip(SHARPNESS, found.tolist(), strict=True):
+            added = " | ".join(f"{error - row[0]:+.2f}" for error in row[1:])
+            print(f"| {level} | {sharpness:.0f} | {row[0]:.1f} dB | {added} |")
+
+
+def measure(level: str, seed: int) -> list[list[float]]:
+    """For each sharpness the output's error in dB, exact products first, then every arithmetic."""
+    sample = make_sample(level, 3, seed=seed)
+    rotation = rope_3d(sample.grid, sample.key.shape[3])
+    probe = AttentionProbe(sample.query, sample.key, sample.value, rotation, rotation[sample.query_tokens])
+    preset = load_preset("int2")
+    key_codec, value_codec = build_codec(preset.key), build_codec(preset.value)
+    decoded = key_codec.decode(key_codec.encode(sample.key, seed=0)).float()
+    value = value_codec.decode(value_codec.encode(sample.value, seed=1)).float()
+    key, bound = rotate(decoded, rotation), key_bound(sample.key)
+    rows = []
+    for sharpness in SHARPNESS:
+        scale = sharpness / probe.spread
+        exact = torch.softmax(probe.logits * scale, -1) @ probe.value
+        row = [error_db(torch.softmax(probe.query @ key.mT * scale, -1) @ value, exact)]
+        for arithmetic in ARITHMETICS.values():
+            logits = arithmetic.query(probe.query) @ arithmetic.key(key, bound).mT * scale
+            weights = torch.exp(logits - logits.amax(-1, keepdim=True))
+            output = arithmetic.weight(weights) @ arithmetic.value(value) / weights.sum(-1, keepdim=True)
+            row.append(error_db(output, exact))
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
