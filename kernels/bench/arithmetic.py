@@ -93,7 +93,7 @@ def _int8_keys(key: Tensor, bound: Tensor) -> Tensor:
     return int8(key / (bound / 127)) * (bound / 127)
 
 
-ARITHMETICS = {
+KINDS = {
     "bf16": Arithmetic(bf16, lambda key, bound: bf16(key), bf16, bf16),
     "e4m3": Arithmetic(lambda query: in_rows(query, e4m3, 448), _e4m3_keys, _e4m3_weights, _e4m3_values),
     "e4m3, queries in two terms": Arithmetic(in_two_terms, _e4m3_keys, _e4m3_weights, _e4m3_values),
@@ -113,8 +113,8 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=2, help="seeds of each level")
     options = parser.parse_args()
-    print("| data | largest logit | int2 alone | " + " | ".join(ARITHMETICS) + " |")
-    print("|---" * (3 + len(ARITHMETICS)) + "|")
+    print("| data | largest logit | int2 alone | " + " | ".join(KINDS) + " |")
+    print("|---" * (3 + len(KINDS)) + "|")
     for level in LEVELS:
         found = torch.tensor([measure(level, seed) for seed in range(options.samples)]).mean(0)
         for sharpness, row in zip(SHARPNESS, found.tolist(), strict=True):
@@ -137,7 +137,7 @@ def measure(level: str, seed: int) -> list[list[float]]:
         scale = sharpness / probe.spread
         exact = torch.softmax(probe.logits * scale, -1) @ probe.value
         row = [error_db(torch.softmax(probe.query @ key.mT * scale, -1) @ value, exact)]
-        for arithmetic in ARITHMETICS.values():
+        for arithmetic in KINDS.values():
             logits = arithmetic.query(probe.query) @ arithmetic.key(key, bound).mT * scale
             weights = torch.exp(logits - logits.amax(-1, keepdim=True))
             output = arithmetic.weight(weights) @ arithmetic.value(value) / weights.sum(-1, keepdim=True)
