@@ -241,7 +241,7 @@ def measure_precision(presets: list[str]) -> list[dict[str, Any]]:
         history_tokens, frame = 3 * math.prod(FRAME), math.prod(FRAME)
         key, value = (side.to(DEVICE).bfloat16() for side in (sample.key, sample.value))
         spans = key[:, :, :history_tokens], value[:, :, :history_tokens]
-        tables = RotaryTables.of(HEAD_DIM, 16, DEVICE)
+        tables = RotaryTables.of(HEAD_DIM, max(FRAME), DEVICE)
         placement, last = Rotary(tables, *FRAME, (0, 1, 2)), Rotary(tables, *FRAME, (3,))
         given = GivenSegment(key[:, :, history_tokens:], value[:, :, history_tokens:], last, None)
         placed = torch.cat(

@@ -78,6 +78,11 @@ def test_any_length_and_head_size_is_packed(tokens, head_dim, monkeypatch, poiso
     assert_alike(*both(FittedSpec(), span, monkeypatch), span)
 
 
+def test_few_centroids_of_wide_heads_are_still_too_many_for_one_program(monkeypatch, poison):
+    span = clustered(1, 1, 130, 256)
+    assert_alike(*both(FittedSpec(num_centroids=40), span, monkeypatch), span)
+
+
 def test_a_bf16_span_of_any_strides_is_packed_as_it_lies(monkeypatch, poison):
     wide = clustered(2, 2, 140, 64, dtype=torch.bfloat16).transpose(1, 2).contiguous()
     span = wide[:, ::2].transpose(1, 2)

@@ -240,8 +240,9 @@ def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Cent
         The means of exactly the points that `ids` names.
     """
     centroids = _start(points, starts)
-    # Few centroids are found by the kernel that adds up their tokens.
-    is_few = centroids.values.shape[1] <= encode_sizes.ASSIGNED_CLUSTERS
+    # Few centroids are found by the kernel that adds up their tokens: one of its programs must hold them all.
+    block = encode_sizes.cluster_block(len(starts), points.head_dim, ids.device)
+    is_few = centroids.values.shape[1] <= min(block, encode_sizes.ASSIGNED_CLUSTERS)
     for _ in range(iterations):
         if not is_few:
             assign(points, centroids, ids)
