@@ -183,9 +183,9 @@ def read_schedule(path: Path) -> list[ScheduledPrompt]:
     return scheduled
 
 
-def unknown_words(prompt: str) -> list[str]:
-    """Words of `prompt` that the built-in model has never seen, in their order."""
-    grammar = yaml.safe_load(pocket_grammar().read_text(encoding="utf-8"))
+def unknown_words(prompt: str, backend: str) -> list[str]:
+    """Words of `prompt` that the built-in model of `backend` has never seen, in their order."""
+    grammar = _grammar(backend)
     templates = " ".join(grammar["templates"])
     known = set(_words(re.sub(r"{\w+}", " ", templates)))
     for text in (*_texts(grammar["concepts"]), *grammar["fillers"]):
@@ -193,10 +193,15 @@ def unknown_words(prompt: str) -> list[str]:
     return [word for word in dict.fromkeys(_words(prompt)) if word not in known]
 
 
-def pocket_examples() -> str:
-    """What a prompt for the built-in model can name, for a message."""
-    concepts = yaml.safe_load(pocket_grammar().read_text(encoding="utf-8"))["concepts"]
+def pocket_examples(backend: str) -> str:
+    """What a prompt for the built-in model of `backend` can name, for a message."""
+    concepts = _grammar(backend)["concepts"]
     return "; ".join(f"{concept}: {', '.join(values)}" for concept, values in concepts.items())
+
+
+def _grammar(backend: str) -> dict[str, Any]:
+    grammar: dict[str, Any] = yaml.safe_load(pocket_grammar(backend).read_text(encoding="utf-8"))
+    return grammar
 
 
 def _words(text: str) -> list[str]:

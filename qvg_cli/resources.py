@@ -9,6 +9,8 @@ from pathlib import Path
 from qvg_cli.errors import MissingModelError
 
 _PACKAGE = Path(__file__).parent
+_OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
+"""Of the backends whose built-in model understands other prompts than the first one."""
 
 
 @cache
@@ -76,9 +78,10 @@ def _check_links(folder: Path) -> None:
             raise MissingModelError(f"{path} links to a file that has gone", hint=hint)
 
 
-def pocket_grammar() -> Path:
-    """The file that says which prompts the built-in model was trained on."""
-    return _PACKAGE / "data" / "pocket" / "grammar.yaml"
+def pocket_grammar(backend: str) -> Path:
+    """The file that says which prompts a backend's built-in model was trained on."""
+    pocket = _PACKAGE / "data" / "pocket"
+    return pocket / _OWN_GRAMMARS.get(backend, "grammar.yaml")
 
 
 def lpips_heads() -> Path:

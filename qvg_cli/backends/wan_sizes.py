@@ -104,7 +104,13 @@ class WanLayout:
 
 
 def wan_sizes(
-    config: ModelConfig, published: str, layout: WanLayout, vae: VaeSizes, *, is_gpu: bool
+    config: ModelConfig,
+    published: str,
+    layout: WanLayout,
+    vae: VaeSizes,
+    *,
+    is_gpu: bool,
+    transformer: str = "transformer",
 ) -> ModelSizes:
     """Sizes of the published model, or of that in the folder that `weights` names.
 
@@ -112,6 +118,7 @@ def wan_sizes(
         published: What `weights` calls the published model.
         layout: Of the published transformer.
         vae: The published one.
+        transformer: Its folder in the one that `weights` names.
 
     Raises:
         MissingModelError: There is no such folder, or what it holds cannot be counted.
@@ -119,7 +126,7 @@ def wan_sizes(
     text_values = TEXT_ENCODER_VALUES
     if config.weights != published:
         folder = weights_folder(config.weights)
-        layout = WanLayout.read(read_layout(folder / "transformer"), has_camera=layout.has_camera)
+        layout = WanLayout.read(read_layout(folder / transformer), has_camera=layout.has_camera)
         vae, text_values = read_vae(folder / "vae"), count_values(folder / "text_encoder")
     size = element_bytes(config.dtype, is_gpu=is_gpu)
     return ModelSizes(

@@ -83,7 +83,7 @@ def plan_jobs(
     )
     if config.model.weights == "pocket":
         for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
-            _note_unknown_words(console, prompt)
+            _note_unknown_words(console, prompt, config.backend)
     planned = []
     for job in jobs:
         seed = config.seed if job.seed is None else job.seed
@@ -164,13 +164,13 @@ def _note_length(console: Console, config: RunConfig, plan: VideoPlan, seconds: 
     )
 
 
-def _note_unknown_words(console: Console, prompt: str) -> None:
-    words = unknown_words(prompt)
+def _note_unknown_words(console: Console, prompt: str, backend: str) -> None:
+    words = unknown_words(prompt, backend)
     if words:
         named = ", ".join(map(repr, words[:_MAX_WORDS]))
         if len(words) > _MAX_WORDS:
             named += f" and {len(words) - _MAX_WORDS} words more"
         console.note(
             f"the pocket model does not know {named} and may show something else; "
-            f"it knows {pocket_examples()}"
+            f"it knows {pocket_examples(backend)}"
         )

@@ -68,22 +68,22 @@ class Grammar:
         """Draw a scene from the training combinations, or from the held-out ones of promised values."""
         choices = self.concepts if held_out else self.taught
         while True:
-            spec = SceneSpec(**{name: _pick(list(values), generator) for name, values in choices.items()})
+            spec = SceneSpec(**{name: pick(list(values), generator) for name, values in choices.items()})
             if spec.is_held_out == held_out:
                 return spec
 
     def sample_prompt(self, spec: SceneSpec, generator: torch.Generator) -> str:
         """Name the scene with a random template and random synonyms; unmentioned defaults leave no trace."""
-        template = _pick(self.templates, generator)
-        phrases = {name: _pick(self.taught[name][value], generator) for name, value in asdict(spec).items()}
-        return _tidy(template.format(**phrases))
+        template = pick(self.templates, generator)
+        phrases = {name: pick(self.taught[name][value], generator) for name, value in asdict(spec).items()}
+        return tidy(template.format(**phrases))
 
 
-def _pick(options: list[str], generator: torch.Generator) -> str:
+def pick(options: list[str], generator: torch.Generator) -> str:
     return options[int(torch.randint(len(options), (1,), generator=generator))]
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """Close the gaps that empty phrases leave: double spaces, orphaned commas, a missing capital."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([,.])", r"\1", text).strip(" ,.")

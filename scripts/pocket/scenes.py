@@ -236,7 +236,7 @@ def _meet_cone(origin: Tensor, direction: Tensor, size: Tensor) -> tuple[Tensor,
     return torch.minimum(distance, base), normal
 
 
-_MEET = {
+MEET = {
     "ball": _meet_ball,
     "cube": _meet_cube,
     "cone": _meet_cone,
@@ -261,7 +261,7 @@ def _meet_object(scenes: Scenes, eye: Tensor, rays: Tensor, centers: Tensor) -> 
     for index, name in enumerate(SHAPES):
         chosen = (shape == index).nonzero()[:, 0]
         if len(chosen):
-            distance[chosen], normal[chosen] = _MEET[name](origin[chosen], direction[chosen], size[chosen])
+            distance[chosen], normal[chosen] = MEET[name](origin[chosen], direction[chosen], size[chosen])
     return distance, torch.einsum("nji,nrj->nri", turn, normal)
 
 

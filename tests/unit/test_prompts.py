@@ -63,5 +63,10 @@ def test_an_empty_prompt_is_refused(prompt):
 
 
 def test_words_outside_the_pocket_grammar_are_found():
-    assert unknown_words("A large RED ball bounces on grass, the camera orbits.") == []
-    assert unknown_words("Two dragons and a red ball, 猫") == ["two", "dragons", "猫"]
+    assert unknown_words("A large RED ball bounces on grass, the camera orbits.", "self-forcing") == []
+    assert unknown_words("Two dragons and a red ball, 猫", "self-forcing") == ["two", "dragons", "猫"]
+
+
+def test_a_family_with_a_smaller_world_knows_fewer_words():
+    assert unknown_words("A red ball on grass at sunset", "hyworldplay") == []
+    assert unknown_words("A red ball bounces", "hyworldplay") == ["bounces"]

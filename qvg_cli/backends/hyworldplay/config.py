@@ -51,10 +51,12 @@ class WalkModelConfig(ModelConfig):
     """Where the weights are, and the latents that they make.
 
     Attributes:
+        transformer: Its folder among those of the weights.
         latent_channels: Of a latent frame.
         spatial_factor: Pixels to a side of a latent.
     """
 
+    transformer: str = "transformer"
     latent_channels: int = Field(48, gt=0)
     spatial_factor: int = Field(16, gt=0)
 

@@ -33,7 +33,7 @@ from qvg_cli.video.picture import fill_frame, open_image
 from qvg_cli.video.vae_encode import encode_frames
 from qvg_cli.video.vae_stream import StreamingDecoder
 
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+SHARED_PARTS = ("vae", "text_encoder", "tokenizer")
 
 
 class Models:
@@ -54,14 +54,16 @@ class Models:
         self.dtype = model_dtype(config.model, device)
         self.prompts = PromptEncoder(self.weights, config.model.text_tokens, device, self.dtype)
         self._config = config.model
-        for part in PARTS:
+        for part in (config.model.transformer, *SHARED_PARTS):
             if not (self.weights / part).is_dir():
                 raise MissingModelError(f"{self.weights} has no folder {part}")
 
     @cached_property
     def transformer(self) -> WanTransformer3DModel:
         """Ready to be attached to a cache."""
-        model = load_transformer(self.weights / "transformer", self.dtype, self.residence.load_device)
+        model = load_transformer(
+            self.weights / self._config.transformer, self.dtype, self.residence.load_device
+        )
         prepare(model, self.device)
         self.residence.place_transformer(model, self.dtype, WAN_KEEPS)
         return model

@@ -22,5 +22,6 @@ LAYOUT = WanLayout(
 
 def model_sizes(config: HyWorldPlayConfig, *, is_gpu: bool) -> ModelSizes:
     """See `wan_sizes`. The latents are float32."""
-    sizes = wan_sizes(config.model, "hyworldplay", LAYOUT, WAN_22_VAE, is_gpu=is_gpu)
+    model = config.model
+    sizes = wan_sizes(model, "hyworldplay", LAYOUT, WAN_22_VAE, is_gpu=is_gpu, transformer=model.transformer)
     return replace(sizes, latent_bytes=4, text_beside_vae=False)

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from qvg_cli.backends.hyworldplay.plan import plan_video
+from qvg_cli.backends.hyworldplay.sizes import model_sizes
 from qvg_cli.commands.options import option_layers
 from qvg_cli.config_load import Request, load_config
 from qvg_cli.errors import UsageError
+from qvg_cli.resources import weights_folder
 
 NONE = {"prompt": None, "cache": None, "size": None, "seed": None, "device": None}
 GIVEN = {
@@ -33,6 +36,12 @@ def test_other_backends_refuse_the_option_by_name(option):
         load_config(Request(backend="self-forcing", options=layers))
 
 
-def test_without_weights_of_its_own_the_family_refuses_pocket():
-    with pytest.raises(UsageError, match=r"^hyworldplay has no built-in weights$"):
-        load_config(Request(backend="hyworldplay", pocket=True))
+def test_the_small_built_in_model_brings_its_own_sizes_and_picture():
+    config = load_config(Request(backend="hyworldplay", pocket=True)).config
+    assert config.model.weights == "pocket"
+    plan = plan_video(config)
+    assert plan.latent_shape == (16, 16, 28)
+    assert len(plan.chunks) == 4
+    sizes = model_sizes(config, is_gpu=False)
+    stored = weights_folder("pocket") / config.model.transformer / "diffusion_pytorch_model.safetensors"
+    assert sizes.transformer_bytes == pytest.approx(2 * stored.stat().st_size, rel=0.01)

@@ -14,13 +14,24 @@ from scripts.pocket.tokenizer import TEXT_LENGTH, build_tokenizer
 
 FOLDER = Path(__file__).resolve().parents[3] / "qvg_cli" / "data" / "pocket"
 MAX_BYTES = 26_000_000
+MAX_FAMILY_BYTES = 8_000_000
+"""Of what each further family adds to the VAE and the text side."""
+FAMILIES = {"hyworldplay": ("world",)}
+ADDED = [part for parts in FAMILIES.values() for part in parts]
+
+
+def size_of(parts):
+    return sum(path.stat().st_size for part in parts for path in part.rglob("*") if path.is_file())
 
 
 def test_everything_together_is_small():
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= MAX_BYTES
+    everything = size_of([FOLDER])
+    assert everything - size_of(FOLDER / part for part in ADDED) <= MAX_BYTES
+    for parts in FAMILIES.values():
+        assert size_of(FOLDER / part for part in parts) <= MAX_FAMILY_BYTES
 
 
-@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", *ADDED])
 def test_tensors_are_finite_bf16(part):
     (path,) = (FOLDER / part).glob("*.safetensors")
     with safe_open(path, "pt") as tensors:
