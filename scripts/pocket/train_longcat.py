@@ -33,14 +33,12 @@ from scripts.pocket.windows import TextReader, Windows, draw_prompts, make_windo
 POCKET = Path(__file__).resolve().parents[2] / "qvg_cli" / "data" / "pocket"
 ADAPTER = Path("lora", "cfg_step_lora.safetensors")
 # Given frames of a window, and how often.
-GIVEN, GIVEN_SHARES = (0, 1, CONDITION_FRAMES), (0.40, 0.20, 0.40)
+GIVEN, GIVEN_SHARES = (0, 1, CONDITION_FRAMES), (0.45, 0.10, 0.45)
 PROMPT_DROPOUT = 0.1
 # The sampler's shift leaves few levels to the lower half, where a gentler one puts every second clip.
 GENTLE_SHIFT = 3.0
 # The error on a cell of the object counts this much more: it is a few percent of the picture.
 OBJECT_WEIGHT = 8.0
-# The first frame of a window stands for one pixel frame, the others for four: a kind of its own, and rare.
-FIRST_FRAME_WEIGHT = 4.0
 OWN_PAST_FROM, OWN_PAST_SHARE = 0.25, 0.5
 OWN_PAST_LEVELS = (0.5, 0.85)
 
@@ -53,15 +51,9 @@ def draw_levels(count: int, generator: torch.Generator) -> Tensor:
     return shift * even / (1 + (shift - 1) * even)
 
 
-def weighted_error(error: Tensor, objects: Tensor, *, has_first: bool) -> Tensor:
-    """Mean of `[B, C, F, h, w]` errors in which the `objects` `[B, F, h, w]` weigh more.
-
-    Args:
-        has_first: Whether frame 0 is the first of a window, which weighs more too.
-    """
+def weighted_error(error: Tensor, objects: Tensor) -> Tensor:
+    """Mean of `[B, C, F, h, w]` errors in which the `objects` `[B, F, h, w]` weigh more."""
     weight = 1 + OBJECT_WEIGHT * objects
-    if has_first:
-        weight[:, 0] *= FIRST_FRAME_WEIGHT
     return (error.mean(dim=1) * weight).sum() / weight.sum()
 
 
@@ -119,8 +111,7 @@ class Trainer:
         noise, share = torch.randn_like(new), level.view(-1, 1, 1, 1, 1)
         window = torch.cat([spoil(condition), (1 - share) * new + share * noise], dim=2)
         flow = self.forward(window, 1000 * level, prompts, given=given)
-        error = (flow - (new - noise)).square()
-        return weighted_error(error, windows.objects[index][:, given:], has_first=not given)
+        return weighted_error((flow - (new - noise)).square(), windows.objects[index][:, given:])
 
     def _chance(self) -> float:
         return float(torch.rand(1, generator=self.generator))

@@ -58,14 +58,7 @@ def test_the_object_weighs_more():
     objects = torch.zeros(2, 1, 2, 2, dtype=torch.bool)
     objects[0, 0, 0, 0] = True
     error = objects[:, None].float().expand(-1, 16, -1, -1, -1)
-    assert float(weighted_error(error, objects, has_first=False)) == pytest.approx(9 / 16)
-
-
-def test_the_first_frame_weighs_more():
-    error = torch.zeros(1, 16, 3, 2, 2)
-    error[:, :, 0] = 1.0
-    plain = torch.zeros(1, 3, 2, 2, dtype=torch.bool)
-    assert float(weighted_error(error, plain, has_first=True)) == pytest.approx(4 / 6)
+    assert float(weighted_error(error, objects)) == pytest.approx(9 / 16)
 
 
 def test_dropped_prompts_become_the_empty_one(windows, empty):

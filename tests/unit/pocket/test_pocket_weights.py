@@ -8,6 +8,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors import safe_open
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from qvg_cli.backends.longcat.pipeline import DISTILLED_ADAPTER
+from qvg_cli.backends.longcat.weights import Checkpoint
+from scripts.pocket.adapter import MODULES
+from scripts.pocket.longcat import CONFIG
 from scripts.pocket.prompts import Grammar
 from scripts.pocket.text import encode_text
 from scripts.pocket.tokenizer import TEXT_LENGTH, build_tokenizer
@@ -16,7 +20,7 @@ FOLDER = Path(__file__).resolve().parents[3] / "qvg_cli" / "data" / "pocket"
 MAX_BYTES = 26_000_000
 MAX_FAMILY_BYTES = 8_000_000
 """Of what each further family adds to the VAE and the text side."""
-FAMILIES = {"hyworldplay": ("world",)}
+FAMILIES = {"hyworldplay": ("world",), "longcat": ("dit", "lora")}
 ADDED = [part for parts in FAMILIES.values() for part in parts]
 
 
@@ -68,3 +72,14 @@ def test_shipped_tokenizer_is_the_one_the_grammar_builds():
     shipped, built = AutoTokenizer.from_pretrained(FOLDER / "tokenizer"), build_tokenizer(Grammar.load())
     prompt = "At dusk a Tiny purple gem hops, the camera orbits; dragons?"
     assert shipped(prompt)["input_ids"] == built(prompt)["input_ids"]
+
+
+def test_longcat_loads_with_its_adapter():
+    plain = Checkpoint(FOLDER / "dit")
+    assert plain.config == CONFIG
+    checkpoint = Checkpoint(FOLDER / "dit", [FOLDER / DISTILLED_ADAPTER])
+    cpu = torch.device("cpu")
+    models = [each.load(dtype=torch.float32, device=cpu).state_dict() for each in (plain, checkpoint)]
+    changed = {name for name, tensor in models[0].items() if not torch.equal(tensor, models[1][name])}
+    blocks = range(CONFIG.depth)
+    assert changed == {f"blocks.{index}.{module}.weight" for index in blocks for module in MODULES}
