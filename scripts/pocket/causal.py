@@ -95,6 +95,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
 
 
+def attend_text(attention: nn.Module, hidden: Tensor, text: Tensor) -> Tensor:
+    """Stock cross-attention of `[B, ..., C]` tokens to text `[B, L, C]`."""
+    query = attention.norm_q(attention.to_q(hidden)).flatten(1, -2).unflatten(-1, (attention.heads, -1))
+    key = attention.norm_k(attention.to_k(text)).unflatten(-1, (attention.heads, -1))
+    value = attention.to_v(text).unflatten(-1, (attention.heads, -1))
+    mixed = attend(query.to(value.dtype), key.to(value.dtype), value).flatten(-2).view(hidden.shape)
+    return attention.to_out[0](mixed)
+
+
+def unpatchify(patches: Tensor, frames: int, rows: int, columns: int) -> Tensor:
+    """`[B, ..., 4 * C]` patches of 2x2, channels fastest, to `[B, C, frames, 2 * rows, 2 * columns]`."""
+    x = patches.reshape(len(patches), frames, rows, columns, 2, 2, -1)
+    return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
 def visible_blocks(block: int) -> list[int]:
     """The blocks before `block` that it sees: the sink and those of the window."""
     recent = range(max(1, block - PAST_BLOCKS), block)
@@ -145,14 +160,7 @@ def _clip_block(
     mixed = attend_clip(query.to(dtype), key.to(dtype), value).flatten(-2)
     x = x + attention.to_out[0](mixed) * gate_1
 
-    attention = block.attn2
-    query = (
-        attention.norm_q(attention.to_q(block.norm2(x))).flatten(1, 3).unflatten(-1, (attention.heads, -1))
-    )
-    key = attention.norm_k(attention.to_k(text)).unflatten(-1, (attention.heads, -1))
-    value = attention.to_v(text).unflatten(-1, (attention.heads, -1))
-    mixed = attend(query.to(value.dtype), key.to(value.dtype), value).flatten(-2).view(x.shape)
-    x = x + attention.to_out[0](mixed)
+    x = x + attend_text(block.attn2, block.norm2(x), text)
     return x + block.ffn(block.norm3(x) * (1 + scale_2) + shift_2) * gate_2
 
 
@@ -197,8 +205,7 @@ class ClipForward:
             -2
         )
         x = model.proj_out(model.norm_out(x[:, 1:]) * (1 + scale) + shift).float()
-        x = x.reshape(batch, count, rows, columns, 2, 2, -1)
-        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        return unpatchify(x, count, rows, columns)
 
 
 @dataclass

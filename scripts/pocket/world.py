@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES
 from qvg_cli.backends.hyworldplay.model import build_transformer
 from qvg_cli.backends.hyworldplay.schedule import PUBLISHED_TIMESTEPS
-from scripts.pocket.causal import attend, rope_tables, rotate
+from scripts.pocket.causal import attend, attend_text, rope_tables, rotate, unpatchify
 
 CONTEXT_TIMESTEP = 14.0
 TIMESTEPS = PUBLISHED_TIMESTEPS
@@ -136,13 +136,7 @@ def _clip_block(
         + attention.to_out_prope[0](by_camera(by_view, project).flatten(-2))
     )
 
-    attention = block.attn2
-    query = attention.norm_q(attention.to_q(block.norm2(x))).flatten(1, 4)
-    query = query.unflatten(-1, (attention.heads, -1))
-    key = attention.norm_k(attention.to_k(text)).unflatten(-1, (attention.heads, -1))
-    value = attention.to_v(text).unflatten(-1, (attention.heads, -1))
-    mixed = attend(query.to(value.dtype), key.to(value.dtype), value).flatten(-2).view(x.shape)
-    x = x + attention.to_out[0](mixed)
+    x = x + attend_text(block.attn2, block.norm2(x), text)
     return x + block.ffn(block.norm3(x) * (1 + scale_2) + shift_2) * gate_2
 
 
@@ -201,8 +195,7 @@ class WalkForward:
 
         shift, scale = (model.scale_shift_table.unsqueeze(1) + states[:, 1:].unsqueeze(-2)).unbind(-2)
         x = model.proj_out(model.norm_out(x[:, 1:]) * (1 + scale) + shift).float()
-        x = x.reshape(batch, count, rows, columns, 2, 2, -1)
-        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        return unpatchify(x, count, rows, columns)
 
 
 @torch.no_grad()
