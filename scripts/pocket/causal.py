@@ -32,7 +32,7 @@ PAST_BLOCKS = (WINDOW_FRAMES - SINK_FRAMES) // BLOCK_FRAMES - 1
 def build_transformer(
     *, num_layers: int = 6, ffn_dim: int = 1024, text_dim: int = 128
 ) -> WanTransformer3DModel:
-    """Two heads of 128 channels; residual branches start open and the output at zero: that trains fast."""
+    """Two heads of 128 channels, ready to be trained."""
     model = WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
@@ -46,6 +46,12 @@ def build_transformer(
         cross_attn_norm=True,
         rope_max_seq_len=1024,
     )
+    initialize(model)
+    return model
+
+
+def initialize(model: WanTransformer3DModel) -> None:
+    """Draw the weights anew; residual branches start open and the output at zero: that trains fast."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -57,7 +63,6 @@ def build_transformer(
         for block in model.blocks:
             block.scale_shift_table.zero_()
             block.scale_shift_table[:, [2, 5]] = 1.0
-    return model
 
 
 def rope_tables(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES
 from qvg_cli.backends.hyworldplay.model import build_transformer
 from qvg_cli.backends.hyworldplay.schedule import PUBLISHED_TIMESTEPS
-from scripts.pocket.causal import attend, attend_text, rope_tables, rotate, unpatchify
+from scripts.pocket.causal import attend, attend_text, initialize, rope_tables, rotate, unpatchify
 
 CONTEXT_TIMESTEP = 14.0
 TIMESTEPS = PUBLISHED_TIMESTEPS
@@ -45,19 +45,9 @@ def world_config(*, num_layers: int = 4, ffn_dim: int = 384, text_dim: int = 128
 
 
 def build_world(config: dict[str, object]) -> WanTransformer3DModel:
-    """The backend's transformer; residual branches start open and the output at zero: that trains fast."""
+    """The backend's transformer, ready to be trained."""
     model = build_transformer(config)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    nn.init.normal_(model.condition_embedder.time_proj.weight, std=0.01)
-    nn.init.zeros_(model.proj_out.weight)
-    with torch.no_grad():
-        model.scale_shift_table.zero_()
-        for block in model.blocks:
-            block.scale_shift_table.zero_()
-            block.scale_shift_table[:, [2, 5]] = 1.0
+    initialize(model)
     return model
 
 
