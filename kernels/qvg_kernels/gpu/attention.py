@@ -102,8 +102,11 @@ def attend(
     Args:
         uses_fp8: Whether packed runs are read as int8 keys and e4m3 values.
     """
-    kinds = {(s.key_codec.spec, s.value_codec.spec, type(s.value_placement)) for s in history.segments}
-    key = (query.shape, query.stride(), query.dtype, query.device, uses_fp8, frozenset(kinds))
+    if "kinds" not in history.prepared:
+        history.prepared["kinds"] = frozenset(
+            (s.key_codec.spec, s.value_codec.spec, type(s.value_placement)) for s in history.segments
+        )
+    key = (query.shape, query.stride(), query.dtype, query.device, uses_fp8, history.prepared["kinds"])
 
     def rehearsal() -> None:
         # What kernels prepare is not kept, since none has run.
