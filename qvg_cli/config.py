@@ -33,8 +33,8 @@ class CacheConfig(Config):
         span_tokens: Finished chunks wait until together they have this many tokens, then become one span;
             1 packs every chunk as soon as it is finished.
         workspace_mib: For decoded keys and values, whatever the history's length.
-        arithmetic: How packed history is multiplied; "auto" is fp8 where the device has it and the codec is
-            coarser.
+        arithmetic: How packed history is multiplied, if its codec is coarse: int8 keys with bf16 or with fp8
+            values; "auto" is what the device is fastest with.
     """
 
     preset: str
@@ -44,7 +44,7 @@ class CacheConfig(Config):
     keep_sink: bool = False
     span_tokens: int = Field(1, ge=1)
     workspace_mib: int = Field(256, ge=16)
-    arithmetic: Literal["auto", "fp8", "bf16"] = "auto"
+    arithmetic: Literal["auto", "int8", "fp8", "bf16"] = "auto"
 
 
 class VideoConfig(Config):

@@ -188,7 +188,7 @@ def measure_shape(shape: Shape, presets: list[str], repeats: int, has_peer: bool
     }
     workspaces = {}
     for preset in presets:
-        for arithmetic in ("fp8", "bf16") if preset in ("int2", "int2-qvg") else ("auto",):
+        for arithmetic in ("int8", "fp8", "bf16") if preset == "int2" else ("auto",):
             name = preset if arithmetic == "auto" else f"{preset}, {arithmetic} arithmetic"
             history, workspace = case.history(preset), Workspace()
             workspaces[name] = workspace
@@ -267,7 +267,7 @@ def measure_precision(presets: list[str]) -> list[dict[str, Any]]:
                 packed = encode_pair(codecs, spans, (1, 1))
                 segment = StoredSegment(*codecs, *packed, placement, None, 0, history_tokens)
                 row: dict[str, Any] = {"level": level, "largest_logit": sharpness, "preset": preset}
-                for arithmetic in ("bf16", "fp8"):
+                for arithmetic in ("bf16", "int8", "fp8"):
                     found = attend(scaled, History((segment,)), given, Workspace(), arithmetic)
                     row[arithmetic] = error_db(found, exact)
                 rows.append(row)
@@ -321,9 +321,9 @@ def main() -> None:
         (arguments.out / "attend.json").write_text(json.dumps(report, indent=1))
         torch.cuda.empty_cache()
     for row in report["precision"]:
+        added = " | ".join(f"{row[name] - row['bf16']:+.2f}" for name in ("int8", "fp8"))
         print(
-            f"| {row['level']} | {row['largest_logit']:.0f} | {row['preset']} | {row['bf16']:.2f} "
-            f"| {row['fp8']:.2f} | {row['fp8'] - row['bf16']:+.2f} |"
+            f"| {row['level']} | {row['largest_logit']:.0f} | {row['preset']} | {row['bf16']:.2f} | {added} |"
         )
     text = table(rows)
     (arguments.out / "attend.md").write_text(text + "\n")

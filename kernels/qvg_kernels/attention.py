@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qvg_kernels.dispatch import has_fp8, uses_kernels, why_reference
+from qvg_kernels.dispatch import uses_kernels, why_reference
 from qvg_kernels.segments import GivenSegment, History, Segment
 from qvg_kernels.spec import CodecSpec
 from qvg_kernels.workspace import Workspace
 
-Arithmetic = Literal["auto", "fp8", "bf16"]
-"""How packed history is multiplied; "auto" is fp8 where the device has it and the codec is coarser.
+Arithmetic = Literal["auto", "int8", "fp8", "bf16"]
+"""How packed history is multiplied, if its codec is coarser than e4m3; else it is in bf16.
 
-"fp8" is 8 bits: int8 for queries and keys, e4m3 for weights and values. A rounded query errs alike for all of
-its keys, and int8 rounds it more finely than e4m3 at the same speed (docs/results.md).
+"int8" is that for queries and keys, with bf16 weights and values; "fp8" has e4m3 weights and values beside
+them. "auto" is "int8" on Hopper GPUs, which are faster so (docs/results.md), else "fp8" on GPUs that
+have it.
 """
 
 _QUERY_BLOCK = 1024
@@ -38,12 +39,13 @@ def how_attended(
         reason = "float32"
     if reason is None:
         from qvg_kernels.gpu.layouts import layout_of
+        from qvg_kernels.gpu.operands import BF16, choose
 
         layouts = [layout_of(spec, 128) for spec in specs]
         if all(layout is not None for layout in layouts):
             is_packed = all(layout is not None and layout.is_packed for layout in layouts)
-            uses_fp8 = is_packed and arithmetic != "bf16" and has_fp8(device)
-            return f"Triton kernels, packed history multiplied in {'int8 and fp8' if uses_fp8 else 'bf16'}"
+            operands = choose(arithmetic, device, dtype) if is_packed else BF16
+            return f"Triton kernels, packed history multiplied in {operands.words}"
         reason = "a scheme without kernels"
     return f"the torch reference ({reason})"
 
@@ -66,9 +68,10 @@ def attend(
     """
     if uses_kernels(query.device) and query.dtype != torch.float32:
         from qvg_kernels.gpu import attention
+        from qvg_kernels.gpu.operands import choose
 
-        uses_fp8 = arithmetic != "bf16" and has_fp8(query.device)
-        output = attention.attend(query, history, given, workspace, uses_fp8=uses_fp8)
+        operands = choose(arithmetic, query.device, query.dtype)
+        output = attention.attend(query, history, given, workspace, operands)
         if output is not None:
             return output
     return attend_segments(query, [*history.segments, given], workspace)

@@ -55,6 +55,11 @@ def has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and _capability(device.index or 0) >= OLDEST_FP8_CAPABILITY
 
 
+def is_hopper(device: torch.device) -> bool:
+    """Whether `device` is of compute capability 9.0."""
+    return device.type == "cuda" and _capability(device.index or 0) == (9, 0)
+
+
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None

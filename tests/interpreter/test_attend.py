@@ -7,6 +7,7 @@ from histories import PLACEMENTS, SPECS, history_of, placement_of
 from qvg_kernels import attention
 from qvg_kernels.gpu import attention as kernels
 from qvg_kernels.gpu import budget, launch, layouts, runs
+from qvg_kernels.gpu.operands import BF16, FP8, INT8
 from qvg_kernels.segments import GivenSegment, History
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
 from qvg_kernels.workspace import Workspace
@@ -16,12 +17,13 @@ NEAR = {"rtol": 2e-3, "atol": 5e-2}
 """Kernels compute in float16 what they store in bf16; values here are up to fifty."""
 
 
-def decoded(history, *, uses_fp8, head_dim, heads=(1, 2, 0, 2), part_tokens=128):
+def decoded(history, *, operands, head_dim, heads=(1, 2, 0, 2), part_tokens=128):
     """Keys and values of every part as the kernels read them, `[B * h, S, D]` float32."""
     (run,) = runs.runs_of(history.segments)
     batch, _, first, group = heads
     sides = []
-    for side, is_value, narrow in ((run.key, False, torch.int8), (run.value, True, torch.float8_e4m3fn)):
+    is_e4m3 = operands.value is not None
+    for side, is_value, narrow in ((run.key, False, operands.key), (run.value, True, operands.value)):
         units = None
         if side.head_units is not None:
             units = side.head_units.view(batch, -1)[:, first : first + group].flatten()
@@ -30,17 +32,18 @@ def decoded(history, *, uses_fp8, head_dim, heads=(1, 2, 0, 2), part_tokens=128)
             pitch = budget.round_up(tiles.num_tokens, 128)
             rows = batch * group
             target = torch.full((rows, pitch, head_dim), float("nan"))
-            if uses_fp8:
+            if narrow is not None:
                 target = torch.full((rows, pitch, head_dim), 127, dtype=torch.int8).view(narrow)
-            transposes = uses_fp8 and is_value
+            transposes, reorders = is_e4m3 and is_value, is_e4m3 and not is_value
             shaped = target.view(rows * head_dim, pitch) if transposes else target.view(-1, head_dim)
-            runs.decode_part(side, tiles, heads, head_dim, shaped, units, pitch, transposes=transposes)
+            how = {"transposes": transposes, "reorders": reorders}
+            runs.decode_part(side, tiles, heads, head_dim, shaped, units, pitch, **how)
             values = shaped.view(rows, head_dim, pitch).mT if transposes else target
-            if uses_fp8 and not is_value:
+            if reorders:
                 number = torch.arange(pitch)
                 t, i, e = number >> 2 & 3, number >> 1 & 1, number & 1
                 values = values[:, number - number % 16 + 8 * i + 2 * t + e]
-            values = values.float() * (units.view(-1, 1, 1) if uses_fp8 else 1.0)
+            values = values.float() * (units.view(-1, 1, 1) if narrow is not None else 1.0)
             assert values.isfinite().all()
             parts.append(values[:, : tiles.num_tokens])
         sides.append(torch.cat(parts, 1))
@@ -56,7 +59,7 @@ def expected_of(history, first=0, group=2):
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_kernels_read_what_the_codecs_decode(spec, head_dim):
     history = history_of(spec, head_dim=head_dim)
-    found = decoded(history, uses_fp8=False, head_dim=head_dim)
+    found = decoded(history, operands=BF16, head_dim=head_dim)
     torch.testing.assert_close(found, expected_of(history), **NEAR)
 
 
@@ -64,14 +67,14 @@ def test_kernels_read_what_the_codecs_decode(spec, head_dim):
 def test_values_of_any_size_are_read(size):
     history = history_of(FittedSpec(), head_dim=64, lengths=(40,), size=size)
     for found, expected in zip(
-        decoded(history, uses_fp8=False, head_dim=64), expected_of(history), strict=True
+        decoded(history, operands=BF16, head_dim=64), expected_of(history), strict=True
     ):
         assert distance(found, expected) < 0.002
 
 
 def test_heads_of_256_channels_are_read():
     history = history_of(FittedSpec(), head_dim=256, lengths=(40,))
-    found = decoded(history, uses_fp8=False, head_dim=256)
+    found = decoded(history, operands=BF16, head_dim=256)
     torch.testing.assert_close(found, expected_of(history), **NEAR)
 
 
@@ -79,7 +82,7 @@ def test_heads_of_256_channels_are_read():
 def test_placements_are_those_of_the_reference(placement):
     history = history_of(Bf16Spec(), head_dim=64, placement=placement)
     for found, expected in zip(
-        decoded(history, uses_fp8=False, head_dim=64), expected_of(history), strict=True
+        decoded(history, operands=BF16, head_dim=64), expected_of(history), strict=True
     ):
         torch.testing.assert_close(found, expected, **NEAR)
 
@@ -87,7 +90,7 @@ def test_placements_are_those_of_the_reference(placement):
 def test_some_heads_are_read_alone():
     history = history_of(FittedSpec(), head_dim=64)
     for found, expected in zip(
-        decoded(history, uses_fp8=False, head_dim=64, heads=(1, 2, 1, 1)),
+        decoded(history, operands=BF16, head_dim=64, heads=(1, 2, 1, 1)),
         expected_of(history, 1, 1),
         strict=True,
     ):
@@ -100,7 +103,7 @@ def test_numbers_of_8_bits_fill_their_range_and_are_as_near_as_they_can(spec):
         pytest.skip("read as bf16")
     history = history_of(spec, head_dim=64)
     (run,) = runs.runs_of(history.segments)
-    key, value = decoded(history, uses_fp8=True, head_dim=64)
+    key, value = decoded(history, operands=FP8, head_dim=64)
     expected_key, expected_value = expected_of(history)
     unit = run.key.head_units.view(-1, 1, 1)
     # Half a step, and what float16 adds.
@@ -135,7 +138,7 @@ def test_attention_is_that_of_the_reference(limit_bytes, batch, queries):
     history = history_of(FittedSpec(), head_dim=64, lengths=(50, 103, 30), batch=batch)
     given = given_of(64, 21, batch=batch)
     query = 4 * torch.randn(batch, queries, 2, 64, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
-    found = kernels.attend(query, history, given, Workspace(limit_bytes), uses_fp8=False)
+    found = kernels.attend(query, history, given, Workspace(limit_bytes), BF16)
     expected = attention.attend_segments(query, [*history.segments, given], Workspace())
     assert distance(found, expected) < 0.003
 
@@ -143,49 +146,47 @@ def test_attention_is_that_of_the_reference(limit_bytes, batch, queries):
 @pytest.mark.parametrize("programs_at_once", [1, 100])
 def test_packed_and_unpacked_spans_are_attended_together(programs_at_once, monkeypatch):
     # On a device of many programs keys are split; of so few keys some splits get none.
-    monkeypatch.setattr(launch, "programs_at_once", lambda device: programs_at_once)
+    monkeypatch.setattr(launch, "programs_at_once", lambda device, blocks: programs_at_once)
     packed, plain = (history_of(spec, head_dim=64, lengths=(30,)) for spec in (FittedSpec(), Bf16Spec()))
     history = History((*packed.segments, *plain.segments))
     given = given_of(64, 21)
     query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
-    found = kernels.attend(query, history, given, Workspace(), uses_fp8=False)
+    found = kernels.attend(query, history, given, Workspace(), BF16)
     expected = attention.attend_segments(query, [*history.segments, given], Workspace())
     assert distance(found, expected) < 0.003
 
 
-@pytest.mark.parametrize("uses_fp8", [False, True])
-def test_one_history_serves_every_item_of_the_batch(uses_fp8):
+@pytest.mark.parametrize(("operands", "bound"), [(BF16, 0.003), (INT8, 0.2), (FP8, 0.2)])
+def test_one_history_serves_every_item_of_the_batch(operands, bound):
     # Both rows of a guidance read the same condition frames.
     history, given = history_of(FittedSpec(), head_dim=64), given_of(64, 21, batch=2)
     query = torch.randn(2, 17, 2, 64, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
-    found = kernels.attend(query, history, given, Workspace(), uses_fp8=uses_fp8)
+    found = kernels.attend(query, history, given, Workspace(), operands)
     expected = attention.attend_segments(query, [*history.segments, given], Workspace())
     for item in range(2):
-        assert distance(found[item], expected[item]) < (0.2 if uses_fp8 else 0.003)
+        assert distance(found[item], expected[item]) < bound
 
 
 def test_without_a_history_the_chunk_attends_to_itself():
     given = given_of(64, 21)
     query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
-    found = kernels.attend(query, History(()), given, Workspace(), uses_fp8=False)
+    found = kernels.attend(query, History(()), given, Workspace(), BF16)
     expected = attention.attend_segments(query, [given], Workspace())
     assert distance(found, expected) < 0.003
 
 
-def test_attention_of_8_bits_is_near_the_reference():
+@pytest.mark.parametrize(("operands", "bound"), [(INT8, 0.1), (FP8, 0.2)])
+def test_attention_of_8_bits_is_near_the_reference(operands, bound):
     history, given = history_of(FittedSpec(), head_dim=64), given_of(64, 21)
     query = torch.randn(1, 2, 40, 64, generator=torch.Generator().manual_seed(1))
-    found = kernels.attend(query, history, given, Workspace(), uses_fp8=True)
+    found = kernels.attend(query, history, given, Workspace(), operands)
     expected = attention.attend_segments(query, [*history.segments, given], Workspace())
-    assert distance(found, expected) < 0.2
+    assert distance(found, expected) < bound
 
 
 def test_a_scheme_without_kernels_is_left_to_the_reference():
     history = history_of(RtnSpec(), head_dim=64)
-    assert (
-        kernels.attend(torch.zeros(1, 2, 4, 64), history, given_of(64, 21), Workspace(), uses_fp8=False)
-        is None
-    )
+    assert kernels.attend(torch.zeros(1, 2, 4, 64), history, given_of(64, 21), Workspace(), BF16) is None
 
 
 def test_the_same_dispatch_serves_the_cache(monkeypatch):

@@ -20,6 +20,7 @@ triton = pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler.compiler import ASTSource, make_backend  # noqa: E402
+from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
@@ -79,7 +80,8 @@ class Launch:
         options, signature, constexprs, attributes = self.function._pack_args(
             backend, dict(options), bound, specialization, options
         )
-        source = ASTSource(self.function, signature, constexprs, attributes)
+        make = GluonASTSource if self.function.is_gluon() else ASTSource
+        source = make(self.function, signature, constexprs, attributes)
         return triton.compile(source, target=_target(capability), options=options.__dict__).metadata
 
     def _bind(self, capability: int) -> tuple[Any, Any, Any, Any]:

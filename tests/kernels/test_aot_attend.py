@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qvg_kernels.gpu import attention, launch
+from qvg_kernels.gpu.operands import BF16, FP8, INT8
 from qvg_kernels.segments import GivenSegment
 from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
 from qvg_kernels.workspace import Workspace
@@ -24,21 +25,23 @@ def test_every_launch_of_an_attention_call_compiles(capability, placement, monke
     monkeypatch.setattr(launch, "attend_table", lambda device: as_on_card)
     # The default preset meets both placements, the others one of them.
     specs = SPECS if placement == "rotary" else SPECS[:1]
+    monkeypatch.setattr(launch, "has_hopper_kernel", lambda device, dtype: capability == 90)
     launches = {}
     for spec in specs:
-        with recorded_launches() as made:
-            attend_once(spec, placement, uses_fp8=capability >= 89)
-        launches |= {launched.key(): launched for launched in made}
-    assert len(launches) > 4
+        for operands in (BF16, INT8, FP8) if capability >= 89 else (BF16, INT8):
+            with recorded_launches() as made:
+                attend_once(spec, placement, operands)
+            launches |= {launched.key(): launched for launched in made}
+    assert ("_attend_hopper" in {launched.name for launched in launches.values()}) == (capability == 90)
     for launched in launches.values():
         shared = launched.compile(capability).shared
         assert shared <= SHARED_LIMITS[capability], f"{launched.name} takes {shared} bytes"
 
 
-def attend_once(spec, placement, *, uses_fp8):
+def attend_once(spec, placement, operands):
     history = history_of(spec, head_dim=128, lengths=(40, 24), placement=placement)
     key, value = (torch.zeros(1, 24, 2, 128, dtype=torch.bfloat16).transpose(1, 2) for _ in range(2))
     placed = placement_of(placement, 24, head_dim=128)
     given = GivenSegment(key, value, placed, placed if placement == "matrices" else None)
     query = torch.zeros(1, 2, 24, 128, dtype=torch.bfloat16)
-    attention.attend(query, history, given, Workspace(), uses_fp8=uses_fp8)
+    attention.attend(query, history, given, Workspace(), operands)

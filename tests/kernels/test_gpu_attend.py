@@ -81,8 +81,33 @@ def test_attention_is_near_the_reference(spec, placement):
     expected = attention.attend_segments(query, [*history.segments, given], Workspace())
     found = attention.attend(query, history, given, Workspace(), "bf16")
     assert distance(found, expected) < 0.01
+    assert distance(attention.attend(query, history, given, Workspace(), "int8"), expected) < 0.02
     if has_fp8(query.device):
-        assert distance(attention.attend(query, history, given, Workspace(), "auto"), expected) < 0.05
+        assert distance(attention.attend(query, history, given, Workspace(), "fp8"), expected) < 0.05
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("grows", [False, True])
+def test_weights_beyond_the_range_of_a_float_are_found_all_the_same(head_dim, grows):
+    # The last keys are attended to first; logits that grow far beyond theirs are taken again.
+    tokens, heads, codec = 1000, 3, build_codec(FittedSpec())
+    generator = torch.Generator("cuda").manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, tokens, head_dim, generator=generator, device="cuda") for _ in range(3)
+    )
+    if grows:
+        query[:, :, ::3] *= 100
+        key[:, :, :300] *= 4
+    key, value = (codec.encode(side.bfloat16(), seed=seed) for seed, side in enumerate((key, value)))
+    segment = StoredSegment(codec, codec, key, value, None, None, 0, tokens)
+    given = GivenSegment(query[:, :, :8].bfloat16(), query[:, :, :8].bfloat16(), None, None)
+    expected = attention.attend_segments(query.bfloat16(), [segment, given], Workspace())
+    found = attention.attend(query.bfloat16(), History((segment,)), given, Workspace(), "int8")
+    again = attention.attend(query.bfloat16(), History((segment,)), given, Workspace(2**23), "int8")
+    for output in (found, again):
+        assert distance(output[:, :, 1::3], expected[:, :, 1::3]) < 0.03
+        # Of logits of hundreds, int8 keys find another largest now and then.
+        assert distance(output[:, :, ::3], expected[:, :, ::3]) < (0.5 if grows else 0.03)
 
 
 @pytest.mark.parametrize("limit_bytes", [2**26, DEFAULT_WORKSPACE_BYTES])

@@ -34,6 +34,7 @@ def test_fp8_is_refused_where_the_device_has_none():
     ("spec", "arithmetic", "words"),
     [
         (FittedSpec(), "auto", "history multiplied in int8 and fp8"),
+        (FittedSpec(), "int8", "history multiplied in int8 and bf16"),
         (FittedSpec(), "bf16", "history multiplied in bf16"),
         (FittedSpec(grid="int4"), "auto", "history multiplied in bf16"),
         (Bf16Spec(), "auto", "history multiplied in bf16"),

@@ -1,8 +1,8 @@
 """Attention of many queries to a run of decoded keys, carried from run to run by its state.
 
-A run lies in the workspace: int8 keys and transposed e4m3 values for the packed history, the queries' dtype
-for the rest. int8 keys lie at `stored_row`, the order in which a thread that computed the weights of 16 keys
-needs them as an operand. A state is a maximum, a total and an output for each query, float32 and in base 2:
+A run lies in the workspace as its `operands.Operands` say. Beside e4m3 values, which are transposed, keys lie
+at `stored_row`, the order in which a thread that computed the weights of 16 keys needs them as an operand. A
+state is a maximum, a total and an output for each query, float32 and in base 2:
 total and output are sums of `2 ** (logit - maximum)`. Invariant: a state does not depend on where its keys
 came from, so runs of both kinds follow one another, and several states of one query merge into one.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qvg_kernels.gpu.numbers import int8_of
+from qvg_kernels.gpu.queries import round_rows
 from qvg_kernels.gpu.rehearsal import kernel
 
 LOWEST = tl.constexpr(-1.0e30)
@@ -26,7 +26,7 @@ INTEGERS = tl.constexpr(12582912.0)
 
 @triton.jit
 def stored_row(keys):
-    """Row at which int8 key number `keys` lies: bits t1 t0 i e of the number become i t1 t0 e."""
+    """Row of key number `keys` beside e4m3 values: bits t1 t0 i e of the number become i t1 t0 e."""
     return (keys & ~15) | ((keys & 2) << 2) | ((keys & 12) >> 1) | (keys & 1)
 
 
@@ -39,8 +39,8 @@ def _stored_key(rows):
 @triton.jit
 def _take_keys(
     query, factor, zero, maximum, total, output, keys, values, key_row, value_row, start, stop, num_keys,
-    IS_FP8: tl.constexpr, IS_MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr,
+    IS_INT8: tl.constexpr, IS_E4M3: tl.constexpr, IS_MASKED: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Take keys `start` to `stop`, in blocks of BLOCK_N, into the state of BLOCK_M queries.
 
@@ -49,24 +49,24 @@ def _take_keys(
         zero: `[BLOCK_M]`, the factor times what products are too large by.
     """
     # The least e4m3 value is 2**-9: with weights up to 2**8 those down to 2**-17 of the largest count.
-    LIFT: tl.constexpr = 8.0 if IS_FP8 else 0.0
+    LIFT: tl.constexpr = 8.0 if IS_E4M3 else 0.0
     for at in tl.range(start, stop, BLOCK_N, num_stages=STAGES):
         key = keys.load([key_row + at, 0])
-        if IS_FP8:
+        if IS_INT8:
             logits = (tl.dot(query, key.T, out_dtype=tl.int32) + 0x4B400000).to(tl.float32, bitcast=True)
         else:
             logits = tl.dot(query, key.T)
         if IS_MASKED:
             number = at + tl.arange(0, BLOCK_N)
-            number = _stored_key(number) if IS_FP8 else number
+            number = _stored_key(number) if IS_E4M3 else number
             logits = tl.where(number[None, :] < num_keys, logits, LOWEST)
         raised = tl.maximum(maximum, tl.max(logits, 1) * factor - zero - LIFT)
         weights = tl.exp2(logits * factor[:, None] - (raised + zero)[:, None])
         decay = tl.exp2(maximum - raised)
         total = total * decay + tl.sum(weights, 1)
-        value = values.load([value_row, at]).T if IS_FP8 else values.load([value_row + at, 0])
+        value = values.load([value_row, at]).T if IS_E4M3 else values.load([value_row + at, 0])
         matched = weights.to(value.dtype)
-        if IS_FP8:
+        if IS_E4M3:
             # Back from stored rows to key numbers, which moves nothing between threads.
             matched = tl.permute(tl.reshape(matched, [BLOCK_M, BLOCK_N // 16, 2, 4, 2]), [0, 1, 3, 2, 4])
             matched = tl.reshape(matched, [BLOCK_M, BLOCK_N])
@@ -80,11 +80,20 @@ def _take_keys(
 def attend_kernel(
     query, keys, values, key_units, value_units, state_maximum, state_total, state_output, output,
     query_batch, query_head, query_token, output_batch, output_head, output_token,
-    heads, key_rows, num_queries, num_keys, keys_per_split, pitch, num_states, scale,
-    IS_FP8: tl.constexpr, IS_FINAL: tl.constexpr, HEAD_DIM: tl.constexpr,
+    heads, key_rows, num_queries, num_keys, keys_per_split, pitch, num_states, scale, flags,
+    IS_INT8: tl.constexpr, IS_E4M3: tl.constexpr, IS_FINAL: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    """Attend BLOCK_M queries of a head to a split of the keys.
+
+    Args:
+        flags: `[splits, B * h, S / BLOCK_M]`: only programs with a flag run; none lets all run.
+    """
     head, split = tl.program_id(1), tl.program_id(2)
+    if flags is not None:
+        slot = split * tl.num_programs(1) + head
+        if tl.load(flags + slot * tl.num_programs(0) + tl.program_id(0)) == 0:
+            return
     # Keys of one item of the batch serve them all.
     key_head = head % key_rows
     batch_index, head_index = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
@@ -94,14 +103,11 @@ def attend_kernel(
     # [BLOCK_M, HEAD_DIM]
     at = query + batch_index * query_batch + head_index * query_head
     loaded = tl.load(at + rows[:, None] * query_token + channels[None, :], mask=is_query[:, None], other=0.0)
-    value_unit = 1.0
-    if IS_FP8:
-        wide = loaded.to(tl.float32)
-        query_unit = tl.maximum(tl.max(tl.abs(wide), 1), 1.0e-12) / 127.0
-        matched = int8_of(wide / query_unit[:, None])
+    value_unit = tl.load(value_units + key_head) if IS_E4M3 else 1.0
+    if IS_INT8:
+        matched, query_unit = round_rows(loaded)
         factor = query_unit * (tl.load(key_units + key_head) * scale * LOG2_E)
         zero = factor * INTEGERS
-        value_unit = tl.load(value_units + key_head)
     else:
         matched = loaded
         factor = tl.full([BLOCK_M], 1.0, tl.float32) * (scale * LOG2_E)
@@ -130,15 +136,15 @@ def attend_kernel(
     stop = tl.maximum(tl.minimum(start + keys_per_split, num_keys), start)
     whole = start + (stop - start) // BLOCK_N * BLOCK_N
     key_row = key_head * pitch
-    value_row = key_head * HEAD_DIM if IS_FP8 else key_row
+    value_row = key_head * HEAD_DIM if IS_E4M3 else key_row
     maximum, total, gathered = _take_keys(
         matched, factor, zero, maximum, total, gathered, keys, values, key_row, value_row, start, whole, stop,
-        IS_FP8, False, BLOCK_M, BLOCK_N, STAGES,
+        IS_INT8, IS_E4M3, False, BLOCK_M, BLOCK_N, STAGES,
     )  # fmt: skip
     if whole < stop:
         maximum, total, gathered = _take_keys(
             matched, factor, zero, maximum, total, gathered, keys, values, key_row, value_row,
-            whole, stop, stop, IS_FP8, True, BLOCK_M, BLOCK_N, 1,
+            whole, stop, stop, IS_INT8, IS_E4M3, True, BLOCK_M, BLOCK_N, 1,
         )  # fmt: skip
 
     if IS_FINAL:

@@ -2,139 +2,65 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from qvg_kernels.gpu import launch
-from qvg_kernels.gpu.attend import attend_kernel
 from qvg_kernels.gpu.budget import PART_ALIGNMENT, cut_attention, round_up
+from qvg_kernels.gpu.group import Group, Units, group_of, pair_of, rounded_bytes
+from qvg_kernels.gpu.operands import BF16, INT8, Operands
 from qvg_kernels.gpu.place import copy_placed
 from qvg_kernels.gpu.rehearsal import rehearse
 from qvg_kernels.gpu.runs import Run, Side, Tiles, decode_part, runs_of
 from qvg_kernels.segments import GivenSegment, History
 from qvg_kernels.workspace import Workspace
 
-_Units = tuple[Tensor | None, Tensor | None]
-"""Of keys and of values."""
-
-
-@dataclass
-class _Group:
-    """A group of heads on its way through the keys.
-
-    Attributes:
-        first: Head that the group begins with.
-        splits: Of each part's keys.
-        num_states: That hold something so far: none or `splits`.
-        state: Maximum `[splits, B * h, S]`, total likewise, and output `[splits, B * h, S, D]`.
-    """
-
-    query: Tensor
-    output: Tensor
-    first: int
-    heads: int
-    splits: int
-    state: tuple[Tensor, Tensor, Tensor]
-    num_states: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Heads of all items of the batch."""
-        return self.query.shape[0] * self.heads
-
-    def attend(
-        self,
-        key: Tensor,
-        value: Tensor,
-        units: _Units | None,
-        num_keys: int,
-        is_final: bool,
-        key_batch: int,
-    ) -> None:
-        """Take `num_keys` keys into the state, or, as the last, into the output.
-
-        Args:
-            key: `[key_batch * h * pitch, D]`.
-            value: Likewise, or `[key_batch * h * D, pitch]` where `units`, those of keys and values, say 8
-                bits.
-            key_batch: Items of the batch that keys are given for; one serves all items of the queries.
-        """
-        num_queries, head_dim = self.query.shape[2:]
-        table = launch.attend_table(key.device)
-        blocks = table.wide if units is None else table.fp8
-        splits = 1 if is_final else self.splits
-        key_rows = key_batch * self.heads
-        keys_per_split = round_up(-(-num_keys // splits), blocks.keys)
-        key_block = [blocks.keys, head_dim]
-        value_block = key_block if units is None else key_block[::-1]
-        attend_kernel[(-(-num_queries // blocks.queries), self.rows, splits)](
-            self.query, TensorDescriptor.from_tensor(key, key_block),
-            TensorDescriptor.from_tensor(value, value_block),
-            *(units or (None, None)), *self.state, self.output,
-            *self.query.stride()[:3], *self.output.stride()[:3],
-            self.heads, key_rows, num_queries, num_keys, keys_per_split, key.shape[0] // key_rows,
-            self.num_states if is_final else min(self.num_states, 1), head_dim**-0.5,
-            IS_FP8=units is not None, IS_FINAL=is_final, HEAD_DIM=head_dim,
-            BLOCK_M=blocks.queries, BLOCK_N=blocks.keys, STAGES=blocks.stages,
-            num_warps=blocks.warps, maxnreg=blocks.registers,
-        )  # fmt: skip
-        self.num_states = self.splits
-
-    def finish(self, buffer: Tensor) -> None:
-        """Merge the states into the output: a last call without keys, `buffer` stands in for them."""
-        blocks = launch.attend_table(buffer.device).wide
-        nothing, _ = _pair(buffer, blocks.keys, self.query.shape[3], self.query.dtype)
-        self.attend(nothing, nothing, None, 0, is_final=True, key_batch=self.query.shape[0])
-
 
 def attend(
-    query: Tensor, history: History, given: GivenSegment, workspace: Workspace, *, uses_fp8: bool
+    query: Tensor, history: History, given: GivenSegment, workspace: Workspace, operands: Operands
 ) -> Tensor | None:
     """See `qvg_kernels.attention.attend`; none if a segment's scheme has no kernels.
 
     Args:
-        uses_fp8: Whether packed runs are read as int8 keys and e4m3 values.
+        operands: What packed runs are read as.
     """
     if "kinds" not in history.prepared:
         history.prepared["kinds"] = frozenset(
             (s.key_codec.spec, s.value_codec.spec, type(s.value_placement)) for s in history.segments
         )
-    key = (query.shape, query.stride(), query.dtype, query.device, uses_fp8, history.prepared["kinds"])
+    key = (query.shape, query.stride(), query.dtype, query.device, operands, history.prepared["kinds"])
 
     def rehearsal() -> None:
         # What kernels prepare is not kept, since none has run.
-        _attend(query, History(history.segments), given, workspace, uses_fp8)
+        _attend(query, History(history.segments), given, workspace, operands)
 
     rehearse(query.device, key, rehearsal)
-    return _attend(query, history, given, workspace, uses_fp8)
+    return _attend(query, history, given, workspace, operands)
 
 
 def _attend(
-    query: Tensor, history: History, given: GivenSegment, workspace: Workspace, uses_fp8: bool
+    query: Tensor, history: History, given: GivenSegment, workspace: Workspace, operands: Operands
 ) -> Tensor | None:
     runs = _prepared_runs(history)
     if runs is None:
         return None
     batch, heads, num_queries, head_dim = query.shape
     device = query.device
-    fp8_runs = [uses_fp8 and run.is_packed for run in runs]
-    table = launch.attend_table(device)
-    blocks = table.fp8 if any(fp8_runs) else table.wide
-    wide = query.element_size()
+    kinds = [operands if run.is_packed else BF16 for run in runs]
+    blocks = _blocks(query, kinds)
     sizes = [
-        (run.num_tokens, run.batch * (1 if is_fp8 else wide))
-        for run, is_fp8 in zip(runs, fp8_runs, strict=True)
+        (run.num_tokens, run.batch * kind.pair_bytes(query.dtype))
+        for run, kind in zip(runs, kinds, strict=True)
     ]
     cut = cut_attention(
-        batch, heads, num_queries, head_dim, [*sizes, (given.num_tokens, batch * wide)],
-        workspace.limit_bytes, blocks.queries, launch.programs_at_once(device),
+        batch, heads, num_queries, head_dim,
+        [*sizes, (given.num_tokens, batch * BF16.pair_bytes(query.dtype))], workspace.limit_bytes,
+        blocks.queries, launch.programs_at_once(device, blocks),
+        rounded_bytes(num_queries, head_dim) if blocks is launch.HOPPER else 0,
     )  # fmt: skip
     # Queries of a token lie together, so that joining the heads moves nothing.
     output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)
@@ -143,17 +69,25 @@ def _attend(
     parts = [run.parts(tokens, device) for run, tokens in zip(runs, cut.part_tokens[:-1], strict=True)]
     units = [[(_units(run.key, some), _units(run.value, some)) for run in runs] for some in groups]
     buffer = workspace.take(cut.workspace_bytes, device)
-    buffers = _Buffers(buffer[cut.state_bytes :].split(cut.part_bytes), device)
+    key_buffer = buffer[cut.query_bytes + cut.state_bytes :]
+    buffers = _Buffers(key_buffer.split(cut.part_bytes), device)
     for some, group_units in zip(groups, units, strict=True):
-        state = _states(buffer, (cut.splits, batch * (some.stop - some.start), num_queries), head_dim)
-        group = _Group(query[:, some], output[:, some], some.start, some.stop - some.start, cut.splits, state)
+        group = group_of(query, output, some, cut, buffer)
         # The chunk's own keys need no decoding: meanwhile the first of the others are decoded.
         _attend_given(group, given, cut.part_tokens[-1], buffers, is_final=not runs)
-        for run, run_units, is_fp8, tiles in zip(runs, group_units, fp8_runs, parts, strict=True):
-            _attend_run(group, run, run_units, is_fp8, tiles, buffers, heads)
+        for run, run_units, kind, tiles in zip(runs, group_units, kinds, parts, strict=True):
+            _attend_run(group, run, run_units, kind, tiles, buffers, heads)
         if runs:
-            group.finish(buffer[cut.state_bytes :])
+            group.finish(key_buffer)
     return output
+
+
+def _blocks(query: Tensor, kinds: Sequence[Operands]) -> launch.AttendBlocks:
+    """Of the kernel that attends to the longest runs."""
+    table = launch.attend_table(query.device)
+    if INT8 in kinds and query.shape[3] in (64, 128) and launch.has_hopper_kernel(query.device, query.dtype):
+        return launch.HOPPER
+    return table.fp8 if any(kind.value is not None for kind in kinds) else table.wide
 
 
 class _Buffers:
@@ -202,60 +136,47 @@ def _prepared_runs(history: History) -> list[Run] | None:
     return runs
 
 
-def _states(buffer: Tensor, shape: tuple[int, int, int], head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximum, total and output of `(splits, B * h, S)` states, float32."""
-    count = math.prod(shape)
-    numbers = buffer[: count * (head_dim + 2) * 4].view(torch.float32)
-    return (
-        numbers[:count].view(shape),
-        numbers[count : 2 * count].view(shape),
-        numbers[2 * count :].view(*shape, head_dim),
-    )
-
-
 def _attend_run(
-    group: _Group,
+    group: Group,
     run: Run,
-    units: _Units,
-    is_fp8: bool,
+    units: Units,
+    operands: Operands,
     parts: Sequence[Tiles],
     buffers: _Buffers,
     total_heads: int,
 ) -> None:
-    head_dim = group.query.shape[3]
+    head_dim, wide = group.query.shape[3], group.query.dtype
     heads = (run.batch, total_heads, group.first, group.heads)
     rows = run.batch * group.heads
-    dtype = torch.float8_e4m3fn if is_fp8 else group.query.dtype
+    is_e4m3 = operands.value is not None
+    key_unit, value_unit = units if operands is not BF16 else (None, None)
     for tiles in parts:
         pitch = round_up(tiles.num_tokens, PART_ALIGNMENT)
         with buffers.filled() as buffer:
-            key, value = _pair(buffer, rows * pitch, head_dim, dtype)
-            if is_fp8:
-                key, value = key.view(torch.int8), value.view(rows * head_dim, pitch)
-            decode_part(run.key, tiles, heads, head_dim, key, units[0], pitch)
-            decode_part(run.value, tiles, heads, head_dim, value, units[1], pitch, transposes=is_fp8)
-        group.attend(
-            key, value, units if is_fp8 else None, tiles.num_tokens, is_final=False, key_batch=run.batch
-        )
+            key, value = pair_of(buffer, rows * pitch, head_dim, operands.key or wide, operands.value or wide)
+            value = value.view(rows * head_dim, pitch) if is_e4m3 else value
+            decode_part(run.key, tiles, heads, head_dim, key, units[0], pitch, reorders=is_e4m3)
+            decode_part(run.value, tiles, heads, head_dim, value, units[1], pitch, transposes=is_e4m3)
+        group.attend(key, value, (key_unit, value_unit), tiles.num_tokens, operands, run.batch)
         buffers.done()
 
 
 def _attend_given(
-    group: _Group, given: GivenSegment, part_tokens: int, buffers: _Buffers, *, is_final: bool
+    group: Group, given: GivenSegment, part_tokens: int, buffers: _Buffers, *, is_final: bool
 ) -> None:
     batch, heads, _, head_dim = group.query.shape
-    some = slice(group.first, group.first + heads)
+    some, wide = slice(group.first, group.first + heads), group.query.dtype
     for start in range(0, given.num_tokens, part_tokens):
         tokens = slice(start, min(start + part_tokens, given.num_tokens))
         num_tokens = tokens.stop - start
         pitch = round_up(num_tokens, PART_ALIGNMENT)
         with buffers.filled() as buffer:
-            key, value = _pair(buffer, group.rows * pitch, head_dim, group.query.dtype)
+            key, value = pair_of(buffer, group.rows * pitch, head_dim, wide, wide)
             shape = (batch, heads, pitch, head_dim)
             copy_placed(given.key_placement, given.key[:, some, tokens], tokens, key.view(shape))
             copy_placed(given.value_placement, given.value[:, some, tokens], tokens, value.view(shape))
         is_last = is_final and tokens.stop == given.num_tokens
-        group.attend(key, value, None, num_tokens, is_final=is_last, key_batch=batch)
+        group.attend(key, value, (None, None), num_tokens, BF16, batch, is_final=is_last)
         buffers.done()
 
 
@@ -264,12 +185,3 @@ def _units(side: Side, heads: slice) -> Tensor | None:
     if side.head_units is None:
         return None
     return side.head_units[:, heads].flatten()
-
-
-def _pair(buffer: Tensor, rows: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two `[rows, D]` tensors in the workspace."""
-    size = rows * head_dim * dtype.itemsize
-    return (
-        buffer[:size].view(dtype).view(rows, head_dim),
-        buffer[size : 2 * size].view(dtype).view(rows, head_dim),
-    )

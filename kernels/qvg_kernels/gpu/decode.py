@@ -1,4 +1,4 @@
-"""Read spans of every packed scheme into the workspace, placed: bf16, or int8 keys and e4m3 values.
+"""Read spans of every packed scheme into the workspace, placed: bf16, int8 keys, e4m3 values.
 
 One launch reads any number of spans: a table of addresses names their tensors, a table of tiles says which
 stretches of tokens go where. e4m3 values are stored transposed. The torch reference is each codec's `decode`,
@@ -50,8 +50,8 @@ def _head_row(heads, total_heads, first_head):
 @triton.jit
 def _store(
     values, tokens, index, target_row, fill, slots, tables, spaces, tokens_per_frame, unit, target,
-    pitch, head, PLACEMENT: tl.constexpr, IS_SCALED: tl.constexpr, IS_FP8: tl.constexpr,
-    IS_TRANSPOSED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    pitch, head, PLACEMENT: tl.constexpr, IS_SCALED: tl.constexpr, IS_8BIT: tl.constexpr,
+    IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Place values `[BLOCK_S, HEAD_DIM]` and store them for head `head` of the workspace.
 
@@ -64,9 +64,9 @@ def _store(
         values = rotate(values, cosine, sine, HEAD_DIM, BLOCK_S)
     if PLACEMENT == MATRICES:
         values = multiply(values.to(tl.float32), tokens, slots, tables, tokens_per_frame, HEAD_DIM, BLOCK_S)
-    if IS_SCALED and not IS_FP8:
+    if IS_SCALED and not IS_8BIT:
         values = values.to(tl.float32) * unit
-    if IS_FP8 and not IS_SCALED:
+    if IS_8BIT and not IS_SCALED:
         values = values * (1.0 / unit)
     if target.dtype.element_ty == tl.int8:
         stored = numbers.int8_of(values)
@@ -79,7 +79,7 @@ def _store(
         at = target + (head.to(tl.int64) * HEAD_DIM + channels[:, None]) * pitch + rows[None, :]
         tl.store(at, tl.trans(stored), mask=is_filled[None, :])
     else:
-        rows = stored_row(rows) if IS_FP8 else rows
+        rows = stored_row(rows) if IS_REORDERED else rows
         at = target + (head.to(tl.int64) * pitch + rows)[:, None] * HEAD_DIM + channels[None, :]
         tl.store(at, stored, mask=is_filled[:, None])
 
@@ -165,8 +165,8 @@ def fitted_decode_kernel(
     entries, tiles, slots, slots_pitch, units, target, pitch, words, flips,
     tables, spaces, tokens_per_frame, total_heads, first_head, heads,
     GRID: tl.constexpr, ROW_BYTES: tl.constexpr, HAS_TABLE: tl.constexpr, ENTRY_COLUMNS: tl.constexpr,
-    PLACEMENT: tl.constexpr, IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    PLACEMENT: tl.constexpr, IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
+    IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
     head, head_row = _head_row(heads, total_heads, first_head)
@@ -216,7 +216,7 @@ def fitted_decode_kernel(
             values += numbers.half_of(centroid.to(tl.int16)) * step
         _store(
             values, tokens, index, target_row, fill, slot, tables, spaces, tokens_per_frame, unit,
-            target, pitch, head, PLACEMENT, True, IS_FP8, IS_TRANSPOSED, HEAD_DIM, BLOCK_S,
+            target, pitch, head, PLACEMENT, True, IS_8BIT, IS_TRANSPOSED, IS_REORDERED, HEAD_DIM, BLOCK_S,
         )  # fmt: skip
 
 
@@ -234,14 +234,14 @@ def qvg_decode_kernel(
     entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
     BITS: tl.constexpr, STAGES: tl.constexpr, BLOCKS: tl.constexpr, ENTRY_COLUMNS: tl.constexpr,
-    PLACEMENT: tl.constexpr, IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    PLACEMENT: tl.constexpr, IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
+    IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
     head, head_row = _head_row(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
     slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
-    unit = tl.load(units + head) if IS_FP8 else 1.0
+    unit = tl.load(units + head) if IS_8BIT else 1.0
     channels = tl.arange(0, HEAD_DIM)
     PITCH: tl.constexpr = HEAD_DIM * BITS // 8
     LARGEST: tl.constexpr = 2 ** (BITS - 1) - 1
@@ -260,7 +260,7 @@ def qvg_decode_kernel(
             values += tl.load(table + ids[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
         _store(
             values, tokens, index, target_row, fill, slot, tables, spaces, tokens_per_frame, unit,
-            target, pitch, head, PLACEMENT, False, IS_FP8, IS_TRANSPOSED, HEAD_DIM, BLOCK_S,
+            target, pitch, head, PLACEMENT, False, IS_8BIT, IS_TRANSPOSED, IS_REORDERED, HEAD_DIM, BLOCK_S,
         )  # fmt: skip
 
 
@@ -269,14 +269,14 @@ def asym_decode_kernel(
     entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
     BITS: tl.constexpr, BLOCKS: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, PLACEMENT: tl.constexpr,
-    IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
+    IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
     head, head_row = _head_row(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
     slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
-    unit = tl.load(units + head) if IS_FP8 else 1.0
+    unit = tl.load(units + head) if IS_8BIT else 1.0
     channels = tl.arange(0, HEAD_DIM)
     PITCH: tl.constexpr = HEAD_DIM * BITS // 8
     codes = address(row, 0, tl.uint8, head_row * total * PITCH)
@@ -296,7 +296,7 @@ def asym_decode_kernel(
         values += tl.load(table + centroid[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
         _store(
             values, tokens, index, target_row, fill, slot, tables, spaces, tokens_per_frame, unit,
-            target, pitch, head, PLACEMENT, False, IS_FP8, IS_TRANSPOSED, HEAD_DIM, BLOCK_S,
+            target, pitch, head, PLACEMENT, False, IS_8BIT, IS_TRANSPOSED, IS_REORDERED, HEAD_DIM, BLOCK_S,
         )  # fmt: skip
 
 
@@ -305,14 +305,14 @@ def plain_decode_kernel(
     entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
     ENTRY_COLUMNS: tl.constexpr, PLACEMENT: tl.constexpr,
-    IS_FP8: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_ALIGNED: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
+    IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
     head, head_row = _head_row(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
     slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
-    unit = tl.load(units + head) if IS_FP8 else 1.0
+    unit = tl.load(units + head) if IS_8BIT else 1.0
     channels = tl.arange(0, HEAD_DIM)
     values_at = address(row, 0, tl.bfloat16, head_row * total * HEAD_DIM)
     for start in tl.range(0, fill, BLOCK_S, num_stages=1):
@@ -321,5 +321,5 @@ def plain_decode_kernel(
         values = tl.load(values_at + tokens[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
         _store(
             values, tokens, index, target_row, fill, slot, tables, spaces, tokens_per_frame, unit,
-            target, pitch, head, PLACEMENT, False, IS_FP8, IS_TRANSPOSED, HEAD_DIM, BLOCK_S,
+            target, pitch, head, PLACEMENT, False, IS_8BIT, IS_TRANSPOSED, IS_REORDERED, HEAD_DIM, BLOCK_S,
         )  # fmt: skip

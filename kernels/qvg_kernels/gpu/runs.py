@@ -213,12 +213,14 @@ def decode_part(
     pitch: int,
     *,
     transposes: bool = False,
+    reorders: bool = False,
 ) -> None:
     """Decode some heads of a part, and more keys up to a multiple of 128.
 
     Args:
         heads: Items of the batch, heads of the span, the first to decode, how many.
         target: `[B * h * pitch, D]`, or `[B * h * D, pitch]` if the kernel `transposes`.
+        reorders: Whether keys lie at `attend.stored_row`.
         head_units: `[B * h]` units of 8-bit numbers.
     """
     batch, total_heads, first_head, group_heads = heads
@@ -230,7 +232,8 @@ def decode_part(
         placement.tables, placement.spaces, placement.tokens_per_frame,
         total_heads, first_head, group_heads,
         **side.layout.constants, ENTRY_COLUMNS=side.layout.columns, PLACEMENT=placement.kind,
-        IS_FP8=target.element_size() == 1, IS_TRANSPOSED=transposes, IS_ALIGNED=tiles.is_aligned,
+        IS_8BIT=target.element_size() == 1, IS_TRANSPOSED=transposes, IS_REORDERED=reorders,
+        IS_ALIGNED=tiles.is_aligned,
         HEAD_DIM=head_dim, BLOCK_S=blocks.tokens, num_warps=blocks.warps,
     )  # fmt: skip
 

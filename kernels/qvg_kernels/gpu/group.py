@@ -1,0 +1,197 @@
+"""A group of heads on its way through the keys: its queries, its state, and the kernels that change it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from qvg_kernels.gpu import launch
+from qvg_kernels.gpu.attend import attend_kernel
+from qvg_kernels.gpu.budget import FLAG_QUERIES, PART_ALIGNMENT, Cut, round_up
+from qvg_kernels.gpu.operands import BF16, INT8, Operands
+from qvg_kernels.gpu.queries import round_queries_kernel
+
+Units = tuple[Tensor | None, Tensor | None]
+"""Of keys and of values."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a group has of the keys so far, one state for each split.
+
+    Attributes:
+        total: As `maximum`, `[splits, B * h, S]`.
+        output: `[splits, B * h, S, D]`.
+        flags: `[splits, B * h, S / 64]`: where `attend_hopper` left queries to `attend_kernel`.
+    """
+
+    maximum: Tensor
+    total: Tensor
+    output: Tensor
+    flags: Tensor
+
+
+@dataclass(frozen=True)
+class _RoundedQueries:
+    """Queries of a group in int8: `[B * h * pitch, D]`, and their units `[B * h, S]`."""
+
+    values: Tensor
+    units: Tensor
+    pitch: int
+
+
+@dataclass
+class Group:
+    """A group of heads on its way through the keys.
+
+    Attributes:
+        first: Head that the group begins with.
+        splits: Of each part's keys.
+        num_states: That hold something so far: none or `splits`.
+        rounded: For `attend_hopper`, if that is to run.
+    """
+
+    query: Tensor
+    output: Tensor
+    first: int
+    heads: int
+    splits: int
+    state: _State
+    rounded: _RoundedQueries | None
+    num_states: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Heads of all items of the batch."""
+        return self.query.shape[0] * self.heads
+
+    def attend(
+        self,
+        key: Tensor,
+        value: Tensor,
+        units: Units,
+        num_keys: int,
+        operands: Operands,
+        key_batch: int,
+        is_final: bool = False,
+    ) -> None:
+        """Take `num_keys` keys into the state, or, as the last, into the output.
+
+        Args:
+            key: `[key_batch * h * pitch, D]`.
+            value: Likewise, or `[key_batch * h * D, pitch]` if they are e4m3.
+            units: Of keys and values that are int8 or e4m3.
+            key_batch: Items of the batch that keys are given for; one serves all items of the queries.
+        """
+        table = launch.attend_table(key.device)
+        blocks = table.wide if operands.value is None else table.fp8
+        flags = None
+        if self.rounded is not None and operands is INT8:
+            self._attend_hopper(self.rounded, key, value, units, num_keys, key_batch)
+            # Splits have to be those of the flags.
+            blocks, flags = replace(table.wide, queries=FLAG_QUERIES), self.state.flags
+        num_queries, head_dim = self.query.shape[2:]
+        splits = 1 if is_final else self.splits
+        key_rows = key_batch * self.heads
+        key_block = [blocks.keys, head_dim]
+        value_block = key_block if operands.value is None else key_block[::-1]
+        state = self.state
+        attend_kernel[(-(-num_queries // blocks.queries), self.rows, splits)](
+            self.query, TensorDescriptor.from_tensor(key, key_block),
+            TensorDescriptor.from_tensor(value, value_block),
+            *units, state.maximum, state.total, state.output, self.output,
+            *self.query.stride()[:3], *self.output.stride()[:3],
+            self.heads, key_rows, num_queries, num_keys, _split_keys(num_keys, splits),
+            key.shape[0] // key_rows, self.num_states if is_final else min(self.num_states, 1),
+            head_dim**-0.5, flags,
+            IS_INT8=operands.key is not None, IS_E4M3=operands.value is not None, IS_FINAL=is_final,
+            HEAD_DIM=head_dim, BLOCK_M=blocks.queries, BLOCK_N=blocks.keys, STAGES=blocks.stages,
+            num_warps=blocks.warps, maxnreg=blocks.registers,
+        )  # fmt: skip
+        self.num_states = self.splits
+
+    def _attend_hopper(
+        self,
+        rounded: _RoundedQueries,
+        key: Tensor,
+        value: Tensor,
+        units: Units,
+        num_keys: int,
+        key_batch: int,
+    ) -> None:
+        """What `attend` does if it is not the last, but for queries that get a flag."""
+        from qvg_kernels.gpu.attend_hopper import REGISTERS, attend_hopper_kernel, described
+
+        num_queries, head_dim = self.query.shape[2:]
+        blocks, key_rows, state = launch.HOPPER, key_batch * self.heads, self.state
+        attend_hopper_kernel[(rounded.pitch // blocks.queries, self.rows, self.splits)](
+            described(rounded.values, FLAG_QUERIES), described(key, blocks.keys),
+            described(value, blocks.keys), rounded.units, units[0],
+            state.maximum, state.total, state.output, state.flags,
+            key_rows, num_queries, rounded.pitch, num_keys, _split_keys(num_keys, self.splits),
+            key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5,
+            HEAD_DIM=head_dim, BLOCK_N=blocks.keys, STAGES=blocks.stages,
+            ATTEND_REGISTERS=REGISTERS[0], LOAD_REGISTERS=REGISTERS[1],
+            num_warps=blocks.warps, maxnreg=blocks.registers,
+        )  # fmt: skip
+
+    def finish(self, buffer: Tensor) -> None:
+        """Merge the states into the output: a last call without keys, `buffer` stands in for them."""
+        blocks = launch.attend_table(buffer.device).wide
+        nothing, _ = pair_of(buffer, blocks.keys, self.query.shape[3], self.query.dtype, self.query.dtype)
+        self.attend(nothing, nothing, (None, None), 0, BF16, self.query.shape[0], is_final=True)
+
+
+def _split_keys(num_keys: int, splits: int) -> int:
+    """Keys of a split, which are a multiple of every kernel's block."""
+    return round_up(-(-num_keys // splits), PART_ALIGNMENT)
+
+
+def rounded_bytes(num_queries: int, head_dim: int) -> int:
+    """Of one head's rounded queries."""
+    return round_up(num_queries, launch.HOPPER.queries) * (head_dim + 4)
+
+
+def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tensor) -> Group:
+    """Some heads, with their part of the workspace; their queries are rounded if there is room for that."""
+    batch, _, num_queries, head_dim = query.shape
+    heads = some.stop - some.start
+    rows, own = batch * heads, query[:, some]
+    rounded = None
+    if cut.query_bytes:
+        pitch = round_up(num_queries, launch.HOPPER.queries)
+        values, units = buffer[: rows * rounded_bytes(num_queries, head_dim)].split(
+            [rows * pitch * head_dim, rows * pitch * 4]
+        )
+        rounded = _RoundedQueries(
+            values.view(torch.int8).view(rows * pitch, head_dim), units.view(torch.float32), pitch
+        )
+        round_queries_kernel[(-(-pitch // launch.PLACE_TOKENS), rows)](
+            own, rounded.values, rounded.units, *own.stride()[:3], heads, num_queries, pitch,
+            HEAD_DIM=head_dim, BLOCK_M=launch.PLACE_TOKENS, num_warps=4,
+        )  # fmt: skip
+    state = _state(buffer[cut.query_bytes :], (cut.splits, rows, num_queries), head_dim)
+    return Group(own, output[:, some], some.start, heads, cut.splits, state, rounded)
+
+
+def _state(buffer: Tensor, shape: tuple[int, int, int], head_dim: int) -> _State:
+    """A state of `(splits, B * h, S)`."""
+    splits, rows, num_queries = shape
+    count, flags = splits * rows * num_queries, splits * rows * -(-num_queries // FLAG_QUERIES)
+    numbers = buffer[: (count * (head_dim + 2) + flags) * 4].view(torch.float32)
+    maximum, total, output, last = numbers.split([count, count, count * head_dim, flags])
+    return _State(
+        maximum.view(shape), total.view(shape), output.view(*shape, head_dim), last.view(torch.int32)
+    )
+
+
+def pair_of(
+    buffer: Tensor, rows: int, head_dim: int, key_dtype: torch.dtype, value_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Keys and values `[rows, D]` in the workspace."""
+    sizes = [rows * head_dim * dtype.itemsize for dtype in (key_dtype, value_dtype)]
+    key, value = buffer[: sum(sizes)].split(sizes)
+    return key.view(key_dtype).view(rows, head_dim), value.view(value_dtype).view(rows, head_dim)
