@@ -99,8 +99,9 @@ def test_weights_beyond_the_range_of_a_float_are_found_all_the_same(head_dim, gr
         query[:, :, ::3] *= 100
         key[:, :, :300] *= 4
     key, value = (codec.encode(side.bfloat16(), seed=seed) for seed, side in enumerate((key, value)))
-    segment = StoredSegment(codec, codec, key, value, None, None, 0, tokens)
-    given = GivenSegment(query[:, :, :8].bfloat16(), query[:, :, :8].bfloat16(), None, None)
+    placed = Rotary(RotaryTables.of(head_dim, 8, torch.device("cuda")), 25, 40, (0,))
+    segment = StoredSegment(codec, codec, key, value, placed, None, 0, tokens)
+    given = GivenSegment(*(torch.zeros_like(query[:, :, :8].bfloat16()) for _ in range(2)), placed, None)
     expected = attention.attend_segments(query.bfloat16(), [segment, given], Workspace())
     found = attention.attend(query.bfloat16(), History((segment,)), given, Workspace(), "int8")
     again = attention.attend(query.bfloat16(), History((segment,)), given, Workspace(2**23), "int8")

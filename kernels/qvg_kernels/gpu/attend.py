@@ -20,6 +20,11 @@ LOWEST = tl.constexpr(-1.0e30)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+GROWING = ("num_keys", "keys_per_split", "pitch", "num_states")
+"""Numbers that change as a history grows: a kernel compiled for one of their values would soon be compiled
+again.
+"""
+
 INTEGERS = tl.constexpr(12582912.0)
 """A float32 whose last bit counts ones: a product of int8 values added to its bits is added to its value."""
 
@@ -76,7 +81,7 @@ def _take_keys(
     return maximum, total, output
 
 
-@kernel()
+@kernel(do_not_specialize=GROWING)
 def attend_kernel(
     query, keys, values, key_units, value_units, state_maximum, state_total, state_output, output,
     query_batch, query_head, query_token, output_batch, output_head, output_token,

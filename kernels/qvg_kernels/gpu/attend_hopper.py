@@ -12,6 +12,8 @@ but a flag, and `attend_kernel` takes those queries.
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -24,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from qvg_kernels.gpu.attend import GROWING
 from qvg_kernels.gpu.rehearsal import Kernel
 
 GROUP_QUERIES = gl.constexpr(64)
@@ -169,7 +172,7 @@ def _attend(
             gl.store(state_output + at_output, output, mask=is_query[:, None])
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=GROWING)
 def _attend_hopper(
     queries, keys, values, query_units, key_units, state_maximum, state_total, state_output, flags,
     key_rows, num_queries, query_pitch, num_keys, keys_per_split, pitch, num_states, scale,
@@ -236,6 +239,11 @@ attend_hopper_kernel = Kernel(_attend_hopper)
 
 def described(rows: Tensor, block: int) -> TensorDescriptor:
     """`rows` `[S, D]` as the memory accelerator loads them, a block at a time."""
-    row_bytes = rows.shape[1] * rows.element_size()
-    layout = gl.NVMMASharedLayout(min(128, row_bytes), 8 * rows.element_size(), 2)
-    return TensorDescriptor.from_tensor(rows, [block, rows.shape[1]], layout)
+    return TensorDescriptor.from_tensor(
+        rows, [block, rows.shape[1]], _layout(rows.shape[1], rows.element_size())
+    )
+
+
+@cache
+def _layout(head_dim: int, element_bytes: int) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout(min(128, head_dim * element_bytes), 8 * element_bytes, 2)

@@ -58,9 +58,9 @@ def _attend(
     ]
     cut = cut_attention(
         batch, heads, num_queries, head_dim,
-        [*sizes, (given.num_tokens, batch * BF16.pair_bytes(query.dtype))], workspace.limit_bytes,
+        (*sizes, (given.num_tokens, batch * BF16.pair_bytes(query.dtype))), workspace.limit_bytes,
         blocks.queries, launch.programs_at_once(device, blocks),
-        rounded_bytes(num_queries, head_dim) if blocks is launch.HOPPER else 0,
+        *((1, rounded_bytes(num_queries, head_dim)) if blocks is launch.HOPPER else (2, 0)),
     )  # fmt: skip
     # Queries of a token lie together, so that joining the heads moves nothing.
     output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)

@@ -1,14 +1,15 @@
 """How one attention call is cut to fit its workspace and fill the device. Integers only.
 
 Heads go in groups, keys in parts, and the keys of a part in splits that run side by side. The workspace holds
-the keys and values of two parts, one being attended to and one being decoded, a state for each query and
-split, and, where a kernel wants them so, the queries rounded.
+the keys and values of two parts, one being attended to and one being decoded, or of one part where the kernel
+leaves no room beside it on a multiprocessor; a state for each query and split; and the queries rounded, where
+the kernel wants them so. The cut is the cheapest of those that fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 PART_ALIGNMENT = 128
@@ -19,12 +20,14 @@ STATE_ALIGNMENT = 512
 FLAG_QUERIES = 64
 """Queries of a flag."""
 
-BUFFERS = 2
-"""Parts in the workspace at once."""
-
 MOST_SPLITS = 4
 STATE_SHARE = 3
 """States take at most this part of the workspace, one divided by it, so that the keys have room."""
+
+PROGRAM_KEYS, PART_KEYS = 600, 2000
+"""What a program costs beside its keys, as it begins and merges its state, and a part beside its programs, as
+its kernels are launched: estimates, as so many keys of one program.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,17 @@ def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
+@lru_cache(maxsize=64)
 def cut_attention(
     batch: int,
     heads: int,
     queries: int,
     head_dim: int,
-    runs: Sequence[tuple[int, int]],
+    runs: tuple[tuple[int, int], ...],
     limit_bytes: int,
     block_queries: int,
     programs_at_once: int,
+    buffers: int = 2,
     head_query_bytes: int = 0,
 ) -> Cut:
     """Cut an attention call.
@@ -74,6 +79,7 @@ def cut_attention(
         limit_bytes: Of the workspace. A single head's state and 128 keys are taken even if they need more.
         block_queries: Queries of a program.
         programs_at_once: Programs that the device runs at the same time.
+        buffers: Parts in the workspace at once.
         head_query_bytes: Of one head's rounded queries.
     """
 
@@ -84,35 +90,31 @@ def cut_attention(
         state = queries * (head_dim + 2) * 4 + ceil(queries / FLAG_QUERIES) * 4
         return round_up(splits * batch * group * state, STATE_ALIGNMENT)
 
-    widest = max(pair_bytes for _, pair_bytes in runs)
-    least_keys = BUFFERS * head_dim * widest * min(1024, max(tokens for tokens, _ in runs))
-    group = heads
-    while group > 1 and (
-        state_bytes(group, 1) * STATE_SHARE > limit_bytes
-        or query_bytes(group) + state_bytes(group, 1) + group * least_keys > limit_bytes
-    ):
-        # The groups come out about equal.
-        group = min(group - 1, ceil(heads / (ceil(heads / group) + 1)))
-    tiles = batch * group * ceil(queries / block_queries)
+    def cut(groups: int, splits: int) -> Cut:
+        group = ceil(heads / groups)
+        rounded, states = query_bytes(group), state_bytes(group, splits)
+        key_bytes = [group * head_dim * pair_bytes for _, pair_bytes in runs]
+        part_tokens = tuple(
+            _part_tokens(tokens, (limit_bytes - rounded - states) // (buffers * each))
+            for (tokens, _), each in zip(runs, key_bytes, strict=True)
+        )
+        most = max(tokens * each for tokens, each in zip(part_tokens, key_bytes, strict=True))
+        return Cut(group, splits, part_tokens, rounded, states, most, rounded + states + buffers * most)
+
+    def cost(cut: Cut) -> float:
+        programs = batch * cut.heads * ceil(queries / block_queries) * cut.splits
+        waves = ceil(heads / cut.heads) * ceil(programs / programs_at_once)
+        parts = [ceil(tokens / part) for (tokens, _), part in zip(runs, cut.part_tokens, strict=True)]
+        keys = sum(tokens for tokens, _ in runs) / cut.splits + sum(parts) * PROGRAM_KEYS
+        return waves * keys + ceil(heads / cut.heads) * sum(parts) * PART_KEYS
+
+    cuts = [cut(groups, splits) for groups in range(1, heads + 1) for splits in range(1, MOST_SPLITS + 1)]
     fitting = [
-        splits
-        for splits in range(1, MOST_SPLITS + 1)
-        if splits == 1 or state_bytes(group, splits) * STATE_SHARE <= limit_bytes
+        each
+        for each in cuts
+        if each.workspace_bytes <= limit_bytes and each.state_bytes * STATE_SHARE <= limit_bytes
     ]
-    splits = max(fitting, key=lambda splits: (round(_fill(tiles * splits, programs_at_once), 2), -splits))
-    states, rounded = state_bytes(group, splits), query_bytes(group)
-    key_bytes = [group * head_dim * pair_bytes for _, pair_bytes in runs]
-    part_tokens = tuple(
-        _part_tokens(tokens, (limit_bytes - rounded - states) // (BUFFERS * each))
-        for (tokens, _), each in zip(runs, key_bytes, strict=True)
-    )
-    most = max(tokens * each for tokens, each in zip(part_tokens, key_bytes, strict=True))
-    return Cut(group, splits, part_tokens, rounded, states, most, rounded + states + BUFFERS * most)
-
-
-def _fill(programs: int, at_once: int) -> float:
-    """How much of the device's time is used when programs of equal length run in waves."""
-    return programs / (at_once * ceil(programs / at_once))
+    return min(fitting, key=cost) if fitting else cut(heads, 1)
 
 
 def _part_tokens(tokens: int, most: int) -> int:

@@ -52,7 +52,7 @@ def _farthest(steps, lows, count, width, low_unit, BLOCK: tl.constexpr):
     return tl.max(found, 0)
 
 
-@kernel()
+@kernel(do_not_specialize=["num_entries"])
 def fitted_unit_kernel(
     entries, num_entries, gain, units,
     IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -81,7 +81,7 @@ def fitted_unit_kernel(
     _store_unit(units, head, tl.max(bound, 0), IS_KEY)
 
 
-@kernel()
+@kernel(do_not_specialize=["num_entries"])
 def qvg_unit_kernel(
     entries, num_entries, gain, units, BITS: tl.constexpr, STAGES: tl.constexpr, BLOCKS: tl.constexpr,
     IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -100,7 +100,7 @@ def qvg_unit_kernel(
     _store_unit(units, head, bound * gain, IS_KEY)
 
 
-@kernel()
+@kernel(do_not_specialize=["num_entries"])
 def asym_unit_kernel(
     entries, num_entries, gain, units, BITS: tl.constexpr, BLOCKS: tl.constexpr,
     IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
