@@ -24,9 +24,11 @@ def decoded(history, *, operands, head_dim, heads=(1, 2, 0, 2), part_tokens=128)
     sides = []
     is_e4m3 = operands.value is not None
     for side, is_value, narrow in ((run.key, False, operands.key), (run.value, True, operands.value)):
-        units = None
+        units = factors = None
         if side.head_units is not None:
-            units = side.head_units.view(batch, -1)[:, first : first + group].flatten()
+            units = side.head_units[:, first : first + group].flatten()
+        if narrow is torch.int8:
+            factors = side.factors[:, first : first + group].flatten(0, 1)
         parts = []
         for tiles in run.parts(part_tokens, CPU):
             pitch = budget.round_up(tiles.num_tokens, 128)
@@ -37,13 +39,14 @@ def decoded(history, *, operands, head_dim, heads=(1, 2, 0, 2), part_tokens=128)
             transposes, reorders = is_e4m3 and is_value, is_e4m3 and not is_value
             shaped = target.view(rows * head_dim, pitch) if transposes else target.view(-1, head_dim)
             how = {"transposes": transposes, "reorders": reorders}
-            runs.decode_part(side, tiles, heads, head_dim, shaped, units, pitch, **how)
+            runs.decode_part(side, tiles, heads, head_dim, shaped, units, factors, pitch, **how)
             values = shaped.view(rows, head_dim, pitch).mT if transposes else target
             if reorders:
                 number = torch.arange(pitch)
                 t, i, e = number >> 2 & 3, number >> 1 & 1, number & 1
                 values = values[:, number - number % 16 + 8 * i + 2 * t + e]
             values = values.float() * (units.view(-1, 1, 1) if narrow is not None else 1.0)
+            values = values if factors is None else values * factors.unsqueeze(1)
             assert values.isfinite().all()
             parts.append(values[:, : tiles.num_tokens])
         sides.append(torch.cat(parts, 1))
@@ -105,11 +108,11 @@ def test_numbers_of_8_bits_fill_their_range_and_are_as_near_as_they_can(spec):
     (run,) = runs.runs_of(history.segments)
     key, value = decoded(history, operands=FP8, head_dim=64)
     expected_key, expected_value = expected_of(history)
-    unit = run.key.head_units.view(-1, 1, 1)
+    unit = run.key.head_units.view(-1, 1, 1) * run.key.factors.flatten(0, 1).unsqueeze(1)
     # Half a step, and what float16 adds.
     assert ((key - expected_key).abs() <= 0.6 * unit + expected_key.abs() / 256).all()
     largest = (expected_key.abs() / unit).amax((1, 2))
-    assert (largest <= 127).all()
+    assert (largest <= 127.5).all()
     assert (largest > 30).all()
     # A step of e4m3 is up to an eighth; the interpreter carries some values to a wrong power of two.
     unit = run.value.head_units.view(-1, 1, 1)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qvg_kernels.gpu.queries import round_rows
+from qvg_kernels.gpu.numbers import int8_of
+from qvg_kernels.gpu.queries import in_units
 from qvg_kernels.gpu.rehearsal import kernel
 
 LOWEST = tl.constexpr(-1.0e30)
@@ -83,7 +84,8 @@ def _take_keys(
 
 @kernel(do_not_specialize=GROWING)
 def attend_kernel(
-    query, keys, values, key_units, value_units, state_maximum, state_total, state_output, output,
+    query, keys, values, key_units, key_factors, value_units,
+    state_maximum, state_total, state_output, output,
     query_batch, query_head, query_token, output_batch, output_head, output_token,
     heads, key_rows, num_queries, num_keys, keys_per_split, pitch, num_states, scale, flags,
     IS_INT8: tl.constexpr, IS_E4M3: tl.constexpr, IS_FINAL: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -110,7 +112,8 @@ def attend_kernel(
     loaded = tl.load(at + rows[:, None] * query_token + channels[None, :], mask=is_query[:, None], other=0.0)
     value_unit = tl.load(value_units + key_head) if IS_E4M3 else 1.0
     if IS_INT8:
-        matched, query_unit = round_rows(loaded)
+        scaled, query_unit = in_units(loaded, tl.load(key_factors + key_head * HEAD_DIM + channels))
+        matched = int8_of(scaled)
         factor = query_unit * (tl.load(key_units + key_head) * scale * LOG2_E)
         zero = factor * INTEGERS
     else:

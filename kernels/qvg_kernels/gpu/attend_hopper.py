@@ -33,6 +33,9 @@ GROUP_QUERIES = gl.constexpr(64)
 """Of a group of four warps: the rows of one instruction of the tensor cores."""
 
 GROUPS = gl.constexpr(2)
+VERSIONS = gl.constexpr(2)
+"""Of the queries, see `queries`."""
+
 REGISTERS = (240, 24)
 """Of a thread that attends, and of one that loads."""
 
@@ -50,14 +53,16 @@ INTEGERS_BITS = gl.constexpr(0x4B400000)
 def _load(
     queries, keys, values, query_room, key_room, value_room,
     query_full, key_full, key_empty, value_full, value_empty,
-    query_row, key_row, blocks, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+    query_row, version_rows, key_row, blocks, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Load the queries, then blocks of keys and values from the last to the first, as room becomes free."""
     if blocks > 0:
-        mbarrier.expect(query_full, GROUPS * queries.block_type.nbytes)
-        for group in gl.static_range(GROUPS):
-            at = query_row + group * GROUP_QUERIES
-            tma.async_copy_global_to_shared(queries, [at, 0], query_full, query_room.index(group))
+        mbarrier.expect(query_full, VERSIONS * GROUPS * queries.block_type.nbytes)
+        for version in gl.static_range(VERSIONS):
+            for group in gl.static_range(GROUPS):
+                at = query_row + version * version_rows + group * GROUP_QUERIES
+                room = query_room.index(VERSIONS * group + version)
+                tma.async_copy_global_to_shared(queries, [at, 0], query_full, room)
     for block in range(blocks):
         stage = block % STAGES
         is_read = ((block // STAGES) & 1) ^ 1
@@ -112,11 +117,11 @@ def _attend(
         query_rows = first_row + gl.arange(0, GROUP_QUERIES, of_products)
         factor = gl.load(query_units + query_rows, mask=query_rows < num_queries, other=0.0) * unit
         none = gl.full([GROUP_QUERIES, BLOCK_N], INTEGERS_BITS, gl.int32, products)
-        query = query_room.index(group)
 
         # The last keys come first, since there may be less than a block of them.
         mbarrier.wait(query_full, 0)
         mbarrier.wait(key_full.index(0), 0)
+        query = query_room.index(VERSIONS * group)
         product = warpgroup_mma(query, key_room.index(0).permute((1, 0)), none, is_async=True)
         product = warpgroup_mma_wait(0, deps=[product])
         mbarrier.arrive(key_empty.index(0), count=1)
@@ -133,6 +138,7 @@ def _attend(
             stage, before = block % STAGES, (block - 1) % STAGES
             mbarrier.wait(key_full.index(stage), (block // STAGES) & 1)
             mbarrier.wait(turns.index(group), (block - 1) & 1)
+            query = query_room.index(VERSIONS * group + block % VERSIONS)
             product = warpgroup_mma(query, key_room.index(stage).permute((1, 0)), none, is_async=True)
             mbarrier.wait(value_full.index(before), ((block - 1) // STAGES) & 1)
             gathered = warpgroup_mma(matched, value_room.index(before), output, is_async=True)
@@ -188,7 +194,9 @@ def _attend_hopper(
     # A split of few keys may have none.
     blocks = gl.cdiv(gl.maximum(stop - start, 0), BLOCK_N)
 
-    query_room = gl.allocate_shared_memory(queries.dtype, [GROUPS, GROUP_QUERIES, HEAD_DIM], queries.layout)
+    query_room = gl.allocate_shared_memory(
+        queries.dtype, [GROUPS * VERSIONS, GROUP_QUERIES, HEAD_DIM], queries.layout
+    )
     key_room = gl.allocate_shared_memory(keys.dtype, [STAGES, BLOCK_N, HEAD_DIM], keys.layout)
     value_room = gl.allocate_shared_memory(values.dtype, [STAGES, BLOCK_N, HEAD_DIM], values.layout)
     query_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -229,7 +237,8 @@ def _attend_hopper(
         (_load, (
             queries, keys, values, query_room, key_room, value_room,
             query_full, key_full, key_empty, value_full, value_empty,
-            head * query_pitch + first_row, key_head * pitch + start, blocks, BLOCK_N, STAGES,
+            head * query_pitch + first_row, gl.num_programs(1) * query_pitch, key_head * pitch + start,
+            blocks, BLOCK_N, STAGES,
         )),
     ], [4, 1], [ATTEND_REGISTERS, LOAD_REGISTERS])  # fmt: skip
 

@@ -15,7 +15,7 @@ from qvg_kernels.gpu.group import Group, Units, group_of, pair_of, rounded_bytes
 from qvg_kernels.gpu.operands import BF16, INT8, Operands
 from qvg_kernels.gpu.place import copy_placed
 from qvg_kernels.gpu.rehearsal import rehearse
-from qvg_kernels.gpu.runs import Run, Side, Tiles, decode_part, runs_of
+from qvg_kernels.gpu.runs import Run, Tiles, decode_part, runs_of
 from qvg_kernels.segments import GivenSegment, History
 from qvg_kernels.workspace import Workspace
 
@@ -67,7 +67,7 @@ def _attend(
     groups = [slice(first, min(first + cut.heads, heads)) for first in range(0, heads, cut.heads)]
     # Before the other stream waits for this one.
     parts = [run.parts(tokens, device) for run, tokens in zip(runs, cut.part_tokens[:-1], strict=True)]
-    units = [[(_units(run.key, some), _units(run.value, some)) for run in runs] for some in groups]
+    units = [[_units(run, some) for run in runs] for some in groups]
     buffer = workspace.take(cut.workspace_bytes, device)
     key_buffer = buffer[cut.query_bytes + cut.state_bytes :]
     buffers = _Buffers(key_buffer.split(cut.part_bytes), device)
@@ -149,15 +149,21 @@ def _attend_run(
     heads = (run.batch, total_heads, group.first, group.heads)
     rows = run.batch * group.heads
     is_e4m3 = operands.value is not None
-    key_unit, value_unit = units if operands is not BF16 else (None, None)
+    numbers = Units() if operands is BF16 else units
+    if numbers.factors is not None:
+        group.round_queries(numbers.factors, run.batch)
     for tiles in parts:
         pitch = round_up(tiles.num_tokens, PART_ALIGNMENT)
         with buffers.filled() as buffer:
             key, value = pair_of(buffer, rows * pitch, head_dim, operands.key or wide, operands.value or wide)
             value = value.view(rows * head_dim, pitch) if is_e4m3 else value
-            decode_part(run.key, tiles, heads, head_dim, key, units[0], pitch, reorders=is_e4m3)
-            decode_part(run.value, tiles, heads, head_dim, value, units[1], pitch, transposes=is_e4m3)
-        group.attend(key, value, (key_unit, value_unit), tiles.num_tokens, operands, run.batch)
+            decode_part(
+                run.key, tiles, heads, head_dim, key, units.key, numbers.factors, pitch, reorders=is_e4m3
+            )
+            decode_part(
+                run.value, tiles, heads, head_dim, value, units.value, None, pitch, transposes=is_e4m3
+            )
+        group.attend(key, value, numbers, tiles.num_tokens, operands, run.batch)
         buffers.done()
 
 
@@ -176,12 +182,11 @@ def _attend_given(
             copy_placed(given.key_placement, given.key[:, some, tokens], tokens, key.view(shape))
             copy_placed(given.value_placement, given.value[:, some, tokens], tokens, value.view(shape))
         is_last = is_final and tokens.stop == given.num_tokens
-        group.attend(key, value, (None, None), num_tokens, BF16, batch, is_final=is_last)
+        group.attend(key, value, Units(), num_tokens, BF16, batch, is_final=is_last)
         buffers.done()
 
 
-def _units(side: Side, heads: slice) -> Tensor | None:
-    """`[B * h]` units of some heads; none where values are not packed."""
-    if side.head_units is None:
-        return None
-    return side.head_units[:, heads].flatten()
+def _units(run: Run, heads: slice) -> Units:
+    """Units of some heads."""
+    found = (run.key.head_units, run.key.factors, run.value.head_units)
+    return Units(*(None if each is None else each[:, heads].flatten(0, 1) for each in found))

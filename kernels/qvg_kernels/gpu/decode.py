@@ -162,7 +162,7 @@ def _scalar_levels(codes, tokens, words, GRID: tl.constexpr, HEAD_DIM: tl.conste
 
 @kernel()
 def fitted_decode_kernel(
-    entries, tiles, slots, slots_pitch, units, target, pitch, words, flips,
+    entries, tiles, slots, slots_pitch, units, factors, target, pitch, words, flips,
     tables, spaces, tokens_per_frame, total_heads, first_head, heads,
     GRID: tl.constexpr, ROW_BYTES: tl.constexpr, HAS_TABLE: tl.constexpr, ENTRY_COLUMNS: tl.constexpr,
     PLACEMENT: tl.constexpr, IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
@@ -187,8 +187,11 @@ def fitted_decode_kernel(
     scale_unit = tl.load(unit_row) * weight_unit * HEAD_DIM**-0.5
     weight = numbers.e4m3_value(tl.load(address(row, 2, tl.uint8, head_row * HEAD_DIM) + channels))
     offset = tl.load(address(row, 3, tl.float32, head_row * HEAD_DIM) + channels) / unit
-    offset = offset.to(tl.float16)[None, :]
     phase = tl.load(address(row, 5, tl.uint8, head_row))
+    if factors is not None:
+        inverse = 1.0 / tl.load(factors + head * HEAD_DIM + channels)
+        weight, offset = weight * inverse, offset * inverse
+    offset = offset.to(tl.float16)[None, :]
     if HAS_TABLE:
         step = numbers.e4m3_value(tl.load(address(row, 8, tl.uint8, head_row * HEAD_DIM) + channels))
         step = (step * weight * (tl.load(unit_row + 2) * weight_unit)).to(tl.float16)[None, :]
@@ -231,7 +234,7 @@ def _block_scales(scales, tokens, BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, 
 
 @kernel()
 def qvg_decode_kernel(
-    entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
+    entries, tiles, slots, slots_pitch, units, factors, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
     BITS: tl.constexpr, STAGES: tl.constexpr, BLOCKS: tl.constexpr, ENTRY_COLUMNS: tl.constexpr,
     PLACEMENT: tl.constexpr, IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
@@ -266,7 +269,7 @@ def qvg_decode_kernel(
 
 @kernel()
 def asym_decode_kernel(
-    entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
+    entries, tiles, slots, slots_pitch, units, factors, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
     BITS: tl.constexpr, BLOCKS: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, PLACEMENT: tl.constexpr,
     IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
@@ -302,7 +305,7 @@ def asym_decode_kernel(
 
 @kernel()
 def plain_decode_kernel(
-    entries, tiles, slots, slots_pitch, units, target, pitch, tables, spaces,
+    entries, tiles, slots, slots_pitch, units, factors, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
     ENTRY_COLUMNS: tl.constexpr, PLACEMENT: tl.constexpr,
     IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,

@@ -14,8 +14,20 @@ from qvg_kernels.gpu.budget import FLAG_QUERIES, PART_ALIGNMENT, Cut, round_up
 from qvg_kernels.gpu.operands import BF16, INT8, Operands
 from qvg_kernels.gpu.queries import round_queries_kernel
 
-Units = tuple[Tensor | None, Tensor | None]
-"""Of keys and of values."""
+
+@dataclass(frozen=True)
+class Units:
+    """What the 8-bit numbers of some heads of a run count; none where it is not packed.
+
+    Attributes:
+        key: `[B * h]`.
+        factors: `[B * h, D]`, of int8 keys.
+        value: `[B * h]`.
+    """
+
+    key: Tensor | None = None
+    factors: Tensor | None = None
+    value: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _RoundedQueries:
-    """Queries of a group in int8: `[B * h * pitch, D]`, and their units `[B * h, S]`."""
+    """Both versions of a group's queries in int8, `[2 * B * h * pitch, D]`, and their units `[B * h, S]`."""
 
     values: Tensor
     units: Tensor
@@ -102,7 +114,7 @@ class Group:
         attend_kernel[(-(-num_queries // blocks.queries), self.rows, splits)](
             self.query, TensorDescriptor.from_tensor(key, key_block),
             TensorDescriptor.from_tensor(value, value_block),
-            *units, state.maximum, state.total, state.output, self.output,
+            units.key, units.factors, units.value, state.maximum, state.total, state.output, self.output,
             *self.query.stride()[:3], *self.output.stride()[:3],
             self.heads, key_rows, num_queries, num_keys, _split_keys(num_keys, splits),
             key.shape[0] // key_rows, self.num_states if is_final else min(self.num_states, 1),
@@ -129,7 +141,7 @@ class Group:
         blocks, key_rows, state = launch.HOPPER, key_batch * self.heads, self.state
         attend_hopper_kernel[(rounded.pitch // blocks.queries, self.rows, self.splits)](
             described(rounded.values, FLAG_QUERIES), described(key, blocks.keys),
-            described(value, blocks.keys), rounded.units, units[0],
+            described(value, blocks.keys), rounded.units, units.key,
             state.maximum, state.total, state.output, state.flags,
             key_rows, num_queries, rounded.pitch, num_keys, _split_keys(num_keys, self.splits),
             key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5,
@@ -138,11 +150,22 @@ class Group:
             num_warps=blocks.warps, maxnreg=blocks.registers,
         )  # fmt: skip
 
+    def round_queries(self, factors: Tensor, key_batch: int) -> None:
+        """Round the queries for `attend_hopper`, if that is to run, to meet keys with these factors."""
+        if self.rounded is None:
+            return
+        rounded, (num_queries, head_dim) = self.rounded, self.query.shape[2:]
+        round_queries_kernel[(-(-rounded.pitch // launch.PLACE_TOKENS), self.rows)](
+            self.query, factors, rounded.values, rounded.units, *self.query.stride()[:3],
+            self.heads, key_batch * self.heads, num_queries, rounded.pitch,
+            HEAD_DIM=head_dim, BLOCK_M=launch.PLACE_TOKENS, num_warps=4,
+        )  # fmt: skip
+
     def finish(self, buffer: Tensor) -> None:
         """Merge the states into the output: a last call without keys, `buffer` stands in for them."""
         blocks = launch.attend_table(buffer.device).wide
         nothing, _ = pair_of(buffer, blocks.keys, self.query.shape[3], self.query.dtype, self.query.dtype)
-        self.attend(nothing, nothing, (None, None), 0, BF16, self.query.shape[0], is_final=True)
+        self.attend(nothing, nothing, Units(), 0, BF16, self.query.shape[0], is_final=True)
 
 
 def _split_keys(num_keys: int, splits: int) -> int:
@@ -152,7 +175,7 @@ def _split_keys(num_keys: int, splits: int) -> int:
 
 def rounded_bytes(num_queries: int, head_dim: int) -> int:
     """Of one head's rounded queries."""
-    return round_up(num_queries, launch.HOPPER.queries) * (head_dim + 4)
+    return round_up(num_queries, launch.HOPPER.queries) * (2 * head_dim + 4)
 
 
 def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tensor) -> Group:
@@ -164,15 +187,11 @@ def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tenso
     if cut.query_bytes:
         pitch = round_up(num_queries, launch.HOPPER.queries)
         values, units = buffer[: rows * rounded_bytes(num_queries, head_dim)].split(
-            [rows * pitch * head_dim, rows * pitch * 4]
+            [2 * rows * pitch * head_dim, rows * pitch * 4]
         )
         rounded = _RoundedQueries(
-            values.view(torch.int8).view(rows * pitch, head_dim), units.view(torch.float32), pitch
+            values.view(torch.int8).view(-1, head_dim), units.view(torch.float32), pitch
         )
-        round_queries_kernel[(-(-pitch // launch.PLACE_TOKENS), rows)](
-            own, rounded.values, rounded.units, *own.stride()[:3], heads, num_queries, pitch,
-            HEAD_DIM=head_dim, BLOCK_M=launch.PLACE_TOKENS, num_warps=4,
-        )  # fmt: skip
     state = _state(buffer[cut.query_bytes :], (cut.splits, rows, num_queries), head_dim)
     return Group(own, output[:, some], some.start, heads, cut.splits, state, rounded)
 

@@ -28,6 +28,7 @@ class Side:
         entries: `[E, columns]` int64: tokens, centroids and addresses of each entry.
         slots: `[E, frames]` int32: row of the placement's table for each frame.
         head_units: `[B, H]` float32 units of 8-bit numbers; none for spans that are not packed.
+        factors: `[B, H, D]` float32 that int8 keys are divided by beside their unit, and queries multiplied.
         tables: The constant tables that the layout's kernel reads.
     """
 
@@ -36,6 +37,7 @@ class Side:
     placement: KernelPlacement
     slots: Tensor | None
     head_units: Tensor | None
+    factors: Tensor | None
     tables: tuple[Tensor | None, ...]
 
 
@@ -149,16 +151,17 @@ def _side(
     if placements[0] is not None:
         slots = _slots(tuple(placement.slots for placement in placements if placement), device)
     head_dim = packed[0].shape[3]
-    head_units = None
+    head_units = factors = None
     if layout.unit_kernel is not None:
         batch, heads = packed[0].shape[:2]
         head_units = torch.empty(batch, heads, device=device)
+        factors = torch.empty(batch, heads, head_dim, device=device) if is_key else None
         layout.unit_kernel[(batch * heads,)](
-            entries, len(rows), placement.gain, head_units,
+            entries, len(rows), placement.gain, head_units, factors,
             **layout.unit_constants, IS_KEY=is_key, PLACEMENT=placement.kind,
             ENTRY_COLUMNS=layout.columns, HEAD_DIM=head_dim, num_warps=4,
         )  # fmt: skip
-    return Side(layout, entries, placement, slots, head_units, _tables(layout, head_dim, device))
+    return Side(layout, entries, placement, slots, head_units, factors, _tables(layout, head_dim, device))
 
 
 @lru_cache(maxsize=64)
@@ -210,6 +213,7 @@ def decode_part(
     head_dim: int,
     target: Tensor,
     head_units: Tensor | None,
+    factors: Tensor | None,
     pitch: int,
     *,
     transposes: bool = False,
@@ -222,13 +226,14 @@ def decode_part(
         target: `[B * h * pitch, D]`, or `[B * h * D, pitch]` if the kernel `transposes`.
         reorders: Whether keys lie at `attend.stored_row`.
         head_units: `[B * h]` units of 8-bit numbers.
+        factors: `[B * h, D]` of int8 keys.
     """
     batch, total_heads, first_head, group_heads = heads
     blocks = launch.DECODE_TRANSPOSED if transposes else launch.DECODE
     placement = side.placement
     side.layout.kernel[(len(tiles.table), batch * group_heads)](
         side.entries, tiles.table, side.slots, 0 if side.slots is None else side.slots.shape[1],
-        head_units, target, pitch, *side.tables,
+        head_units, factors, target, pitch, *side.tables,
         placement.tables, placement.spaces, placement.tokens_per_frame,
         total_heads, first_head, group_heads,
         **side.layout.constants, ENTRY_COLUMNS=side.layout.columns, PLACEMENT=placement.kind,

@@ -1,8 +1,10 @@
 """The unit of a head's 8-bit numbers in the workspace: it brings their bound to the largest number.
 
 Bounds come from a span's tables; the values are not searched. Beyond the bound they saturate. Keys become
-int8, to which the bound matters: half of the range left empty is twice the error. Values become e4m3, which
-keeps its precision over 15 powers of two.
+int8, to which the bound matters: half of the range left empty is twice the error. Pairs of channels that are
+turned together are brought near each other before: keys are divided by a factor of the pair and queries
+multiplied by it, as in SmoothQuant (arXiv 2211.10438). Values become e4m3, which keeps its precision over 15
+powers of two.
 """
 
 from __future__ import annotations
@@ -54,15 +56,18 @@ def _farthest(steps, lows, count, width, low_unit, BLOCK: tl.constexpr):
 
 @kernel(do_not_specialize=["num_entries"])
 def fitted_unit_kernel(
-    entries, num_entries, gain, units,
+    entries, num_entries, gain, units, factors,
     IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """Bound from offsets and weights: a weight is the root of a channel's deviation.
 
-    Eight deviations from the mean are taken for values, six for keys. A pair of channels that is turned
+    Eight deviations from the mean are taken for values, five for keys. A pair of channels that is turned
     reaches as far as it is long.
+
+    Args:
+        factors: `[B * H, HEAD_DIM]` of keys: each channel's, at most 1.
     """
-    DEVIATIONS: tl.constexpr = 6.0 if IS_KEY else 8.0
+    DEVIATIONS: tl.constexpr = 5.0 if IS_KEY else 8.0
     head = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, HEAD_DIM)
     bound = tl.full([HEAD_DIM // 2], 1.0e-20, tl.float32)
@@ -78,13 +83,21 @@ def fitted_unit_kernel(
         else:
             found = gain * tl.maximum(tl.abs(first) + spread, tl.abs(second) + other_spread)
         bound = tl.maximum(bound, found)
-    _store_unit(units, head, tl.max(bound, 0), IS_KEY)
+    largest = tl.max(bound, 0)
+    _store_unit(units, head, largest, IS_KEY)
+    if IS_KEY:
+        # Half of the way to equal bounds: what keys gain queries lose.
+        one = tl.full([HEAD_DIM // 2], 1.0, tl.float32)
+        factor = tl.sqrt(bound / largest) if PLACEMENT == ROTARY else one
+        both = tl.reshape(tl.join(factor, factor), [HEAD_DIM])
+        tl.store(factors + head * HEAD_DIM + channels, tl.maximum(both, 1.0 / 64.0))
 
 
 @kernel(do_not_specialize=["num_entries"])
 def qvg_unit_kernel(
-    entries, num_entries, gain, units, BITS: tl.constexpr, STAGES: tl.constexpr, BLOCKS: tl.constexpr,
-    IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    entries, num_entries, gain, units, factors,
+    BITS: tl.constexpr, STAGES: tl.constexpr, BLOCKS: tl.constexpr, IS_KEY: tl.constexpr,
+    PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0).to(tl.int64)
     bound = 1.0e-20
@@ -98,11 +111,13 @@ def qvg_unit_kernel(
             found += _largest(table, size, False, 1024)
         bound = tl.maximum(bound, found)
     _store_unit(units, head, bound * gain, IS_KEY)
+    if IS_KEY:
+        tl.store(factors + head * HEAD_DIM + tl.arange(0, HEAD_DIM), tl.full([HEAD_DIM], 1.0, tl.float32))
 
 
 @kernel(do_not_specialize=["num_entries"])
 def asym_unit_kernel(
-    entries, num_entries, gain, units, BITS: tl.constexpr, BLOCKS: tl.constexpr,
+    entries, num_entries, gain, units, factors, BITS: tl.constexpr, BLOCKS: tl.constexpr,
     IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, ENTRY_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0).to(tl.int64)
@@ -117,3 +132,5 @@ def asym_unit_kernel(
         found += _largest(address(row, 4, tl.bfloat16, head * size), size, False, 1024)
         bound = tl.maximum(bound, found)
     _store_unit(units, head, bound * gain, IS_KEY)
+    if IS_KEY:
+        tl.store(factors + head * HEAD_DIM + tl.arange(0, HEAD_DIM), tl.full([HEAD_DIM], 1.0, tl.float32))
