@@ -21,7 +21,7 @@ class Milliseconds:
 def time_arms(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Milliseconds]:
     """Milliseconds of each arm; every arm runs once a round, and has run before.
 
-    A GiB is filled a few times before each, so that launching is ahead of the GPU and its cache holds nothing.
+    A GiB is filled a few times before each, so that launching is ahead of the GPU and its cache is empty.
     """
     times: dict[str, list[float]] = {name: [] for name in arms}
     filled = torch.empty(2**30, dtype=torch.uint8, device="cuda")
