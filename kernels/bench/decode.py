@@ -74,7 +74,7 @@ def our_arm(case: Case, preset: str, kind: str) -> tuple[Callable[[], None], int
         for side, target in ((key_side, key), (run.value, value)):
             transposes = is_narrow and side is run.value
             which, units = (1, heads, 0, heads), side.head_units
-            decode_part(side, tiles, which, HEAD_DIM, target, units, pitch, transposes=transposes)
+            decode_part(side, tiles, which, HEAD_DIM, target, units, None, pitch, transposes=transposes)
 
     decode()
     if not is_narrow:

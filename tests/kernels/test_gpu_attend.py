@@ -99,7 +99,7 @@ def test_weights_beyond_the_range_of_a_float_are_found_all_the_same(head_dim, gr
         query[:, :, ::3] *= 100
         key[:, :, :300] *= 4
     key, value = (codec.encode(side.bfloat16(), seed=seed) for seed, side in enumerate((key, value)))
-    placed = Rotary(RotaryTables.of(head_dim, 8, torch.device("cuda")), 25, 40, (0,))
+    placed = Rotary(RotaryTables.of(head_dim, 64, torch.device("cuda")), 25, 40, (0,))
     segment = StoredSegment(codec, codec, key, value, placed, None, 0, tokens)
     given = GivenSegment(*(torch.zeros_like(query[:, :, :8].bfloat16()) for _ in range(2)), placed, None)
     expected = attention.attend_segments(query.bfloat16(), [segment, given], Workspace())
