@@ -140,8 +140,10 @@ class HyWorldPlayPipeline:
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """See `Pipeline.encode_frames`; a draw from the encoder's posterior."""
         generator = torch.Generator().manual_seed(derive_seed(seed, "image"))
+        # Read before there is room for it: what is read late stays where it waits.
+        vae = self._models.vae
         with self._models.residence.pixels():
-            return encode_frames(self._models.vae, frames, generator)
+            return encode_frames(vae, frames, generator)
 
     def _encode_image(self, name: str, seed: int) -> Tensor:
         """Normalised latents `[1, C, 1, h, w]` float32 of a picture, drawn from the encoder's posterior."""

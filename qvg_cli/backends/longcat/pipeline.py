@@ -134,8 +134,10 @@ class LongCatPipeline:
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """See `Pipeline.encode_frames`; a draw from the encoder's posterior."""
         generator = torch.Generator().manual_seed(derive_seed(seed, "clip"))
+        # Read before there is room for it: what is read late stays where it waits.
+        vae = self._models.vae
         with self._models.residence.pixels():
-            return encode_frames(self._models.vae, frames, generator)
+            return encode_frames(vae, frames, generator)
 
     def decoder(self) -> ResidentDecoder:
         """See `Pipeline.decoder`."""

@@ -111,8 +111,10 @@ class SelfForcingPipeline:
 
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """See `Pipeline.encode_frames`; the mean of the encoder's posterior."""
+        # Read before there is room for it: what is read late stays where it waits.
+        vae = self._models.vae
         with self._models.residence.pixels():
-            return encode_frames(self._models.vae, frames).to(self._models.dtype)
+            return encode_frames(vae, frames).to(self._models.dtype)
 
     def decoder(self) -> ResidentDecoder:
         """See `Pipeline.decoder`."""

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from torch import nn
 
 from qvg_cli.backends.registry import plan_video
-from qvg_cli.backends.residence import STORAGE_DTYPE, Residence
+from qvg_cli.backends.residence import STORAGE_DTYPE, Parked, Residence
 from qvg_cli.config import MemoryConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.rollout import rollout
@@ -53,6 +54,19 @@ def test_waiting_elsewhere_changes_no_bit(resident, backend, memory):
     made = Made(backend, memory)
     assert torch.equal(made.latents, resident[backend].latents)
     assert torch.equal(made.frames, resident[backend].frames)
+
+
+def test_a_parked_vae_is_on_the_device_when_the_picture_is_encoded(monkeypatch):
+    happened, encode = [], AutoencoderKLWan.encode
+
+    def noted_encode(self, *arguments, **options):
+        happened.append("encode")
+        return encode(self, *arguments, **options)
+
+    monkeypatch.setattr(Parked, "enter", lambda self: happened.append("enter"))
+    monkeypatch.setattr(AutoencoderKLWan, "encode", noted_encode)
+    Made("hyworldplay", MemoryConfig(vae="parked"))
+    assert happened[:2] == ["enter", "encode"]
 
 
 @pytest.mark.parametrize("backend", sorted(OPTIONS))
