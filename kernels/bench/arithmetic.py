@@ -21,6 +21,7 @@ from torch import Tensor
 from qvg_kernels.codec import build_codec
 
 SHARPNESS = (8.0, 3.0)
+BLOCK_KEYS = 128
 LIFT = 256.0
 """Weights of e4m3 are stored as many times as large; the largest is 1 before that."""
 
@@ -52,11 +53,18 @@ def in_two_terms(values: Tensor) -> Tensor:
     return first + in_rows(values - first, e4m3, 448)
 
 
-def key_bound(key: Tensor) -> Tensor:
-    """`gpu.units.fitted_unit_kernel`'s for `[1, H, S, D]` keys that are to be turned, `[1, H, 1, 1]`."""
+def key_bounds(key: Tensor) -> tuple[Tensor, Tensor]:
+    """`gpu.units.fitted_unit_kernel`'s for `[1, H, S, D]` keys that are to be turned.
+
+    Returns:
+        The bound `[1, H, 1, 1]` and each channel's factor `[1, H, 1, D]`.
+    """
     mean = key.mean(2).unflatten(-1, (-1, 2))
-    spread = 6 * key.std(2, unbiased=False).unflatten(-1, (-1, 2))
-    return (mean.norm(dim=-1) + spread.amax(-1)).amax(-1)[:, :, None, None]
+    spread = 5 * key.std(2, unbiased=False).unflatten(-1, (-1, 2))
+    bounds = mean.norm(dim=-1) + spread.amax(-1)
+    largest = bounds.amax(-1, keepdim=True)
+    factors = (bounds / largest).sqrt().repeat_interleave(2, -1)
+    return largest[..., None], factors.unsqueeze(2)
 
 
 def value_unit(value: Tensor) -> Tensor:
@@ -67,9 +75,9 @@ def value_unit(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How each factor is rounded: queries, rotated keys, weights, values."""
+    """How each factor is rounded: queries (blocks of keys meet versions in turn), keys, weights, values."""
 
-    query: Callable[[Tensor], Tensor]
+    query: tuple[Callable[[Tensor], Tensor], ...]
     key: Callable[[Tensor, Tensor], Tensor]
     weight: Callable[[Tensor], Tensor]
     value: Callable[[Tensor], Tensor]
@@ -93,15 +101,30 @@ def _int8_keys(key: Tensor, bound: Tensor) -> Tensor:
     return int8(key / (bound / 127)) * (bound / 127)
 
 
+def _int8_queries(query: Tensor) -> Tensor:
+    return in_rows(query, int8, 127)
+
+
+def _dithered(offset: float) -> Callable[[Tensor], Tensor]:
+    """int8 queries, rounded with an offset that changes its sign from channel to channel."""
+
+    def rounded(query: Tensor) -> Tensor:
+        signs = 1 - 2 * (torch.arange(query.shape[-1]) % 2)
+        return in_rows(query, lambda values: int8(values + offset * signs), 127)
+
+    return rounded
+
+
 KINDS = {
-    "bf16": Arithmetic(bf16, lambda key, bound: bf16(key), bf16, bf16),
-    "e4m3": Arithmetic(lambda query: in_rows(query, e4m3, 448), _e4m3_keys, _e4m3_weights, _e4m3_values),
-    "e4m3, queries in two terms": Arithmetic(in_two_terms, _e4m3_keys, _e4m3_weights, _e4m3_values),
-    "int8 queries and keys, e4m3 weights and values": Arithmetic(
-        lambda query: in_rows(query, int8, 127), _int8_keys, _e4m3_weights, _e4m3_values
+    "bf16": Arithmetic((bf16,), lambda key, bound: bf16(key), bf16, bf16),
+    "e4m3": Arithmetic((lambda query: in_rows(query, e4m3, 448),), _e4m3_keys, _e4m3_weights, _e4m3_values),
+    "e4m3, queries in two terms": Arithmetic((in_two_terms,), _e4m3_keys, _e4m3_weights, _e4m3_values),
+    "int8 queries and keys, e4m3 weights and values (fp8)": Arithmetic(
+        (_int8_queries,), _int8_keys, _e4m3_weights, _e4m3_values
     ),
-    "int8 queries and keys, bf16 weights and values": Arithmetic(
-        lambda query: in_rows(query, int8, 127), _int8_keys, bf16, bf16
+    "int8 queries and keys, bf16 weights and values": Arithmetic((_int8_queries,), _int8_keys, bf16, bf16),
+    "the same, queries in two versions (int8)": Arithmetic(
+        (_dithered(0.25), _dithered(-0.25)), _int8_keys, bf16, bf16
     ),
 }
 
@@ -131,14 +154,19 @@ def measure(level: str, seed: int) -> list[list[float]]:
     key_codec, value_codec = build_codec(preset.key), build_codec(preset.value)
     decoded = key_codec.decode(key_codec.encode(sample.key, seed=0)).float()
     value = value_codec.decode(value_codec.encode(sample.value, seed=1)).float()
-    key, bound = rotate(decoded, rotation), key_bound(sample.key)
+    key, (bound, factors) = rotate(decoded, rotation), key_bounds(sample.key)
     rows = []
     for sharpness in SHARPNESS:
         scale = sharpness / probe.spread
         exact = torch.softmax(probe.logits * scale, -1) @ probe.value
         row = [error_db(torch.softmax(probe.query @ key.mT * scale, -1) @ value, exact)]
         for arithmetic in KINDS.values():
-            logits = arithmetic.query(probe.query) @ arithmetic.key(key, bound).mT * scale
+            # Only int8 keys are divided by factors.
+            by = factors if arithmetic.key is _int8_keys else torch.ones_like(factors)
+            versions = [rounding(probe.query * by) for rounding in arithmetic.query]
+            blocks = arithmetic.key(key / by, bound).split(BLOCK_KEYS, 2)
+            products = [versions[at % len(versions)] @ block.mT for at, block in enumerate(blocks)]
+            logits = torch.cat(products, -1) * scale
             weights = torch.exp(logits - logits.amax(-1, keepdim=True))
             output = arithmetic.weight(weights) @ arithmetic.value(value) / weights.sum(-1, keepdim=True)
             row.append(error_db(output, exact))
