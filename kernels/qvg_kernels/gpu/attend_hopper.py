@@ -26,27 +26,22 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from qvg_kernels.gpu.attend import GROWING
+from qvg_kernels.gpu.attend import GROWING, INTEGERS, LOG2_E, LOWEST
+from qvg_kernels.gpu.queries import VERSIONS
 from qvg_kernels.gpu.rehearsal import Kernel
 
 GROUP_QUERIES = gl.constexpr(64)
 """Of a group of four warps: the rows of one instruction of the tensor cores."""
 
 GROUPS = gl.constexpr(2)
-VERSIONS = gl.constexpr(2)
-"""Of the queries, see `queries`."""
-
 REGISTERS = (240, 24)
 """Of a thread that attends, and of one that loads."""
 
-LOWEST = gl.constexpr(-1.0e30)
-LOG2_E = gl.constexpr(1.4426950408889634)
 LEAST, MOST = gl.constexpr(1.0e-18), gl.constexpr(1.0e18)
 """Bounds of a total: about 2**60 either way, half of what float32 could take."""
 
-INTEGERS = gl.constexpr(12582912.0)
 INTEGERS_BITS = gl.constexpr(0x4B400000)
-"""A float32 whose last bit counts ones, and its bits: where products begin with these, sums are floats."""
+"""Of `INTEGERS`: where products begin with these, their sums are floats."""
 
 
 @gluon.jit

@@ -91,7 +91,7 @@ def _blocks(query: Tensor, kinds: Sequence[Operands]) -> launch.AttendBlocks:
 
 
 class _Buffers:
-    """The workspace's buffers in turn: one is filled on its own stream while the other is attended to."""
+    """The workspace's buffers in turn: one is filled on its own stream, and another, if any, attended to."""
 
     def __init__(self, buffers: Sequence[Tensor], device: torch.device) -> None:
         self._buffers = buffers

@@ -12,7 +12,7 @@ from qvg_kernels.gpu import launch
 from qvg_kernels.gpu.attend import attend_kernel
 from qvg_kernels.gpu.budget import FLAG_QUERIES, PART_ALIGNMENT, Cut, round_up
 from qvg_kernels.gpu.operands import BF16, INT8, Operands
-from qvg_kernels.gpu.queries import round_queries_kernel
+from qvg_kernels.gpu.queries import VERSIONS, round_queries_kernel
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _RoundedQueries:
-    """Both versions of a group's queries in int8, `[2 * B * h * pitch, D]`, and their units `[B * h, S]`."""
+    """A group's queries in int8, `[VERSIONS * B * h * pitch, D]`, and their units `[B * h, S]`."""
 
     values: Tensor
     units: Tensor
@@ -175,11 +175,12 @@ def _split_keys(num_keys: int, splits: int) -> int:
 
 def rounded_bytes(num_queries: int, head_dim: int) -> int:
     """Of one head's rounded queries."""
-    return round_up(num_queries, launch.HOPPER.queries) * (2 * head_dim + 4)
+    query_bytes: int = VERSIONS.value * head_dim + 4
+    return round_up(num_queries, launch.HOPPER.queries) * query_bytes
 
 
 def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tensor) -> Group:
-    """Some heads, with their part of the workspace; their queries are rounded if there is room for that."""
+    """Some heads, with their part of the workspace, and room for rounded queries if the cut has any."""
     batch, _, num_queries, head_dim = query.shape
     heads = some.stop - some.start
     rows, own = batch * heads, query[:, some]
@@ -187,7 +188,7 @@ def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tenso
     if cut.query_bytes:
         pitch = round_up(num_queries, launch.HOPPER.queries)
         values, units = buffer[: rows * rounded_bytes(num_queries, head_dim)].split(
-            [2 * rows * pitch * head_dim, rows * pitch * 4]
+            [VERSIONS.value * rows * pitch * head_dim, rows * pitch * 4]
         )
         rounded = _RoundedQueries(
             values.view(torch.int8).view(-1, head_dim), units.view(torch.float32), pitch
