@@ -50,8 +50,18 @@ def test_heads_are_grouped_where_that_fills_the_device():
     cut = cut_attention(
         **HY_WORLDPLAY, runs=runs, limit_bytes=2**28, block_queries=128, programs_at_once=132, buffers=1
     )
+    assert cut.heads < 24
     waves = -(-cut.heads * 28 * cut.splits // 132)
     assert cut.heads * 28 * cut.splits > 0.94 * 132 * waves
+
+
+def test_heads_are_not_grouped_where_launching_costs_more():
+    # With the rounded queries of 24 heads, half of the keys fit at once: two parts, or three groups in one.
+    cut = cut_attention(
+        **HY_WORLDPLAY, runs=((42_240, 3), (3520, 4)), limit_bytes=2**28, block_queries=128,
+        programs_at_once=132, buffers=1, head_query_bytes=3584 * 260,
+    )  # fmt: skip
+    assert (cut.heads, cut.splits, cut.part_tokens) == (24, 1, (21_120, 3584))
 
 
 def test_a_short_history_has_no_larger_workspace_than_it_needs():
