@@ -64,7 +64,8 @@ def attend(
         workspace: Where keys and values are read to; its limit decides the grouping.
 
     Returns:
-        `[B, H, S, D]` in the dtype of `query`; sums are kept in float32.
+        `[B, H, S, D]` in the dtype of `query`; sums are kept in float32. Where the library attends to the
+        chunk's own keys (`qvg_kernels.gpu.fused`), its output is rounded to that dtype before it is merged.
     """
     if uses_kernels(query.device) and query.dtype != torch.float32:
         from qvg_kernels.gpu import attention

@@ -1,5 +1,7 @@
 """Reading and attending by kernels, against the codecs' own decode and torch's attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from histories import PLACEMENTS, SPECS, history_of, placement_of
@@ -7,7 +9,9 @@ from histories import PLACEMENTS, SPECS, history_of, placement_of
 from qvg_kernels import attention
 from qvg_kernels.gpu import attention as kernels
 from qvg_kernels.gpu import budget, launch, layouts, runs
+from qvg_kernels.gpu.fused import choose_fused
 from qvg_kernels.gpu.operands import BF16, FP8, INT8
+from qvg_kernels.placement import Rotary
 from qvg_kernels.segments import GivenSegment, History
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
 from qvg_kernels.workspace import Workspace
@@ -170,12 +174,57 @@ def test_one_history_serves_every_item_of_the_batch(operands, bound):
         assert distance(found[item], expected[item]) < bound
 
 
-def test_without_a_history_the_chunk_attends_to_itself():
+@pytest.mark.parametrize("has_library", [True, False])
+def test_without_a_history_the_chunk_attends_to_itself(has_library, monkeypatch):
+    if not has_library:
+        monkeypatch.setattr(kernels, "choose_fused", lambda *_: None)
     given = given_of(64, 21)
     query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
     found = kernels.attend(query, History(()), given, Workspace(), BF16)
     expected = attention.attend_segments(query, [given], Workspace())
     assert distance(found, expected) < 0.003
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "has_library", "placement"),
+    [(2**28, True, "rotary"), (2**28, True, "matrices"), (2**28, False, "rotary"), (60_000, True, "rotary")],
+)
+def test_own_keys_go_to_the_library_if_they_are_one_part(limit_bytes, has_library, placement, monkeypatch):
+    calls = []
+
+    def chosen(*states):
+        calls.append(states)
+        return choose_fused(*states) if has_library else None
+
+    monkeypatch.setattr(kernels, "choose_fused", chosen)
+    # 133 keys are two parts of a small workspace.
+    history = history_of(FittedSpec(), head_dim=64, lengths=(30,), placement=placement)
+    given = given_of(64, 133, placement)
+    if placement == "matrices":
+        given = replace(given, value_placement=given.key_placement)
+    query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
+    found = kernels.attend(query, history, given, Workspace(limit_bytes), BF16)
+    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    assert distance(found, expected) < 0.003
+    assert bool(calls) == (limit_bytes == 2**28)
+
+
+@pytest.mark.parametrize("programs_at_once", [1, 100])
+def test_queries_that_see_only_one_side_are_right(programs_at_once, monkeypatch):
+    monkeypatch.setattr(launch, "programs_at_once", lambda device, blocks: programs_at_once)
+    generator = torch.Generator().manual_seed(1)
+    history, given = history_of(FittedSpec(), head_dim=64, lengths=(30, 40)), given_of(64, 21)
+    # Not turned, all own keys lie about one point, which queries are far from, towards or away.
+    still = Rotary(given.key_placement.tables, 1, 1, (0,) * 21)
+    point = 4 * torch.randn(64, generator=generator)
+    given = replace(given, key=0.1 * given.key + point, key_placement=still)
+    query = torch.randn(1, 2, 20, 64, generator=generator)
+    query[:, :, ::3] += 8 * point
+    query[:, :, 1::3] -= 8 * point
+    found = kernels.attend(query, history, given, Workspace(), BF16)
+    for rows, segments in ((0, [given]), (1, history.segments), (2, [*history.segments, given])):
+        expected = attention.attend_segments(query[:, :, rows::3], segments, Workspace())
+        assert distance(found[:, :, rows::3], expected) < 0.003
 
 
 @pytest.mark.parametrize(("operands", "bound"), [(INT8, 0.1), (FP8, 0.2)])

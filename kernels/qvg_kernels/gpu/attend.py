@@ -85,15 +85,15 @@ def _take_keys(
 @kernel(do_not_specialize=GROWING)
 def attend_kernel(
     query, keys, values, key_units, key_factors, value_units,
-    state_maximum, state_total, state_output, output,
-    query_batch, query_head, query_token, output_batch, output_head, output_token,
+    state_maximum, state_total, state_output, query_batch, query_head, query_token,
     heads, key_rows, num_queries, num_keys, keys_per_split, pitch, num_states, scale, flags,
-    IS_INT8: tl.constexpr, IS_E4M3: tl.constexpr, IS_FINAL: tl.constexpr, HEAD_DIM: tl.constexpr,
+    IS_INT8: tl.constexpr, IS_E4M3: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Attend BLOCK_M queries of a head to a split of the keys.
+    """Attend BLOCK_M queries of a head to a split of the keys, and keep that in the split's state.
 
     Args:
+        num_states: 1 where the state holds something so far, else 0.
         flags: `[splits, B * h, S / BLOCK_M]`: only programs with a flag run; none lets all run.
     """
     head, split = tl.program_id(1), tl.program_id(2)
@@ -124,20 +124,12 @@ def attend_kernel(
     maximum = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     gathered = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    state_rows = head.to(tl.int64) * num_queries + rows
-    slot_rows = tl.num_programs(1).to(tl.int64) * num_queries
-    first_state = 0 if IS_FINAL else split
-    for state in range(first_state, first_state + num_states):
-        at_state = state * slot_rows + state_rows
-        other_maximum = tl.load(state_maximum + at_state, mask=is_query, other=0.0)
-        other_total = tl.load(state_total + at_state, mask=is_query, other=1.0)
-        at_output = at_state[:, None] * HEAD_DIM + channels[None, :]
-        other_output = tl.load(state_output + at_output, mask=is_query[:, None], other=0.0)
-        raised = tl.maximum(maximum, other_maximum)
-        decay, other_decay = tl.exp2(maximum - raised), tl.exp2(other_maximum - raised)
-        total = total * decay + other_total * other_decay
-        gathered = gathered * decay[:, None] + other_output * (other_decay / value_unit)[:, None]
-        maximum = raised
+    state_rows = (split * tl.num_programs(1) + head).to(tl.int64) * num_queries + rows
+    if num_states > 0:
+        maximum = tl.load(state_maximum + state_rows, mask=is_query, other=0.0)
+        total = tl.load(state_total + state_rows, mask=is_query, other=1.0)
+        at_output = state_rows[:, None] * HEAD_DIM + channels[None, :]
+        gathered = tl.load(state_output + at_output, mask=is_query[:, None], other=0.0) / value_unit
 
     start = split * keys_per_split
     # A split of few keys may have none.
@@ -155,13 +147,7 @@ def attend_kernel(
             whole, stop, stop, IS_INT8, IS_E4M3, True, BLOCK_M, BLOCK_N, 1,
         )  # fmt: skip
 
-    if IS_FINAL:
-        at = output + batch_index * output_batch + head_index * output_head
-        attended = (gathered * (value_unit / total)[:, None]).to(output.dtype.element_ty)
-        tl.store(at + rows[:, None] * output_token + channels[None, :], attended, mask=is_query[:, None])
-    else:
-        at_state = split * slot_rows + state_rows
-        tl.store(state_maximum + at_state, maximum, mask=is_query)
-        tl.store(state_total + at_state, total, mask=is_query)
-        at_output = at_state[:, None] * HEAD_DIM + channels[None, :]
-        tl.store(state_output + at_output, gathered * value_unit, mask=is_query[:, None])
+    tl.store(state_maximum + state_rows, maximum, mask=is_query)
+    tl.store(state_total + state_rows, total, mask=is_query)
+    at_output = state_rows[:, None] * HEAD_DIM + channels[None, :]
+    tl.store(state_output + at_output, gathered * value_unit, mask=is_query[:, None])

@@ -2,8 +2,7 @@
 
 One warp loads blocks of keys and values (the tensor memory accelerator writes them to shared memory), two
 groups of four warps attend to them, each for 64 queries: while one computes weights, the tensor cores work
-for the other, as in FlashAttention-3 (arXiv 2407.08608). It computes what a call of `attend.attend_kernel`
-that is not the last does.
+for the other, as in FlashAttention-3 (arXiv 2407.08608). It computes what `attend.attend_kernel` does.
 
 That kernel raises the maximum with every block. Here it is found once, in the first block: bf16 weights and
 float32 sums have room for weights from `LEAST` to `MOST`. Where a total leaves this range nothing is stored

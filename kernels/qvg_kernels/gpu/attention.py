@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qvg_kernels.gpu import launch
 from qvg_kernels.gpu.budget import PART_ALIGNMENT, cut_attention, round_up
+from qvg_kernels.gpu.fused import Fused, choose_fused
 from qvg_kernels.gpu.group import Group, Units, group_of, pair_of, rounded_bytes
 from qvg_kernels.gpu.operands import BF16, INT8, Operands
 from qvg_kernels.gpu.place import copy_placed
@@ -64,6 +65,9 @@ def _attend(
     )  # fmt: skip
     # Queries of a token lie together, so that joining the heads moves nothing.
     output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)
+    # Parts would each have an output of their own.
+    is_whole = cut.part_tokens[-1] >= given.num_tokens
+    fused = choose_fused(query, given.key, given.value) if is_whole else None
     groups = [slice(first, min(first + cut.heads, heads)) for first in range(0, heads, cut.heads)]
     # Before the other stream waits for this one.
     parts = [run.parts(tokens, device) for run, tokens in zip(runs, cut.part_tokens[:-1], strict=True)]
@@ -74,11 +78,13 @@ def _attend(
     for some, group_units in zip(groups, units, strict=True):
         group = group_of(query, output, some, cut, buffer)
         # The chunk's own keys need no decoding: meanwhile the first of the others are decoded.
-        _attend_given(group, given, cut.part_tokens[-1], buffers, is_final=not runs)
+        if fused is not None:
+            _attend_whole(group, given, fused, buffers)
+        else:
+            _attend_given(group, given, cut.part_tokens[-1], buffers)
         for run, run_units, kind, tiles in zip(runs, group_units, kinds, parts, strict=True):
             _attend_run(group, run, run_units, kind, tiles, buffers, heads)
-        if runs:
-            group.finish(key_buffer)
+        group.finish()
     return output
 
 
@@ -167,9 +173,26 @@ def _attend_run(
         buffers.done()
 
 
-def _attend_given(
-    group: Group, given: GivenSegment, part_tokens: int, buffers: _Buffers, *, is_final: bool
-) -> None:
+def _attend_whole(group: Group, given: GivenSegment, fused: Fused, buffers: _Buffers) -> None:
+    """Attend to the chunk's own keys at once, by the library."""
+    wide, some = group.query.dtype, slice(group.first, group.first + group.heads)
+    own_key, own_value = given.key[:, some], given.value[:, some]
+    batch, heads, num_tokens, head_dim = own_key.shape
+    tokens = slice(0, num_tokens)
+    with buffers.filled() as buffer:
+        pair = pair_of(buffer, group.rows * num_tokens, head_dim, wide, wide)
+        key, value = (side.view(batch, heads, num_tokens, head_dim) for side in pair)
+        copy_placed(given.key_placement, own_key, tokens, key)
+        if given.value_placement is None and own_value.dtype == wide:
+            value = own_value
+        else:
+            copy_placed(given.value_placement, own_value, tokens, value)
+    group.own = fused(group.query, key, value)
+    buffers.done()
+
+
+def _attend_given(group: Group, given: GivenSegment, part_tokens: int, buffers: _Buffers) -> None:
+    """Attend to the chunk's own keys in parts."""
     batch, heads, _, head_dim = group.query.shape
     some, wide = slice(group.first, group.first + heads), group.query.dtype
     for start in range(0, given.num_tokens, part_tokens):
@@ -181,8 +204,7 @@ def _attend_given(
             shape = (batch, heads, pitch, head_dim)
             copy_placed(given.key_placement, given.key[:, some, tokens], tokens, key.view(shape))
             copy_placed(given.value_placement, given.value[:, some, tokens], tokens, value.view(shape))
-        is_last = is_final and tokens.stop == given.num_tokens
-        group.attend(key, value, Units(), num_tokens, BF16, batch, is_final=is_last)
+        group.attend(key, value, Units(), num_tokens, BF16, batch)
         buffers.done()
 
 

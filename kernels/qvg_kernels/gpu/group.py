@@ -11,7 +11,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from qvg_kernels.gpu import launch
 from qvg_kernels.gpu.attend import attend_kernel
 from qvg_kernels.gpu.budget import FLAG_QUERIES, PART_ALIGNMENT, Cut, round_up
-from qvg_kernels.gpu.operands import BF16, INT8, Operands
+from qvg_kernels.gpu.merge import merge_kernel
+from qvg_kernels.gpu.operands import INT8, Operands
 from qvg_kernels.gpu.queries import VERSIONS, round_queries_kernel
 
 
@@ -64,6 +65,7 @@ class Group:
         splits: Of each part's keys.
         num_states: That hold something so far: none or `splits`.
         rounded: For `attend_hopper`, if that is to run.
+        own: Attention to keys that are in no state, and their logsumexp, as `fused` makes them.
     """
 
     query: Tensor
@@ -74,6 +76,7 @@ class Group:
     state: _State
     rounded: _RoundedQueries | None
     num_states: int = 0
+    own: tuple[Tensor, Tensor] | None = None
 
     @property
     def rows(self) -> int:
@@ -88,9 +91,8 @@ class Group:
         num_keys: int,
         operands: Operands,
         key_batch: int,
-        is_final: bool = False,
     ) -> None:
-        """Take `num_keys` keys into the state, or, as the last, into the output.
+        """Take `num_keys` keys into the state.
 
         Args:
             key: `[key_batch * h * pitch, D]`.
@@ -106,20 +108,18 @@ class Group:
             # Splits have to be those of the flags.
             blocks, flags = replace(table.wide, queries=FLAG_QUERIES), self.state.flags
         num_queries, head_dim = self.query.shape[2:]
-        splits = 1 if is_final else self.splits
         key_rows = key_batch * self.heads
         key_block = [blocks.keys, head_dim]
         value_block = key_block if operands.value is None else key_block[::-1]
         state = self.state
-        attend_kernel[(-(-num_queries // blocks.queries), self.rows, splits)](
+        attend_kernel[(-(-num_queries // blocks.queries), self.rows, self.splits)](
             self.query, TensorDescriptor.from_tensor(key, key_block),
             TensorDescriptor.from_tensor(value, value_block),
-            units.key, units.factors, units.value, state.maximum, state.total, state.output, self.output,
-            *self.query.stride()[:3], *self.output.stride()[:3],
-            self.heads, key_rows, num_queries, num_keys, _split_keys(num_keys, splits),
-            key.shape[0] // key_rows, self.num_states if is_final else min(self.num_states, 1),
-            head_dim**-0.5, flags,
-            IS_INT8=operands.key is not None, IS_E4M3=operands.value is not None, IS_FINAL=is_final,
+            units.key, units.factors, units.value, state.maximum, state.total, state.output,
+            *self.query.stride()[:3],
+            self.heads, key_rows, num_queries, num_keys, _split_keys(num_keys, self.splits),
+            key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5, flags,
+            IS_INT8=operands.key is not None, IS_E4M3=operands.value is not None,
             HEAD_DIM=head_dim, BLOCK_M=blocks.queries, BLOCK_N=blocks.keys, STAGES=blocks.stages,
             num_warps=blocks.warps, maxnreg=blocks.registers,
         )  # fmt: skip
@@ -134,7 +134,7 @@ class Group:
         num_keys: int,
         key_batch: int,
     ) -> None:
-        """What `attend` does if it is not the last, but for queries that get a flag."""
+        """What `attend` does, but for queries that get a flag."""
         from qvg_kernels.gpu.attend_hopper import REGISTERS, attend_hopper_kernel, described
 
         num_queries, head_dim = self.query.shape[2:]
@@ -161,11 +161,21 @@ class Group:
             HEAD_DIM=head_dim, BLOCK_M=launch.PLACE_TOKENS, num_warps=4,
         )  # fmt: skip
 
-    def finish(self, buffer: Tensor) -> None:
-        """Merge the states into the output: a last call without keys, `buffer` stands in for them."""
-        blocks = launch.attend_table(buffer.device).wide
-        nothing, _ = pair_of(buffer, blocks.keys, self.query.shape[3], self.query.dtype, self.query.dtype)
-        self.attend(nothing, nothing, Units(), 0, BF16, self.query.shape[0], is_final=True)
+    def finish(self) -> None:
+        """Merge the states, and what the library made, into the output."""
+        state, (num_queries, head_dim) = self.state, self.query.shape[2:]
+        own, logsumexp = self.own or (None, None)
+        merge_kernel[(-(-num_queries // launch.PLACE_TOKENS), self.rows)](
+            state.maximum, state.total, state.output, own, logsumexp, self.output,
+            *_strides(own), *_strides(logsumexp), *_strides(self.output),
+            self.heads, num_queries, self.num_states,
+            HEAD_DIM=head_dim, BLOCK_M=launch.PLACE_TOKENS, num_warps=4,
+        )  # fmt: skip
+
+
+def _strides(states: Tensor | None) -> tuple[int, ...]:
+    """Of batch, head and token."""
+    return (0, 0, 0) if states is None else states.stride()[:3]
 
 
 def _split_keys(num_keys: int, splits: int) -> int:

@@ -1,6 +1,7 @@
-"""Compile what a first call launches side by side: the call is rehearsed, and nothing of it runs.
+"""Compile what a first call launches side by side: the call is rehearsed, and none of its kernels runs.
 
-A kernel takes up to 3 s to compile and to load, and a first call launches about ten.
+A kernel takes up to 3 s to compile and to load, and a first call launches about ten. Operations of torch do
+run, on memory that no kernel has written: their results are dropped, and cuDNN has made its plan.
 """
 
 from __future__ import annotations
