@@ -2,7 +2,7 @@
 
     PYTHONPATH=kernels python kernels/bench/decode.py --peer
 
-For attention keys are rotated on the way, which quant-videogen does elsewhere; the first arm leaves that out.
+For attention keys are rotated on the way, which quant-videogen does elsewhere; the last arm leaves that out.
 Before anything is timed, its result and the bf16 one are compared with what the codecs decode.
 """
 
@@ -15,8 +15,9 @@ from collections.abc import Callable
 import torch
 from attend import DEVICE, HEAD_DIM, Case, Shape
 from peer import decode_by_peer, encode_by_peer
-from timing import copy_bandwidth, time_arms
+from timing import copy_bandwidth, time_arms, time_calls
 
+from qvg_kernels.gpu.operands import BF16, FP8, INT8, Operands
 from qvg_kernels.gpu.runs import decode_part, runs_of
 
 SPAN = Shape("self-forcing", 1, 12, 24, 24, 3, 30, 52)
@@ -34,9 +35,11 @@ def main() -> None:
     case = Case(SPAN)
     arms, moved = {}, {}
     for preset in options.presets:
-        for kind in ("bf16, not rotated", "bf16", "8 bits"):
-            name = f"{preset}, {kind}"
-            arms[name], moved[name] = our_arm(case, preset, kind)
+        for operands in (BF16, INT8, FP8):
+            name = f"{preset}, {operands.words}"
+            arms[name], moved[name] = our_arm(case, preset, operands)
+        name = f"{preset}, bf16, not rotated"
+        arms[name], moved[name] = our_arm(case, preset, BF16, is_rotated=False)
     if options.peer:
         key, value = (span.contiguous() for span in case.spans)
         packed = encode_by_peer(key, value)
@@ -45,39 +48,47 @@ def main() -> None:
         arm()
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies at {bandwidth / 1e12:.2f} TB/s")
-    print("| span of [1, 12, 37440, 128], keys and values | ms | its bytes copied |\n|---|---|---|")
+    print("| span of [1, 12, 37440, 128], keys and values | ms | with launching | its bytes copied |")
+    print("|---|---|---|---|")
+    calls = time_calls(arms, 4 * options.rounds)
     for name, found in time_arms(arms, options.rounds).items():
         floor = f"{1000 * moved[name] / bandwidth:.3f} ms" if name in moved else ""
-        print(f"| {name} | {found.median:.3f} ({found.lowest:.3f} to {found.highest:.3f}) | {floor} |")
+        spread = f"({found.lowest:.3f} to {found.highest:.3f})"
+        print(f"| {name} | {found.median:.3f} {spread} | {calls[name].median:.3f} | {floor} |")
 
 
-def our_arm(case: Case, preset: str, kind: str) -> tuple[Callable[[], None], int]:
-    """What decodes a span's keys and values, and the bytes that it must move."""
+def our_arm(
+    case: Case, preset: str, operands: Operands, *, is_rotated: bool = True
+) -> tuple[Callable[[], None], int]:
+    """What decodes a span's keys and values to `operands`, and the bytes that it must move."""
     history = case.history(preset)
     (segment,) = history.segments
     (run,) = runs_of([segment]) or []
     key_side = run.key
-    if kind == "bf16, not rotated":
+    if not is_rotated:
         # Values are not: a run whose values are these keys.
         (swapped,) = runs_of([dataclasses.replace(segment, value=segment.key)]) or []
         key_side = swapped.value
     heads, tokens = case.shape.heads, segment.num_tokens
     (tiles,) = run.parts(-(-tokens // 128) * 128, DEVICE)
     pitch = -(-tokens // 128) * 128
-    is_narrow = kind == "8 bits"
-    dtype = torch.float8_e4m3fn if is_narrow else torch.bfloat16
-    key = torch.empty(heads * pitch, HEAD_DIM, dtype=torch.int8 if is_narrow else dtype, device=DEVICE)
-    shape = (heads * HEAD_DIM, pitch) if is_narrow else (heads * pitch, HEAD_DIM)
-    value = torch.empty(shape, dtype=dtype, device=DEVICE)
+    is_e4m3 = operands.value is not None
+    key = torch.empty(heads * pitch, HEAD_DIM, dtype=operands.key or torch.bfloat16, device=DEVICE)
+    shape = (heads * HEAD_DIM, pitch) if is_e4m3 else (heads * pitch, HEAD_DIM)
+    value = torch.empty(shape, dtype=operands.value or torch.bfloat16, device=DEVICE)
+    factors = run.key.factors if operands.key is not None else None
 
     def decode() -> None:
-        for side, target in ((key_side, key), (run.value, value)):
-            transposes = is_narrow and side is run.value
-            which, units = (1, heads, 0, heads), side.head_units
-            decode_part(side, tiles, which, HEAD_DIM, target, units, None, pitch, transposes=transposes)
+        which = (1, heads, 0, heads)
+        decode_part(
+            key_side, tiles, which, HEAD_DIM, key, key_side.head_units, factors, pitch, reorders=is_e4m3
+        )
+        decode_part(
+            run.value, tiles, which, HEAD_DIM, value, run.value.head_units, None, pitch, transposes=is_e4m3
+        )
 
     decode()
-    if not is_narrow:
+    if operands is BF16:
         expected = segment.read(slice(None), slice(0, tokens))
         if key_side is not run.key:
             expected = segment.key_codec.decode(segment.key), expected[1]

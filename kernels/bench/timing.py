@@ -38,6 +38,21 @@ def time_arms(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
     return {name: Milliseconds(statistics.median(t), min(t), max(t)) for name, t in times.items()}
 
 
+def time_calls(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Milliseconds]:
+    """As `time_arms`, of calls that the GPU waits for: what launching takes counts."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, arm in arms.items():
+            torch.cuda.synchronize()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            arm()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end))
+    return {name: Milliseconds(statistics.median(t), min(t), max(t)) for name, t in times.items()}
+
+
 def time_alone(run: Callable[[], object], rounds: int) -> float:
     """Median milliseconds of one arm, after a first run."""
     run()

@@ -25,7 +25,7 @@ def test_every_launch_of_an_attention_call_compiles(capability, placement, monke
     monkeypatch.setattr(launch, "attend_table", lambda device: as_on_card)
     # The default preset meets both placements, the others one of them.
     specs = SPECS if placement == "rotary" else SPECS[:1]
-    monkeypatch.setattr(launch, "has_hopper_kernel", lambda device, dtype: capability == 90)
+    monkeypatch.setattr(launch, "has_gluon", lambda device: capability == 90)
     if capability != 90:
         monkeypatch.setattr(attention, "choose_fused", lambda *_: None)
     every = (BF16, INT8, FP8) if capability >= 89 else (INT8, BF16)
@@ -36,7 +36,8 @@ def test_every_launch_of_an_attention_call_compiles(capability, placement, monke
             with recorded_launches() as made:
                 attend_once(spec, placement, operands)
             launches |= {launched.key(): launched for launched in made}
-    assert ("_attend_hopper" in {launched.name for launched in launches.values()}) == (capability == 90)
+    for name in ("_attend_hopper", "_decode_lattice"):
+        assert (name in {launched.name for launched in launches.values()}) == (capability == 90)
     for launched in launches.values():
         shared = launched.compile(capability).shared
         assert shared <= SHARED_LIMITS[capability], f"{launched.name} takes {shared} bytes"

@@ -1,5 +1,7 @@
 """Attention by kernels at a model's size: near the reference, within its workspace, always the same."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -107,6 +109,18 @@ def stiff_call(head_dim, *, grows):
     segment = StoredSegment(codec, codec, key, value, placed, None, 0, tokens)
     given = GivenSegment(*(torch.zeros_like(query[:, :, :8].bfloat16()) for _ in range(2)), placed, None)
     return query.bfloat16(), segment, given
+
+
+@pytest.mark.parametrize("spec", [FittedSpec(), FittedSpec(num_centroids=0)], ids=["table", "no table"])
+@pytest.mark.parametrize("placement", ["rotary", "matrices"])
+def test_spans_are_read_alike_by_tensor_cores(spec, placement, monkeypatch):
+    query, history, given = make_call(spec, spans=2, placement=placement)
+    # Parts of spans, of lengths that no block divides.
+    first, second = history.segments
+    parts = (replace(first, first_token=7, num_tokens=1000), replace(second, num_tokens=4679))
+    found = attention.attend(query, History(parts), given, Workspace(), "bf16")
+    monkeypatch.setattr(launch, "has_gluon", lambda device: False)
+    assert distance(found, attention.attend(query, History(parts), given, Workspace(), "bf16")) < 2e-3
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

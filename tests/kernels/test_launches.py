@@ -18,7 +18,7 @@ pytestmark = needs_compiler
 @pytest.mark.parametrize("operands", [BF16, INT8, FP8], ids=lambda operands: operands.words)
 def test_a_longer_history_needs_no_other_kernels(operands, monkeypatch):
     monkeypatch.setattr(launch, "attend_table", lambda device: launch.AttendTable.for_capability((9, 0)))
-    monkeypatch.setattr(launch, "has_hopper_kernel", lambda device, dtype: True)
+    monkeypatch.setattr(launch, "has_gluon", lambda device: True)
     segments = history_of(FittedSpec(), head_dim=128, lengths=(24,) * 20).segments
     placed = placement_of("rotary", 24, head_dim=128)
     key, query = (torch.zeros(1, 2, 24, 128, dtype=torch.bfloat16) for _ in range(2))

@@ -30,7 +30,7 @@ def address(row, index: tl.constexpr, dtype: tl.constexpr, offset):
 
 
 @triton.jit
-def _stretch(entries, tiles, ENTRY_COLUMNS: tl.constexpr, IS_ALIGNED: tl.constexpr):
+def stretch_of(entries, tiles, ENTRY_COLUMNS: tl.constexpr, IS_ALIGNED: tl.constexpr):
     """This program's row of tiles: number and row of its entry, source, target, count, fill."""
     tile = tiles + tl.program_id(0) * TILE_COLUMNS
     entry, source, count = tl.load(tile + ENTRY), tl.load(tile + SOURCE), tl.load(tile + COUNT)
@@ -41,7 +41,7 @@ def _stretch(entries, tiles, ENTRY_COLUMNS: tl.constexpr, IS_ALIGNED: tl.constex
 
 
 @triton.jit
-def _head_row(heads, total_heads, first_head):
+def head_row_of(heads, total_heads, first_head):
     """This program's head among those of the workspace, and among those of the span."""
     head = tl.program_id(1)
     return head, (head // heads).to(tl.int64) * total_heads + first_head + head % heads
@@ -168,8 +168,8 @@ def fitted_decode_kernel(
     PLACEMENT: tl.constexpr, IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
     IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
-    head, head_row = _head_row(heads, total_heads, first_head)
+    entry, row, source, target_row, count, fill = stretch_of(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
+    head, head_row = head_row_of(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
     slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
     # In units whatever is stored: float16 has no room for values of any size.
@@ -240,8 +240,8 @@ def qvg_decode_kernel(
     PLACEMENT: tl.constexpr, IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
     IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
-    head, head_row = _head_row(heads, total_heads, first_head)
+    entry, row, source, target_row, count, fill = stretch_of(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
+    head, head_row = head_row_of(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
     slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
     unit = tl.load(units + head) if IS_8BIT else 1.0
@@ -275,8 +275,8 @@ def asym_decode_kernel(
     IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
     IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
-    head, head_row = _head_row(heads, total_heads, first_head)
+    entry, row, source, target_row, count, fill = stretch_of(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
+    head, head_row = head_row_of(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
     slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
     unit = tl.load(units + head) if IS_8BIT else 1.0
@@ -311,8 +311,8 @@ def plain_decode_kernel(
     IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
     IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    entry, row, source, target_row, count, fill = _stretch(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
-    head, head_row = _head_row(heads, total_heads, first_head)
+    entry, row, source, target_row, count, fill = stretch_of(entries, tiles, ENTRY_COLUMNS, IS_ALIGNED)
+    head, head_row = head_row_of(heads, total_heads, first_head)
     total = tl.load(row + TOKENS)
     slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
     unit = tl.load(units + head) if IS_8BIT else 1.0

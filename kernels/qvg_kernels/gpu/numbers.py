@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.lattice import codewords
+from qvg_kernels.lattice import codewords, patterns
 from qvg_kernels.rotation import hadamard, sign_patterns
 
 
@@ -105,6 +105,18 @@ def lattice_sums(device: torch.device) -> Tensor:
     """`[65536, 8]` float16: each code's eight levels times the Sylvester matrix of ones, 1 MiB."""
     levels = codewords(device).view(torch.int8).view(-1, 8).float()
     return (levels @ hadamard(8, device).sign()).half()
+
+
+@cache
+def pattern_words(device: torch.device) -> Tensor:
+    """`[256]` int32, the eight entries of each of the codebook's patterns in four bits: 0, 1 and 2 for 1, 3
+    and 5 halves, and 4 more in the last one if an odd number of signs is wanted.
+    """
+    words = [
+        sum((entry - 1) // 2 << 4 * place for place, entry in enumerate(pattern)) | pattern.count(3) % 2 << 30
+        for pattern in patterns()
+    ]
+    return torch.tensor([*words, 0], dtype=torch.int32, device=device)
 
 
 OPERAND = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)

@@ -60,11 +60,17 @@ def multiply(
     zero_two, one_three = tl.split(groups)
     zero, two = tl.split(zero_two)
     one, three = tl.split(one_three)
+    return tl.reshape(multiply_quads(matrix, zero, one, two, three), [BLOCK_S, HEAD_DIM])
+
+
+@triton.jit
+def multiply_quads(matrix, zero, one, two, three):
+    """`[BLOCK_S, HEAD_DIM // 4, 2, 2]` products of matrices with four channels, given apart."""
     first = _row(matrix, zero, one, two, three)
     second = _row(matrix + 4, zero, one, two, three)
     third = _row(matrix + 8, zero, one, two, three)
     fourth = _row(matrix + 12, zero, one, two, three)
-    return tl.reshape(tl.join(tl.join(first, third), tl.join(second, fourth)), [BLOCK_S, HEAD_DIM])
+    return tl.join(tl.join(first, third), tl.join(second, fourth))
 
 
 @triton.jit
@@ -138,6 +144,13 @@ def _rotary_tables(tables: RotaryTables, rows: int, columns: int) -> tuple[Tenso
     is_column = torch.arange(2 * pairs, device=times.device) % pairs >= pairs - 2 * pairs // 6
     spaces = torch.where(is_column, times[:columns].unsqueeze(0), times[:rows].unsqueeze(1))
     return times.half(), spaces.flatten(0, 1).half()
+
+
+@lru_cache(maxsize=16)
+def by_fours(table: Tensor) -> Tensor:
+    """`[..., D]` cosines, then sines, as four cosines and their sines in turn."""
+    fours: Tensor = table.unflatten(-1, (2, -1, 4)).transpose(-3, -2).flatten(-3).contiguous()
+    return fours
 
 
 def apply_placement(placement: Placement, states: Tensor, tokens: slice) -> Tensor:

@@ -14,7 +14,7 @@ from qvg_kernels.codec import PackedTensor
 from qvg_kernels.gpu import launch, numbers
 from qvg_kernels.gpu.budget import PART_ALIGNMENT, round_up
 from qvg_kernels.gpu.layouts import Layout, layout_of
-from qvg_kernels.gpu.place import KernelPlacement
+from qvg_kernels.gpu.place import KernelPlacement, by_fours
 from qvg_kernels.grids import ScalarGrid, grid
 from qvg_kernels.placement import Placement
 from qvg_kernels.segments import StoredSegment
@@ -228,6 +228,9 @@ def decode_part(
         head_units: `[B * h]` units of 8-bit numbers.
         factors: `[B * h, D]` of int8 keys.
     """
+    if _decodes_lattice(side.layout, head_dim, target.device) and not transposes and not reorders:
+        _decode_lattice(side, tiles, heads, target, head_units, factors, pitch)
+        return
     batch, total_heads, first_head, group_heads = heads
     blocks = launch.DECODE_TRANSPOSED if transposes else launch.DECODE
     placement = side.placement
@@ -240,6 +243,37 @@ def decode_part(
         IS_8BIT=target.element_size() == 1, IS_TRANSPOSED=transposes, IS_REORDERED=reorders,
         IS_ALIGNED=tiles.is_aligned,
         HEAD_DIM=head_dim, BLOCK_S=blocks.tokens, num_warps=blocks.warps,
+    )  # fmt: skip
+
+
+def _decodes_lattice(layout: Layout, head_dim: int, device: torch.device) -> bool:
+    """Whether `decode_lattice` reads spans of this layout."""
+    return layout.constants.get("GRID") == "e8" and head_dim == 128 and launch.has_gluon(device)
+
+
+def _decode_lattice(
+    side: Side,
+    tiles: Tiles,
+    heads: tuple[int, int, int, int],
+    target: Tensor,
+    head_units: Tensor | None,
+    factors: Tensor | None,
+    pitch: int,
+) -> None:
+    from qvg_kernels.gpu.decode_lattice import decode_lattice_kernel
+
+    batch, total_heads, first_head, group_heads = heads
+    placement, device = side.placement, target.device
+    tables, spaces = placement.tables, placement.spaces
+    if tables is not None and spaces is not None:
+        tables, spaces = by_fours(tables), by_fours(spaces)
+    decode_lattice_kernel[(len(tiles.table), batch * group_heads)](
+        side.entries, tiles.table, side.slots, 0 if side.slots is None else side.slots.shape[1],
+        head_units, factors, target, pitch, numbers.pattern_words(device), numbers.sign_flips(128, device),
+        tables, spaces, placement.tokens_per_frame,
+        total_heads, first_head, group_heads,
+        HAS_TABLE=side.layout.constants["HAS_TABLE"], ENTRY_COLUMNS=side.layout.columns,
+        PLACEMENT=placement.kind, num_warps=1, maxnreg=launch.LATTICE_REGISTERS,
     )  # fmt: skip
 
 
