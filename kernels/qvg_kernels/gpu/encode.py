@@ -86,11 +86,12 @@ def _encode_fitted(
     points = Points(span, channels.offset, channels.inverse)
     ids, table, steps, units = target.get("ids"), target.get("table"), target.get("steps"), target["units"]
     count = 0 if table is None else table.shape[1]
+    decoded = None
     if ids is not None and table is not None and steps is not None:
         centroids = kmeans.kmeans(points, _spread(points.tokens, count, span.device), spec.iterations, ids)
-        encode_table.round_table(centroids, table, steps, units)
+        decoded = encode_table.round_table(centroids, table, steps, units)
     scales, largest, errors = encode_residuals.round_residuals(
-        points, ids, table, steps, units, spec.grid, phase, spec.unbiased, target["codes"]
+        points, ids, table, decoded, spec.grid, phase, spec.unbiased, target["codes"]
     )
     encode_scales.round_scales(scales, largest, target["scales"], units, 0)
     missed = kmeans.cluster_sums(errors, ids, max(count, 1))

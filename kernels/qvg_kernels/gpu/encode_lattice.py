@@ -15,9 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from qvg_kernels import lattice
+from qvg_kernels.gpu.numbers import int_of
 
-NEVER = tl.constexpr(0x7FFFFFFF)
-"""A threshold that no magnitude reaches."""
+SIGN = tl.constexpr(0x80000000)
+"""The sign of a float32."""
+
+NEVER = tl.constexpr(0x7F800000)
+"""A threshold that no finite magnitude reaches: infinity."""
 
 
 @cache
@@ -53,9 +57,9 @@ def _ordered(keys):
 
 
 @triton.jit
-def _key(shifted, PLACE: tl.constexpr):
+def _key(shifted, mask, PLACE: tl.constexpr):
     """Magnitude of value PLACE as an int32 that orders as magnitudes do, earlier values first."""
-    return (shifted.to(tl.int32, bitcast=True) & 0x7FFFFFF8) | (7 - PLACE)
+    return (shifted.to(tl.int32, bitcast=True) & mask) | (7 - PLACE)
 
 
 @triton.jit
@@ -66,7 +70,7 @@ def _larger(score, threshold, other_score, other_threshold):
 
 
 @triton.jit
-def _search(values, shift):
+def _search(values, shift, mask):
     """The best shape under one shift, 1.0 or -1.0.
 
     Returns:
@@ -77,7 +81,7 @@ def _search(values, shift):
     signs = tl.zeros_like(values[0]).to(tl.int32)
     for place in tl.static_range(8):
         signs ^= (values[place] - shift).to(tl.int32, bitcast=True)
-        keys = keys + (_key(values[place] - shift, place),)
+        keys = keys + (_key(values[place] - shift, mask, place),)
     is_odd = signs < 0
     a, b, c, d, e, f, g, h = _ordered(keys)
     first = a.to(tl.float32, bitcast=True)
@@ -110,31 +114,30 @@ def _search(values, shift):
 
 
 @triton.jit
-def nearest_words(rotated, factor, codes, num_shifts):
+def nearest_words(values, codes, num_shifts):
     """Nearest codewords.
 
     Args:
-        rotated: Eight float32 tensors `[BLOCK_S, GROUPS]`.
-        factor: Of each token, `[BLOCK_S]`: quarters in a unit.
+        values: Eight float32 tensors `[BLOCK_S, GROUPS]`, in quarters.
         codes: Pointer to `pattern_codes`.
         num_shifts: 2.
 
     Returns:
         Levels, eight float32 tensors, and each group's two bytes, int32.
     """
-    values = ()
-    for place in tl.static_range(8):
-        values = values + (rotated[place] * factor[:, None],)
     total = values[0]
     for place in tl.static_range(1, 8):
         total += values[place]
     best = tl.zeros_like(total) + float("-inf")
     threshold = tl.zeros_like(total).to(tl.int32)
     ten, flipped, is_down = threshold, threshold, total < total
+    # Magnitudes but for their last three bits: 0x7FFFFFF8, which the compiler must not know, since it makes
+    # two steps of each key where both numbers of it are constants.
+    mask = 0x7FFFFFFA - num_shifts
     # A loop, so that the search is compiled once; that its end is not known keeps it one.
     for down in tl.range(0, num_shifts, num_stages=1):
         shift = 1.0 - 2.0 * down
-        score, its_threshold, its_ten, its_flipped = _search(values, shift)
+        score, its_threshold, its_ten, its_flipped = _search(values, shift, mask)
         # The squares of the shifted values differ by twice their sum from those of the values.
         score += total * shift
         is_better = score > best
@@ -144,18 +147,21 @@ def nearest_words(rotated, factor, codes, num_shifts):
         flipped = tl.where(is_better, its_flipped, flipped)
         is_down = is_better & (down > 0)
     shift = tl.where(is_down, -1.0, 1.0)
+    negatives = tl.zeros_like(threshold).to(tl.uint32)
+    for place in tl.static_range(7, -1, -1):
+        negatives = (negatives << 1) | ((values[place] - shift).to(tl.uint32, bitcast=True) >> 31)
+    # A key ends in its value's number, counted from the last.
+    negatives ^= tl.where(flipped < 0, 0, 128 >> (flipped & 7)).to(tl.uint32)
+    threshold, ten = threshold.to(tl.float32, bitcast=True), ten.to(tl.float32, bitcast=True)
     levels = ()
-    index = tl.zeros_like(threshold)
-    negatives = is_down.to(tl.int32) << 7
+    index = tl.zeros_like(total)
     power: tl.constexpr = (1, 3, 9, 27, 81, 243, 729, 2187)
     for place in tl.static_range(8):
-        shifted = values[place] - shift
-        key = _key(shifted, place)
-        digit = (key >= threshold).to(tl.int32) + (key >= ten).to(tl.int32)
-        is_negative = (shifted < 0) ^ (key == flipped)
-        size = 2.0 + 4.0 * digit.to(tl.float32)
-        levels = levels + (tl.where(is_negative, -size, size) + shift,)
+        key = _key(values[place] - shift, mask, place).to(tl.float32, bitcast=True)
+        digit = (key >= threshold).to(tl.float32) + (key >= ten).to(tl.float32)
         index += digit * power[place]
-        if place < 7:
-            negatives |= is_negative.to(tl.int32) << place
-    return levels, tl.load(codes + index).to(tl.int32) | (negatives << 8)
+        size = (2.0 + 4.0 * digit).to(tl.uint32, bitcast=True)
+        sign = (negatives << (31 - place)) & SIGN
+        levels = levels + ((size | sign).to(tl.float32, bitcast=True) + shift,)
+    signs = (negatives.to(tl.int32) & 127) | (is_down.to(tl.int32) << 7)
+    return levels, tl.load(codes + int_of(index)).to(tl.int32) | (signs << 8)

@@ -10,20 +10,19 @@ import triton.language as tl
 
 
 @triton.jit
-def token_sum(left, right):
-    """Sum of the products of two rows of eight tensors `[BLOCK_S, GROUPS]`, `[BLOCK_S]`."""
-    total = left[0] * right[0]
-    for place in tl.static_range(1, 8):
+def add_products(total, left, right):
+    """`[BLOCK_S, GROUPS]`, and the products of two rows of eight such tensors."""
+    for place in tl.static_range(8):
         total += left[place] * right[place]
-    return tl.sum(total, 1)
+    return total
 
 
 @triton.jit
-def nearest_levels(values, factor, LEVELS: tl.constexpr, NUM_LEVELS: tl.constexpr):
-    """Nearest levels, and their indices, of eight tensors times a factor for each token."""
+def nearest_levels(values, LEVELS: tl.constexpr, NUM_LEVELS: tl.constexpr):
+    """Nearest levels, and their indices, of eight tensors."""
     levels, indices = (), ()
     for place in tl.static_range(8):
-        value = values[place] * factor[:, None]
+        value = values[place]
         index = tl.zeros_like(value).to(tl.int32)
         level = tl.zeros_like(value) + LEVELS[0]
         for bound in tl.static_range(NUM_LEVELS - 1):

@@ -61,6 +61,8 @@ def centred(values, offset, inverse, HEAD_DIM: tl.constexpr):
     """Float32 of what `load_tokens` gave, shifted and scaled as `Points` says."""
     values = values.to(tl.float32)
     if offset is not None:
-        at = tl.program_id(1) * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-        values = (values - tl.load(offset + at)) * tl.load(inverse + at)
+        # Vectors, so that every thread reads its own channels: rows of a matrix would be read in a layout
+        # of their own, and the values go through shared memory to meet them.
+        at = tl.program_id(1) * HEAD_DIM + tl.arange(0, HEAD_DIM)
+        values = (values - tl.load(offset + at)[None, :]) * tl.load(inverse + at)[None, :]
     return values

@@ -1,7 +1,8 @@
 """What the table leaves of each token: turned, rounded to levels, scaled, and what the rounding missed.
 
-`fitted.FittedCodec._round` is the torch reference. Rotated channels are made 64 at a time, as eight tensors
-of every eighth channel, so that a thread holds whole groups of eight and the code of a grid stands once.
+`fitted.FittedCodec._round` is the torch reference. Rotated channels are made a chunk at a time and taken
+apart into eight tensors of every eighth channel: a thread holds whole groups of eight, and the code of a
+grid stands once.
 """
 
 from __future__ import annotations
@@ -16,75 +17,73 @@ from torch import Tensor
 from qvg_kernels import lattice
 from qvg_kernels.gpu import encode_sizes, numbers
 from qvg_kernels.gpu.encode_lattice import nearest_words, pattern_codes
-from qvg_kernels.gpu.encode_levels import joined, nearest_levels, token_sum
+from qvg_kernels.gpu.encode_levels import add_products, joined, nearest_levels
 from qvg_kernels.gpu.encode_points import Points, centred, load_tokens
-from qvg_kernels.gpu.encode_table import TINY, table_steps
+from qvg_kernels.gpu.encode_table import TINY
 from qvg_kernels.gpu.numbers import OPERAND, token_pattern
 from qvg_kernels.gpu.rehearsal import kernel
 from qvg_kernels.grids import ScalarGrid, grid
-from qvg_kernels.rotation import sign_patterns
 from qvg_kernels.spec import GridName
 
 QUARTER = tl.constexpr(lattice.STEP)
 
 
 @cache
-def wide_flips(head_dim: int, device: torch.device) -> Tensor:
-    """`[64, head_dim]` int8: -128 where a sign pattern is negative, else 0."""
-    flips: Tensor = torch.where(sign_patterns(head_dim, device) < 0, -128, 0).to(torch.int8)
-    return flips
+def hadamard_chunks(head_dim: int, device: torch.device) -> Tensor:
+    """`[D / CHUNK, CHUNK, D]`: the symmetric matrix of signs, in an order of its rows that suits products.
 
-
-@cache
-def hadamard_columns(head_dim: int, device: torch.device) -> Tensor:
-    """`[D / 64, 8, D, 8]`: the matrix of signs, where column `64 a + 8 b + c` is `[a, c, :, b]`."""
-    columns = numbers.hadamard_signs(head_dim, device).to(numbers.operand_dtype())
-    return columns.reshape(head_dim, -1, 8, 8).permute(1, 3, 0, 2).contiguous()
-
-
-@cache
-def hadamard_rows(head_dim: int, device: torch.device) -> Tensor:
-    """`[D / 64, 4, 16, D]`: the matrix of signs, where row `64 a + 8 b + 2 c + d` is `[a, c, 2 b + d]`."""
-    rows = numbers.hadamard_signs(head_dim, device).to(numbers.operand_dtype())
-    return rows.reshape(-1, 8, 4, 2, head_dim).transpose(1, 2).reshape(-1, 4, 16, head_dim).contiguous()
+    Of 32 rows, row `8 a + 2 b + c` is channel `8 b + 2 a + c`. A thread has columns `2 b`, `2 b + 1` and
+    every eighth further of a product, for one `b`: so it has group `b` whole, and the next product takes
+    the levels from where they are.
+    """
+    signs = numbers.hadamard_signs(head_dim, device).to(numbers.operand_dtype())
+    rows = signs.reshape(-1, encode_sizes.CHUNK // 32, 4, 4, 2, head_dim).transpose(2, 3)
+    return rows.reshape(-1, encode_sizes.CHUNK, head_dim).contiguous()
 
 
 @triton.jit
-def _flipped(values, flips):
-    """Float32 values, negated where `flips` is -128; residuals may be too large for float16."""
-    bits = values.to(tl.int32, bitcast=True) ^ (flips.to(tl.int32) << 24)
-    return bits.to(tl.float32, bitcast=True)
+def _flipped(values, flips, tokens, phase, HEAD_DIM: tl.constexpr):
+    """Values of type OPERAND under their tokens' sign patterns; residuals may be too large for float16."""
+    at = token_pattern(tokens, phase)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    flip = tl.load(flips + at)
+    if values.dtype == tl.float32:
+        flipped = (values.to(tl.int32, bitcast=True) ^ (flip.to(tl.int32) << 16)).to(tl.float32, bitcast=True)
+    else:
+        flipped = (values.to(tl.int16, bitcast=True) ^ flip).to(values.dtype, bitcast=True)
+    return flipped
 
 
 @triton.jit
-def _rotated(residual, columns, chunk, HEAD_DIM: tl.constexpr):
-    """Rotated channels `64 * chunk` to `64 * chunk + 63`: eight tensors `[BLOCK_S, 8]` of every eighth."""
-    at = columns + chunk * (64 * HEAD_DIM) + tl.arange(0, HEAD_DIM)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    parts = ()
-    for place in tl.static_range(8):
-        matrix = tl.load(at + place * (8 * HEAD_DIM))
-        parts = parts + (tl.dot(residual, matrix, input_precision="ieee") * HEAD_DIM**-0.5,)
-    return parts
+def _rotated(residual, signs, factor, BLOCK_S: tl.constexpr, CHUNK: tl.constexpr):
+    """Rotated channels of a chunk, times factors: eight tensors `[BLOCK_S, CHUNK / 8]` of every eighth."""
+    product = tl.dot(residual, signs.T, input_precision="ieee") * factor[:, None]
+    product = tl.reshape(product, [BLOCK_S, CHUNK // 32, 2, 2, 4, 2])
+    product = tl.reshape(tl.permute(product, (0, 1, 4, 5, 3, 2)), [BLOCK_S, CHUNK // 8, 2, 2, 2])
+    low, high = tl.split(product)
+    first, second = tl.split(low)
+    third, fourth = tl.split(high)
+    return tl.split(first) + tl.split(second) + tl.split(third) + tl.split(fourth)
 
 
 @triton.jit
-def _add_turned_back(total, levels, rows, chunk, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+def _add_turned_back(total, levels, signs, BLOCK_S: tl.constexpr, CHUNK: tl.constexpr):
     """Add what the levels of a chunk are before the rotation, times the root of HEAD_DIM."""
-    at = rows + chunk * (64 * HEAD_DIM)
-    at += tl.arange(0, 16)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    for pair in tl.static_range(4):
-        both = tl.reshape(tl.join(levels[2 * pair], levels[2 * pair + 1]), [BLOCK_S, 16]).to(OPERAND)
-        total = tl.dot(both, tl.load(at + pair * (16 * HEAD_DIM)), total, input_precision="ieee")
-    return total
+    a, b, c, d, e, f, g, h = levels
+    low = tl.join(tl.join(a, b), tl.join(c, d))
+    high = tl.join(tl.join(e, f), tl.join(g, h))
+    both = tl.reshape(tl.join(low, high), [BLOCK_S, CHUNK // 32, 4, 2, 2, 2])
+    both = tl.reshape(tl.permute(both, (0, 1, 5, 4, 2, 3)), [BLOCK_S, CHUNK])
+    return tl.dot(both.to(OPERAND), signs, total, input_precision="ieee")
 
 
 @triton.jit
 def _store_codes(
-    codes, words, indices, chunk, row, is_token, GRID: tl.constexpr, HEAD_DIM: tl.constexpr
+    codes, words, indices, chunk, row, is_token,
+    GRID: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Store the codes of a chunk's eight groups, as `codes` and the grid have them."""
+    """Store the codes of a chunk's groups, as `codes` and the grid have them."""
     GROUPS: tl.constexpr = HEAD_DIM // 8
-    group = 8 * chunk + tl.arange(0, 8)[None, :]
+    group = (CHUNK // 8) * chunk + tl.arange(0, CHUNK // 8)[None, :]
     mask = is_token[:, None]
     if GRID == "e8":
         tl.store(codes + row[:, None] * GROUPS + group, words.to(tl.int16), mask=mask)
@@ -109,11 +108,11 @@ def _store_codes(
 
 @kernel(do_not_specialize=["phase", "count", "num_tokens", "num_chunks", "num_shifts", "unbiased"])
 def _residual_kernel(
-    span, head_stride, token_stride, offset, inverse, ids, table, steps, units,
-    flips, columns, rows, patterns, codes, scales, largest, errors,
+    span, head_stride, token_stride, offset, inverse, ids, table, steps,
+    flips, matrix, patterns, codes, scales, largest, errors,
     phase, count, num_tokens, num_chunks, num_shifts, step, unbiased,
     GRID: tl.constexpr, LEVELS: tl.constexpr, NUM_LEVELS: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Codes and exact scale of each token, the largest scale of the block, and the errors of the values.
 
@@ -130,45 +129,47 @@ def _residual_kernel(
     if ids is not None:
         cluster = tl.load(ids + row, mask=is_token, other=0).to(tl.int32)
         entry = tl.load(table + (head * count + cluster)[:, None] * HEAD_DIM + channels[None, :])
-        residual -= table_steps(steps, units, head, HEAD_DIM)[None, :] * entry.to(tl.float32)
-    flip = tl.load(flips + token_pattern(tokens, phase)[:, None] * HEAD_DIM + channels[None, :])
-    residual = _flipped(residual, flip)
-    # The rotation keeps the energy.
+        residual -= tl.load(steps + head * HEAD_DIM + channels)[None, :] * entry.to(tl.float32)
+    # Signs and the rotation keep the energy.
     energy = tl.sum(residual * residual, 1)
     # Rounding to bf16 errs 40 dB less than the finest grid.
-    residual = residual.to(OPERAND)
-    spread = 1.0 / tl.maximum(tl.sqrt(energy / HEAD_DIM), TINY)
+    residual = _flipped(residual.to(OPERAND), flips, tokens, phase, HEAD_DIM)
+    at = tl.arange(0, CHUNK)[:, None] * HEAD_DIM + channels[None, :]
+    spread = HEAD_DIM**-0.5 / tl.maximum(tl.sqrt(energy / HEAD_DIM), TINY)
     if GRID == "e8":
         factor = spread / QUARTER
     else:
         factor = spread / step
-        along = tl.zeros([BLOCK_S], tl.float32)
-        square = tl.zeros([BLOCK_S], tl.float32)
+        along = tl.zeros([BLOCK_S, CHUNK // 8], tl.float32)
+        square = tl.zeros([BLOCK_S, CHUNK // 8], tl.float32)
         for chunk in tl.range(num_chunks, num_stages=1):
-            rotated = _rotated(residual, columns, chunk, HEAD_DIM)
-            levels, _ = nearest_levels(rotated, factor, LEVELS, NUM_LEVELS)
-            along += token_sum(rotated, levels)
-            square += token_sum(levels, levels)
+            signs = tl.load(matrix + (CHUNK * HEAD_DIM) * chunk + at)
+            rotated = _rotated(residual, signs, factor, BLOCK_S, CHUNK)
+            levels, _ = nearest_levels(rotated, LEVELS, NUM_LEVELS)
+            along = add_products(along, rotated, levels)
+            square = add_products(square, levels, levels)
         # Each token's step is refined once, to the one that fits these levels best.
-        factor = spread / tl.maximum(spread * along / tl.maximum(square, 1e-9), 1e-9)
-    along = tl.zeros([BLOCK_S], tl.float32)
-    square = tl.zeros([BLOCK_S], tl.float32)
+        ratio = tl.sum(along, 1) / tl.maximum(tl.sum(square, 1), 1e-9)
+        factor = spread / tl.maximum(step * ratio, 1e-9)
+    along = tl.zeros([BLOCK_S, CHUNK // 8], tl.float32)
+    square = tl.zeros([BLOCK_S, CHUNK // 8], tl.float32)
     turned = tl.zeros([BLOCK_S, HEAD_DIM], tl.float32)
     for chunk in tl.range(num_chunks, num_stages=1):
-        rotated = _rotated(residual, columns, chunk, HEAD_DIM)
+        signs = tl.load(matrix + (CHUNK * HEAD_DIM) * chunk + at)
+        rotated = _rotated(residual, signs, factor, BLOCK_S, CHUNK)
         if GRID == "e8":
-            levels, words = nearest_words(rotated, factor, patterns, num_shifts)
-            _store_codes(codes, words, (), chunk, row, is_token, GRID, HEAD_DIM)
+            levels, words = nearest_words(rotated, patterns, num_shifts)
+            _store_codes(codes, words, (), chunk, row, is_token, GRID, HEAD_DIM, CHUNK)
         else:
-            levels, indices = nearest_levels(rotated, factor, LEVELS, NUM_LEVELS)
-            _store_codes(codes, None, indices, chunk, row, is_token, GRID, HEAD_DIM)
-        along += token_sum(rotated, levels)
-        square += token_sum(levels, levels)
-        # Always so. Within a branch this product gets a layout of its own; in the chain with the first one
-        # both would be split over the warps along the channels, and every warp repeat the search above.
-        if num_chunks > 0:
-            turned = _add_turned_back(turned, levels, rows, chunk, HEAD_DIM, BLOCK_S)
+            levels, indices = nearest_levels(rotated, LEVELS, NUM_LEVELS)
+            _store_codes(codes, None, indices, chunk, row, is_token, GRID, HEAD_DIM, CHUNK)
+        along = add_products(along, rotated, levels)
+        square = add_products(square, levels, levels)
+        turned = _add_turned_back(turned, levels, signs, BLOCK_S, CHUNK)
 
+    # In the products `rotated` was times its factor.
+    along = tl.sum(along, 1) * (HEAD_DIM**-0.5 / factor)
+    square = tl.sum(square, 1)
     unshrunk = tl.maximum(energy / tl.maximum(along, TINY), TINY)
     nearest = tl.maximum(along / tl.maximum(square, TINY), TINY)
     scale = tl.exp2(unbiased * tl.log2(unshrunk) + (1.0 - unbiased) * tl.log2(nearest))
@@ -178,9 +179,9 @@ def _residual_kernel(
 
     bits = scale.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
-    error = _flipped(residual.to(tl.float32) - (rounded * HEAD_DIM**-0.5)[:, None] * turned, flip)
-    at = errors + row[:, None] * HEAD_DIM + channels[None, :]
-    tl.store(at, error.to(OPERAND), mask=is_token[:, None])
+    error = (residual.to(tl.float32) - (rounded * HEAD_DIM**-0.5)[:, None] * turned).to(OPERAND)
+    error = _flipped(error, flips, tokens, phase, HEAD_DIM)
+    tl.store(errors + row[:, None] * HEAD_DIM + channels[None, :], error, mask=is_token[:, None])
 
 
 @kernel(do_not_specialize=["num_tokens", "num_rows"])
@@ -199,14 +200,14 @@ def _trit_kernel(indices, codes, num_tokens, num_rows, HEAD_DIM: tl.constexpr, B
 
 
 def round_residuals(
-    points: Points, ids: Tensor | None, table: Tensor | None, steps: Tensor | None, units: Tensor,
+    points: Points, ids: Tensor | None, table: Tensor | None, steps: Tensor | None,
     name: GridName, phase: int, unbiased: float, codes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Round what the table leaves of every token.
 
     Args:
         ids: `[H, S]` uint8; with `table` and `steps`, or none of them.
-        units: `[H, 3]` float32, of which the kernels read the unit of the steps.
+        steps: `[H, D]` float32, of the table.
         name: Of the grid.
         phase: Of the span's sign patterns.
         unbiased: As `spec.FittedSpec` has it.
@@ -231,11 +232,10 @@ def round_residuals(
         target = codes.view(torch.int32) if name == "int4" else codes.view(torch.int16)
     count = 0 if table is None else table.shape[1]
     _residual_kernel[(blocks, points.heads)](
-        points.span, *points.span.stride()[:2], points.offset, points.inverse, ids, table, steps, units,
-        wide_flips(head_dim, device), hadamard_columns(head_dim, device),
-        hadamard_rows(head_dim, device), pattern_codes(device),
-        target, scales, largest, errors, phase, count, tokens, head_dim // 64, 2,
-        step, unbiased, name, levels, len(levels), head_dim, shape.tokens,
+        points.span, *points.span.stride()[:2], points.offset, points.inverse, ids, table, steps,
+        numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device), pattern_codes(device),
+        target, scales, largest, errors, phase, count, tokens, head_dim // encode_sizes.CHUNK, 2,
+        step, unbiased, name, levels, len(levels), head_dim, shape.tokens, encode_sizes.CHUNK,
         num_warps=shape.warps, maxnreg=shape.registers,
     )  # fmt: skip
     if name == "trit":

@@ -21,6 +21,9 @@ MEAN_ROWS = 16
 ASSIGNED_CLUSTERS = 64
 """At most so many centroids are found by the kernel that adds up their tokens: with more, registers spill."""
 
+CHUNK = 32
+"""Rotated channels that are rounded at a time."""
+
 SPLIT_TOKENS = 512
 """Tokens of a program that measures channels or rounds scales."""
 

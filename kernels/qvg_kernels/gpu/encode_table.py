@@ -6,6 +6,7 @@ moves into its centroid, and what the table's own rounding then leaves of each c
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -38,7 +39,7 @@ def table_steps(steps, units, head, HEAD_DIM: tl.constexpr):
 
 @kernel(do_not_specialize=["count"])
 def _table_kernel(
-    centroids, table, steps, units, count, num_rows, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr
+    centroids, table, steps, units, decoded, count, num_rows, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
     """One head's steps and its table of rounded centroids."""
     head = tl.program_id(1)
@@ -54,6 +55,7 @@ def _table_kernel(
     step = e4m3_value(bits) * power_of_two(exponent)
     tl.store(steps + head * HEAD_DIM + channels, bits)
     tl.store(units + head * 3 + 2, power_of_two(exponent))
+    tl.store(decoded + head * HEAD_DIM + channels, step)
     for first in range(0, num_rows, BLOCK_K):
         rows = first + tl.arange(0, BLOCK_K)
         values = tl.load(centroids + (head * num_rows + rows)[:, None] * HEAD_DIM + channels[None, :])
@@ -98,19 +100,24 @@ def _offset_kernel(
     tl.store(offset + at, tl.load(means + at) + weight * (rest / num_tokens))
 
 
-def round_table(centroids: Centroids, table: Tensor, steps: Tensor, units: Tensor) -> None:
+def round_table(centroids: Centroids, table: Tensor, steps: Tensor, units: Tensor) -> Tensor:
     """Round centroids to the table.
 
     Args:
         table: `[H, K, D]` int8, contiguous; receives the centroids in steps.
         steps: `[H, D]` uint8, contiguous; receives e4m3 bit patterns.
         units: `[H, 3]` float32, contiguous; its third column receives the unit of the steps.
+
+    Returns:
+        `[H, D]` float32, the steps as they are decoded.
     """
     heads, num_rows, head_dim = centroids.values.shape
+    decoded = torch.empty(heads, head_dim, dtype=torch.float32, device=table.device)
     _table_kernel[(1, heads)](
-        centroids.values, table, steps, units, centroids.count, num_rows,
+        centroids.values, table, steps, units, decoded, centroids.count, num_rows,
         head_dim, min(num_rows, 64), num_warps=8,
     )  # fmt: skip
+    return decoded
 
 
 def refit(

@@ -40,6 +40,12 @@ def float_of(integers):
 
 
 @triton.jit
+def int_of(values):
+    """Int32 of float32 integers from 0 to 2**22, without the slow conversion."""
+    return (values + 8388608.0).to(tl.int32, bitcast=True) & 0x7FFFFF
+
+
+@triton.jit
 def half_of(integers):
     """Float16 of integers between -512 and 511, without the slow conversion."""
     return (integers.to(tl.int16) + 0x6600).to(tl.float16, bitcast=True) - 1536.0
