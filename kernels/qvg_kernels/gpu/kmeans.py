@@ -80,17 +80,18 @@ def _start_kernel(
 
 
 @triton.jit
-def _nearest(points, centroids, bias, BLOCK_K: tl.constexpr):
-    """Of BLOCK_K centroids the nearest to each point, the lowest of equals, and how close it is.
+def _closeness(points, centroids, bias):
+    """Minus half the squared distance of each point from each centroid, but for the point's own norm."""
+    return tl.dot(points, centroids.T, input_precision="ieee") + bias[None, :]
 
-    Closeness is minus half the squared distance, but for the point's own norm.
-    """
-    closeness = tl.dot(points, centroids.T, input_precision="ieee") + bias[None, :]
-    best = tl.max(closeness, 1)
+
+@triton.jit
+def _lowest(closeness, best, BLOCK_K: tl.constexpr):
+    """The lowest column of each row that holds the row's best."""
     column = tl.arange(0, BLOCK_K)[None, :]
     lowest = tl.min(tl.where(closeness == best[:, None], column, BLOCK_K), 1)
     # A point that is not finite is near to none.
-    return tl.minimum(lowest, BLOCK_K - 1), best
+    return tl.minimum(lowest, BLOCK_K - 1)
 
 
 @kernel(do_not_specialize=["num_tokens"])
@@ -106,13 +107,19 @@ def _assign_kernel(
     points = centred(values, offset, inverse, HEAD_DIM).to(OPERAND)
     channels = tl.arange(0, HEAD_DIM)
     best = tl.full([BLOCK_S], float("-inf"), tl.float32)
-    nearest = tl.zeros([BLOCK_S], tl.int32)
+    start = tl.zeros([BLOCK_S], tl.int32)
+    # Of each token only the block that holds its best centroid so far: columns are searched once, at the end.
+    kept = tl.zeros([BLOCK_S, BLOCK_K], tl.float32)
     for first in tl.range(0, num_rows, BLOCK_K, num_stages=STAGES):
         rows = head * num_rows + first + tl.arange(0, BLOCK_K)
         centroids = tl.load(operand + rows[:, None] * HEAD_DIM + channels[None, :])
-        lowest, closeness = _nearest(points, centroids, tl.load(bias + rows), BLOCK_K)
-        nearest = tl.where(closeness > best, first + lowest, nearest)
-        best = tl.maximum(closeness, best)
+        closeness = _closeness(points, centroids, tl.load(bias + rows))
+        closest = tl.max(closeness, 1)
+        is_nearer = closest > best
+        kept = tl.where(is_nearer[:, None], closeness, kept)
+        start = tl.where(is_nearer, first, start)
+        best = tl.maximum(closest, best)
+    nearest = start + _lowest(kept, best, BLOCK_K)
     tl.store(ids + head.to(tl.int64) * num_tokens + tokens, nearest.to(tl.uint8), mask=is_token)
 
 
@@ -180,7 +187,8 @@ def _sum_kernel(
         values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM)
         if ASSIGNS:
             points = centred(values, offset, inverse, HEAD_DIM).to(OPERAND)
-            nearest, _ = _nearest(points, centroids, biases, BLOCK_K)
+            closeness = _closeness(points, centroids, biases)
+            nearest = _lowest(closeness, tl.max(closeness, 1), BLOCK_K)
             tl.store(ids + tokens, nearest.to(tl.uint8), mask=is_token)
             cluster = tl.where(is_token, nearest, -1)
         else:
