@@ -18,32 +18,23 @@ class Milliseconds:
     highest: float
 
 
-def time_arms(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Milliseconds]:
+def time_arms(
+    arms: Mapping[str, Callable[[], object]], rounds: int, *, is_ahead: bool = True
+) -> dict[str, Milliseconds]:
     """Milliseconds of each arm; every arm runs once a round, and has run before.
 
-    A GiB is filled a few times before each, so that launching is ahead of the GPU and its cache is empty.
+    Args:
+        is_ahead: A GiB is filled a few times before each, so that launching is ahead of the GPU and its cache
+            is empty. Else an idle GPU waits for what is launched, and that counts.
     """
     times: dict[str, list[float]] = {name: [] for name in arms}
     filled = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     for _ in range(rounds):
         for name, arm in arms.items():
-            for _ in range(4):
+            for _ in range(4 if is_ahead else 0):
                 filled.zero_()
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            arm()
-            end.record()
-            end.synchronize()
-            times[name].append(start.elapsed_time(end))
-    return {name: Milliseconds(statistics.median(t), min(t), max(t)) for name, t in times.items()}
-
-
-def time_calls(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Milliseconds]:
-    """As `time_arms`, of calls that the GPU waits for: what launching takes counts."""
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds):
-        for name, arm in arms.items():
-            torch.cuda.synchronize()
+            if not is_ahead:
+                torch.cuda.synchronize()
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             arm()
