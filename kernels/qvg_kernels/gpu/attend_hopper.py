@@ -4,8 +4,8 @@ One warp loads blocks of keys and values (the tensor memory accelerator writes t
 groups of four warps attend to them, each for 64 queries: while one computes weights, the tensor cores work
 for the other, as in FlashAttention-3 (arXiv 2407.08608). It computes what `attend.attend_kernel` does.
 
-That kernel raises the maximum with every block. Here it is found once, in the first block: bf16 weights and
-float32 sums have room for weights from `LEAST` to `MOST`. Where a total leaves this range nothing is stored
+That kernel raises the maximum with every block. Here it is found once, in the first block, where it gets the
+weight 2**-60: later logits may be 160 higher, in base 2, before a total reaches `MOST`. Then nothing is stored
 but a flag, and `attend_kernel` takes those queries.
 """
 
@@ -36,8 +36,11 @@ GROUPS = gl.constexpr(2)
 REGISTERS = (240, 24)
 """Of a thread that attends, and of one that loads."""
 
-LEAST, MOST = gl.constexpr(1.0e-18), gl.constexpr(1.0e18)
-"""Bounds of a total: about 2**60 either way, half of what float32 could take."""
+FIRST = gl.constexpr(60.0)
+"""What weights begin below one, in base 2: those down to 2**-66 of the first block's largest still count."""
+
+MOST = gl.constexpr(2.0**100)
+"""Bound of a total: sums of values up to 2**27 times their weights have room in float32."""
 
 INTEGERS_BITS = gl.constexpr(0x4B400000)
 """Of `INTEGERS`: where products begin with these, their sums are floats."""
@@ -121,7 +124,7 @@ def _attend(
         mbarrier.arrive(key_empty.index(0), count=1)
         key = start + (blocks - 1) * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, products))
         logits = gl.where((key < stop)[None, :], product.to(gl.float32, bitcast=True), LOWEST)
-        shift = gl.max(logits, 1) * factor
+        shift = gl.max(logits, 1) * factor + FIRST
         maximum = shift - INTEGERS * factor
         weights = gl.exp2(logits * factor[:, None] - shift[:, None])
         total = _sums(weights, BLOCK_N)
@@ -154,10 +157,14 @@ def _attend(
 
         maximum = gl.convert_layout(maximum, of_sums)
         total = gl.convert_layout(gl.sum(total, 1), of_sums)
-        is_beyond = is_query & ~((total > LEAST) & (total < MOST))
+        is_beyond = is_query & ~(total < MOST)
         any_beyond = gl.max(is_beyond.to(gl.int32), 0)
         gl.store(flags + group, any_beyond, mask=first_row < num_queries)
         if any_beyond == 0:
+            # A total of one: states that began far from each other merge without a loss.
+            maximum += gl.log2(total)
+            output = output / total[:, None]
+            total = gl.full([GROUP_QUERIES], 1.0, gl.float32, of_sums)
             if num_states > 0:
                 other_maximum = gl.load(state_maximum + at, mask=is_query, other=0.0)
                 other_total = gl.load(state_total + at, mask=is_query, other=1.0)
