@@ -151,6 +151,13 @@ def _load_ids(ids, tokens, is_token):
     return cluster
 
 
+@triton.jit
+def _count(cluster, block, BLOCK_K: tl.constexpr):
+    """Tokens of each of the block's clusters, int32."""
+    member = cluster - block * BLOCK_K
+    return tl.histogram(member, BLOCK_K, mask=(member >= 0) & (member < BLOCK_K))
+
+
 @kernel(do_not_specialize=["num_tokens", "tokens_per_run", "num_blocks"])
 def _sum_kernel(
     span, head_stride, token_stride, offset, inverse, operand, bias, ids, sums, sizes,
@@ -201,8 +208,13 @@ def _sum_kernel(
         else:
             members = (clusters[:, None] == cluster[None, :]).to(OPERAND).T
         total = _add_members(values, members, total)
-        member = cluster - block * BLOCK_K
-        size += tl.histogram(member, BLOCK_K, mask=(member >= 0) & (member < BLOCK_K))
+        if ASSIGNS:
+            size += _count(cluster, block, BLOCK_K)
+    if not ASSIGNS:
+        # Many at a time: each count waits for all warps.
+        for first in tl.range(first_token, stop, 16 * BLOCK_S, num_stages=1):
+            counted = first + tl.arange(0, 16 * BLOCK_S)
+            size += _count(_load_ids(ids, counted, counted < stop), block, BLOCK_K)
     runs = tl.num_programs(0) // num_blocks
     row = (head * runs + run) * num_blocks * BLOCK_K + clusters
     tl.store(sums + row.to(tl.int64)[:, None] * HEAD_DIM + channels[None, :], tl.trans(total))
