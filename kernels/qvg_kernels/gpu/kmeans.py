@@ -212,8 +212,8 @@ def _sum_kernel(
             size += _count(cluster, block, BLOCK_K)
     if not ASSIGNS:
         # Many at a time: each count waits for all warps.
-        for first in tl.range(first_token, stop, 16 * BLOCK_S, num_stages=1):
-            counted = first + tl.arange(0, 16 * BLOCK_S)
+        for first in tl.range(first_token, stop, 8 * BLOCK_S, num_stages=1):
+            counted = first + tl.arange(0, 8 * BLOCK_S)
             size += _count(_load_ids(ids, counted, counted < stop), block, BLOCK_K)
     runs = tl.num_programs(0) // num_blocks
     row = (head * runs + run) * num_blocks * BLOCK_K + clusters
