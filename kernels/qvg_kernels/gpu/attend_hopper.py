@@ -4,9 +4,9 @@ One warp loads blocks of keys and values (the tensor memory accelerator writes t
 groups of four warps attend to them, each for 64 queries: while one computes weights, the tensor cores work
 for the other, as in FlashAttention-3 (arXiv 2407.08608). It computes what `attend.attend_kernel` does.
 
-That kernel raises the maximum with every block. Here it is found once, in the first block, where it gets the
-weight 2**-60: later logits may be 160 higher, in base 2, before a total reaches `MOST`. Then nothing is stored
-but a flag, and `attend_kernel` takes those queries.
+That kernel raises the maximum with every block. Here it is found once, in the first block, and gets the
+weight 2**-60: later logits may be 160 higher, in base 2, before a total reaches `MOST`. Then nothing is
+stored but a flag, and `attend_kernel` takes those queries.
 """
 
 from __future__ import annotations

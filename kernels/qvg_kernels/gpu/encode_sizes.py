@@ -22,7 +22,7 @@ ASSIGNED_CLUSTERS = 64
 """At most so many centroids are found by the kernel that adds up their tokens: with more, registers spill."""
 
 CHUNK = 32
-"""Rotated channels that are rounded at a time."""
+"""Rotated channels that are rounded at a time. With 64, and 200 registers, 322 us at S = 37,440, not 288."""
 
 SPLIT_TOKENS = 512
 """Tokens of a program that measures channels or rounds scales."""
@@ -80,23 +80,22 @@ def assign_block(block: int) -> int:
 
 def assign(head_dim: int) -> Sizes:
     """Of the kernel that finds the nearest centroids."""
-    # At S = 37,440 112 us; 118 with 2 stages, 114 with 64 tokens on 4 warps and 2 stages.
+    # At S = 37,440 107 us.
     return Sizes(128, 8, 3) if head_dim <= 128 else Sizes(64, 4, 2)
 
 
-def sums(head_dim: int) -> Sizes:
+def sums(head_dim: int, *, assigns: bool) -> Sizes:
     """Of the kernel that adds up clusters, and finds them if they are few."""
     if head_dim > 128:
         return Sizes(32, 4, 2)
-    # 64 clusters at S = 4,680: 13 us, with 2 stages or 128 tokens on 8 warps a tenth more, with 32 tokens 24.
-    # 128 clusters at S = 37,440: 84 us, with 2 stages 107, with 32 tokens and 4 stages 93.
-    return Sizes(64, 4, 3)
+    # 64 clusters at S = 4,680, assigned on the way: 11 us; with 2 stages, or 128 tokens on 8 warps, more.
+    # 256 clusters at S = 37,440: 76 us, on 4 warps 81.
+    return Sizes(64, 4 if assigns else 8, 3)
 
 
 def codes(head_dim: int) -> Sizes:
     """Of the kernel that rounds residuals."""
-    # 74 us at S = 4,680, 476 us at 37,440; 499 us with all 255 registers, 546 us with 176, 610 us with 128.
-    # With 32 tokens on 2 warps 80 and 517 us; 17 and 130 us more with 128 tokens on 8 warps.
+    # 42 us at S = 4,680, 288 us at 37,440; 321 us with all 255 registers, 299 us with 128.
     return Sizes({64: 64, 128: 64, 256: 32}[head_dim], 4, registers=168)
 
 

@@ -319,7 +319,7 @@ def _sum(points: Points, ids: Tensor | None, count: int, centroids: Centroids | 
     tokens_per_run = encode_sizes.tokens_per_run(tokens)
     runs, num_blocks = triton.cdiv(tokens, tokens_per_run), num_rows // block
     clusters = ClusterSums(points.empty(runs, num_rows, head_dim), points.empty(runs, num_rows))
-    shape = encode_sizes.sums(head_dim)
+    shape = encode_sizes.sums(head_dim, assigns=centroids is not None)
     offset, inverse = (points.offset, points.inverse) if centroids else (None, None)
     operand, bias = (centroids.operand, centroids.bias) if centroids else (None, None)
     _sum_kernel[(runs * num_blocks, points.heads)](
