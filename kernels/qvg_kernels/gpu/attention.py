@@ -97,37 +97,41 @@ def _blocks(query: Tensor, kinds: Sequence[Operands]) -> launch.AttendBlocks:
 
 
 class _Buffers:
-    """The workspace's buffers in turn: one is filled on its own stream, and another, if any, attended to."""
+    """The workspace's buffers in turn: one is filled on a stream of its own, and another attended to.
+
+    A single buffer is filled and attended to on the caller's stream.
+    """
 
     def __init__(self, buffers: Sequence[Tensor], device: torch.device) -> None:
         self._buffers = buffers
-        self._device = device
         self._turn = 0
         self._read: list[torch.cuda.Event | None] = [None] * len(buffers)
-        if device.type == "cuda":
+        self._stream = None
+        if device.type == "cuda" and len(buffers) > 1:
+            self._stream = _filling_stream(device)
             # What is decoded was written, and the workspace last read, on the caller's stream.
-            _filling_stream(device).wait_stream(torch.cuda.current_stream(device))
+            self._stream.wait_stream(torch.cuda.current_stream(device))
 
     @contextmanager
     def filled(self) -> Iterator[Tensor]:
         """The next buffer, to be filled; when the block ends, the caller's stream waits for that."""
         self._turn = (self._turn + 1) % len(self._buffers)
         buffer = self._buffers[self._turn]
-        if self._device.type != "cuda":
+        if self._stream is None:
             yield buffer
             return
-        stream = _filling_stream(self._device)
         read = self._read[self._turn]
         if read is not None:
-            stream.wait_event(read)
-        with torch.cuda.stream(stream):
+            self._stream.wait_event(read)
+        with torch.cuda.stream(self._stream):
             yield buffer
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        torch.cuda.current_stream(buffer.device).wait_stream(self._stream)
 
     def done(self) -> None:
         """The buffer filled last has been attended to, as far as the caller's stream is concerned."""
-        if self._device.type == "cuda":
-            self._read[self._turn] = torch.cuda.current_stream(self._device).record_event()
+        if self._stream is not None:
+            device = self._buffers[self._turn].device
+            self._read[self._turn] = torch.cuda.current_stream(device).record_event()
 
 
 @cache
