@@ -65,22 +65,22 @@ def _attend(
     )  # fmt: skip
     # Queries of a token lie together, so that joining the heads moves nothing.
     output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)
-    # Parts would each have an output of their own.
-    is_whole = cut.part_tokens[-1] >= given.num_tokens
-    fused = choose_fused(query, given.key, given.value) if is_whole else None
     groups = [slice(first, min(first + cut.heads, heads)) for first in range(0, heads, cut.heads)]
     # Before the other stream waits for this one.
     parts = [run.parts(tokens, device) for run, tokens in zip(runs, cut.part_tokens[:-1], strict=True)]
     units = [[_units(run, some) for run in runs] for some in groups]
-    buffer = workspace.take(cut.workspace_bytes, device)
-    key_buffer = buffer[cut.query_bytes + cut.state_bytes :]
+    own_bytes = _own_bytes(given, query.dtype)
+    fused = choose_fused(query, given.key, given.value) if own_bytes <= workspace.limit_bytes else None
+    buffer = workspace.take(max(cut.workspace_bytes, 0 if fused is None else own_bytes), device)
+    own = None if fused is None else _attend_own(query, given, fused, buffer)
+    key_buffer = buffer[cut.query_bytes + cut.state_bytes : cut.workspace_bytes]
     buffers = _Buffers(key_buffer.split(cut.part_bytes), device)
     for some, group_units in zip(groups, units, strict=True):
         group = group_of(query, output, some, cut, buffer)
-        # The chunk's own keys need no decoding: meanwhile the first of the others are decoded.
-        if fused is not None:
-            _attend_whole(group, given, fused, buffers)
+        if own is not None:
+            group.own = own[0][:, some], own[1][:, some]
         else:
+            # The chunk's own keys need no decoding: meanwhile the first of the others are decoded.
             _attend_given(group, given, cut.part_tokens[-1], buffers)
         for run, run_units, kind, tiles in zip(runs, group_units, kinds, parts, strict=True):
             _attend_run(group, run, run_units, kind, tiles, buffers, heads)
@@ -177,22 +177,33 @@ def _attend_run(
         buffers.done()
 
 
-def _attend_whole(group: Group, given: GivenSegment, fused: Fused, buffers: _Buffers) -> None:
-    """Attend to the chunk's own keys at once, by the library."""
-    wide, some = group.query.dtype, slice(group.first, group.first + group.heads)
-    own_key, own_value = given.key[:, some], given.value[:, some]
-    batch, heads, num_tokens, head_dim = own_key.shape
-    tokens = slice(0, num_tokens)
-    with buffers.filled() as buffer:
-        pair = pair_of(buffer, group.rows * num_tokens, head_dim, wide, wide)
-        key, value = (side.view(batch, heads, num_tokens, head_dim) for side in pair)
-        copy_placed(given.key_placement, own_key, tokens, key)
-        if given.value_placement is None and own_value.dtype == wide:
-            value = own_value
-        else:
-            copy_placed(given.value_placement, own_value, tokens, value)
-    group.own = fused(group.query, key, value)
-    buffers.done()
+def _own_bytes(given: GivenSegment, wide: torch.dtype) -> int:
+    """Of the chunk's own keys, placed, and of its values if they are not read where they are."""
+    sides = 1 if _reads_values(given, wide) else 2
+    return sides * given.key.numel() * wide.itemsize
+
+
+def _reads_values(given: GivenSegment, wide: torch.dtype) -> bool:
+    return given.value_placement is None and given.value.dtype == wide
+
+
+def _attend_own(query: Tensor, given: GivenSegment, fused: Fused, buffer: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend to the chunk's own keys by the library: its output, and the logsumexp.
+
+    All heads at once, as the library takes up to 3 s to prepare for a shape, and groups differ as a history
+    grows. They have the workspace for themselves: nothing of the history is there yet.
+    """
+    tokens, wide = slice(0, given.num_tokens), query.dtype
+    rows = given.key.numel() // given.key.shape[3]
+    if _reads_values(given, wide):
+        key, value = buffer[: rows * given.key.shape[3] * wide.itemsize].view(wide), given.value
+    else:
+        key, value = pair_of(buffer, rows, given.key.shape[3], wide, wide)
+        value = value.view(given.value.shape)
+        copy_placed(given.value_placement, given.value, tokens, value)
+    key = key.view(given.key.shape)
+    copy_placed(given.key_placement, given.key, tokens, key)
+    return fused(query, key, value)
 
 
 def _attend_given(group: Group, given: GivenSegment, part_tokens: int, buffers: _Buffers) -> None:
