@@ -14,7 +14,7 @@ import triton.language as tl
 
 from qvg_kernels.gpu.numbers import int8_of
 from qvg_kernels.gpu.queries import in_units
-from qvg_kernels.gpu.rehearsal import kernel
+from qvg_kernels.gpu.rehearsal import GROUPED, SLICED, kernel
 
 LOWEST = tl.constexpr(-1.0e30)
 """Logit of keys beyond the last, and maximum of no keys: finite, as the difference of infinities is NaN."""
@@ -82,7 +82,7 @@ def _take_keys(
     return maximum, total, output
 
 
-@kernel(do_not_specialize=GROWING)
+@kernel(do_not_specialize=(*GROWING, *GROUPED), do_not_specialize_on_alignment=SLICED)
 def attend_kernel(
     query, keys, values, key_units, key_factors, value_units,
     state_maximum, state_total, state_output, query_batch, query_head, query_token,

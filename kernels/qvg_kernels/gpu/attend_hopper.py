@@ -27,7 +27,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from qvg_kernels.gpu.attend import GROWING, INTEGERS, LOG2_E, LOWEST
 from qvg_kernels.gpu.queries import VERSIONS
-from qvg_kernels.gpu.rehearsal import Kernel
+from qvg_kernels.gpu.rehearsal import GROUPED, SLICED, Kernel
 
 GROUP_QUERIES = gl.constexpr(64)
 """Of a group of four warps: the rows of one instruction of the tensor cores."""
@@ -179,7 +179,7 @@ def _attend(
             gl.store(state_output + at_output, output, mask=is_query[:, None])
 
 
-@gluon.jit(do_not_specialize=GROWING)
+@gluon.jit(do_not_specialize=(*GROWING, *GROUPED), do_not_specialize_on_alignment=SLICED)
 def _attend_hopper(
     queries, keys, values, query_units, key_units, state_maximum, state_total, state_output, flags,
     key_rows, num_queries, query_pitch, num_keys, keys_per_split, pitch, num_states, scale,

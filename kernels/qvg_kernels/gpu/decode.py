@@ -13,7 +13,7 @@ import triton.language as tl
 from qvg_kernels.gpu import numbers
 from qvg_kernels.gpu.attend import stored_row
 from qvg_kernels.gpu.place import MATRICES, NONE, ROTARY, multiply, rotate, rotation_of
-from qvg_kernels.gpu.rehearsal import kernel
+from qvg_kernels.gpu.rehearsal import GROUPED, SLICED, kernel
 
 # Columns of the table of entries: tokens of the span, rows of its table, then addresses of its tensors.
 TOKENS, TABLE_ROWS, TENSORS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -160,7 +160,7 @@ def _scalar_levels(codes, tokens, words, GRID: tl.constexpr, HEAD_DIM: tl.conste
         return numbers.half_of(levels)
 
 
-@kernel()
+@kernel(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
 def fitted_decode_kernel(
     entries, tiles, slots, slots_pitch, units, factors, target, pitch, words, flips,
     tables, spaces, tokens_per_frame, total_heads, first_head, heads,
@@ -232,7 +232,7 @@ def _block_scales(scales, tokens, BLOCKS: tl.constexpr, HEAD_DIM: tl.constexpr, 
     return tl.reshape(wide, [BLOCK_S, HEAD_DIM])
 
 
-@kernel()
+@kernel(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
 def qvg_decode_kernel(
     entries, tiles, slots, slots_pitch, units, factors, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
@@ -267,7 +267,7 @@ def qvg_decode_kernel(
         )  # fmt: skip
 
 
-@kernel()
+@kernel(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
 def asym_decode_kernel(
     entries, tiles, slots, slots_pitch, units, factors, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,
@@ -303,7 +303,7 @@ def asym_decode_kernel(
         )  # fmt: skip
 
 
-@kernel()
+@kernel(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
 def plain_decode_kernel(
     entries, tiles, slots, slots_pitch, units, factors, target, pitch, tables, spaces,
     tokens_per_frame, total_heads, first_head, heads,

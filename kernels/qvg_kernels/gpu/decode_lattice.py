@@ -16,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from qvg_kernels.gpu import numbers
 from qvg_kernels.gpu.decode import TABLE_ROWS, TOKENS, address, head_row_of, stretch_of
 from qvg_kernels.gpu.place import MATRICES, NONE, ROTARY, multiply_quads
-from qvg_kernels.gpu.rehearsal import Kernel
+from qvg_kernels.gpu.rehearsal import GROUPED, SLICED, Kernel
 
 HEAD_DIM = gl.constexpr(128)
 GROUPS = gl.constexpr(16)
@@ -254,7 +254,7 @@ def _codes(codes, tokens, groups):
     return gl.convert_layout(loaded, gl.SliceLayout(2, _WORDS), assert_trivial=True)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
 def _decode_lattice(
     entries, tiles, slots, slots_pitch, units, factors, target, pitch, words, flips,
     tables, spaces, tokens_per_frame, total_heads, first_head, heads,

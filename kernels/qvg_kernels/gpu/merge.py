@@ -8,10 +8,10 @@ from __future__ import annotations
 import triton.language as tl
 
 from qvg_kernels.gpu.attend import LOG2_E, LOWEST
-from qvg_kernels.gpu.rehearsal import kernel
+from qvg_kernels.gpu.rehearsal import GROUPED, SLICED, kernel
 
 
-@kernel(do_not_specialize=("num_states",))
+@kernel(do_not_specialize=("num_states", *GROUPED), do_not_specialize_on_alignment=SLICED)
 def merge_kernel(
     state_maximum, state_total, state_output, own, own_logsumexp, output,
     own_batch, own_head, own_token, logsumexp_batch, logsumexp_head, logsumexp_token,

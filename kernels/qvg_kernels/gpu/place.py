@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qvg_kernels.gpu import launch
-from qvg_kernels.gpu.rehearsal import kernel
+from qvg_kernels.gpu.rehearsal import GROUPED, kernel
 from qvg_kernels.placement import Placement, Rotary, RotaryTables, on_device
 
 NONE = tl.constexpr(0)
@@ -80,7 +80,7 @@ def _row(matrix, zero, one, two, three):
     return low + tl.load(matrix + 2) * two + tl.load(matrix + 3) * three
 
 
-@kernel()
+@kernel(do_not_specialize=GROUPED)
 def _place_kernel(
     source, target, slots, tables, spaces,
     source_batch, source_head, source_token, target_batch, target_head, target_token,

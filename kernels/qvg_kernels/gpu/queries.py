@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from qvg_kernels.gpu.numbers import int8_of
-from qvg_kernels.gpu.rehearsal import kernel
+from qvg_kernels.gpu.rehearsal import GROUPED, kernel
 
 VERSIONS = tl.constexpr(2)
 
@@ -24,7 +24,7 @@ def in_units(rows, factors):
     return wide / unit[:, None], unit
 
 
-@kernel()
+@kernel(do_not_specialize=GROUPED)
 def round_queries_kernel(
     query, factors, rounded, units, query_batch, query_head, query_token,
     heads, key_rows, num_queries, pitch, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,

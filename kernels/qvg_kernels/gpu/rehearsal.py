@@ -16,6 +16,14 @@ from typing import Any
 import torch
 import triton
 
+GROUPED = ("heads", "key_rows", "total_heads", "first_head")
+"""Numbers that change with the heads of a group: a kernel compiled for one of their values would be compiled
+again when a longer history has heads go in smaller groups.
+"""
+
+SLICED = ("units", "key_units", "value_units", "own_logsumexp")
+"""Tensors of one number a head or query, of which a group gets a part: it may begin anywhere."""
+
 _compiled: ContextVar[list[Any] | None] = ContextVar("compiled", default=None)
 _rehearsed: set[Hashable] = set()
 
