@@ -183,7 +183,7 @@ def test_the_workspace_bounds_what_a_long_history_takes(limit_bytes):
     output = attention.attend(query, history, given, workspace)
     assert workspace.held_bytes <= limit_bytes
     taken = torch.cuda.max_memory_allocated() - before
-    # The output; beside it the library's for a group of heads, with a float32 logsumexp, and its own needs.
+    # The output; beside it the library's for the chunk's own keys, a float32 logsumexp, and its own needs.
     each = output.numel() * output.element_size()
     assert taken <= 2 * each + 4 * output.numel() // output.shape[3] + 2**20
 

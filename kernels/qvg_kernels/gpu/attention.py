@@ -190,8 +190,8 @@ def _reads_values(given: GivenSegment, wide: torch.dtype) -> bool:
 def _attend_own(query: Tensor, given: GivenSegment, fused: Fused, buffer: Tensor) -> tuple[Tensor, Tensor]:
     """Attend to the chunk's own keys by the library: its output, and the logsumexp.
 
-    All heads at once, as the library takes up to 3 s to prepare for a shape, and groups differ as a history
-    grows. They have the workspace for themselves: nothing of the history is there yet.
+    All heads at once, however they are grouped for the history. They have the workspace for themselves:
+    nothing of the history is there yet.
     """
     tokens, wide = slice(0, given.num_tokens), query.dtype
     rows = given.key.numel() // given.key.shape[3]
