@@ -43,6 +43,15 @@ def _stored_key(rows):
 
 
 @triton.jit
+def merge_states(maximum, total, output, other_maximum, other_total, other_output):
+    """Two states of the same queries as one."""
+    raised = tl.maximum(maximum, other_maximum)
+    decay, other_decay = tl.exp2(maximum - raised), tl.exp2(other_maximum - raised)
+    total = total * decay + other_total * other_decay
+    return raised, total, output * decay[:, None] + other_output * other_decay[:, None]
+
+
+@triton.jit
 def _take_keys(
     query, factor, zero, maximum, total, output, keys, values, key_row, value_row, start, stop, num_keys,
     IS_INT8: tl.constexpr, IS_E4M3: tl.constexpr, IS_MASKED: tl.constexpr, BLOCK_M: tl.constexpr,

@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from qvg_kernels.gpu.attend import GROWING, INTEGERS, LOG2_E, LOWEST
+from qvg_kernels.gpu.attend import GROWING, INTEGERS, LOG2_E, LOWEST, merge_states
 from qvg_kernels.gpu.queries import VERSIONS
 from qvg_kernels.gpu.rehearsal import GROUPED, SLICED, Kernel
 
@@ -169,11 +169,9 @@ def _attend(
                 other_maximum = gl.load(state_maximum + at, mask=is_query, other=0.0)
                 other_total = gl.load(state_total + at, mask=is_query, other=1.0)
                 other_output = gl.load(state_output + at_output, mask=is_query[:, None], other=0.0)
-                raised = gl.maximum(maximum, other_maximum)
-                decay, other_decay = gl.exp2(maximum - raised), gl.exp2(other_maximum - raised)
-                total = total * decay + other_total * other_decay
-                output = output * decay[:, None] + other_output * other_decay[:, None]
-                maximum = raised
+                maximum, total, output = merge_states(
+                    maximum, total, output, other_maximum, other_total, other_output
+                )
             gl.store(state_maximum + at, maximum, mask=is_query)
             gl.store(state_total + at, total, mask=is_query)
             gl.store(state_output + at_output, output, mask=is_query[:, None])

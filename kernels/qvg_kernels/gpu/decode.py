@@ -160,6 +160,31 @@ def _scalar_levels(codes, tokens, words, GRID: tl.constexpr, HEAD_DIM: tl.conste
         return numbers.half_of(levels)
 
 
+@triton.jit
+def channel_numbers(
+    row, head, head_row, unit, factors, channels, HAS_TABLE: tl.constexpr, HEAD_DIM: tl.constexpr
+):  # fmt: skip
+    """Weights, offsets and steps of a head's channels, float16 `[1, HEAD_DIM]`, and the unit of its scales.
+
+    All in units of what is stored. Without a table there are no steps.
+    """
+    unit_row = address(row, 4, tl.float32, head_row * 3)
+    weight_unit = tl.load(unit_row + 1) / unit
+    weight = numbers.e4m3_value(tl.load(address(row, 2, tl.uint8, head_row * HEAD_DIM) + channels))
+    offset = tl.load(address(row, 3, tl.float32, head_row * HEAD_DIM) + channels) / unit
+    if factors is not None:
+        inverse = 1.0 / tl.load(factors + head * HEAD_DIM + channels)
+        weight, offset = weight * inverse, offset * inverse
+    step = weight
+    if HAS_TABLE:
+        step = numbers.e4m3_value(tl.load(address(row, 8, tl.uint8, head_row * HEAD_DIM) + channels))
+        step = step * weight * (tl.load(unit_row + 2) * weight_unit)
+    # The levels' product with a matrix of ones is the root of the head's size too large.
+    scale_unit = tl.load(unit_row) * weight_unit * HEAD_DIM**-0.5
+    weight, offset, step = weight.to(tl.float16), offset.to(tl.float16), step.to(tl.float16)
+    return weight[None, :], offset[None, :], step[None, :], scale_unit
+
+
 @kernel(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
 def fitted_decode_kernel(
     entries, tiles, slots, slots_pitch, units, factors, target, pitch, words, flips,
@@ -181,23 +206,13 @@ def fitted_decode_kernel(
         code_rows = tl.cdiv(total, 5) if GRID == "trit" else total
         codes = address(row, 0, tl.uint8, head_row * code_rows * ROW_BYTES)
     scales = address(row, 1, tl.uint8, head_row * total)
-    unit_row = address(row, 4, tl.float32, head_row * 3)
-    weight_unit = tl.load(unit_row + 1) / unit
-    # The levels' product with a matrix of ones is the root of the head's size too large.
-    scale_unit = tl.load(unit_row) * weight_unit * HEAD_DIM**-0.5
-    weight = numbers.e4m3_value(tl.load(address(row, 2, tl.uint8, head_row * HEAD_DIM) + channels))
-    offset = tl.load(address(row, 3, tl.float32, head_row * HEAD_DIM) + channels) / unit
+    weight, offset, step, scale_unit = channel_numbers(
+        row, head, head_row, unit, factors, channels, HAS_TABLE, HEAD_DIM
+    )
     phase = tl.load(address(row, 5, tl.uint8, head_row))
-    if factors is not None:
-        inverse = 1.0 / tl.load(factors + head * HEAD_DIM + channels)
-        weight, offset = weight * inverse, offset * inverse
-    offset = offset.to(tl.float16)[None, :]
     if HAS_TABLE:
-        step = numbers.e4m3_value(tl.load(address(row, 8, tl.uint8, head_row * HEAD_DIM) + channels))
-        step = (step * weight * (tl.load(unit_row + 2) * weight_unit)).to(tl.float16)[None, :]
         ids = address(row, 6, tl.uint8, head_row * total)
         table = address(row, 7, tl.int8, head_row * tl.load(row + TABLE_ROWS) * HEAD_DIM)
-    weight = weight.to(tl.float16)[None, :]
     for start in tl.range(0, fill, BLOCK_S, num_stages=1):
         index = start + tl.arange(0, BLOCK_S)
         tokens = source + tl.where(index < count, index, 0)

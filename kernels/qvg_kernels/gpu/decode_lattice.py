@@ -14,7 +14,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from qvg_kernels.gpu import numbers
-from qvg_kernels.gpu.decode import TABLE_ROWS, TOKENS, address, head_row_of, stretch_of
+from qvg_kernels.gpu.decode import (
+    TABLE_ROWS,
+    TOKENS,
+    address,
+    channel_numbers,
+    head_row_of,
+    stretch_of,
+)
 from qvg_kernels.gpu.place import MATRICES, NONE, ROTARY, multiply_quads
 from qvg_kernels.gpu.rehearsal import GROUPED, SLICED, Kernel
 
@@ -269,22 +276,13 @@ def _decode_lattice(
     channels = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, _CHANNELS))
     codes = address(row, 0, gl.uint16, head_row * total * GROUPS)
     scales = address(row, 1, gl.uint8, head_row * total)
-    unit_row = address(row, 4, gl.float32, head_row * 3)
-    weight_unit = gl.load(unit_row + 1) / unit
-    scale_unit = gl.load(unit_row) * weight_unit * HEAD_DIM**-0.5
-    weight = numbers.e4m3_value(gl.load(address(row, 2, gl.uint8, head_row * HEAD_DIM) + channels))
-    offset = gl.load(address(row, 3, gl.float32, head_row * HEAD_DIM) + channels) / unit
+    weight, offset, step, scale_unit = channel_numbers(
+        row, head, head_row, unit, factors, channels, HAS_TABLE, HEAD_DIM
+    )
     phase = gl.load(address(row, 5, gl.uint8, head_row))
-    if factors is not None:
-        inverse = 1.0 / gl.load(factors + head * HEAD_DIM + channels)
-        weight, offset = weight * inverse, offset * inverse
-    offset = offset.to(gl.float16)[None, :]
     if HAS_TABLE:
-        step = numbers.e4m3_value(gl.load(address(row, 8, gl.uint8, head_row * HEAD_DIM) + channels))
-        step = (step * weight * (gl.load(unit_row + 2) * weight_unit)).to(gl.float16)[None, :]
         ids = address(row, 6, gl.uint8, head_row * total)
         table = address(row, 7, gl.int8, head_row * gl.load(row + TABLE_ROWS) * HEAD_DIM)
-    weight = weight.to(gl.float16)[None, :]
     matrix = _sylvester()
     none = gl.zeros([BLOCK_S, GROUPS, 8], gl.int32, _WORDS)
     tokens_of: gl.constexpr = gl.SliceLayout(1, _CHANNELS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from qvg_kernels.gpu.attend import LOG2_E, LOWEST
+from qvg_kernels.gpu.attend import LOG2_E, LOWEST, merge_states
 from qvg_kernels.gpu.rehearsal import GROUPED, SLICED, kernel
 
 
@@ -48,11 +48,9 @@ def merge_kernel(
         other_total = tl.load(state_total + at_state, mask=is_query, other=1.0)
         at_output = at_state[:, None] * HEAD_DIM + channels
         other_output = tl.load(state_output + at_output, mask=is_query[:, None], other=0.0)
-        raised = tl.maximum(maximum, other_maximum)
-        decay, other_decay = tl.exp2(maximum - raised), tl.exp2(other_maximum - raised)
-        total = total * decay + other_total * other_decay
-        gathered = gathered * decay[:, None] + other_output * other_decay[:, None]
-        maximum = raised
+        maximum, total, gathered = merge_states(
+            maximum, total, gathered, other_maximum, other_total, other_output
+        )
         at_state += slot_rows
     at = output + batch_index * output_batch + head_index * output_head
     attended = (gathered / total[:, None]).to(output.dtype.element_ty)
