@@ -189,7 +189,7 @@ def test_without_a_history_the_chunk_attends_to_itself(has_library, monkeypatch)
     ("limit_bytes", "has_library", "placement"),
     [(2**28, True, "rotary"), (2**28, True, "matrices"), (2**28, False, "rotary"), (60_000, True, "rotary")],
 )
-def test_own_keys_go_to_the_library_if_they_are_one_part(limit_bytes, has_library, placement, monkeypatch):
+def test_own_keys_that_fit_the_workspace_go_to_the_library(limit_bytes, has_library, placement, monkeypatch):
     calls = []
 
     def chosen(*states):
@@ -197,7 +197,7 @@ def test_own_keys_go_to_the_library_if_they_are_one_part(limit_bytes, has_librar
         return choose_fused(*states) if has_library else None
 
     monkeypatch.setattr(kernels, "choose_fused", chosen)
-    # 133 keys are two parts of a small workspace.
+    # 133 float32 keys of two heads are 68,096 bytes.
     history = history_of(FittedSpec(), head_dim=64, lengths=(30,), placement=placement)
     given = given_of(64, 133, placement)
     if placement == "matrices":

@@ -52,13 +52,6 @@ def half_of(integers):
 
 
 @triton.jit
-def half_of_int8(integers):
-    """Float16 of int8: the last byte of a float16 between 1024 and 1279 counts ones."""
-    bits = integers.to(tl.uint8, bitcast=True).to(tl.uint16) ^ 0x6480
-    return bits.to(tl.float16, bitcast=True) - 1152.0
-
-
-@triton.jit
 def int8_of(values):
     """Nearest int8, at most 127 either way: a float16 between 1024 and 2048 ends in its integer's bits."""
     most = tl.full(values.shape, 127.0, tl.float16)
