@@ -24,8 +24,8 @@ from qvg_cli.commands.generate import generate
 from qvg_cli.commands.plan import plan
 from qvg_cli.commands.show import show
 from qvg_cli.console import show_error, visible
+from qvg_cli.engine.launch import Launch, find_launch
 from qvg_cli.errors import shown_error
-from qvg_cli.launch import Launch, find_launch
 from qvg_cli.logs import set_up
 from qvg_cli.redaction import redact
 
@@ -144,7 +144,7 @@ def main() -> None:
         _follow(launch)
         return
     if launch.num_processes > 1:
-        from qvg_cli.backends.pair import end_followers_at_exit
+        from qvg_cli.engine.pair import end_followers_at_exit
 
         end_followers_at_exit()
     app()
@@ -152,8 +152,8 @@ def main() -> None:
 
 def _follow(launch: Launch) -> None:
     """Compute for the first process until it ends."""
-    from qvg_cli.backends.pair import GRACE_SECONDS, follow
     from qvg_cli.commands.make_videos import load_to_follow
+    from qvg_cli.engine.pair import GRACE_SECONDS, follow
 
     try:
         follow(launch, load_to_follow)

@@ -33,24 +33,24 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from qvg_cli.backends import registry
-from qvg_cli.backends.base import Pipeline, Rows
-from qvg_cli.backends.hyworldplay.pipeline import HyWorldPlayPipeline
-from qvg_cli.backends.longcat.pipeline import LongCatPipeline
-from qvg_cli.backends.longcat.plan import plan_video as plan_longcat
-from qvg_cli.backends.longcat.schedule import Schedule, guided_schedule
-from qvg_cli.backends.longcat.session import LongCatSession
-from qvg_cli.backends.pair import check_devices, end_followers_at_exit, follow, lead
-from qvg_cli.backends.self_forcing.pipeline import SelfForcingPipeline
-from qvg_cli.cache.accounting import MemorySample
-from qvg_cli.config import CacheConfig, RunConfig
-from qvg_cli.config_load import Layer, Request, load_config
+from qvg_cli.config.load import Layer, Request, load_config
+from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.device import resolve_device
-from qvg_cli.launch import find_launch
-from qvg_cli.plan import VideoPlan
+from qvg_cli.engine.launch import find_launch
+from qvg_cli.engine.pair import check_devices, end_followers_at_exit, follow, lead
+from qvg_cli.engine.rollout import rollout
+from qvg_cli.models import registry
+from qvg_cli.models.base import Pipeline, Rows
+from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
+from qvg_cli.models.longcat.pipeline import LongCatPipeline
+from qvg_cli.models.longcat.plan import plan_video as plan_longcat
+from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
+from qvg_cli.models.longcat.session import LongCatSession
+from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
+from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.rollout import rollout
-from qvg_cli.run_dir import write_whole
+from qvg_cli.runs.folder import write_whole
 from scripts.full_size_clock import Clock, NoDecoder, OutOfBudget, TimedDecoder
 from scripts.full_size_profile import profile
 from scripts.full_size_table import fill_page, table

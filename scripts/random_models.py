@@ -15,14 +15,14 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
-from qvg_cli.backends.hyworldplay import model as walk_model
-from qvg_cli.backends.hyworldplay import weights as walk_weights
-from qvg_cli.backends.loading import model_dtype
-from qvg_cli.backends.longcat import weights as longcat_weights
-from qvg_cli.backends.residence import LONGCAT_KEEPS, STORAGE_DTYPE, WAN_KEEPS, Residence
-from qvg_cli.backends.self_forcing import model as self_forcing_model
-from qvg_cli.backends.self_forcing import weights as self_forcing_weights
-from qvg_cli.config import RunConfig
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.models.hyworldplay import model as walk_model
+from qvg_cli.models.hyworldplay import weights as walk_weights
+from qvg_cli.models.loading import model_dtype
+from qvg_cli.models.longcat import weights as longcat_weights
+from qvg_cli.models.offload import LONGCAT_KEEPS, STORAGE_DTYPE, WAN_KEEPS, Residence
+from qvg_cli.models.self_forcing import model as self_forcing_model
+from qvg_cli.models.self_forcing import weights as self_forcing_weights
 
 _TEXT_TOKENS = 48
 """Rows of a prompt that are not zero: a long sentence."""

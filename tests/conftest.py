@@ -72,7 +72,7 @@ def random_vgg(tmp_path_factory) -> Path:
     """A folder for downloads that has the network of LPIPS with random weights, its classifier left out."""
     from safetensors.torch import save_file
 
-    from qvg_cli.video.lpips import PerceptualDistance
+    from qvg_cli.compare.lpips import PerceptualDistance
 
     generator = torch.Generator().manual_seed(5)
     tensors = {}
@@ -88,10 +88,10 @@ def random_vgg(tmp_path_factory) -> Path:
 @pytest.fixture
 def go_on(tmp_path):
     """A function: the chunks after the first `cut` of a run made in one go, and of one cut off there."""
-    from qvg_cli.backends.registry import load_pipeline, plan_video
-    from qvg_cli.resume.identity import identify
-    from qvg_cli.resume.state import RunState
-    from qvg_cli.rollout import rollout
+    from qvg_cli.engine.rollout import rollout
+    from qvg_cli.models.registry import load_pipeline, plan_video
+    from qvg_cli.runs.checkpoint import RunState
+    from qvg_cli.runs.identity import identify
 
     def run(config, cut):
         plan, device = plan_video(config), torch.device("cpu")

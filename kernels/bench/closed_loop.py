@@ -23,10 +23,10 @@ from matplotlib import pyplot
 from pocket_runs import Arm, read_prompts, start_batch
 from torch import Tensor
 
-from qvg_cli.backends.base import Session
-from qvg_cli.cache.accounting import total
-from qvg_cli.config import RunConfig
-from qvg_cli.video.metrics import psnr, ssim
+from qvg_cli.compare.metrics import psnr, ssim
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.models.base import Session
+from qvg_cli.planning.ledger import total
 
 WINDOW_SECONDS = 2.0
 BATCH = 4

@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qvg_cli.cache.accounting import Ledger, add
-from qvg_cli.cache.policy import Frames, plan_packs, policy_of, unpacked_spec
-from qvg_cli.config import CacheConfig
+from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
-from qvg_cli.plan import ChunkPlan, VideoPlan
+from qvg_cli.planning.cache_plan import Frames, plan_packs, policy_of, unpacked_spec
+from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
+from qvg_cli.planning.ledger import Ledger, add
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.attention import Arithmetic, attend
 from qvg_kernels.codec import (

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache
-from qvg_cli.cache.policy import Frames
-from qvg_cli.plan import ChunkPlan
+from qvg_cli.planning.cache_plan import Frames
+from qvg_cli.planning.chunks import ChunkPlan
 from qvg_kernels.codec import Codec, PackedTensor
 from qvg_kernels.codecs.plain import Bf16Codec, NoneCodec
 

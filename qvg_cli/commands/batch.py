@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
-from qvg_cli.backends.base import Pipeline
-from qvg_cli.commands.jobs import Planned
 from qvg_cli.commands.make_videos import load, make_and_show, read_prompts, warn_of_memory
-from qvg_cli.commands.recording import Recording
 from qvg_cli.commands.resume import is_finished
 from qvg_cli.commands.shards import Shard, find_begun
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
+from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory, shown_error
+from qvg_cli.models.base import Pipeline
 from qvg_cli.report.words import short_prompt
-from qvg_cli.resume.identity import identify
-from qvg_cli.resume.state import RunState
-from qvg_cli.run_dir import RunDir, prepare_folder
+from qvg_cli.runs.checkpoint import RunState
+from qvg_cli.runs.folder import RunDir, prepare_folder
+from qvg_cli.runs.identity import identify
+from qvg_cli.runs.writer import Recording
 from qvg_cli.video.io import check_encoder
 
 LOG = getLogger(__name__)

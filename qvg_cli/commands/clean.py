@@ -37,7 +37,7 @@ def clean(
     (hub:REPOSITORY), prompts as models read them (text), the hashes of large weights files (hashes), and the
     state of unfinished runs (unfinished), which could then not go on. Videos and reports are never removed.
     """
-    from qvg_cli.config_load import unknown_name
+    from qvg_cli.config.load import unknown_name
     from qvg_cli.hub.plan import size_text
 
     del debug
@@ -84,7 +84,7 @@ def _find(out: Path) -> list[tuple[Kept, Callable[[], None]]]:
         free_weights,
         size_of,
     )
-    from qvg_cli.resume.unfinished import drop_state, find_states
+    from qvg_cli.runs.unfinished import drop_state, find_states
 
     found: list[tuple[Kept, Callable[[], None]]] = [
         (kept, partial(free_weights, kept)) for kept in find_weights()

@@ -84,8 +84,8 @@ def compare(
     report.html, compare.json, plots, and for every video a side-by-side MP4 and the run of each arm. The
     report's path goes to stdout, everything else to stderr.
     """
-    from qvg_cli.commands.arms import are_presets, find_arms, plan_arms
-    from qvg_cli.config_load import Request
+    from qvg_cli.compare.variants import are_presets, find_arms, plan_arms
+    from qvg_cli.config.load import Request
 
     del verbose, debug
     console = Console(is_quiet=quiet)
@@ -101,7 +101,7 @@ def compare(
             {**makes_videos, "--lpips": lpips or None, "--device": device, "arms": arms or None}
         )
 
-        from qvg_cli.commands.make_comparison import resume_comparison
+        from qvg_cli.compare.run import resume_comparison
 
         resume_comparison(resume, console, is_json=json_)
         return
@@ -109,7 +109,7 @@ def compare(
         _refuse_given(makes_videos)
         found = find_arms(arms or [])
 
-        from qvg_cli.commands.make_comparison import compare_runs
+        from qvg_cli.compare.run import compare_runs
 
         compare_runs(found, out, device or "auto", console, has_lpips=lpips, is_json=json_)
         return
@@ -143,7 +143,7 @@ def compare(
         arms or [], request, console, prompts=prompts, seconds=seconds, frames=frames, num_seeds=seeds or 1
     )
 
-    from qvg_cli.commands.make_comparison import compare_presets
+    from qvg_cli.compare.run import compare_presets
 
     compare_presets(planned, out, console, has_lpips=lpips, is_json=json_)
 

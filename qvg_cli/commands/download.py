@@ -53,7 +53,7 @@ def download(
     Files go to the hub's cache (HF_HOME), converted checkpoints and links to QVG_HOME, ~/.cache/qvg unless
     set. An interrupted download continues where it stopped. The folder's path goes to stdout.
     """
-    from qvg_cli.config_load import unknown_name
+    from qvg_cli.config.load import unknown_name
     from qvg_cli.hub.spec import read_downloads
 
     del verbose, debug
@@ -107,10 +107,10 @@ def _download_all(
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils.logging import set_verbosity
 
+    from qvg_cli.config.resources import qvg_home
     from qvg_cli.hub.plan import check_space, plan_download
     from qvg_cli.hub.record import is_whole, read_record
     from qvg_cli.hub.store import locked, refuse_strangers
-    from qvg_cli.resources import qvg_home
 
     if is_quiet:
         disable_progress_bars()
@@ -159,8 +159,8 @@ def _fetch(plan: DownloadPlan, console: Console) -> None:
 
 def _about(download: Download) -> str:
     """What `--list` says of one name."""
+    from qvg_cli.config.resources import qvg_home
     from qvg_cli.hub.record import is_whole, read_record
-    from qvg_cli.resources import qvg_home
 
     record = read_record(download.name)
     state = "not downloaded"
@@ -183,8 +183,8 @@ def _plan_lines(plan: DownloadPlan) -> Iterator[str]:
 
     from huggingface_hub import constants
 
+    from qvg_cli.config.resources import qvg_home
     from qvg_cli.hub.plan import free_bytes, size_text
-    from qvg_cli.resources import qvg_home
 
     yield f"{plan.download.name}: {plan.download.summary}"
     yield f"licence: {plan.download.licence}"

@@ -69,9 +69,9 @@ def extend(
     what it would have been if it had been made longer. Its folder is left as it is: the new video has one of
     its own, with the files that qvg generate makes.
     """
-    from qvg_cli.commands.jobs import plan_jobs
-    from qvg_cli.commands.sources import find_start
-    from qvg_cli.config_load import Request
+    from qvg_cli.config.load import Request
+    from qvg_cli.engine.jobs import plan_jobs
+    from qvg_cli.engine.sources import find_start
 
     del verbose, debug
     options.check_video_options(

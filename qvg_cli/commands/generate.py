@@ -61,9 +61,9 @@ def generate(
     and run.yaml.
     The video's path goes to stdout, everything else to stderr.
     """
-    from qvg_cli.commands.jobs import Planned, plan_jobs
     from qvg_cli.commands.shards import Shard
-    from qvg_cli.config_load import Request
+    from qvg_cli.config.load import Request
+    from qvg_cli.engine.jobs import Planned, plan_jobs
 
     del verbose, debug
     options.check_video_options(

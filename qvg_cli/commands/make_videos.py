@@ -15,29 +15,29 @@ import torch
 import transformers
 from torch import Tensor
 
-from qvg_cli.backends.base import Pipeline
-from qvg_cli.backends.loading import attention_words
-from qvg_cli.backends.pair import GuidedPipeline, check_devices, lead
-from qvg_cli.backends.registry import load_pipeline
-from qvg_cli.backends.text import PromptWarning
-from qvg_cli.cache_settings import cache_label
-from qvg_cli.cards import Card
-from qvg_cli.commands.jobs import Planned
-from qvg_cli.commands.opening import open_video
-from qvg_cli.commands.recording import Recording
-from qvg_cli.commands.remedies import check_memory, remedies_after
-from qvg_cli.config import RunConfig
+from qvg_cli.config.cache_presets import cache_label
+from qvg_cli.config.schema import RunConfig
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.launch import find_launch
+from qvg_cli.engine.opening import open_video
+from qvg_cli.engine.pair import GuidedPipeline, check_devices, lead
+from qvg_cli.engine.rollout import rollout
+from qvg_cli.engine.suggestions import check_memory, remedies_after
 from qvg_cli.errors import Interrupted, MissingModelError, QvgError, is_out_of_memory
 from qvg_cli.interrupts import hold_interrupts
-from qvg_cli.launch import find_launch
 from qvg_cli.logs import run_log, timed
-from qvg_cli.plan import prompt_begins
-from qvg_cli.resume.identity import identify
-from qvg_cli.resume.state import RunState
-from qvg_cli.rollout import rollout
-from qvg_cli.run_dir import RunDir
+from qvg_cli.models.base import Pipeline
+from qvg_cli.models.loading import attention_words
+from qvg_cli.models.registry import load_pipeline
+from qvg_cli.models.text import PromptWarning
+from qvg_cli.planning.cards import Card
+from qvg_cli.planning.chunks import prompt_begins
+from qvg_cli.runs.checkpoint import RunState
+from qvg_cli.runs.folder import RunDir
+from qvg_cli.runs.identity import identify
+from qvg_cli.runs.writer import Recording
 from qvg_cli.video.io import check_encoder
 
 LOG = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import typer
 from qvg_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from qvg_cli.config_load import Layer
+    from qvg_cli.config.load import Layer
 
 Backend = Annotated[
     str | None,
@@ -191,7 +191,7 @@ def option_layers(
     prompt_option: str = "PROMPT",
 ) -> list[Layer]:
     """The settings of options of their own, each with the option's name."""
-    from qvg_cli.config_load import Layer
+    from qvg_cli.config.load import Layer
 
     layers = []
     if prompt is not None:

@@ -51,9 +51,9 @@ def plan(
     """
     from dataclasses import replace
 
-    from qvg_cli.commands.jobs import plan_jobs
     from qvg_cli.commands.show_plan import show_plan
-    from qvg_cli.config_load import Request
+    from qvg_cli.config.load import Request
+    from qvg_cli.engine.jobs import plan_jobs
 
     del debug
     options.check_length_options(seconds, frames, segments)

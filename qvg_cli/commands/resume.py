@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from qvg_cli.backends.registry import plan_video
-from qvg_cli.commands.jobs import Planned
-from qvg_cli.commands.lengths import fit_pixel_frames, fit_seconds
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
 from qvg_cli.console import Console, show_data
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
 from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import plan_video
 from qvg_cli.report.run_files import read_result
-from qvg_cli.run_dir import RunDir, finish_removal
+from qvg_cli.runs.folder import RunDir, finish_removal
 
 
 def resume_run(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from qvg_cli.cache_settings import cache_label
-from qvg_cli.cards import Card, find_card, parse_card
-from qvg_cli.commands.jobs import Planned
-from qvg_cli.commands.remedies import find_remedies, verdict
+from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.console import show_data
-from qvg_cli.fit import forecast, is_for_gpu
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.suggestions import find_remedies, verdict
+from qvg_cli.planning.cards import Card, find_card, parse_card
+from qvg_cli.planning.forecast import forecast, is_for_gpu
 from qvg_cli.report.forecasts import Planning, plan_json, plan_text
 
 

@@ -11,10 +11,10 @@ from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from huggingface_hub.file_download import repo_folder_name
 
+from qvg_cli.config.resources import qvg_home
 from qvg_cli.hub.errors import disk_error
 from qvg_cli.hub.spec import read_downloads
 from qvg_cli.hub.store import locked, refuse_strangers
-from qvg_cli.resources import qvg_home
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
+from qvg_cli.config.resources import qvg_home
 from qvg_cli.errors import QvgError
 from qvg_cli.hub.record import Record
 from qvg_cli.hub.remote import RemoteFile, Snapshot, list_files
 from qvg_cli.hub.spec import Download, RepositoryConfig, targets
-from qvg_cli.resources import qvg_home
 
 _BYTES_PER_PARAMETER = 2
 

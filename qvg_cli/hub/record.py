@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from qvg_cli.config import Config
+from qvg_cli.config.resources import qvg_home
+from qvg_cli.config.schema import Config
 from qvg_cli.hub.spec import DownloadConfig, RepositoryConfig
-from qvg_cli.resources import qvg_home
 
 RECORD = "download.json"
 

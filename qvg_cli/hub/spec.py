@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from qvg_cli.config import Config
+from qvg_cli.config.resources import configs_dir
+from qvg_cli.config.schema import Config
+from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import MissingModelError
-from qvg_cli.resources import configs_dir
-from qvg_cli.yaml_text import parse_yaml
 
 _FOLDER_NAME = r"^[a-z0-9_]+$"
 _REPOSITORY_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"

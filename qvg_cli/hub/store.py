@@ -18,7 +18,7 @@ from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError
 
-from qvg_cli.backends.registry import convert_checkpoint
+from qvg_cli.config.resources import qvg_home
 from qvg_cli.errors import MissingModelError, QvgError
 from qvg_cli.hub.errors import disk_error
 from qvg_cli.hub.fetch import sha256
@@ -33,7 +33,7 @@ from qvg_cli.hub.record import (
 )
 from qvg_cli.hub.spec import ConvertConfig
 from qvg_cli.interrupts import hold_interrupts
-from qvg_cli.resources import qvg_home
+from qvg_cli.models.registry import convert_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,12 +19,12 @@ import torch
 from huggingface_hub import constants, get_token
 
 from qvg_cli import __version__
+from qvg_cli.config.resources import qvg_home
 from qvg_cli.errors import QvgError
 from qvg_cli.hub.record import is_whole, read_record
 from qvg_cli.hub.spec import read_downloads
 from qvg_cli.redaction import redact
 from qvg_cli.report.provenance import commit_text, cpu_name
-from qvg_cli.resources import qvg_home
 from qvg_cli.video.io import check_encoder, read_frames
 from qvg_cli.video.parts import encode_part
 from qvg_kernels.codec import build_codec

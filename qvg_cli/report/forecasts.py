@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
 
-from qvg_cli.cache.accounting import total
-from qvg_cli.cards import MIB, Card
-from qvg_cli.config import RunConfig
-from qvg_cli.fit import KINDS, Forecast, without_remedy
+from qvg_cli.config.resources import qvg_home
+from qvg_cli.config.schema import RunConfig
 from qvg_cli.hub.spec import read_downloads
-from qvg_cli.plan import VideoPlan
+from qvg_cli.planning.cards import MIB, Card
+from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.forecast import KINDS, Forecast, without_remedy
+from qvg_cli.planning.ledger import total
 from qvg_cli.report.tables import WIDTH, format_facts, format_table, spread
 from qvg_cli.report.words import mib_text
-from qvg_cli.resources import qvg_home
 
 SCHEMA = 1
 _MAX_CHUNKS = 8

@@ -16,16 +16,16 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qvg_cli.report.compare import db_text, frame_time, summary_lines, window_label
+from qvg_cli.compare.figures import db_text, frame_time, summary_lines, window_label
+from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.report.pictures import poster_jpeg
 from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
 from qvg_cli.report.tables import COST_HEADER, cost_rows, has_lpips, quality_header, quality_rows
 from qvg_cli.report.words import short_prompt
-from qvg_cli.yaml_text import format_yaml
 
 if TYPE_CHECKING:
-    from qvg_cli.report.compare_video import ComparedVideo
+    from qvg_cli.compare.video import ComparedVideo
 
 
 def run_page(run: Result) -> str:

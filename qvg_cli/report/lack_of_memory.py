@@ -7,7 +7,7 @@ import resource
 
 import torch
 
-from qvg_cli.cache.accounting import MemorySample, total
+from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.words import MIB, mib_text
 
 

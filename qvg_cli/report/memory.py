@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qvg_cli.cache.accounting import MemorySample, total
-from qvg_cli.plan import VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.words import MIB, describe_bytes
 from qvg_kernels.spec import PayloadBytes
 

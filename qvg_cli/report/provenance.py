@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from qvg_cli import __version__
+from qvg_cli.config.resources import checkout_dir
 from qvg_cli.redaction import redact
-from qvg_cli.resources import checkout_dir
 
 _PACKAGES = ("torch", "diffusers", "transformers", "imageio-ffmpeg")
 

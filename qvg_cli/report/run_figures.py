@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from qvg_cli.report.compare import db_text
+from qvg_cli.compare.figures import db_text
 from qvg_cli.report.run_files import Result
 from qvg_cli.report.words import describe_bytes, mib_text, short_prompt
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qvg_cli.report.compare import db_text, frame_time, window_label
+from qvg_cli.compare.figures import db_text, frame_time, window_label
 from qvg_cli.report.words import mib_text
 
 WIDTH = 80

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from qvg_cli.backends.longcat.model import LongCatTransformer
+from qvg_cli.models.longcat.model import LongCatTransformer
 from scripts.pocket.longcat import Weights
 
 # The matrices that the published adapter changes, and how many it finds in each.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qvg_cli.backends.hyworldplay.trajectory import FOCAL_PIXELS, STEP, TURN
+from qvg_cli.models.hyworldplay.trajectory import FOCAL_PIXELS, STEP, TURN
 from scripts.pocket.landscape import EYE_HEIGHT
 from scripts.pocket.walks import PIXEL_FRAMES
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qvg_cli.backends.longcat.schedule import distilled_schedule
+from qvg_cli.models.longcat.schedule import distilled_schedule
 from scripts.pocket.adapter import Adapter
 from scripts.pocket.longcat import GUIDANCE, Prompts, WindowForward, guide
 from scripts.pocket.windows import Windows, draw_prompts

@@ -25,17 +25,17 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 from torch import Tensor
 
-from qvg_cli.backends.longcat.pipeline import DISTILLED_ADAPTER
-from qvg_cli.backends.longcat.schedule import (
+from qvg_cli.models.longcat.pipeline import DISTILLED_ADAPTER
+from qvg_cli.models.longcat.schedule import (
     Schedule,
     distilled_schedule,
     guided_schedule,
     guided_schedule_with_tail,
 )
-from qvg_cli.backends.longcat.weights import Checkpoint
-from qvg_cli.plan import pixel_frames
-from qvg_cli.video.vae_encode import encode_frames
-from qvg_cli.video.vae_stream import StreamingDecoder
+from qvg_cli.models.longcat.weights import Checkpoint
+from qvg_cli.models.vae import StreamingDecoder
+from qvg_cli.models.vae_encode import encode_frames
+from qvg_cli.planning.chunks import pixel_frames
 from scripts.pocket.distill import SHIFT, STEPS
 from scripts.pocket.evaluate import (
     SEED,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qvg_cli.backends.hyworldplay.trajectory import Array
+from qvg_cli.models.hyworldplay.trajectory import Array
 from scripts.pocket.prompts import SceneSpec
 from scripts.pocket.scenes import COLORS, FAR, GROUNDS, HALF_HEIGHT, HEIGHT, MEET, SKIES, WIDTH
 

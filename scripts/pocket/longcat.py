@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qvg_cli.backends.longcat.layers import NORM_EPS, TransformerConfig
-from qvg_cli.backends.longcat.model import LongCatTransformer
-from qvg_cli.backends.longcat.schedule import Schedule
+from qvg_cli.models.longcat.layers import NORM_EPS, TransformerConfig
+from qvg_cli.models.longcat.model import LongCatTransformer
+from qvg_cli.models.longcat.schedule import Schedule
 from qvg_kernels.placement import RotaryTables
 from scripts.pocket.text import TEXT_DIM
 
@@ -236,7 +236,7 @@ def rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def guide(negative: Tensor, positive: Tensor, scale: float) -> Tensor:
-    """`qvg_cli.backends.longcat.schedule.guide` for many clips, `[B, C, F, h, w]` each."""
+    """`qvg_cli.models.longcat.schedule.guide` for many clips, `[B, C, F, h, w]` each."""
     axes = (1, 2, 3, 4)
     factor = (positive * negative).sum(axes, keepdim=True)
     factor = factor / (negative.square().sum(axes, keepdim=True) + 1e-8)

@@ -20,8 +20,8 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qvg_cli.backends.longcat.model import LongCatTransformer
-from qvg_cli.backends.longcat.weights import Checkpoint
+from qvg_cli.models.longcat.model import LongCatTransformer
+from qvg_cli.models.longcat.weights import Checkpoint
 from scripts.pocket.adapter import Adapter
 from scripts.pocket.distill import SHIFT, Rollouts, spoil
 from scripts.pocket.longcat import CONDITION_FRAMES, Prompts, WindowForward, build_transformer

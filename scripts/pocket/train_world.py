@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES
-from qvg_cli.backends.hyworldplay.trajectory import camera_path
+from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
+from qvg_cli.models.hyworldplay.trajectory import camera_path
 from scripts.pocket.landscape import Renderer
 from scripts.pocket.text import encode_text
 from scripts.pocket.training import Averaged, Clock, Workers, autocast, learning_rate

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES
+from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
 from scripts.pocket.landscape import Renderer, draw_landscape
 from scripts.pocket.latents import tokenize
 from scripts.pocket.training import autocast

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from qvg_cli.backends.hyworldplay.trajectory import Array, Trajectory, camera_path
+from qvg_cli.models.hyworldplay.trajectory import Array, Trajectory, camera_path
 
 PIXEL_FRAMES = 4
 """Pixel frames of a latent frame; the first latent frame has one."""

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from qvg_cli.backends.self_forcing.session import SelfForcingSession
 from qvg_cli.errors import QvgError
+from qvg_cli.models.self_forcing.session import SelfForcingSession
 
 SHORT = ("--frames", 9)
 

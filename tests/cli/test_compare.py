@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from qvg_cli.commands.recording import Recording
 from qvg_cli.errors import QvgError
 from qvg_cli.main import app
+from qvg_cli.runs.writer import Recording
 from qvg_cli.video.io import count_frames, read_frames
 
 FRAMES = 45

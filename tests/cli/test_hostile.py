@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qvg_cli.backends.hyworldplay.trajectory import camera_path
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.cache.snapshot import entry_tensors, held_entries, read_entries
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.plan import ChunkPlan, VideoPlan
-from qvg_cli.prompts import read_jobs, read_schedule
-from qvg_cli.yaml_text import parse_yaml
+from qvg_cli.models.hyworldplay.trajectory import camera_path
+from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
+from qvg_cli.planning.prompts import read_jobs, read_schedule
 
 BOMB = "a0: &a0 [x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)

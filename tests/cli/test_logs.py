@@ -5,8 +5,8 @@ import re
 from logging import getLogger
 from pathlib import Path
 
-from qvg_cli.backends.self_forcing.session import SelfForcingSession
 from qvg_cli.logs import run_log
+from qvg_cli.models.self_forcing.session import SelfForcingSession
 
 TOKEN = "hf_" + "AbCdEfGh" * 4
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from qvg_cli.backends.registry import plan_video
-from qvg_cli.cards import GIB
-from qvg_cli.commands.jobs import Planned
 from qvg_cli.commands.make_videos import warn_of_memory
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
 from qvg_cli.console import Console
+from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import OutOfMemoryError
+from qvg_cli.models.registry import plan_video
+from qvg_cli.planning.cards import GIB
 
 
 def test_a_plan_agrees_with_the_run_that_is_made(qvg, tiny, finished):

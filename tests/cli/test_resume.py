@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from qvg_cli.commands import make_videos
-from qvg_cli.commands.recording import Recording
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
 from qvg_cli.errors import QvgError
 from qvg_cli.main import app
-from qvg_cli.resume.identity import differences, identify, other_versions
-from qvg_cli.resume.state import RunState, read_identity
-from qvg_cli.resume.store import ChunkRecord, ChunkStore, describe
+from qvg_cli.runs.checkpoint import RunState, read_identity
+from qvg_cli.runs.chunk_store import ChunkRecord, ChunkStore, describe
+from qvg_cli.runs.identity import differences, identify, other_versions
+from qvg_cli.runs.writer import Recording
 from qvg_cli.video.io import read_frames
 
 CHUNKS, CUT_AFTER = 6, 4

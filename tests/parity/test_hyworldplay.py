@@ -11,20 +11,20 @@ import torch
 from golden import golden_folder, load_golden
 from torch import Tensor
 
-from qvg_cli.backends.hyworldplay.config import WalkSamplerConfig
-from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES
-from qvg_cli.backends.hyworldplay.model import prepare
-from qvg_cli.backends.hyworldplay.plan import memory_of, plan_chunks
-from qvg_cli.backends.hyworldplay.schedule import denoising_steps
-from qvg_cli.backends.hyworldplay.session import HyWorldPlaySession
-from qvg_cli.backends.hyworldplay.streams import RotaryStream
-from qvg_cli.backends.hyworldplay.trajectory import camera_path
-from qvg_cli.backends.hyworldplay.weights import transformer_from_published
-from qvg_cli.backends.rotary import FrameRotation
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config import CacheConfig
-from qvg_cli.plan import VideoPlan
-from qvg_cli.rollout import rollout
+from qvg_cli.config.schema import CacheConfig
+from qvg_cli.engine.rollout import rollout
+from qvg_cli.models.hyworldplay.config import WalkSamplerConfig
+from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
+from qvg_cli.models.hyworldplay.model import prepare
+from qvg_cli.models.hyworldplay.plan import memory_of, plan_chunks
+from qvg_cli.models.hyworldplay.schedule import denoising_steps
+from qvg_cli.models.hyworldplay.session import HyWorldPlaySession
+from qvg_cli.models.hyworldplay.streams import RotaryStream
+from qvg_cli.models.hyworldplay.trajectory import camera_path
+from qvg_cli.models.hyworldplay.weights import transformer_from_published
+from qvg_cli.models.wan.rope import FrameRotation
+from qvg_cli.planning.chunks import VideoPlan
 from qvg_kernels.placement import RotaryTables
 from qvg_kernels.spec import NoneSpec
 
@@ -204,8 +204,8 @@ def test_pixel_frames():
 
 
 def test_camera_stream():
-    from qvg_cli.backends.hyworldplay.streams import Cameras
-    from qvg_cli.backends.hyworldplay.trajectory import Trajectory
+    from qvg_cli.models.hyworldplay.streams import Cameras
+    from qvg_cli.models.hyworldplay.trajectory import Trajectory
 
     golden = load_golden(FOLDER, "prope.safetensors")
     viewmats, intrinsics = golden["viewmats"][0].double().numpy(), golden["intrinsics"][0].double().numpy()

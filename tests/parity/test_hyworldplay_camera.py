@@ -7,15 +7,15 @@ import torch
 from golden import golden_folder, load_golden
 from PIL import Image
 
-from qvg_cli.backends.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap, ball_points
-from qvg_cli.backends.hyworldplay.plan import plan_chunks
-from qvg_cli.backends.hyworldplay.trajectory import camera_path
-from qvg_cli.cache.accounting import total
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.cache_settings import read_preset
-from qvg_cli.config import CacheConfig
+from qvg_cli.config.cache_presets import read_preset
+from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.plan import VideoPlan
+from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap, ball_points
+from qvg_cli.models.hyworldplay.plan import plan_chunks
+from qvg_cli.models.hyworldplay.trajectory import camera_path
+from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.ledger import total
 from qvg_cli.video.picture import fill_frame, place
 from qvg_kernels.codec import build_codec
 from qvg_kernels.spec import Bf16Spec

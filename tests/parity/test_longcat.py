@@ -18,9 +18,11 @@ from golden import golden_folder, load_golden
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qvg_cli.backends.longcat.layers import Call
-from qvg_cli.backends.longcat.plan import fit_size, plan_chunks
-from qvg_cli.backends.longcat.schedule import (
+from qvg_cli.cache.kv_cache import CodecPair, KVCache
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.models.longcat.layers import Call
+from qvg_cli.models.longcat.plan import fit_size, plan_chunks
+from qvg_cli.models.longcat.schedule import (
     Sampling,
     Schedule,
     distilled_schedule,
@@ -29,12 +31,10 @@ from qvg_cli.backends.longcat.schedule import (
     guided_schedule_with_tail,
     projection_scale,
 )
-from qvg_cli.backends.longcat.session import LongCatSession
-from qvg_cli.backends.longcat.weights import INDEX_FILE, Checkpoint
-from qvg_cli.backends.rotary import FrameRotation
-from qvg_cli.cache.kv_cache import CodecPair, KVCache
-from qvg_cli.config_load import Request, load_config
-from qvg_cli.plan import VideoPlan
+from qvg_cli.models.longcat.session import LongCatSession
+from qvg_cli.models.longcat.weights import INDEX_FILE, Checkpoint
+from qvg_cli.models.wan.rope import FrameRotation
+from qvg_cli.planning.chunks import VideoPlan
 from qvg_kernels.codec import PackedTensor, build_codec
 from qvg_kernels.placement import RotaryTables
 from qvg_kernels.spec import NoneSpec

@@ -12,16 +12,16 @@ import torch
 from golden import golden_folder, load_golden
 from torch import Tensor
 
-from qvg_cli.backends.self_forcing.config import BlockSamplerConfig
-from qvg_cli.backends.self_forcing.model import attach, prepare
-from qvg_cli.backends.self_forcing.plan import plan_chunks
-from qvg_cli.backends.self_forcing.schedule import denoising_steps
-from qvg_cli.backends.self_forcing.session import SelfForcingSession
-from qvg_cli.backends.self_forcing.weights import diffusers_name, transformer_from_published
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config import CacheConfig
+from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import MissingModelError
-from qvg_cli.plan import VideoPlan
+from qvg_cli.models.self_forcing.config import BlockSamplerConfig
+from qvg_cli.models.self_forcing.model import attach, prepare
+from qvg_cli.models.self_forcing.plan import plan_chunks
+from qvg_cli.models.self_forcing.schedule import denoising_steps
+from qvg_cli.models.self_forcing.session import SelfForcingSession
+from qvg_cli.models.self_forcing.weights import diffusers_name, transformer_from_published
+from qvg_cli.planning.chunks import VideoPlan
 from qvg_kernels.spec import NoneSpec
 
 TOLERANCE = 1e-4

@@ -8,13 +8,13 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from qvg_cli.backends.self_forcing.config import BlockSamplerConfig
-from qvg_cli.backends.self_forcing.model import prepare
-from qvg_cli.backends.self_forcing.session import SelfForcingSession
-from qvg_cli.backends.self_forcing.weights import load_dtype
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config import CacheConfig
-from qvg_cli.plan import ChunkPlan, VideoPlan
+from qvg_cli.config.schema import CacheConfig
+from qvg_cli.models.self_forcing.config import BlockSamplerConfig
+from qvg_cli.models.self_forcing.model import prepare
+from qvg_cli.models.self_forcing.session import SelfForcingSession
+from qvg_cli.models.self_forcing.weights import load_dtype
+from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_kernels.spec import NoneSpec
 
 BOUND = 1e-2

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from qvg_cli.errors import UsageError
+from qvg_cli.models.longcat.seam import FADE_FRAMES, Joint
 from qvg_cli.video.clip import count_fitted, fitted_frames, open_clip
 from qvg_cli.video.io import VideoWriter
-from qvg_cli.video.joint import FADE_FRAMES, Joint
 
 
 def write(path, frames, fps):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from qvg_cli.backends.registry import plan_video
 from qvg_cli.commands.options import option_layers
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
 from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import plan_video
 
 NONE = {"prompt": None, "cache": None, "size": None, "seed": None, "device": None}
 

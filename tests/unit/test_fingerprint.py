@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from qvg_cli.resume import fingerprint
-from qvg_cli.resume.fingerprint import hash_folder
+from qvg_cli.runs import fingerprint
+from qvg_cli.runs.fingerprint import hash_folder
 
 
 @pytest.fixture

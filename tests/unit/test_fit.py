@@ -8,20 +8,20 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 
-from qvg_cli.backends.hyworldplay import model as walk_model
-from qvg_cli.backends.hyworldplay import weights as walk_weights
-from qvg_cli.backends.longcat import weights as longcat_weights
-from qvg_cli.backends.registry import model_sizes, plan_video
-from qvg_cli.backends.self_forcing import weights as self_forcing_weights
-from qvg_cli.cache.payload import CacheShape, predict_history_files, predict_payload
-from qvg_cli.cards import GIB, Card, parse_card
-from qvg_cli.commands.remedies import check_memory, find_remedies, remedies_after
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.engine.rollout import rollout
+from qvg_cli.engine.suggestions import check_memory, find_remedies, remedies_after
 from qvg_cli.errors import OutOfMemoryError, UsageError
-from qvg_cli.fit import forecast
-from qvg_cli.resume.identity import identify
-from qvg_cli.resume.state import RunState
-from qvg_cli.rollout import rollout
+from qvg_cli.models.hyworldplay import model as walk_model
+from qvg_cli.models.hyworldplay import weights as walk_weights
+from qvg_cli.models.longcat import weights as longcat_weights
+from qvg_cli.models.registry import model_sizes, plan_video
+from qvg_cli.models.self_forcing import weights as self_forcing_weights
+from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
+from qvg_cli.planning.cards import GIB, Card, parse_card
+from qvg_cli.planning.forecast import forecast
+from qvg_cli.runs.checkpoint import RunState
+from qvg_cli.runs.identity import identify
 from scripts import full_size
 from scripts.random_models import FULL, TINY, RandomModels
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save, save_file
 
-from qvg_cli.backends.registry import load_pipeline, plan_video
 from qvg_cli.cache.snapshot import entry_tensors, held_entries, is_packing, read_entries
-from qvg_cli.config_load import Request, load_config
-from qvg_cli.resume.identity import identify
-from qvg_cli.resume.store import CACHE, LATENTS, ChunkRecord, ChunkStore, Held
-from qvg_cli.rollout import Done, rollout
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.engine.rollout import Done, rollout
+from qvg_cli.models.registry import load_pipeline, plan_video
+from qvg_cli.runs.chunk_store import CACHE, LATENTS, ChunkRecord, ChunkStore, Held
+from qvg_cli.runs.identity import identify
 
 PRESETS = ("int2", "int2-qvg", "bf16")
 CUT = 3

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from qvg_cli.backends.self_forcing.config import BlockSamplerConfig
-from qvg_cli.backends.self_forcing.plan import plan_chunks
-from qvg_cli.cache.accounting import add, total
 from qvg_cli.cache.kv_cache import KVCache, open_cache
-from qvg_cli.config import CacheConfig
+from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
-from qvg_cli.plan import VideoPlan
+from qvg_cli.models.self_forcing.config import BlockSamplerConfig
+from qvg_cli.models.self_forcing.plan import plan_chunks
+from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.ledger import add, total
 from qvg_kernels.codec import FiniteCheck
 from qvg_kernels.spec import Bf16Spec, CodecSpec, NoneSpec, QvgSpec
 

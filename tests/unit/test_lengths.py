@@ -2,8 +2,8 @@
 
 import pytest
 
-from qvg_cli.commands.lengths import fit_pixel_frames, fit_seconds
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
 from qvg_cli.errors import UsageError
 
 

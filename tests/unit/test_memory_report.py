@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from qvg_cli.cache.accounting import MemorySample
-from qvg_cli.plan import VideoPlan
+from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.words import describe_bytes
 

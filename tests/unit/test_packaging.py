@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qvg_cli.resources import configs_dir, preset_names, weights_folder
+from qvg_cli.config.resources import configs_dir, preset_names, weights_folder
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [path for name in ("qvg_cli", "configs") for path in (ROOT / name).rglob("*") if path.is_file()]
@@ -61,7 +61,7 @@ def test_the_wheel_holds_all_that_a_run_needs(wheel):
 
 @pytest.mark.slow
 def test_the_installed_package_finds_its_own_files(installed, tmp_path):
-    code = "import qvg_kernels, qvg_cli.resources as r; print(r.configs_dir(), qvg_kernels.__file__)"
+    code = "import qvg_kernels, qvg_cli.config.resources as r; print(r.configs_dir(), qvg_kernels.__file__)"
     found = run(installed, tmp_path, sys.executable, "-c", code).stdout.split()
     assert found == [str(installed / "qvg_cli" / "configs"), str(installed / "qvg_kernels" / "__init__.py")]
 

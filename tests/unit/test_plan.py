@@ -2,11 +2,11 @@
 
 import pytest
 
-from qvg_cli.backends.self_forcing.config import BlockSamplerConfig, CheckpointModelConfig, SelfForcingConfig
-from qvg_cli.backends.self_forcing.plan import plan_chunks, plan_video
-from qvg_cli.config import CacheConfig, VideoConfig
+from qvg_cli.config.schema import CacheConfig, VideoConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.plan import pixel_frames
+from qvg_cli.models.self_forcing.config import BlockSamplerConfig, CheckpointModelConfig, SelfForcingConfig
+from qvg_cli.models.self_forcing.plan import plan_chunks, plan_video
+from qvg_cli.planning.chunks import pixel_frames
 from qvg_kernels.spec import NoneSpec
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from qvg_cli.backends.self_forcing.config import BlockSamplerConfig
-from qvg_cli.backends.self_forcing.plan import plan_chunks
-from qvg_cli.cache.policy import PackPolicy, plan_packs
+from qvg_cli.models.self_forcing.config import BlockSamplerConfig
+from qvg_cli.models.self_forcing.plan import plan_chunks
+from qvg_cli.planning.cache_plan import PackPolicy, plan_packs
 
 
 def chunks(frames=18, **changes):

@@ -3,7 +3,7 @@
 import pytest
 
 from qvg_cli.errors import UsageError
-from qvg_cli.prompts import Job, check_prompt, read_jobs, unknown_words
+from qvg_cli.planning.prompts import Job, check_prompt, read_jobs, unknown_words
 
 
 def test_a_text_file_holds_a_prompt_a_line(tmp_path):

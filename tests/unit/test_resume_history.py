@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
 
 SMALL = ("video.height=32", "video.width=64", "video.frames=18", "model.text_tokens=8", "prompt=red ball")
 

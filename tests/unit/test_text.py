@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qvg_cli.backends.text import PromptCutWarning, TextEncoder, clean_prompt
+from qvg_cli.models.text import PromptCutWarning, TextEncoder, clean_prompt
 
 
 @pytest.fixture(scope="module")

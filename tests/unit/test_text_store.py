@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 
-from qvg_cli.backends.registry import load_pipeline
-from qvg_cli.backends.text import PromptCutWarning
-from qvg_cli.backends.text_store import PromptEncoder, TextNotKeptWarning
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
 from qvg_cli.errors import MissingModelError
+from qvg_cli.models.registry import load_pipeline
+from qvg_cli.models.text import PromptCutWarning
+from qvg_cli.models.text_store import PromptEncoder, TextNotKeptWarning
 
 CPU = torch.device("cpu")
 LONG = "red ball " * 20

@@ -2,8 +2,8 @@
 
 import pytest
 
+from qvg_cli.config.yaml_text import format_yaml, parse_yaml
 from qvg_cli.errors import UsageError
-from qvg_cli.yaml_text import format_yaml, parse_yaml
 
 
 @pytest.mark.parametrize(

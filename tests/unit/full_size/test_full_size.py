@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from qvg_cli.backends.hyworldplay.model import build_transformer
-from qvg_cli.backends.longcat.weights import config_from, empty_transformer
+from qvg_cli.models.hyworldplay.model import build_transformer
+from qvg_cli.models.longcat.weights import config_from, empty_transformer
 from scripts import full_size
 from scripts.random_models import FULL, TINY, RandomModels
 

@@ -5,11 +5,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
 
-from qvg_cli.backends.registry import plan_video
-from qvg_cli.backends.residence import STORAGE_DTYPE, Parked, Residence
-from qvg_cli.config import MemoryConfig
+from qvg_cli.config.schema import MemoryConfig
+from qvg_cli.engine.rollout import rollout
 from qvg_cli.errors import UsageError
-from qvg_cli.rollout import rollout
+from qvg_cli.models.offload import STORAGE_DTYPE, Parked, Residence
+from qvg_cli.models.registry import plan_video
 from scripts import full_size
 from scripts.random_models import TINY, RandomModels
 

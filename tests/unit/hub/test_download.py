@@ -9,10 +9,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from published import saved
 
+from qvg_cli.compare.lpips import find_network
+from qvg_cli.config.resources import weights_folder
 from qvg_cli.errors import MissingModelError
 from qvg_cli.hub import store
-from qvg_cli.resources import weights_folder
-from qvg_cli.video.lpips import find_network
 
 CHECKPOINT = "checkpoints/self_forcing_dmd.pt"
 MODEL = "gdhe17/Self-Forcing"
@@ -376,7 +376,7 @@ def test_a_home_that_cannot_be_written(published, qvg_download, tmp_path):
 
 
 def test_other_backends_need_no_code_of_their_own(hub, qvg_download, base_files, free_space, tmp_path):
-    from qvg_cli.backends.hyworldplay.weights import build_transformer, load_transformer
+    from qvg_cli.models.hyworldplay.weights import build_transformer, load_transformer
 
     config = {**TINY_WALK, "_class_name": "WanTransformer3DModel", "_diffusers_version": "0"}
     state = build_transformer(TINY_WALK).state_dict()

@@ -5,9 +5,9 @@ from importlib import import_module
 import pytest
 from pydantic import ValidationError
 
-from qvg_cli.backends.registry import _FAMILIES
 from qvg_cli.errors import MissingModelError
 from qvg_cli.hub.spec import DownloadConfig, RepositoryConfig, read_downloads, targets
+from qvg_cli.models.registry import _FAMILIES
 
 PATHS = [
     "README.md",

@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from qvg_cli.backends.hyworldplay.weights import build_transformer, convert_checkpoint
-from qvg_cli.config_load import Request, load_config
-from qvg_cli.yaml_text import format_yaml
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.yaml_text import format_yaml
+from qvg_cli.models.hyworldplay.weights import build_transformer, convert_checkpoint
 
 TRANSFORMER = {
     "num_attention_heads": 2,

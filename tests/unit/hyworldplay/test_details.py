@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvg_cli.backends.hyworldplay.trajectory import camera_path
-from qvg_cli.backends.registry import run_details
-from qvg_cli.config_load import DEFAULT_BACKEND, Request, load_config
-from qvg_cli.yaml_text import format_yaml, parse_yaml
+from qvg_cli.config.load import DEFAULT_BACKEND, Request, load_config
+from qvg_cli.config.yaml_text import format_yaml, parse_yaml
+from qvg_cli.models.hyworldplay.trajectory import camera_path
+from qvg_cli.models.registry import run_details
 
 
 def test_run_yaml_gets_labels_matrices_and_lenses(walk_config):

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from qvg_cli.backends.hyworldplay.plan import plan_video
-from qvg_cli.backends.hyworldplay.sizes import model_sizes
 from qvg_cli.commands.options import option_layers
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.resources import weights_folder
 from qvg_cli.errors import UsageError
-from qvg_cli.resources import weights_folder
+from qvg_cli.models.hyworldplay.plan import plan_video
+from qvg_cli.models.hyworldplay.sizes import model_sizes
 
 NONE = {"prompt": None, "cache": None, "size": None, "seed": None, "device": None}
 GIVEN = {

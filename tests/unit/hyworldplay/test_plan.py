@@ -6,8 +6,8 @@ import sys
 import pytest
 from PIL import Image
 
-from qvg_cli.backends.registry import plan_video
 from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import plan_video
 
 
 def ids(*chunks: int) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ def test_the_picture_is_checked_while_planning(walk_config, tmp_path):
 
 def test_planning_needs_no_torch():
     code = (
-        "import qvg_cli.backends.hyworldplay.plan, sys;"
+        "import qvg_cli.models.hyworldplay.plan, sys;"
         "print([name for name in ('torch', 'diffusers') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from qvg_cli.backends.hyworldplay.pose import Command, parse_pose
-from qvg_cli.backends.hyworldplay.trajectory import camera_path
 from qvg_cli.errors import UsageError
+from qvg_cli.models.hyworldplay.pose import Command, parse_pose
+from qvg_cli.models.hyworldplay.trajectory import camera_path
 
 
 def test_spaces_and_a_last_comma_are_ignored():

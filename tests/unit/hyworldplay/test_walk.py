@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qvg_cli.backends.registry import load_pipeline, plan_video
-from qvg_cli.cache.accounting import total
+from qvg_cli.engine.rollout import rollout
 from qvg_cli.errors import MissingModelError
-from qvg_cli.rollout import rollout
+from qvg_cli.models.registry import load_pipeline, plan_video
+from qvg_cli.planning.ledger import total
 
 CONTEXTS = ("append", "rebuild", "incremental")
 LONG = "right-8,left-12,w-4"

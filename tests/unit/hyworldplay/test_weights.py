@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qvg_cli.backends.hyworldplay.weights import (
+from qvg_cli.errors import MissingModelError
+from qvg_cli.models.hyworldplay.weights import (
     TRANSFORMER_CONFIG,
     build_transformer,
     convert_checkpoint,
@@ -11,7 +12,6 @@ from qvg_cli.backends.hyworldplay.weights import (
     load_transformer,
     transformer_from_published,
 )
-from qvg_cli.errors import MissingModelError
 
 CONFIG = {
     "patch_size": (1, 2, 2),

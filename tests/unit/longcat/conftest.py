@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qvg_cli.backends.longcat.layers import TransformerConfig
-from qvg_cli.backends.longcat.weights import empty_transformer
+from qvg_cli.models.longcat.layers import TransformerConfig
+from qvg_cli.models.longcat.weights import empty_transformer
 
 CONFIG = TransformerConfig(
     in_channels=16,

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from qvg_cli.backends.longcat.plan import plan_chunks, plan_video
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
 from qvg_cli.errors import UsageError
-from qvg_cli.plan import pixel_frames
+from qvg_cli.models.longcat.plan import plan_chunks, plan_video
+from qvg_cli.planning.chunks import pixel_frames
 
 
 def plan(num_frames, context_frames=0):
@@ -69,7 +69,7 @@ def test_lengths_that_do_not_fit_name_the_nearest(num_frames, context_frames, me
 
 
 def test_planning_needs_no_torch():
-    code = "import qvg_cli.backends.longcat.plan, sys; print('torch' in sys.modules)"
+    code = "import qvg_cli.models.longcat.plan, sys; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

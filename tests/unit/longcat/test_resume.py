@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
 
 SETS = (
     "video.height=32",

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from qvg_cli.backends.registry import load_pipeline, plan_video
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.engine.rollout import rollout
 from qvg_cli.main import app
+from qvg_cli.models.registry import load_pipeline, plan_video
 from qvg_cli.report.run_files import read_result
-from qvg_cli.rollout import rollout
 
 SETTINGS = {
     "video.height": 32,

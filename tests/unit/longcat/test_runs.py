@@ -8,17 +8,17 @@ import torch
 from diffusers import AutoencoderKLWan
 from typer.testing import CliRunner
 
-from qvg_cli.backends.longcat.plan import plan_video as plan_longcat
-from qvg_cli.backends.longcat.window import WindowDecoder
-from qvg_cli.backends.registry import load_pipeline, plan_video
-from qvg_cli.cache.accounting import total
 from qvg_cli.cache.kv_cache import LayerCache
-from qvg_cli.config_load import Request, load_config
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.engine.rollout import rollout
 from qvg_cli.main import app
-from qvg_cli.plan import pixel_frames
-from qvg_cli.rollout import rollout
-from qvg_cli.video.vae_encode import encode_frames
-from qvg_cli.video.vae_stream import StreamingDecoder
+from qvg_cli.models.longcat.plan import plan_video as plan_longcat
+from qvg_cli.models.longcat.window import WindowDecoder
+from qvg_cli.models.registry import load_pipeline, plan_video
+from qvg_cli.models.vae import StreamingDecoder
+from qvg_cli.models.vae_encode import encode_frames
+from qvg_cli.planning.chunks import pixel_frames
+from qvg_cli.planning.ledger import total
 
 WINDOW, STEP, SEGMENTS = 6, 2, 2
 CONDITION = WINDOW - STEP

@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qvg_cli.backends.longcat.layers import TransformerConfig
-from qvg_cli.backends.longcat.weights import (
+from qvg_cli.errors import MissingModelError
+from qvg_cli.models.longcat.layers import TransformerConfig
+from qvg_cli.models.longcat.weights import (
     INDEX_FILE,
     Checkpoint,
     config_from,
     empty_transformer,
     read_config,
 )
-from qvg_cli.errors import MissingModelError
 
 # meituan-longcat/LongCat-Video, dit/config.json
 PUBLISHED = {

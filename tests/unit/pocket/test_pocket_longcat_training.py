@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qvg_cli.backends.longcat.schedule import distilled_schedule, guide
+from qvg_cli.models.longcat.schedule import distilled_schedule, guide
 from scripts.pocket import longcat
 from scripts.pocket.adapter import Adapter
 from scripts.pocket.distill import SHIFT, STEPS, Rollouts

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from qvg_cli.backends.hyworldplay.pose import parse_pose
-from qvg_cli.backends.hyworldplay.trajectory import STEP, TURN
+from qvg_cli.models.hyworldplay.pose import parse_pose
+from qvg_cli.models.hyworldplay.trajectory import STEP, TURN
 from scripts.pocket.camera_motion import SIGNS, measure_steps, name_moves
 from scripts.pocket.landscape import CLEARANCE, EYE_HEIGHT, Renderer, draw_landscape, world_cameras
 from scripts.pocket.walk_clips import WalkClips

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors import safe_open
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from qvg_cli.backends.longcat.pipeline import DISTILLED_ADAPTER
-from qvg_cli.backends.longcat.weights import Checkpoint
+from qvg_cli.models.longcat.pipeline import DISTILLED_ADAPTER
+from qvg_cli.models.longcat.weights import Checkpoint
 from scripts.pocket.adapter import MODULES
 from scripts.pocket.longcat import CONFIG
 from scripts.pocket.prompts import Grammar

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from qvg_cli.compare.metrics import psnr, ssim
+from qvg_cli.compare.quality import FrameQuality, mean_figures, measure, video_figures
+from qvg_cli.compare.spool import FrameSpool, check_space
 from qvg_cli.errors import QvgError
-from qvg_cli.report.quality import FrameQuality, mean_figures, measure, video_figures
-from qvg_cli.report.spool import FrameSpool, check_space
-from qvg_cli.video.metrics import psnr, ssim
 
 FPS = 4
 INF = math.inf

@@ -1,0 +1,152 @@
+"""How far a video is from another that should be equal: by frame, by window of time, and from when on.
+
+Autoregressive videos drift apart, so a mean over the whole video says little; the windows say when. The PSNR
+of several frames is taken from the mean of their squared errors. Only the frames being compared are held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvg_cli.compare.metrics import psnr, ssim
+from qvg_cli.compare.spool import FrameSpool
+
+WINDOW_SECONDS = 2.0
+DIVERGENCE_DB = 30.0
+"""A fixed line by which runs can be compared; what a person sees depends on the picture."""
+EQUAL_DB = 100.0
+"""What equal frames count as in a mean over videos."""
+_BATCH_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class FrameQuality:
+    """Every frame of a video against the same frame of the baseline.
+
+    Attributes:
+        psnr_db: Infinite where the frames are equal.
+        lpips: None if it was not measured.
+    """
+
+    psnr_db: tuple[float, ...]
+    ssim: tuple[float, ...]
+    lpips: tuple[float, ...] | None = None
+
+
+def measure(
+    baseline: FrameSpool,
+    video: FrameSpool,
+    device: torch.device,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> FrameQuality:
+    """Compare two videos of the same length, a few frames at a time.
+
+    Args:
+        perceptual: LPIPS of pairs of frames on `device`; none leaves it out.
+    """
+    psnr_db: list[float] = []
+    similarity: list[float] = []
+    distance: list[float] = []
+    for start in range(0, baseline.num_frames, _BATCH_FRAMES):
+        stop = min(start + _BATCH_FRAMES, baseline.num_frames)
+        pair = [torch.from_numpy(spool.read(start, stop)).to(device) for spool in (baseline, video)]
+        psnr_db += psnr(*pair).tolist()
+        similarity += ssim(*pair).tolist()
+        if perceptual is not None:
+            # One by one: the features of a frame are many times its size.
+            for one, other in zip(*(frames.split(1) for frames in pair), strict=True):
+                distance += perceptual(one, other).tolist()
+    return FrameQuality(tuple(psnr_db), tuple(similarity), None if perceptual is None else tuple(distance))
+
+
+def video_figures(quality: FrameQuality, fps: int) -> dict[str, Any]:
+    """Figures of one video for compare.json; a PSNR of none means equal frames."""
+    return {
+        **_figures(quality, slice(None)),
+        **divergence(quality),
+        "windows": [
+            {
+                "first_frame": window.start,
+                "num_frames": window.stop - window.start,
+                **_figures(quality, window),
+            }
+            for window in _windows(len(quality.psnr_db), fps)
+        ],
+        "frames": {
+            "psnr_db": [_finite(value) for value in quality.psnr_db],
+            "ssim": [round(value, 6) for value in quality.ssim],
+            "lpips": None if quality.lpips is None else [round(value, 6) for value in quality.lpips],
+        },
+    }
+
+
+def divergence(quality: FrameQuality) -> dict[str, int | None]:
+    """The first frame of which any value differs, and the first below `DIVERGENCE_DB`; none without one."""
+    return {
+        "first_different_frame": _first(quality.psnr_db, lambda value: not math.isinf(value)),
+        "first_diverged_frame": _first(quality.psnr_db, lambda value: value < DIVERGENCE_DB),
+    }
+
+
+def mean_figures(videos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the figures of several videos, and the earliest divergence among them."""
+    return {
+        **_mean(videos),
+        **{
+            name: min((video[name] for video in videos if video[name] is not None), default=None)
+            for name in ("first_different_frame", "first_diverged_frame")
+        },
+        "windows": [
+            {
+                "first_frame": windows[0]["first_frame"],
+                "num_frames": windows[0]["num_frames"],
+                **_mean(windows),
+            }
+            for windows in zip(*(video["windows"] for video in videos), strict=True)
+        ],
+    }
+
+
+def _windows(num_frames: int, fps: int) -> Iterator[slice]:
+    length = max(1, round(WINDOW_SECONDS * fps))
+    for start in range(0, num_frames, length):
+        yield slice(start, min(start + length, num_frames))
+
+
+def _figures(quality: FrameQuality, window: slice) -> dict[str, float | None]:
+    mean = _mean_of([10 ** (-value / 10) for value in quality.psnr_db[window]])
+    return {
+        "psnr_db": _finite(-10 * math.log10(mean) if mean else math.inf),
+        "ssim": round(_mean_of(quality.ssim[window]), 6),
+        "lpips": None if quality.lpips is None else round(_mean_of(quality.lpips[window]), 6),
+    }
+
+
+def _mean(figures: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    values = [figure["psnr_db"] for figure in figures]
+    counted = [EQUAL_DB if value is None else value for value in values]
+    is_equal = all(value is None for value in values)
+    distances = [figure["lpips"] for figure in figures]
+    return {
+        "psnr_db": None if is_equal else round(_mean_of(counted), 4),
+        "ssim": round(_mean_of([figure["ssim"] for figure in figures]), 6),
+        "lpips": None if None in distances else round(_mean_of(distances), 6),
+    }
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isinf(value) else round(value, 4)
+
+
+def _first(values: Sequence[float], is_reached: Callable[[float], bool]) -> int | None:
+    return next((index for index, value in enumerate(values) if is_reached(value)), None)

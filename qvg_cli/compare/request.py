@@ -1,0 +1,90 @@
+"""A comparison under way: what it compares, in a file of its folder until it is complete. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.models.registry import backend_names, config_class, plan_video
+from qvg_cli.runs.folder import slug, unique_names, write_whole
+
+BEGUN = "begun.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Everything that a comparison makes.
+
+    Attributes:
+        names: Of the arms, the baseline's first.
+        rows: For every prompt and seed the video of every arm.
+        has_lpips: Whether LPIPS is measured.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[Planned, ...], ...]
+    has_lpips: bool = False
+
+    @property
+    def row_folders(self) -> list[str]:
+        """Names of folders, one for each prompt and seed."""
+        return unique_names([row[0].name for row in self.rows], "{}-{}")
+
+    @property
+    def arm_folders(self) -> list[str]:
+        """Names of folders, one for each arm."""
+        return unique_names([slug(name) for name in self.names], "{}-{}")
+
+    def write(self, folder: Path) -> None:
+        """Keep it in the comparison's folder.
+
+        Raises:
+            QvgError: The file cannot be written.
+        """
+        rows = [
+            [{"name": video.name, "config": video.config.model_dump(mode="json")} for video in row]
+            for row in self.rows
+        ]
+        content = {"schema": SCHEMA, "names": self.names, "lpips": self.has_lpips, "rows": rows}
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(folder / BEGUN, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_begun(folder: Path) -> Begun:
+    """The comparison that was begun in `folder`.
+
+    Raises:
+        UsageError: There is none, or its file is broken.
+    """
+    path = folder / BEGUN
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {content['schema']}")
+        names = tuple(str(name) for name in content["names"])
+        rows = tuple(tuple(_planned(video) for video in row) for row in content["rows"])
+        if len(names) < 2 or not rows or any(len(row) != len(names) for row in rows):
+            raise ValueError("it has no videos")
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{folder} is not the folder of an unfinished comparison: it has no {BEGUN}",
+            hint="give the folder that qvg compare has made, such as results/compare/NAME",
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, ValidationError, QvgError) as error:
+        raise UsageError(f"{path} is broken: {error}", hint="compare anew") from error
+    return Begun(names, rows, has_lpips=content.get("lpips") is True)
+
+
+def _planned(video: dict[str, object]) -> Planned:
+    text = json.dumps(video["config"])
+    backend = json.loads(text)["backend"]
+    if backend not in backend_names():
+        raise ValueError(f"unknown backend {backend!r}")
+    config = config_class(backend).model_validate_json(text)
+    return Planned(config, plan_video(config), str(video["name"]))

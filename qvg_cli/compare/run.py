@@ -1,0 +1,310 @@
+"""The comparison itself: every video of every arm, frame against frame, and the report on all of them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qvg_cli.cache.kv_cache import KVCache
+from qvg_cli.commands.make_videos import (
+    encode_prompts,
+    make_video,
+    open_pipeline,
+    quiet_libraries,
+    warn_of_memory,
+)
+from qvg_cli.commands.resume import is_finished
+from qvg_cli.compare.lpips import PerceptualDistance, load_perceptual_distance
+from qvg_cli.compare.request import BEGUN, Begun, read_begun
+from qvg_cli.compare.spool import FrameSpool, check_space
+from qvg_cli.compare.variants import Arm, FinishedArm, comparison_name
+from qvg_cli.compare.video import compare_video
+from qvg_cli.compare.writer import SIDE_BY_SIDE, ComparisonWriter
+from qvg_cli.console import Console, show_data
+from qvg_cli.device import resolve_device
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.rollout import ChunkResult, Done, redecode
+from qvg_cli.errors import QvgError
+from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.models.base import Pipeline
+from qvg_cli.models.registry import load_pipeline
+from qvg_cli.report.run_files import Result, read_result
+from qvg_cli.report.tables import comparison_tables
+from qvg_cli.report.words import short_prompt
+from qvg_cli.runs.checkpoint import RunState
+from qvg_cli.runs.folder import RunDir
+from qvg_cli.runs.identity import identify
+from qvg_cli.runs.writer import Recording
+from qvg_cli.video.io import check_encoder
+
+FROM_RUNS = "frames as the model made them, before any lossy coding"
+FROM_LATENTS = "frames decoded anew from the latents of the runs, before any lossy coding"
+
+
+class SpooledRecording(Recording):
+    """A run of a comparison: its frames are also kept as they are.
+
+    Args:
+        pipeline: Decodes the chunks that are there already.
+        note: Takes a line for the user.
+    """
+
+    def __init__(
+        self,
+        video: Planned,
+        run: RunDir,
+        device: torch.device,
+        spool: FrameSpool,
+        pipeline: Pipeline,
+        note: Callable[[str], None],
+    ) -> None:
+        state = None
+        if run.state.is_dir():
+            state = RunState.open(run.state, identify(video.config, device.type), note)
+        super().__init__(video, run, device, state=state)
+        self._spool = spool
+        self._pipeline = pipeline
+        self._comparison = run.path.parents[1]
+
+    def begin(self, cache: KVCache, note: Callable[[str], None]) -> Done | None:
+        """See `Recording.begin`."""
+        done = super().begin(cache, note)
+        if done is not None:
+            plan, decoder = self.video.plan, self._pipeline.decoder()
+            for frames in redecode(decoder, plan, done.latents, num_chunks=done.num_chunks):
+                self._spool.write(frames[0].numpy())
+        return done
+
+    def add(self, result: ChunkResult, cache: KVCache) -> None:
+        """See `Recording.add`."""
+        super().add(result, cache)
+        self._spool.write(result.frames[0].numpy())
+
+    def remedy(self) -> str | None:
+        """See `Recording.remedy`; the whole comparison goes on."""
+        return resume_hint(self._comparison)
+
+
+def resume_hint(folder: Path) -> str:
+    """How to go on with a comparison."""
+    return f"go on with: qvg compare --resume {shlex.quote(str(folder))}"
+
+
+def compare_presets(
+    arms: Sequence[Arm], out: Path, console: Console, *, has_lpips: bool, is_json: bool
+) -> None:
+    """Make every video with every arm, one prompt and seed after the other, and compare them.
+
+    The model is loaded once; only one arm's cache is held at a time, so the device peak of each is its own.
+
+    Raises:
+        QvgError: A video failed or was stopped; the prompts and seeds before it are reported on.
+    """
+    check_encoder()
+    rows = tuple(zip(*(arm.videos for arm in arms), strict=True))
+    begun = Begun(tuple(arm.name for arm in arms), rows, has_lpips)
+    resolve_device(begun.rows[0][0].config.device)
+    name = comparison_name(begun.names, [row[0] for row in begun.rows])
+    with _new_folder(out / "compare", name) as folder:
+        begun.write(folder)
+        _compare(begun, folder, console, is_json=is_json)
+
+
+def resume_comparison(folder: Path, console: Console, *, is_json: bool) -> None:
+    """Go on with a comparison that was cut off: whole runs are decoded anew, the others are made.
+
+    Raises:
+        UsageError: There is nothing to go on with.
+        QvgError: As `compare_presets`.
+    """
+    check_encoder()
+    _compare(read_begun(folder), folder, console, is_json=is_json)
+
+
+def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> None:
+    first = begun.rows[0]
+    config = first[0].config
+    device = resolve_device(config.device)
+    perceptual = load_perceptual_distance() if begun.has_lpips else None
+    _check_space(folder, len(first), first[0])
+    for name, video in zip(begun.names, first, strict=True):
+        warn_of_memory(video, device, console, name=name)
+    console.note(f"loading {config.model.name} on {device}, to compare {', '.join(begun.names)}")
+    pipeline = open_pipeline(config, device, console)
+    writer = ComparisonWriter(folder, begun.names, [video.config for video in first], device, FROM_RUNS)
+    try:
+        for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):
+            if len(begun.rows) > 1:
+                seed, prompt = row[0].config.seed, short_prompt(row[0].config.prompt)
+                console.note(f"video {number}/{len(begun.rows)}, seed {seed}: {prompt!r}")
+            _compare_row(row, folder / name, begun.arm_folders, writer, pipeline, device, perceptual, console)
+    except BaseException as error:
+        _keep_report(writer, error)
+        raise
+    _report(writer, console, is_json=is_json)
+    (folder / BEGUN).unlink()
+
+
+def compare_runs(
+    arms: Sequence[FinishedArm],
+    out: Path,
+    device_name: str,
+    console: Console,
+    *,
+    has_lpips: bool,
+    is_json: bool,
+) -> None:
+    """Compare finished runs; their frames are decoded from their latents, since their videos are lossy.
+
+    Raises:
+        QvgError: Latents cannot be read.
+    """
+    check_encoder()
+    video = arms[0].video
+    device = resolve_device(device_name)
+    names = [arm.name for arm in arms]
+    perceptual = load_perceptual_distance() if has_lpips else None
+    with _new_folder(out / "compare", comparison_name(names, [video])) as folder:
+        _check_space(folder, len(arms), video)
+        console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
+        quiet_libraries()
+        pipeline = load_pipeline(video.config, device)
+        writer = ComparisonWriter(folder, names, [arm.video.config for arm in arms], device, FROM_LATENTS)
+        with _spools(folder, len(arms), video) as spools:
+            for arm, spool in zip(arms, spools, strict=True):
+                console.note(f"{arm.name}: decoding {arm.run.folder}")
+                _decode_run(arm, pipeline, spool)
+            runs = [arm.run for arm in arms]
+            _measure(video, folder, runs, spools, writer, device, perceptual, console)
+        _report(writer, console, is_json=is_json)
+
+
+def _compare_row(
+    row: Sequence[Planned],
+    folder: Path,
+    arm_folders: Sequence[str],
+    writer: ComparisonWriter,
+    pipeline: Pipeline,
+    device: torch.device,
+    perceptual: PerceptualDistance | None,
+    console: Console,
+) -> None:
+    """Make one prompt and seed with every arm, as far as it is not there, and compare what was made."""
+    prompt_embeds: Mapping[int, Tensor] | None = None
+    with _kept_if_filled(folder), _spools(folder, len(row), row[0]) as spools:
+        runs = []
+        for name, arm_folder, video, spool in zip(writer.names, arm_folders, row, spools, strict=True):
+            run = RunDir(folder / arm_folder)
+            if is_finished(run):
+                console.note(f"{name}: decoding {run.path}")
+                _decode_run(FinishedArm(name, video, read_result(run.path)), pipeline, spool)
+                runs.append(read_result(run.path))
+                continue
+            if prompt_embeds is None:
+                prompt_embeds = encode_prompts(pipeline, row[0], console)
+            console.note(f"making it with {name}")
+            run.path.mkdir(exist_ok=True)
+            arm_pipeline = pipeline.with_cache(video.config.cache)
+            recording = SpooledRecording(video, run, device, spool, arm_pipeline, console.note)
+            make_video(recording, arm_pipeline, console, prompt_embeds=prompt_embeds)
+            console.note(recording.summary())
+            runs.append(read_result(run.path))
+        _measure(row[0], folder, runs, spools, writer, device, perceptual, console)
+
+
+def _measure(
+    video: Planned,
+    folder: Path,
+    runs: Sequence[Result],
+    spools: Sequence[FrameSpool],
+    writer: ComparisonWriter,
+    device: torch.device,
+    perceptual: PerceptualDistance | None,
+    console: Console,
+) -> None:
+    console.note(f"comparing {spools[0].num_frames} frames")
+    path, fps = folder / SIDE_BY_SIDE, video.config.video.fps
+    if perceptual is not None:
+        perceptual.to(device)
+    compared = compare_video(writer.names, spools, path, fps=fps, device=device, perceptual=perceptual)
+    if perceptual is not None:
+        # It is not in the device's peak of the next run.
+        perceptual.cpu()
+    writer.add(video.config, path, runs, compared)
+
+
+def _decode_run(arm: FinishedArm, pipeline: Pipeline, spool: FrameSpool) -> None:
+    """Decode the latents of a run chunk by chunk, as the rollout that made them did."""
+    path = arm.run.folder / "latents.safetensors"
+    try:
+        latents = load_file(path)["latents"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise QvgError(f"cannot read {path}: {error}") from error
+    for frames in redecode(pipeline.decoder(), arm.video.plan, latents):
+        spool.write(frames[0].numpy())
+
+
+def _check_space(folder: Path, num_arms: int, video: Planned) -> None:
+    size = video.config.video
+    num_frames = num_arms * video.plan.num_pixel_frames
+    check_space(folder, num_frames=num_frames, height=size.height, width=size.width)
+
+
+@contextmanager
+def _spools(folder: Path, count: int, video: Planned) -> Iterator[list[FrameSpool]]:
+    """A spool for every arm, gone in the end."""
+    size = video.config.video
+    with ExitStack() as stack:
+        spools = [FrameSpool(folder, height=size.height, width=size.width) for _ in range(count)]
+        yield [stack.enter_context(spool) for spool in spools]
+
+
+@contextmanager
+def _new_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder, removed again if nothing was made in it."""
+    folder = RunDir.create(parent, ".", name).path
+    try:
+        yield folder
+    finally:
+        if all(path.name == BEGUN for path in folder.iterdir()):
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _kept_if_filled(folder: Path) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _report(writer: ComparisonWriter, console: Console, *, is_json: bool) -> None:
+    content = writer.write("complete")
+    console.note("\n" + comparison_tables(content) + "\n")
+    page = writer.folder / "report.html"
+    shown = {"folder": str(writer.folder), "report": str(page), **content}
+    show_data(json.dumps(shown) if is_json else str(page))
+
+
+def _keep_report(writer: ComparisonWriter, error: BaseException) -> None:
+    """Report on the videos that were compared before something went wrong."""
+    if not writer.num_videos:
+        return
+    try:
+        with hold_interrupts():
+            writer.write("partial")
+    except QvgError as second:
+        error.add_note(str(second))
+    else:
+        error.add_note(f"what was compared until then is in {writer.folder / 'report.html'}")

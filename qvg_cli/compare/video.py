@@ -1,0 +1,100 @@
+"""One video of a comparison: every arm's frames against the baseline's, and all of them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvg_cli.compare.figures import db_text
+from qvg_cli.compare.quality import FrameQuality, measure, video_figures
+from qvg_cli.compare.side_by_side import SideBySide
+from qvg_cli.compare.spool import FrameSpool
+from qvg_cli.report.pictures import jpeg
+from qvg_cli.video.io import VideoWriter
+
+_STILL_WIDTH = 1200
+
+
+@dataclass(frozen=True)
+class Still:
+    """One picture of the side-by-side video, for the page."""
+
+    frame: int
+    jpeg: bytes
+
+
+@dataclass(frozen=True)
+class ComparedVideo:
+    """What the comparison of one video found.
+
+    Attributes:
+        figures: Of every arm but the baseline; see docs/reports.md.
+        stills: The first frame that differs, the middle one and the last.
+    """
+
+    figures: list[dict[str, Any]]
+    stills: list[Still]
+
+
+def compare_video(
+    names: Sequence[str],
+    spools: Sequence[FrameSpool],
+    path: Path,
+    *,
+    fps: int,
+    device: torch.device,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> ComparedVideo:
+    """Measure every arm against the first and write the side-by-side video to `path`.
+
+    Args:
+        device: Computes the metrics.
+        perceptual: See `qvg_cli.compare.quality.measure`.
+    """
+    qualities = [measure(spools[0], spool, device, perceptual) for spool in spools[1:]]
+    figures = [video_figures(quality, fps) for quality in qualities]
+    stills = _write_side_by_side(
+        names, spools, qualities, path, fps, _still_frames(figures, spools[0].num_frames)
+    )
+    return ComparedVideo(figures, stills)
+
+
+def _still_frames(figures: Sequence[dict[str, Any]], num_frames: int) -> list[int]:
+    firsts = [figure["first_different_frame"] for figure in figures]
+    different = min((frame for frame in firsts if frame is not None), default=0)
+    return sorted({different, (different + num_frames) // 2, num_frames - 1})
+
+
+def _write_side_by_side(
+    names: Sequence[str],
+    spools: Sequence[FrameSpool],
+    qualities: Sequence[FrameQuality],
+    path: Path,
+    fps: int,
+    still_frames: Sequence[int],
+) -> list[Still]:
+    _, height, width, _ = spools[0].read(0, 1).shape
+    pictures = SideBySide(len(spools), height=height, width=width)
+    stills = []
+    with VideoWriter(path, height=pictures.size[0], width=pictures.size[1], fps=fps) as writer:
+        for index in range(spools[0].num_frames):
+            frames = [spool.read(index, index + 1)[0] for spool in spools]
+            picture = pictures.draw(frames, _captions(names, qualities, index, fps))
+            writer.write(picture[None])
+            if index in still_frames:
+                stills.append(Still(index, jpeg(picture, max_width=_STILL_WIDTH)))
+    return stills
+
+
+def _captions(names: Sequence[str], qualities: Sequence[FrameQuality], frame: int, fps: int) -> list[str]:
+    captions = [f"{names[0]}   {frame / fps:.2f} s"]
+    for name, quality in zip(names[1:], qualities, strict=True):
+        psnr_db = quality.psnr_db[frame]
+        said = db_text(None) if psnr_db == float("inf") else f"{db_text(psnr_db)} dB"
+        captions.append(f"{name}   {said}")
+    return captions

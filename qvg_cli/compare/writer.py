@@ -1,0 +1,138 @@
+"""Everything a comparison leaves in its folder: compare.json, the plots and the page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qvg_cli.compare.figures import SCHEMA, arm_costs, with_baseline
+from qvg_cli.compare.quality import DIVERGENCE_DB, WINDOW_SECONDS, mean_figures
+from qvg_cli.compare.video import ComparedVideo
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.report.html import comparison_page
+from qvg_cli.report.plots import save_cost_plot, save_quality_plot
+from qvg_cli.report.provenance import provenance
+from qvg_cli.report.run_files import COMPARISON, Result
+from qvg_cli.runs.folder import write_whole
+
+SIDE_BY_SIDE = "side-by-side.mp4"
+
+
+class ComparisonWriter:
+    """Collects compared videos, and writes the report on those there are.
+
+    Args:
+        configs: Of every arm's first video, the baseline's first.
+        compared: What exactly was compared, in words.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        configs: Sequence[RunConfig],
+        device: torch.device,
+        compared: str,
+    ) -> None:
+        self.folder = folder
+        self.names = tuple(names)
+        self._configs = configs
+        self._device = device
+        self._compared = compared
+        self._videos: list[dict[str, Any]] = []
+        self._memories: list[list[Any]] = [[] for _ in names]
+        self._pages: list[ComparedVideo] = []
+
+    @property
+    def num_videos(self) -> int:
+        """Videos compared so far."""
+        return len(self._videos)
+
+    def add(
+        self, config: RunConfig, side_by_side: Path, runs: Sequence[Result], video: ComparedVideo
+    ) -> None:
+        """Take in one video.
+
+        Args:
+            config: Of the baseline's run.
+            runs: Of every arm, the baseline's first.
+        """
+        for memories, run in zip(self._memories, runs, strict=True):
+            memories.append(run.figures)
+        self._pages.append(video)
+        self._videos.append(
+            {
+                "prompt": config.prompt,
+                "seed": config.seed,
+                "side_by_side": self._relative(side_by_side),
+                "arms": [
+                    {"name": name, "run": self._relative(run.folder), **figures}
+                    for name, run, figures in zip(self.names, runs, [{}, *video.figures], strict=True)
+                ],
+            }
+        )
+
+    def write(self, status: str) -> dict[str, Any]:
+        """Write compare.json, quality.png, costs.png and report.html.
+
+        Returns:
+            The content of compare.json.
+
+        Raises:
+            QvgError: A file cannot be written.
+        """
+        content = self._content(status)
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(self.folder / COMPARISON, lambda path: _write_text(path, text))
+        write_whole(self.folder / "quality.png", lambda path: save_quality_plot(content, path))
+        write_whole(self.folder / "costs.png", lambda path: save_cost_plot(content, path))
+        page = comparison_page(self.folder, content, self._pages)
+        write_whole(self.folder / "report.html", lambda path: _write_text(path, page))
+        return content
+
+    def _content(self, status: str) -> dict[str, Any]:
+        config = self._configs[0]
+        memory = self._memories[0][0]
+        return {
+            "schema": SCHEMA,
+            "status": status,
+            "compared": self._compared,
+            "backend": config.backend,
+            "model": config.model.name,
+            **{
+                name: memory[name]
+                for name in ("height", "width", "fps", "latent_frames", "pixel_frames", "video_seconds")
+            },
+            "window_seconds": WINDOW_SECONDS,
+            "divergence_psnr_db": DIVERGENCE_DB,
+            "arms": self._arms(),
+            "videos": self._videos,
+            "settings": config.model_dump(mode="json", exclude={"cache"}),
+            "provenance": provenance(self._device),
+        }
+
+    def _arms(self) -> list[dict[str, Any]]:
+        arms = []
+        for index, name in enumerate(self.names):
+            figures = [video["arms"][index] for video in self._videos]
+            arms.append(
+                {
+                    "name": name,
+                    "cache": self._configs[index].cache.model_dump(mode="json"),
+                    **arm_costs(self._memories[index]),
+                    "quality": mean_figures(figures) if index else None,
+                }
+            )
+        return with_baseline(arms)
+
+    def _relative(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

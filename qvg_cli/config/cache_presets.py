@@ -1,0 +1,113 @@
+"""The `cache` section: a preset's name and changes to it become one codec for keys and one for values.
+
+`cache.preset` names a file in configs/cache. A plain setting such as `cache.block_size` changes both codecs,
+`cache.k.block_size` only the keys'; `cache.k.preset` takes the keys' codec from another preset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
+
+from qvg_cli.config.resources import configs_dir, preset_names
+from qvg_cli.config.schema import CacheConfig
+from qvg_cli.config.yaml_text import parse_yaml
+from qvg_cli.errors import UsageError
+from qvg_kernels.spec import CodecSpec
+
+SIDES = ("k", "v")
+_SETTINGS_OF = {
+    spec.scheme: tuple(field.name for field in fields(spec) if field.name != "scheme")
+    for spec in get_args(CodecSpec)
+}
+KNOBS = tuple(dict.fromkeys(name for names in _SETTINGS_OF.values() for name in names))
+"""Settings of any scheme."""
+
+
+def merge_cache(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Lay `(source, cache section)` over one another, the last on top.
+
+    Returns:
+        `preset`, `k` and `v` in full, and the section's other settings as they are.
+
+    Raises:
+        UsageError: A preset is unknown, or a scheme has no such setting.
+    """
+    merged: dict[str, Any] = {}
+    for source, section in layers:
+        # From the general to the special, whatever the order in the file.
+        if "preset" in section:
+            merged.update(read_preset(section["preset"], source), preset=section["preset"])
+        for side in SIDES:
+            side_section = _side_section(section, side, source)
+            if "preset" in side_section:
+                merged[side] = read_preset(side_section["preset"], source)[side]
+        for name, value in section.items():
+            if name in KNOBS:
+                for side in SIDES:
+                    _set_knob(merged, side, name, value, source)
+            elif name not in (*SIDES, "preset"):
+                merged[name] = value
+        for side in SIDES:
+            _merge_side(merged, side, _side_section(section, side, source))
+    return merged
+
+
+def read_preset(name: object, source: str) -> dict[str, Any]:
+    """Keys' and values' codec of a preset, `{"k": ..., "v": ...}`.
+
+    Raises:
+        UsageError: There is no such preset.
+    """
+    known = preset_names()
+    if name not in known:
+        near = get_close_matches(str(name), known, n=1, cutoff=0.5)
+        nearest = f"nearest: {near[0]}; " if near else ""
+        raise UsageError(
+            f"unknown cache preset {str(name)!r} ({source})", hint=f"{nearest}known: {', '.join(known)}"
+        )
+    path = configs_dir() / "cache" / f"{name}.yaml"
+    preset = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    return {side: preset[side] for side in SIDES}
+
+
+def cache_label(cache: CacheConfig) -> str:
+    """The preset's name for people, and whether the codecs are no longer the preset's."""
+    preset = read_preset(cache.preset, "run")
+    codecs = TypeAdapter(CodecSpec)
+    is_changed = any(codecs.validate_python(preset[side]) != getattr(cache, side) for side in SIDES)
+    return f"{cache.preset}, changed" if is_changed else cache.preset
+
+
+def _side_section(section: Mapping[str, Any], side: str, source: str) -> Mapping[str, Any]:
+    value = section.get(side, {})
+    if not isinstance(value, Mapping):
+        raise UsageError(
+            f"cache.{side}={value!r} ({source}): cache.{side} is a group of settings",
+            hint=f"for a preset's codec, set cache.{side}.preset={value}",
+        )
+    return value
+
+
+def _merge_side(merged: dict[str, Any], side: str, section: Mapping[str, Any]) -> None:
+    changes = {name: value for name, value in section.items() if name != "preset"}
+    if not changes:
+        return
+    current = merged.get(side, {})
+    is_other_scheme = changes.get("scheme", current.get("scheme")) != current.get("scheme")
+    merged[side] = changes if is_other_scheme else {**current, **changes}
+
+
+def _set_knob(merged: dict[str, Any], side: str, name: str, value: Any, source: str) -> None:
+    codec = merged.get(side, {})
+    known = _SETTINGS_OF.get(codec.get("scheme"), ())
+    if name not in known:
+        raise UsageError(
+            f"cache.{name}={value} ({source}): cache.{side} has scheme {codec.get('scheme')!r} without it",
+            hint=f"it has: {', '.join(known)}" if known else "it has no settings; take another preset",
+        )
+    merged[side] = {**codec, name: value}

@@ -1,0 +1,114 @@
+"""What pydantic found wrong, in the user's words: setting, value, source, limit, nearest name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.errors import UsageError
+from qvg_kernels.spec import CodecSpec
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_TYPE_WORDS = {
+    "int_type": "a whole number is needed",
+    "int_parsing": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_type": "a number is needed",
+    "finite_number": "a finite number is needed",
+    "string_type": "a text is needed; put it in quotes",
+    "bool_type": "true or false is needed",
+    "tuple_type": "a list is needed, such as [1000, 500]",
+    "dict_type": "a group of settings is needed",
+    "model_type": "a group of settings is needed",
+    "dataclass_type": "a group of settings is needed",
+}
+
+
+def describe(
+    error: ValidationError, sources: Mapping[str, str], model: type[RunConfig], extra_names: Sequence[str]
+) -> UsageError:
+    """All problems as one error to show.
+
+    Args:
+        sources: Dotted setting to what set it.
+        model: What the settings were checked against.
+        extra_names: Settings that exist beside those of `model`, for nearest names.
+    """
+    known = [*_setting_names(model), *extra_names]
+    lines, hints = [], []
+    for problem in error.errors():
+        path = _as_written(_dotted(problem["loc"]), problem, sources)
+        source = f" ({sources[path]})" if path in sources else ""
+        line, hint = _describe_one(problem, path, source, known)
+        if line not in lines:
+            lines.append(line)
+        if hint and hint not in hints:
+            hints.append(hint)
+    message = lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} settings are wrong", *lines])
+    return UsageError(message, hint="; ".join(hints) or None)
+
+
+def _describe_one(problem: Any, path: str, source: str, known: Sequence[str]) -> tuple[str, str | None]:
+    kind = problem["type"]
+    context = problem.get("ctx", {})
+    value = problem["input"]
+    if kind in _UNKNOWN and source.startswith(" (--") and not source.startswith(" (--set"):
+        return f"{source[2:-1]} is not an option of this backend", "give the one that has it with --backend"
+    if kind in _UNKNOWN:
+        near = _nearest(path, known)
+        return f"unknown setting {path}{source}", f"nearest: {near}" if near else None
+    if kind == "missing":
+        return f"{path} is not set", None
+    if kind == "union_tag_not_found":
+        return f"{path}.scheme is not set", f"for a preset's codec, set {path}.preset"
+    if kind == "union_tag_invalid":
+        schemes = [spec.scheme for spec in get_args(CodecSpec)]
+        matches = get_close_matches(str(context["tag"]), schemes, n=1)
+        nearest = f"nearest: {matches[0]}; " if matches else ""
+        return f"unknown {path}.scheme {context['tag']!r}{source}", f"{nearest}known: {', '.join(schemes)}"
+    if kind == "value_error":
+        return f"{path}{source}: {context['error']}", None
+    reason = _TYPE_WORDS.get(kind) or problem["msg"].replace("Input should be", "must be")
+    return f"{path}={value!r}{source}: {reason}", None
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    parts = [str(part) for part in location]
+    # pydantic puts the scheme of a codec into the location, which no user wrote.
+    if parts[:1] == ["cache"] and parts[1:2] in (["k"], ["v"]) and len(parts) > 2:
+        del parts[2]
+    return ".".join(parts)
+
+
+def _as_written(path: str, problem: Any, sources: Mapping[str, str]) -> str:
+    """`cache.bits` for a wrong `cache.k.bits` that came from `cache.bits`, which sets both sides."""
+    section, _, rest = path.partition(".")
+    side, _, leaf = rest.partition(".")
+    if section != "cache" or side not in ("k", "v") or path in sources:
+        return path
+    if not leaf and problem["type"] == "value_error":
+        # A codec's own check names the setting at the beginning of its text.
+        leaf = str(problem["ctx"]["error"]).partition("=")[0]
+        return "cache" if f"cache.{leaf}" in sources else path
+    return f"cache.{leaf}" if f"cache.{leaf}" in sources else path
+
+
+def _setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _setting_names(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _nearest(path: str, known: Sequence[str]) -> str | None:
+    """The known setting most like `path`: first as a whole, then by its last part."""
+    if near := get_close_matches(path, known, n=1, cutoff=0.75):
+        return near[0]
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
+    near = get_close_matches(path.rpartition(".")[2], by_leaf, n=1)
+    return by_leaf[near[0]] if near else None

@@ -1,0 +1,223 @@
+"""From files and options to one checked `RunConfig`.
+
+Later sources win: the backend's YAML, its `pocket` section, the user's file, `--set`, the other options. All
+are checked alike, and a message names the source of the value that it is about. No torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qvg_cli.config.cache_presets import KNOBS, merge_cache
+from qvg_cli.config.errors import describe
+from qvg_cli.config.resources import configs_dir
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.config.yaml_text import parse_yaml
+from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import backend_names, config_class, option_setting
+
+DEFAULT_BACKEND = "self-forcing"
+FAMILY_OPTIONS = ("--image", "--window", "--sink")
+"""Options whose setting is the backend's matter; their layers hold the value under the option's name."""
+_ABOUT_THE_FILE = ("summary", "licence", "provenance", "details", "download")
+"""Sections of a file that describe it and set nothing."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one source.
+
+    Attributes:
+        source: What messages call it.
+    """
+
+    source: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, before any file is read.
+
+    Attributes:
+        backend: Name of the model family.
+        pocket: Whether the built-in small weights are used.
+        file: The user's YAML.
+        sets: `key=value` texts, in their order.
+        options: Settings of options of their own, such as `--seed`.
+    """
+
+    backend: str | None = None
+    pocket: bool = False
+    file: Path | None = None
+    sets: Sequence[str] = ()
+    options: Sequence[Layer] = ()
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A checked configuration.
+
+    Attributes:
+        has_default_backend: No source named a backend, so the built-in pocket model was taken.
+        has_default_prompt: No source but the backend's YAML gave a prompt.
+    """
+
+    config: RunConfig
+    has_default_backend: bool
+    has_default_prompt: bool
+
+
+def load_config(request: Request) -> LoadedConfig:
+    """Resolve and check a request.
+
+    Raises:
+        UsageError: A file cannot be read, or a setting is unknown or has an impossible value.
+    """
+    user_layers = [_read_layer(request.file)] if request.file else []
+    user_layers += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
+    named = [layer.values["backend"] for layer in user_layers if "backend" in layer.values]
+    backend = request.backend or (named[-1] if named else DEFAULT_BACKEND)
+    has_default_backend = request.backend is None and not named
+    if backend not in backend_names():
+        raise unknown_name("backend", backend, backend_names())
+
+    is_pocket = request.pocket or has_default_backend
+    builtin = _read_layer(configs_dir() / f"{backend}.yaml")
+    if is_pocket and "pocket" not in builtin.values:
+        raise UsageError(
+            f"{backend} has no built-in weights",
+            hint=f"leave --pocket out, or take it with --backend {DEFAULT_BACKEND}",
+        )
+    user_layers = [_with_option(layer, backend) for layer in user_layers]
+    layers = [_with_pocket(layer, is_pocket) for layer in (builtin, *user_layers)]
+    layers.append(Layer("--backend", {"backend": backend}))
+    return LoadedConfig(
+        config=_check(layers, config_class(backend)),
+        has_default_backend=has_default_backend,
+        has_default_prompt=not any("prompt" in layer.values for layer in user_layers),
+    )
+
+
+def unknown_name(kind: str, name: object, known: Sequence[str]) -> UsageError:
+    """The error for a name that is not one of `known`."""
+    near = get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"nearest: {near[0]}; " if near else ""
+    return UsageError(f"unknown {kind} {str(name)!r}", hint=f"{hint}known: {', '.join(known)}")
+
+
+def _read_layer(path: Path) -> Layer:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: it is not UTF-8 text") from error
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} has no settings", hint="a line looks like `seed: 7`")
+    return Layer(str(path), {key: value for key, value in values.items() if key not in _ABOUT_THE_FILE})
+
+
+def _is_change(layer: Layer) -> bool:
+    """Whether a layer of the command line comes after those that name a preset, which would undo it."""
+    cache = layer.values.get("cache")
+    return not (isinstance(cache, Mapping) and "preset" in cache)
+
+
+def _parse_set(text: str) -> Layer:
+    path, separator, value = text.partition("=")
+    path = path.strip()
+    if not separator or not all(path.split(".")):
+        raise UsageError(
+            f"--set {shlex.quote(text)} is not of the form key=value", hint="for example --set video.fps=24"
+        )
+    return Layer(f"--set {path}", _nest(path, parse_yaml(value, f"--set {path}")))
+
+
+def _nest(path: str, value: Any) -> dict[str, Any]:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _with_pocket(layer: Layer, is_pocket: bool) -> Layer:
+    """`layer` with its `pocket` section laid over the rest, or left out."""
+    values = copy.deepcopy(dict(layer.values))
+    if layer.source.startswith("--"):
+        return Layer(layer.source, values)
+    pocket = values.pop("pocket", None)
+    if is_pocket and pocket is not None:
+        if not isinstance(pocket, dict):
+            raise UsageError(f"{layer.source}: pocket holds settings, not {pocket!r}")
+        _merge(values, pocket, layer.source, {})
+    return Layer(layer.source, values)
+
+
+def _with_option(layer: Layer, backend: str) -> Layer:
+    """`layer` with the value of an option at the setting that this backend has for it."""
+    if layer.source not in FAMILY_OPTIONS:
+        return layer
+    setting = option_setting(backend, layer.source)
+    if setting is None:
+        raise UsageError(
+            f"{layer.source} is not an option of this backend", hint="give the one that has it with --backend"
+        )
+    return Layer(layer.source, _nest(setting, layer.values[layer.source]))
+
+
+def _merge(
+    into: dict[str, Any], values: Mapping[str, Any], source: str, sources: dict[str, str], path: str = ""
+) -> None:
+    for key, value in values.items():
+        name = f"{path}{key}"
+        old = into.get(key)
+        if isinstance(old, dict) and not isinstance(value, Mapping):
+            raise UsageError(
+                f"{name}={value!r} ({source}): {name} is a group of settings",
+                hint=f"set one of {', '.join(f'{name}.{inner}' for inner in old)}",
+            )
+        if isinstance(value, Mapping) and isinstance(old, dict):
+            _merge(old, value, source, sources, f"{name}.")
+        else:
+            into[key] = copy.deepcopy(value)
+            _note_source(name, value, source, sources)
+
+
+def _note_source(name: str, value: Any, source: str, sources: dict[str, str]) -> None:
+    sources[name] = source
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _note_source(f"{name}.{key}", inner, source, sources)
+
+
+def _check(layers: Sequence[Layer], model: type[RunConfig]) -> RunConfig:
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    cache_layers = []
+    for layer in layers:
+        rest = dict(layer.values)
+        if "cache" in rest:
+            cache = rest.pop("cache")
+            if not isinstance(cache, Mapping):
+                raise UsageError(
+                    f"cache={cache!r} ({layer.source}): cache is a group of settings",
+                    hint="set cache.preset, or one of its other settings",
+                )
+            cache_layers.append((layer.source, cache))
+            _note_source("cache", cache, layer.source, sources)
+        _merge(merged, rest, layer.source, sources)
+    merged["cache"] = merge_cache(cache_layers)
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        raise describe(error, sources, model, extra_names=[f"cache.{knob}" for knob in KNOBS]) from error

@@ -1,0 +1,95 @@
+"""Where the files that ship with the package are, in a source checkout and in an installed wheel alike."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from qvg_cli.errors import MissingModelError
+
+_PACKAGE = Path(__file__).parents[1]
+_OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
+"""Of the backends whose built-in model understands other prompts than the first one."""
+
+
+@cache
+def configs_dir() -> Path:
+    """The folder with one YAML a backend, and `cache/` with the presets.
+
+    Raises:
+        FileNotFoundError: The installation is not whole.
+    """
+    # The wheel carries its own copy; a checkout has it beside the package.
+    candidates = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"no configs at {candidates[0]} or {candidates[1]}; install qvg again")
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names that `--cache` takes."""
+    return tuple(sorted(path.stem for path in (configs_dir() / "cache").glob("*.yaml")))
+
+
+def qvg_home() -> Path:
+    """The folder for downloaded weights: `QVG_HOME`, or `qvg` in the user's cache folder."""
+    if home := os.environ.get("QVG_HOME"):
+        return Path(home).expanduser().absolute()
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG standard has relative paths ignored.
+    return (cache_home if cache_home.is_absolute() else Path.home() / ".cache") / "qvg"
+
+
+def weights_folder(name: str) -> Path:
+    """The folder of a model's weights.
+
+    Args:
+        name: A folder, or a name without a slash for weights that ship with the package or were downloaded.
+
+    Raises:
+        MissingModelError: There is no such folder, or what it links to has gone.
+    """
+    is_name = "/" not in name
+    folders = [_PACKAGE / "data" / name, qvg_home() / name] if is_name else [Path(name).expanduser()]
+    for folder in folders:
+        if folder.is_dir():
+            if folder.parent == qvg_home():
+                _check_links(folder)
+            return folder
+    hint = "use --pocket for the built-in weights, or --set model.weights=FOLDER for your own"
+    if is_name and (configs_dir() / f"{name}.yaml").is_file():
+        hint = f"fetch them with: qvg download {name}; or {hint}"
+    if is_name and Path(name).is_dir():
+        hint = f"for the folder {name} here, write --set model.weights=./{name}"
+    raise MissingModelError(f"no weights at {folders[-1]}", hint=hint)
+
+
+def is_shipped(weights: Path) -> bool:
+    """Whether a folder of weights is the package's own."""
+    return weights.is_relative_to(_PACKAGE)
+
+
+def _check_links(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if not path.exists():
+            hint = f"fetch it again with: qvg download {folder.name}"
+            raise MissingModelError(f"{path} links to a file that has gone", hint=hint)
+
+
+def pocket_grammar(backend: str) -> Path:
+    """The file that says which prompts a backend's built-in model was trained on."""
+    pocket = _PACKAGE / "data" / "pocket"
+    return pocket / _OWN_GRAMMARS.get(backend, "grammar.yaml")
+
+
+def lpips_heads() -> Path:
+    """What LPIPS learned on top of its network, a layer a tensor."""
+    return _PACKAGE / "data" / "lpips" / "heads.safetensors"
+
+
+def checkout_dir() -> Path | None:
+    """The git checkout that this package runs from; none when it is installed."""
+    root = _PACKAGE.parent
+    return root if (root / ".git").exists() else None

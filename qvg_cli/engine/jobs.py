@@ -1,0 +1,183 @@
+"""All videos of one command, each with its configuration and plan, before anything is loaded. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvg_cli.config.load import DEFAULT_BACKEND, Request, load_config
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.console import Console
+from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, fit_segments, given_pixel_frames
+from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
+from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
+from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import plan_video
+from qvg_cli.planning.chunks import VideoPlan, prompt_begins
+from qvg_cli.planning.prompts import (
+    Job,
+    check_prompt,
+    pocket_examples,
+    read_jobs,
+    read_schedule,
+    unknown_words,
+)
+from qvg_cli.runs.folder import run_name, slug
+
+_MAX_WORDS = 8
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One video, ready to be made.
+
+    Attributes:
+        name: Of its run folder.
+    """
+
+    config: RunConfig
+    plan: VideoPlan
+    name: str
+
+
+def plan_jobs(
+    request: Request,
+    console: Console,
+    *,
+    prompts: Path | None,
+    seconds: float | None,
+    frames: int | None,
+    segments: int | None = None,
+    start: Start | None = None,
+    schedule: Path | None = None,
+    bad: list[UsageError] | None = None,
+    is_made: bool = True,
+) -> list[Planned]:
+    """Resolve and plan every video of a command, and say what was chosen for the user.
+
+    Args:
+        prompts: A file with a prompt a video; with `segments`, a prompt a segment of one video.
+        start: The video that all of them go on from.
+        schedule: A file with the prompts of every video and where they begin.
+        bad: Takes what is wrong with lines of `prompts`; none refuses them all for one such line.
+        is_made: Whether prompts matter: the videos are made and not only planned.
+
+    Raises:
+        UsageError: Something does not fit; nothing was made.
+    """
+    loaded = load_config(request)
+    config = loaded.config
+    if loaded.has_default_backend:
+        console.note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
+    if is_made and loaded.has_default_prompt and prompts is None:
+        if start is not None:
+            config = config.model_copy(update={"prompt": _prompt_after(start, schedule)})
+        if schedule is None:
+            console.note(f"no PROMPT given: {config.prompt!r}")
+    if start is not None:
+        config = take_up(start, config, console, is_size_given=has_size(request))
+    elif config.source is not None and config.source.image is not None:
+        config = take_picture(config, console, is_size_given=has_size(request))
+    config = _with_length(config, seconds=seconds, frames=frames, segments=segments)
+    plan = plan_video(config)
+    _note_length(console, config, plan, seconds)
+    for note in plan.notes:
+        console.note(note)
+
+    is_given = any("prompt" in layer.values for layer in request.options)
+    config, jobs = _read_prompts(
+        config, plan, prompts, schedule, is_prompt_given=is_given, is_one=bool(segments), bad=bad
+    )
+    if config.model.weights == "pocket":
+        for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
+            _note_unknown_words(console, prompt, config.backend)
+    planned = []
+    for job in jobs:
+        seed = config.seed if job.seed is None else job.seed
+        name = (slug(job.name) if job.name else "") or run_name(job.prompt, seed)
+        if start is not None and not job.name:
+            name = start.next_name if len(jobs) == 1 else f"{start.next_name}-{name}"
+        planned.append(Planned(config.model_copy(update={"prompt": job.prompt, "seed": seed}), plan, name))
+    return planned
+
+
+def _with_length(
+    config: RunConfig, *, seconds: float | None, frames: int | None, segments: int | None
+) -> RunConfig:
+    if segments is not None:
+        return fit_segments(config, segments)
+    if frames is not None:
+        return fit_pixel_frames(config, frames)
+    return config if seconds is None else fit_seconds(config, seconds)
+
+
+def _prompt_after(start: Start, schedule: Path | None) -> str:
+    """The prompt with which a video goes on if none was given."""
+    if start.last_prompt is not None:
+        return start.last_prompt
+    if schedule is not None and (first := read_schedule(schedule)[0]).is_at_begin:
+        return first.prompt
+    raise UsageError(f"no PROMPT given for what comes after {start.video}", hint="say what it shows")
+
+
+def _read_prompts(
+    config: RunConfig,
+    plan: VideoPlan,
+    prompts: Path | None,
+    schedule: Path | None,
+    *,
+    is_prompt_given: bool,
+    is_one: bool,
+    bad: list[UsageError] | None,
+) -> tuple[RunConfig, list[Job]]:
+    """The videos to make, and the settings with the prompts that come later in each.
+
+    Args:
+        is_prompt_given: Whether there is a prompt from the command line.
+        is_one: Whether `prompts` are those of one video, clip by clip.
+    """
+    if prompts is not None or is_prompt_given:
+        # Whoever gives a prompt does not mean the changes that a file had.
+        config = config.model_copy(update={"prompt_changes": ()})
+    if prompts is not None and is_one:
+        scheduled = prompt_a_chunk(read_jobs(prompts), plan, prompts)
+    else:
+        scheduled = read_schedule(schedule) if schedule is not None else []
+    first = config.prompt
+    config = with_schedule(config, plan, scheduled)
+    # Again: not every family takes prompts that change.
+    prompt_begins(plan_video(config), [change.frame for change in config.prompt_changes])
+    if prompts is None or is_one:
+        if config.prompt != first and is_prompt_given:
+            raise UsageError(f"PROMPT and a prompt at the begin of {schedule} were both given")
+        return config, [Job(check_prompt(config.prompt))]
+    if config.prompt != first:
+        raise UsageError(f"--prompts and a prompt at the begin of {schedule} were both given")
+    return config, read_jobs(prompts, bad)
+
+
+def _note_length(console: Console, config: RunConfig, plan: VideoPlan, seconds: float | None) -> None:
+    given = given_pixel_frames(config)
+    lasts = (plan.num_pixel_frames - given) / config.video.fps
+    if seconds is not None and abs(lasts - seconds) > 1e-6:
+        console.note(f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s")
+    frames = f"{plan.num_pixel_frames} frames ({plan.num_frames} latent)"
+    if given and config.source is not None:
+        new = plan.num_frames - config.source.frames
+        frames = f"{plan.num_pixel_frames - given} new frames ({new} latent)"
+    console.note(
+        f"{plan.width} pixels wide, {plan.height} high, {frames} at {config.video.fps} a second: "
+        f"{lasts:.2f} s in {sum(bool(chunk.makes) for chunk in plan.chunks)} chunks"
+    )
+
+
+def _note_unknown_words(console: Console, prompt: str, backend: str) -> None:
+    words = unknown_words(prompt, backend)
+    if words:
+        named = ", ".join(map(repr, words[:_MAX_WORDS]))
+        if len(words) > _MAX_WORDS:
+            named += f" and {len(words) - _MAX_WORDS} words more"
+        console.note(
+            f"the pocket model does not know {named} and may show something else; "
+            f"it knows {pocket_examples(backend)}"
+        )

@@ -1,0 +1,108 @@
+"""From a length in seconds or pixel frames to latent frames that the model can make. No torch."""
+
+from __future__ import annotations
+
+import math
+
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import can_extend, extension, plan_video
+from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+
+_REACH = 64
+"""Latent frames around a wish in which a possible length is looked for; chunks are far shorter."""
+
+
+def with_frames(config: RunConfig, num_frames: int) -> RunConfig:
+    """`config` with another length, in latent frames."""
+    return config.model_copy(update={"video": config.video.model_copy(update={"frames": num_frames})})
+
+
+def given_pixel_frames(config: RunConfig) -> int:
+    """Pixel frames that stand for what is gone on from; a picture that a video begins with is part of it."""
+    source = config.source
+    return 0 if source is None or source.image is not None else pixel_frames(source.frames)
+
+
+def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
+    """`config` with the length of `wanted` segments, after the first clip or after what is given.
+
+    Raises:
+        UsageError: The model makes no segments, or `wanted` is no number of them.
+    """
+    if wanted < 1:
+        raise UsageError(f"--segments {wanted} is not a number of segments", hint="give 1 or more")
+    num_frames = extension(config).frames_of_segments(wanted) if can_extend(config.backend) else None
+    if num_frames is None:
+        raise UsageError(
+            f"--segments is not an option of {config.backend}", hint="give --seconds or --frames"
+        )
+    return with_frames(config, num_frames)
+
+
+def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
+    """`config` with the length that gives exactly `wanted` pixel frames, beside those that are given.
+
+    Raises:
+        UsageError: No length does; the message names the nearest that the model can make.
+    """
+    if wanted < 1:
+        raise UsageError(f"--frames {wanted} is not a length", hint="the shortest video has 1 frame")
+    given = given_pixel_frames(config)
+    latent = _latent_frames(given + wanted)
+    # Where no length near this one is possible, planning it says why.
+    above = _next_possible(config, latent) or plan_video(with_frames(config, latent))
+    if above.num_pixel_frames == given + wanted:
+        return with_frames(config, above.num_frames)
+    below = _next_possible(config, above.num_frames - 1, direction=-1)
+    lengths = [plan.num_pixel_frames - given for plan in (below, above) if plan is not None]
+    near = ", ".join(str(length) for length in lengths if length > 0)
+    size = config.sampler.frames_per_chunk
+    raise UsageError(
+        f"--frames {wanted} does not fit chunks of {size} latent frames "
+        f"({size * above.pixel_frames_per_latent} pixel frames); nearest: {near}",
+        hint="or give --seconds, which takes the next possible length",
+    )
+
+
+def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
+    """`config` with the shortest possible length that lasts at least `seconds`, beside what is given.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise UsageError(
+            f"--seconds {seconds} is not a length", hint="give a number above 0, such as --seconds 5"
+        )
+    # A hair less, so that 0.1 s at 30 fps is 3 frames and not 4.
+    wanted = max(1, math.ceil(seconds * config.video.fps - 1e-6))
+    latent = _latent_frames(given_pixel_frames(config) + wanted)
+    above = _next_possible(config, latent)
+    return with_frames(config, latent if above is None else above.num_frames)
+
+
+def shorter_lengths(config: RunConfig, plan: VideoPlan) -> list[RunConfig]:
+    """`config` with every possible length below that of its `plan`, the shortest first, without schedule."""
+    given = 0 if config.source is None else config.source.frames
+    cut = config.model_copy(update={"prompt_changes": ()})
+    ends = {max(chunk.frames) + 1 for chunk in plan.chunks if chunk.makes}
+    return [with_frames(cut, end) for end in sorted(ends) if given < end < plan.num_frames]
+
+
+def _latent_frames(wanted: int) -> int:
+    """Fewest latent frames that decode to at least `wanted` pixel frames, possible or not."""
+    per_latent = pixel_frames(2) - pixel_frames(1)
+    return 1 + -(-(wanted - 1) // per_latent)
+
+
+def _next_possible(config: RunConfig, latent: int, *, direction: int = 1) -> VideoPlan | None:
+    """The plan of the possible length nearest to `latent` in one direction, itself included."""
+    for num_frames in range(latent, latent + direction * _REACH, direction):
+        if num_frames < 1:
+            break
+        try:
+            return plan_video(with_frames(config, num_frames))
+        except UsageError:
+            continue
+    return None

@@ -1,0 +1,108 @@
+"""What of a video is there before a chunk is made: a clip to show, and latents to go on from."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qvg_cli.config.schema import RunConfig, SourceConfig
+from qvg_cli.errors import QvgError
+from qvg_cli.models.base import Decoder, Pipeline
+from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.video.clip import fitted_frames
+from qvg_cli.video.io import Frames
+from qvg_cli.video.picture import fill_frame, open_image
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Where a rollout begins.
+
+    Attributes:
+        decoder: Behind the frames that were shown.
+        context: `[1, C, F, h, w]` given latents of the first frames; none where nothing is given.
+        num_shown: Of them, the latent frames whose pixels were shown.
+    """
+
+    decoder: Decoder
+    context: Tensor | None = None
+    num_shown: int = 0
+
+
+def open_video(
+    config: RunConfig,
+    plan: VideoPlan,
+    pipeline: Pipeline,
+    device: torch.device,
+    show: Callable[[Frames], None],
+) -> Opening:
+    """Show the clip that a video begins with, if it does, and prepare what the model goes on from.
+
+    Args:
+        show: Takes the clip's frames, `[n, height, width, 3]` uint8 each.
+
+    Raises:
+        QvgError: The clip or the latents are not what was planned with.
+    """
+    decoder = pipeline.decoder()
+    source = config.source
+    if source is None:
+        return Opening(decoder)
+    if source.image is not None:
+        video = config.video
+        pixels = fill_frame(open_image(source.image), height=video.height, width=video.width)
+        return Opening(decoder, pipeline.encode_frames(_to_tensor(pixels[None]), config.seed))
+    if source.clip is None:
+        return Opening(decoder, _load_latents(source, plan).to(device))
+    frames = _show_clip(source, config, show)
+    latents = pipeline.encode_frames(frames, config.seed) if source.latents is None else None
+    if latents is None:
+        latents = _load_latents(source, plan).to(device)
+    decoder.follow(frames, latents[:, :, : source.clip_frames])
+    return Opening(decoder, latents, source.clip_frames)
+
+
+def _show_clip(source: SourceConfig, config: RunConfig, show: Callable[[Frames], None]) -> Tensor:
+    """Show the whole clip; `[1, 3, n, height, width]` in -1 .. 1 of its end."""
+    assert source.clip is not None
+    video = config.video
+    needed = pixel_frames(source.clip_frames)
+    newest: deque[Frames] = deque(maxlen=needed)
+    num_frames = 0
+    for frame in fitted_frames(Path(source.clip), height=video.height, width=video.width, fps=video.fps):
+        show(frame[None])
+        newest.append(frame)
+        num_frames += 1
+    if num_frames < needed:
+        raise QvgError(f"{source.clip} has {num_frames} frames at {video.fps} a second; {needed} are needed")
+    return _to_tensor(np.stack(newest))
+
+
+def _to_tensor(frames: Frames) -> Tensor:
+    """`[n, height, width, 3]` uint8 to `[1, 3, n, height, width]` in -1 .. 1."""
+    return torch.tensor(frames, dtype=torch.float32).permute(3, 0, 1, 2)[None] / 127.5 - 1
+
+
+def _load_latents(source: SourceConfig, plan: VideoPlan) -> Tensor:
+    assert source.latents is not None
+    try:
+        latents = load_file(source.latents)["latents"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise QvgError(f"cannot read {source.latents}: {error}") from error
+    channels, height, width = plan.latent_shape
+    expected = (1, channels, source.frames, height, width)
+    found = tuple(latents.shape)
+    if len(found) != 5 or found[2] < source.frames or (*found[:2], source.frames, *found[3:]) != expected:
+        raise QvgError(
+            f"the latents in {source.latents} have the shape {found}, not {expected}",
+            hint="the run that they are of has changed; extend it anew",
+        )
+    return latents[:, :, : source.frames]

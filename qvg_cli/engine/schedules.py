@@ -1,0 +1,82 @@
+"""Where in a video its prompts change: from what a user wrote to frames at which chunks begin. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qvg_cli.config.schema import PromptChange, RunConfig
+from qvg_cli.engine.lengths import given_pixel_frames
+from qvg_cli.errors import UsageError
+from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.prompts import Job, ScheduledPrompt
+
+_TOLERANCE = 0.01
+"""Seconds by which a moment may miss a chunk's begin: they are shown with two digits."""
+
+
+def with_schedule(config: RunConfig, plan: VideoPlan, schedule: Sequence[ScheduledPrompt]) -> RunConfig:
+    """`config` with the prompts of a schedule; its frames, seconds and chunks count what is new.
+
+    Raises:
+        UsageError: A prompt begins inside a chunk, or after the end, or not after the one before.
+    """
+    given = given_pixel_frames(config)
+    begins = [plan.first_pixel_frame(chunk) for chunk in plan.chunks if chunk.makes]
+    # The first new chunk may have given frames in front of its own.
+    begins[0] = given
+    changes = list(config.prompt_changes)
+    last = -1
+    for entry in schedule:
+        frame = _find(entry, [begin - given for begin in begins], config.video.fps)
+        if frame <= last:
+            raise UsageError(f"{entry.place}: {_named(entry)} is not after the line before it")
+        last = frame
+        if frame == 0 and plan.chunks[0].makes:
+            config = config.model_copy(update={"prompt": entry.prompt})
+        else:
+            changes.append(PromptChange(frame=given + frame, prompt=entry.prompt))
+    return config.model_copy(update={"prompt_changes": tuple(changes)})
+
+
+def prompt_a_chunk(jobs: Sequence[Job], plan: VideoPlan, path: Path) -> list[ScheduledPrompt]:
+    """The prompts of a file, one for each new chunk.
+
+    Raises:
+        UsageError: There are more or fewer, or one has a seed or a name.
+    """
+    count = sum(bool(chunk.makes) for chunk in plan.chunks)
+    if len(jobs) != count:
+        raise UsageError(
+            f"{path} has {len(jobs)} prompts for {count} new clips, of which each takes one",
+            hint="the first clip is one of them where it is made too; for many videos, leave --segments out",
+        )
+    if any(job.seed is not None or job.name is not None for job in jobs):
+        raise UsageError(f"{path}: a segment has no seed or name of its own", hint="leave both out")
+    return [
+        ScheduledPrompt(job.prompt, "chunk", number, f"{path} prompt {number}")
+        for number, job in enumerate(jobs, start=1)
+    ]
+
+
+def _find(entry: ScheduledPrompt, begins: Sequence[int], fps: int) -> int:
+    """The new frame that a line means."""
+    if entry.unit == "chunk":
+        if entry.begin > len(begins):
+            raise UsageError(f"{entry.place}: {_named(entry)}: there are {len(begins)} new chunks")
+        return begins[int(entry.begin) - 1]
+    scale = fps if entry.unit == "seconds" else 1
+    slack = _TOLERANCE * fps if entry.unit == "seconds" else 0
+    wanted = entry.begin * scale
+    nearest = sorted(begins, key=lambda begin: abs(begin - wanted))[:2]
+    if abs(nearest[0] - wanted) <= slack:
+        return nearest[0]
+    near = ", ".join(f"{begin} ({begin / fps:.2f} s)" for begin in sorted(nearest))
+    raise UsageError(
+        f"{entry.place}: no chunk begins at {_named(entry)}; nearest: frame {near}",
+        hint="a prompt changes where a chunk begins",
+    )
+
+
+def _named(entry: ScheduledPrompt) -> str:
+    return f"{entry.begin:g} s" if entry.unit == "seconds" else f"{entry.unit} {entry.begin:g}"

@@ -1,0 +1,217 @@
+"""The video that `qvg extend` goes on from: a clip of any kind, or a run with its latents. No torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.schema import RunConfig, SourceConfig
+from qvg_cli.console import Console
+from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import extension
+from qvg_cli.planning.chunks import pixel_frames
+from qvg_cli.runs.folder import RunDir, slug
+from qvg_cli.video.clip import Clip, count_fitted, open_clip
+from qvg_cli.video.picture import open_image
+
+_NO_CUT = 0.005
+"""Of a picture: what is not worth a word."""
+_LEAST_KEPT = 0.7
+"""Of a clip's picture: fitting it into the video must not cut away more than the rest."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is gone on from.
+
+    Attributes:
+        video: A file.
+        run: The run that made it; none for a clip from anywhere.
+    """
+
+    video: Path
+    run: RunDir | None = None
+
+    def settings_for(self, backend: str | None) -> Path | None:
+        """The file of the settings that the video was made with; none if they are not of `backend`."""
+        if self.run is None:
+            return None
+        made_with = load_config(Request(file=self.run.config)).config.backend
+        return self.run.config if backend in (None, made_with) else None
+
+    @property
+    def last_prompt(self) -> str | None:
+        """The prompt that the video ends with; none for a clip from anywhere."""
+        if self.run is None:
+            return None
+        made_with = load_config(Request(file=self.run.config)).config
+        return [made_with.prompt, *(change.prompt for change in made_with.prompt_changes)][-1]
+
+    @property
+    def next_name(self) -> str:
+        """Name of the folder of a video that goes on from this one."""
+        stem = self.video.stem if self.run is None else self.run.path.absolute().name
+        return f"{re.sub(r'-extended(-[0-9]+)?$', '', slug(stem)) or 'video'}-extended"
+
+
+def find_start(path: Path) -> Start:
+    """The clip or the run at `path`; a run is known by its run.yaml and latents.safetensors.
+
+    Raises:
+        UsageError: There is nothing of the kind.
+    """
+    if not path.exists():
+        raise UsageError(f"no video {path}", hint="give a video file, or the folder of a run")
+    run = RunDir(path if path.is_dir() else path.parent)
+    is_run = run.config.is_file() and run.latents.is_file() and run.video.is_file()
+    if path.is_dir():
+        if run.state.is_dir():
+            raise UsageError(
+                f"the run in {path} is not finished", hint=f"finish it: qvg generate --resume {path}"
+            )
+        if not is_run:
+            raise UsageError(
+                f"{path} is not the folder of a run: it lacks one of "
+                f"{run.config.name}, {run.latents.name} and {run.video.name}",
+                hint="give a video file, or a folder such as results/self-forcing/NAME",
+            )
+        return Start(run.video, run)
+    return Start(path, run if is_run and path.name == run.video.name else None)
+
+
+def take_up(start: Start, config: RunConfig, console: Console, *, is_size_given: bool) -> RunConfig:
+    """`config` of a run that goes on from `start`, of the default length.
+
+    Args:
+        is_size_given: Whether the size was asked for, so that the clip's is of no account.
+
+    Raises:
+        UsageError: The model cannot go on from it.
+    """
+    rules = extension(config)
+    if start.run is None:
+        return _after_clip(start.video, config, console, is_size_given=is_size_given)
+    made_with = load_config(Request(file=start.run.config)).config
+    num_frames = _count_latents(start.run.latents)
+    obstacle = _obstacle(made_with, config)
+    if obstacle is None and rules.default_frames(num_frames) == 0:
+        obstacle = f"its {num_frames} latent frames leave no room in the positions of the model"
+    if obstacle is not None:
+        console.note(f"{start.run.path}: {obstacle}; going on from {start.video.name} as from any clip")
+        return _after_clip(start.video, config, console, is_size_given=is_size_given)
+    old = made_with.source
+    source = SourceConfig(
+        frames=num_frames,
+        clip=old.clip if old is not None else None,
+        clip_frames=old.clip_frames if old is not None else 0,
+        latents=str(start.run.latents.absolute()),
+    )
+    console.note(
+        f"going on from the {num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) of "
+        f"{start.run.path}"
+    )
+    return _with_source(config, source, rules.default_frames(num_frames))
+
+
+def take_picture(config: RunConfig, console: Console, *, is_size_given: bool) -> RunConfig:
+    """`config` of a run that begins with a picture, of the picture's shape unless a size was asked for.
+
+    Raises:
+        UsageError: The picture cannot be read.
+    """
+    assert config.source is not None
+    assert config.source.image is not None
+    name = config.source.image
+    width, height = open_image(name).size
+    if not is_size_given:
+        config = _with_size(config, *extension(config).fit_size(height, width))
+    video = config.video
+    scale = max(video.width / width, video.height / height)
+    cut = 1 - video.width * video.height / (width * height * scale**2)
+    console.note(
+        f"{name}, {width} x {height}, fills the first frame, {video.width} x {video.height}"
+        + (f"; {cut:.0%} of it is cut away" if cut > _NO_CUT else "")
+    )
+    return config
+
+
+def _with_size(config: RunConfig, height: int, width: int) -> RunConfig:
+    video = config.video.model_copy(update={"height": height, "width": width})
+    return config.model_copy(update={"video": video})
+
+
+def has_size(request: Request) -> bool:
+    """Whether a request names a size."""
+    asked = [layer.source for layer in request.options] + [text.partition("=")[0] for text in request.sets]
+    return any(name.strip() in ("--size", "video.height", "video.width") for name in asked)
+
+
+def _after_clip(path: Path, config: RunConfig, console: Console, *, is_size_given: bool) -> RunConfig:
+    clip = open_clip(path)
+    rules = extension(config)
+    if not is_size_given:
+        config = _with_size(config, *rules.fit_size(clip.height, clip.width))
+    video = config.video
+    kept = clip.share_kept(video.height, video.width)
+    if kept < _LEAST_KEPT:
+        raise UsageError(
+            f"{path} is {clip.width} pixels wide and {clip.height} high; of its frames "
+            f"{kept:.0%} would be left in a video {video.width} wide and {video.height} high, "
+            f"at least {_LEAST_KEPT:.0%} is needed",
+            hint="give a --size of its shape, or cut it first",
+        )
+    num_frames = count_fitted(clip, video.fps)
+    clip_frames = rules.clip_frames(num_frames)
+    console.note(_fitting(clip, config, num_frames, kept))
+    console.note(f"the model goes on from its last {pixel_frames(clip_frames)} frames ({clip_frames} latent)")
+    source = SourceConfig(frames=clip_frames, clip=str(path.absolute()), clip_frames=clip_frames)
+    return _with_source(config, source, rules.default_frames(clip_frames))
+
+
+def _with_source(config: RunConfig, source: SourceConfig, new_frames: int) -> RunConfig:
+    video = config.video.model_copy(update={"frames": source.frames + new_frames})
+    return config.model_copy(update={"source": source, "video": video})
+
+
+def _obstacle(made_with: RunConfig, config: RunConfig) -> str | None:
+    """Why the latents of a run cannot be used with other settings; none if they can."""
+    old, new = made_with.video, config.video
+    if (made_with.backend, made_with.model.weights) != (config.backend, config.model.weights):
+        return "its latents are of another model"
+    if (old.height, old.width, old.fps) != (new.height, new.width, new.fps):
+        return "its latents are of another size or rate"
+    clip = made_with.source.clip if made_with.source is not None else None
+    if clip is not None and not Path(clip).is_file():
+        return f"the clip {clip} that it begins with has gone"
+    return None
+
+
+def _count_latents(path: Path) -> int:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shape = file.get_slice("latents").get_shape()
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"cannot read {path}: {error}", hint="copy the video elsewhere to go on from it as from any clip"
+        ) from error
+    if len(shape) != 5 or shape[2] < 1:
+        raise UsageError(f"{path} holds no latents of a video: its shape is {tuple(shape)}")
+    return int(shape[2])
+
+
+def _fitting(clip: Clip, config: RunConfig, num_frames: int, kept: float) -> str:
+    """How a clip is made to fit, in a line."""
+    video = config.video
+    told = f"{clip.path}: {num_frames} frames of {video.width} x {video.height} at {video.fps} a second"
+    changes = []
+    if (clip.width, clip.height) != (video.width, video.height):
+        cut = "" if 1 - kept < _NO_CUT else f", {1 - kept:.0%} of the picture cut away"
+        changes.append(f"scaled from {clip.width} x {clip.height}{cut}")
+    if abs(clip.fps - video.fps) > 0.01:
+        way = "frames left out" if clip.fps > video.fps else "frames shown twice"
+        changes.append(f"from {clip.fps:g} a second with {way}")
+    return "; ".join([told, *changes])

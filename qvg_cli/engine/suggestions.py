@@ -1,0 +1,199 @@
+"""The first settings with which a video fits a card, each tried with the same forecast. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from qvg_cli.config.cache_presets import read_preset
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.engine.lengths import given_pixel_frames, shorter_lengths
+from qvg_cli.errors import OutOfMemoryError, UsageError
+from qvg_cli.models.registry import plan_video
+from qvg_cli.planning.cards import MIB, Card
+from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.forecast import Forecast, forecast, without_remedy
+from qvg_cli.planning.ledger import total
+from qvg_kernels.spec import CodecSpec
+
+_PRESETS = ("int4", "int3", "int2", "trit")
+"""Smaller caches to try, the closest to BF16 first."""
+_CHANGES = (
+    ("memory.vae", "parked"),
+    ("memory.transformer", "parked"),
+    ("memory.weights", "fp8"),
+    ("memory.transformer", "streamed"),
+)
+"""Places for weights, the cheapest in time first."""
+_TOO_MUCH = 1.25
+"""A run is refused where it needs more than so many times all of a card's memory: no estimate is as wrong."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Settings with which a video fits.
+
+    Attributes:
+        options: As they are written in a command.
+        device_bytes: At the fullest moment.
+    """
+
+    options: str
+    device_bytes: int
+
+
+def verdict(found: Forecast, card: Card) -> str:
+    """Whether a run fits: "fits", "tight" where it needs what a plan does not count on, or "does not fit"."""
+    if found.device_bytes <= card.usable_bytes:
+        return "fits"
+    return "tight" if found.device_bytes <= card.memory_bytes else "does not fit"
+
+
+def find_remedies(
+    config: RunConfig, plan: VideoPlan, limit_bytes: int, *, is_gpu: bool, has_text: bool = True
+) -> list[Remedy]:
+    """The first smaller cache, the first place for weights, and the longest video that stay within a limit;
+    where neither of the first two does, both together.
+
+    Args:
+        has_text: Whether prompts are still to be read.
+    """
+    now = forecast(config, plan, is_gpu=is_gpu)
+    trial = _Trial(limit_bytes, is_gpu, has_text)
+    found = []
+    smaller = list(_smaller_caches(config, plan, now, is_gpu=is_gpu))
+    places = list(_places(config)) if is_gpu else []
+    both = [(f"{cache} {place}", moved) for cache, small in smaller for place, moved in _places(small)]
+    for choices in (smaller, places):
+        found += trial.first(choices, plan)
+    if not found and is_gpu:
+        found = trial.first(both, plan)
+    return found + trial.longest(config, plan)
+
+
+def check_memory(config: RunConfig, plan: VideoPlan, card: Card) -> str | None:
+    """What to tell the user before a run that may not fit its card; none if it fits.
+
+    Raises:
+        OutOfMemoryError: It needs far more than the card has.
+    """
+    found = forecast(config, plan, is_gpu=True)
+    if verdict(found, card) == "fits":
+        return None
+    if found.device_bytes == found.text_stage_bytes:
+        what = "reading the prompt"
+    else:
+        what = f"chunk {found.peak.chunk + 1} of {len(plan.chunks)}"
+    message = (
+        f"{what} needs about {found.device_bytes / MIB:.0f} MiB of device memory (an estimate); "
+        f"{card.usable_bytes / MIB:.0f} of the {card.memory_bytes / MIB:.0f} MiB of {card.name} can be used"
+    )
+    remedies = _in_words(config, plan, found, card.usable_bytes, is_gpu=True)
+    # Not for the text stage: a prompt that was read before needs none.
+    if found.peak.total_bytes > _TOO_MUCH * card.memory_bytes:
+        raise OutOfMemoryError(message, hint=remedies)
+    return f"{message}; {remedies}"
+
+
+def remedies_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> str:
+    """What to try after a run that ran out of memory, whatever its forecast was."""
+    found = forecast(config, plan, is_gpu=is_gpu)
+    # A tenth less than what was too much; prompts have been read.
+    limit_bytes = int(0.9 * found.peak.total_bytes)
+    return _in_words(config, plan, found, limit_bytes, is_gpu=is_gpu, has_text=False)
+
+
+def _in_words(
+    config: RunConfig,
+    plan: VideoPlan,
+    found: Forecast,
+    limit_bytes: int,
+    *,
+    is_gpu: bool,
+    has_text: bool = True,
+) -> str:
+    remedies = find_remedies(config, plan, limit_bytes, is_gpu=is_gpu, has_text=has_text)
+    if not remedies:
+        return without_remedy(found, limit_bytes, has_text=has_text)
+    tried = ", or ".join(f"{remedy.options} ({remedy.device_bytes / MIB:.0f} MiB)" for remedy in remedies)
+    return f"these would need less: {tried}"
+
+
+def _smaller_caches(
+    config: RunConfig, plan: VideoPlan, now: Forecast, *, is_gpu: bool
+) -> Iterator[tuple[str, RunConfig]]:
+    codecs: TypeAdapter[CodecSpec] = TypeAdapter(CodecSpec)
+    for preset in _PRESETS:
+        specs = {side: codecs.validate_python(spec) for side, spec in read_preset(preset, "plan").items()}
+        cache = config.cache.model_copy(update={"preset": preset, **specs})
+        smaller = config.model_copy(update={"cache": cache})
+        try:
+            peak = forecast(smaller, plan, is_gpu=is_gpu).cache_peak
+        except UsageError:
+            # A head size that cannot be packed.
+            return
+        if total(peak.peak_bytes) < total(now.cache_peak.peak_bytes):
+            yield f"--cache {preset}", smaller
+
+
+def _places(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    """Every place alone, then each together with those before it."""
+    changes = [(key, value) for key, value in _CHANGES if _place_of(config, key) != value]
+    for change in changes:
+        yield _placed(config, [change])
+    for count in range(2, len(changes) + 1):
+        yield _placed(config, changes[:count])
+
+
+def _place_of(config: RunConfig, key: str) -> str:
+    value: str = getattr(config.memory, key.removeprefix("memory."))
+    return value
+
+
+def _placed(config: RunConfig, changes: Sequence[tuple[str, str]]) -> tuple[str, RunConfig]:
+    last = dict(changes)
+    memory = config.memory.model_copy(
+        update={key.removeprefix("memory."): value for key, value in last.items()}
+    )
+    options = " ".join(f"--set {key}={value}" for key, value in last.items())
+    return options, config.model_copy(update={"memory": memory})
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Tries settings against a limit."""
+
+    limit_bytes: int
+    is_gpu: bool
+    has_text: bool
+
+    def needed(self, config: RunConfig, plan: VideoPlan) -> int:
+        """Bytes at the fullest moment that is still to come."""
+        found = forecast(config, plan, is_gpu=self.is_gpu)
+        return found.device_bytes if self.has_text else found.peak.total_bytes
+
+    def first(self, choices: Sequence[tuple[str, RunConfig]], plan: VideoPlan) -> list[Remedy]:
+        """The first choice within the limit, if any."""
+        for options, config in choices:
+            needed = self.needed(config, plan)
+            if needed <= self.limit_bytes:
+                return [Remedy(options, needed)]
+        return []
+
+    def longest(self, config: RunConfig, plan: VideoPlan) -> list[Remedy]:
+        """The longest shorter video within the limit, if any; a longer one never needs less."""
+        shorter = shorter_lengths(config, plan)
+        low, high, found = 0, len(shorter), []
+        while low < high:
+            middle = (low + high) // 2
+            cut = plan_video(shorter[middle])
+            needed = self.needed(shorter[middle], cut)
+            if needed <= self.limit_bytes:
+                new_frames = cut.num_pixel_frames - given_pixel_frames(config)
+                found = [Remedy(f"--frames {new_frames}", needed)]
+                low = middle + 1
+            else:
+                high = middle
+        return found

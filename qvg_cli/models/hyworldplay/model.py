@@ -1,0 +1,205 @@
+"""The world model: diffusers' Wan transformer, told what the camera does, with a second stream of attention.
+
+The model's own forward runs unchanged. The frames of a call go through it as a batch of single frames, so
+that every frame has its own timestep and action; attention joins them again. One set of projections gives the
+query, key and value of both streams, each stream has its own output projection.
+
+Source: Tencent-Hunyuan/HY-WorldPlay, `wan/models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
+from torch import Tensor, nn
+
+from qvg_cli.cache.kv_cache import KVCache, LayerCache
+from qvg_cli.models.hyworldplay.streams import Cameras, RotaryStream
+from qvg_cli.models.self_forcing.model import FrameRope, TextCrossAttention
+from qvg_cli.models.wan.rope import FrameRotation
+from qvg_cli.planning.cache_plan import Frames
+from qvg_kernels.placement import RotaryTables
+
+
+@dataclass
+class Call:
+    """What the parts of the model need to know about a call, set by the session before it.
+
+    Attributes:
+        cameras: Of the whole video.
+        frames: Frames of the input, in order.
+        actions: `[B * F]` action labels of the input's frames.
+        reads: Frames of the history to attend to.
+        keeps: Frames of the input whose keys and values are stored.
+        packs: Groups to pack as the call passes each layer.
+    """
+
+    cameras: Cameras
+    actions: Tensor
+    frames: Frames = ()
+    reads: Frames = ()
+    keeps: Frames = ()
+    packs: tuple[Frames, ...] = ()
+
+    @property
+    def order(self) -> Frames:
+        """Frames in the order of their time positions: history first, then the input, without gaps."""
+        return (*self.reads, *self.frames)
+
+
+class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # diffusers has no types
+    """The model's conditioning on time and text, with the action added to the time, for each frame.
+
+    The sum also modulates the output norm, as time alone does in the stock model.
+    """
+
+    def __init__(self, dim: int, freq_dim: int, text_dim: int) -> None:
+        super().__init__(dim=dim, time_freq_dim=freq_dim, time_proj_dim=6 * dim, text_embed_dim=text_dim)
+        self.action_embedder = TimestepEmbedding(in_channels=freq_dim, time_embed_dim=dim)
+        self.call: Call | None = None
+
+    def forward(
+        self,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: None = None,
+        timestep_seq_len: None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        """`[B * F]` timesteps and `[B, N, C]` text states to `[B * F, C]`, `[B * F, 6 * C]` and the text."""
+        assert self.call is not None
+        time = self._embed(self.time_embedder, timestep)
+        states = (time + self._embed(self.action_embedder, self.call.actions)).type_as(encoder_hidden_states)
+        return states, self.time_proj(self.act_fn(states)), self.text_embedder(encoder_hidden_states), None
+
+    def _embed(self, embedder: TimestepEmbedding, numbers: Tensor) -> Tensor:
+        sinusoid = self.timesteps_proj(numbers).to(embedder.linear_1.weight.dtype)
+        embedded: Tensor = embedder(sinusoid)
+        return embedded
+
+
+class TwoStreamSelfAttention:
+    """Self-attention processor of one layer: both streams attend to the cache; a clean pass fills it."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, layer: LayerCache, call: Call) -> None:
+        self.layer = layer
+        self.call = call
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: FrameRotation | None = None,
+    ) -> Tensor:
+        """`[B * F, P, C]` to `[B * F, P, C]`."""
+        assert rotary_emb is not None
+        frames = self.call.frames
+        query = self._join_frames(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
+        key = self._join_frames(attn.norm_k(attn.to_k(hidden_states)), attn.heads)
+        value = self._join_frames(attn.to_v(hidden_states), attn.heads)
+
+        rotary = RotaryStream(rotary_emb, self.call.order)
+        rotated = rotary.rotate(query, frames)
+        attended = self.layer.attend(
+            rotated, key, value, frames=frames, reads=self.call.reads, rotation=rotary
+        )
+        output: Tensor = attn.to_out[0](self._split_frames(attended))
+
+        cameras = self.call.cameras
+        attended = self.layer.attend(
+            cameras.rotate_query(query, frames),
+            key,
+            value,
+            frames=frames,
+            reads=self.call.reads,
+            rotation=cameras,
+            value_rotation=cameras,
+        )
+        output = output + attn.to_out_prope[0](self._split_frames(cameras.restore(attended, frames)))
+        if self.call.keeps:
+            self._store(key, value)
+        return output
+
+    def _store(self, key: Tensor, value: Tensor) -> None:
+        """Keep the keys and values of some of the input's frames."""
+        at = [self.call.frames.index(frame) for frame in self.call.keeps]
+        shape = (len(self.call.frames), -1)
+        kept = [states.unflatten(2, shape)[:, :, at].flatten(2, 3) for states in (key, value)]
+        self.layer.append(kept[0], kept[1], self.call.keeps, self.call.packs)
+
+    def _join_frames(self, states: Tensor, heads: int) -> Tensor:
+        """`[B * F, P, H * D]` to `[B, H, F * P, D]`."""
+        joined = states.unflatten(0, (-1, len(self.call.frames))).flatten(1, 2)
+        split: Tensor = joined.unflatten(-1, (heads, -1))
+        return split.transpose(1, 2)
+
+    def _split_frames(self, states: Tensor) -> Tensor:
+        """`[B, H, F * P, D]` to `[B * F, P, H * D]`."""
+        joined = states.transpose(1, 2).flatten(2)
+        split: Tensor = joined.unflatten(1, (len(self.call.frames), -1))
+        return split.flatten(0, 1)
+
+
+class FramewiseCrossAttention(TextCrossAttention):
+    """Cross-attention of the frames of a call, as one sequence a video."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_emb: None = None,
+    ) -> Tensor:
+        """`[B * F, P, C]` attending to text states `[B, N, C]`."""
+        joined = hidden_states.reshape(encoder_hidden_states.shape[0], -1, hidden_states.shape[-1])
+        return super().__call__(attn, joined, encoder_hidden_states).view_as(hidden_states)
+
+
+def build_transformer(config: Mapping[str, object]) -> WanTransformer3DModel:
+    """The stock transformer of `config` with the action embedding and the camera stream's projections."""
+    model = WanTransformer3DModel(**config)
+    settings = model.config
+    dim = settings.num_attention_heads * settings.attention_head_dim
+    model.condition_embedder = ActionConditioning(dim, settings.freq_dim, settings.text_dim)
+    for block in model.blocks:
+        block.attn1.to_out_prope = nn.ModuleList([nn.Linear(dim, dim)])
+    return model
+
+
+def prepare(model: WanTransformer3DModel, device: torch.device | None = None) -> None:
+    """Give the model its positions; done once after loading.
+
+    Args:
+        device: Where the model will compute; none is where its weights are.
+    """
+    settings = model.config
+    device = device or model.patch_embedding.weight.device
+    tables = RotaryTables.of(settings.attention_head_dim, settings.rope_max_seq_len, device)
+    model.rope = FrameRope(tables, tuple(settings.patch_size))
+
+
+def attach(model: WanTransformer3DModel, cache: KVCache, cameras: Cameras) -> Call:
+    """Make the model read and fill `cache`, see through `cameras` and forget the last prompt.
+
+    Returns:
+        What the session sets before every model call.
+    """
+    call = Call(cameras=cameras, actions=torch.empty(0, device=cameras.project.device))
+    processors: dict[str, object] = {}
+    for index, layer in enumerate(cache.layers):
+        processors[f"blocks.{index}.attn1.processor"] = TwoStreamSelfAttention(layer, call)
+        processors[f"blocks.{index}.attn2.processor"] = FramewiseCrossAttention()
+    model.set_attn_processor(processors)
+    model.condition_embedder.call = call
+    return call

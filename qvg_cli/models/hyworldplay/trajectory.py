@@ -1,0 +1,230 @@
+"""The camera's path: one pose, one lens and one action label a latent frame. numpy in float64, no torch.
+
+Axes of a camera: x to the right, y down, z forward. Moves act in the camera's own axes. Invariant: the pose
+of a latent frame, its lens and its label come from the same entry of the path.
+
+Source: Tencent-Hunyuan/HY-WorldPlay, `hyvideo/generate.py` (steps, lens, labels) and
+`hyvideo/generate_custom_trajectory.py` (the file format).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvg_cli.errors import UsageError
+from qvg_cli.models.hyworldplay.pose import MAX_POSES, Command, parse_pose
+
+Array = NDArray[np.float64]
+
+STEP = 0.08
+"""Length of a move in one latent frame."""
+TURN = math.radians(3.0)
+"""Angle of a turn in one latent frame."""
+FOCAL_PIXELS = 969.6969696969696
+CENTRE_PIXELS = (960.0, 540.0)
+"""Of the lens that the model was trained with, a 1920x1080 camera, whatever the size of the video."""
+_MIN_STEP = 1e-4
+_MIN_TURN_DEGREES = 0.05
+_TOLERANCE = 1e-3
+"""Of a rotation read from a file: files are written with few digits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A camera path.
+
+    Attributes:
+        viewmats: `[F, 4, 4]` world to camera.
+        intrinsics: `[F, 3, 3]`, as fractions of the picture's width and height, the centre at one half.
+        actions: What the camera does from the frame before to this one, 0 .. 80; see `action_labels`.
+        notes: What of the request does not come true as it was written, to be shown to the user.
+    """
+
+    viewmats: Array
+    intrinsics: Array
+    actions: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def take(self, num_frames: int) -> Trajectory:
+        """The first `num_frames` poses; past the end the last one stays, labelled as no motion."""
+        at = np.minimum(np.arange(num_frames), len(self) - 1)
+        held = (0,) * max(0, num_frames - len(self))
+        return replace(
+            self,
+            viewmats=self.viewmats[at],
+            intrinsics=self.intrinsics[at],
+            actions=self.actions[:num_frames] + held,
+        )
+
+
+def camera_path(pose: str) -> Trajectory:
+    """The path that a user asks for: a pose text, or the name of a trajectory file that ends in `.json`.
+
+    Raises:
+        UsageError: The text or the file is not what it has to be; the place is named.
+    """
+    if pose.strip().endswith(".json"):
+        return read_trajectory(Path(pose.strip()).expanduser())
+    parsed = parse_pose(pose)
+    return replace(walk(parsed.commands), notes=parsed.notes)
+
+
+def walk(commands: Sequence[Command]) -> Trajectory:
+    """The path of some moves, from the origin: one pose more than their latent frames."""
+    pose = np.eye(4)
+    poses = [pose]
+    for command in commands:
+        step = _motion(command.move)
+        for _ in range(command.frames):
+            pose = pose @ step
+            poses.append(pose)
+    pixels = np.array([[FOCAL_PIXELS, 0, CENTRE_PIXELS[0]], [0, FOCAL_PIXELS, CENTRE_PIXELS[1]], [0, 0, 1]])
+    return from_cameras(np.stack(poses), np.broadcast_to(pixels, (len(poses), 3, 3)))
+
+
+def from_cameras(camera_to_world: Array, pixel_intrinsics: Array) -> Trajectory:
+    """A path from `[F, 4, 4]` poses and `[F, 3, 3]` lenses in pixels, whose centre is half the picture."""
+    intrinsics = np.zeros(pixel_intrinsics.shape)
+    for axis in (0, 1):
+        intrinsics[:, axis, axis] = pixel_intrinsics[:, axis, axis] / (2 * pixel_intrinsics[:, axis, 2])
+        intrinsics[:, axis, 2] = 0.5
+    intrinsics[:, 2, 2] = 1.0
+    viewmats = np.linalg.inv(camera_to_world).astype(np.float64)
+    return Trajectory(viewmats, intrinsics, action_labels(camera_to_world))
+
+
+def action_labels(camera_to_world: Array) -> tuple[int, ...]:
+    """Labels `9 * move + turn` of `[F, 4, 4]` poses; the first is 0.
+
+    A class of two signs is 0 for none, 1 and 2 for the first alone, 3 and 4 for the second alone, 5 to 8 for
+    both: ++, +-, -+, --. A move has forward and right; a turn has right and up. A direction counts within 60
+    degrees of its axis if the step is longer than 1e-4, a turn beyond 0.05 degrees.
+    """
+    labels = [0]
+    for before, after in pairwise(camera_to_world):
+        relative = np.linalg.inv(before) @ after
+        labels.append(9 * _move_class(relative[:3, 3]) + _turn_class(relative[:3, :3]))
+    return tuple(labels)
+
+
+def read_trajectory(path: Path) -> Trajectory:
+    """Read a path from JSON: `{"0": {"extrinsic": 4x4 camera to world, "K": 3x3 in pixels}, "1": ...}`.
+
+    Raises:
+        UsageError: The file cannot be read, or an entry is not what it has to be; the entry is named.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the trajectory {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the trajectory {path} is not JSON: {error}") from error
+    if not isinstance(entries, dict) or not entries:
+        raise UsageError(f"the trajectory {path} has no entries", hint='entries are named "0", "1", ...')
+    if len(entries) > MAX_POSES:
+        raise UsageError(
+            f"the trajectory {path} has {len(entries)} entries, the longest path has {MAX_POSES}"
+        )
+    missing = next((index for index in range(len(entries)) if str(index) not in entries), None)
+    if missing is not None:
+        raise UsageError(
+            f"the trajectory {path} has {len(entries)} entries but none named {str(missing)!r}",
+            hint='entries are named "0", "1", ... without a gap',
+        )
+    ordered = [entries[str(index)] for index in range(len(entries))]
+    poses = [_pose(path, index, entry) for index, entry in enumerate(ordered)]
+    lenses = [_lens(path, index, entry) for index, entry in enumerate(ordered)]
+    return from_cameras(np.stack(poses), np.stack(lenses))
+
+
+def _motion(move: str) -> Array:
+    """Camera after one latent frame of `move`, in the axes of the camera before."""
+    motion = np.eye(4)
+    if move in ("w", "s"):
+        motion[2, 3] = STEP if move == "w" else -STEP
+    elif move in ("d", "a"):
+        motion[0, 3] = STEP if move == "d" else -STEP
+    else:
+        angle = TURN if move in ("right", "up") else -TURN
+        cosine, sine = math.cos(angle), math.sin(angle)
+        if move in ("right", "left"):
+            rotation = [[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]]
+        else:
+            rotation = [[1.0, 0.0, 0.0], [0.0, cosine, -sine], [0.0, sine, cosine]]
+        motion[:3, :3] = rotation
+    return motion
+
+
+def _move_class(step: Array) -> int:
+    length = float(np.linalg.norm(step))
+    if length <= _MIN_STEP:
+        return 0
+    degrees = np.degrees(np.arccos(np.clip(step / length, -1, 1)))
+    return _sign_class(_within_60(degrees[2]), _within_60(degrees[0]))
+
+
+def _within_60(degrees: float) -> int:
+    return 1 if degrees < 60 else -1 if degrees > 120 else 0
+
+
+def _turn_class(rotation: Array) -> int:
+    # Euler angles of R = Rz Ry Rx.
+    pitch = math.degrees(math.atan2(rotation[2, 1], rotation[2, 2]))
+    yaw = math.degrees(math.atan2(-rotation[2, 0], math.hypot(rotation[0, 0], rotation[1, 0])))
+    return _sign_class(_beyond_least_turn(yaw), _beyond_least_turn(pitch))
+
+
+def _beyond_least_turn(degrees: float) -> int:
+    return 1 if degrees > _MIN_TURN_DEGREES else -1 if degrees < -_MIN_TURN_DEGREES else 0
+
+
+def _sign_class(first: int, second: int) -> int:
+    classes = {0: (0, 3, 4), 1: (1, 5, 6), -1: (2, 7, 8)}
+    return classes[first][second if second >= 0 else 2]
+
+
+def _pose(path: Path, index: int, entry: Any) -> Array:
+    pose = _matrix(path, index, entry, "extrinsic", 4)
+    if not np.allclose(pose[3], (0, 0, 0, 1), atol=_TOLERANCE):
+        raise _wrong(path, index, f"the last row of extrinsic is {pose[3].tolist()}, not [0, 0, 0, 1]")
+    rotation = pose[:3, :3]
+    error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if error > _TOLERANCE:
+        raise _wrong(path, index, f"the rotation of extrinsic is off by {error:.2g} from orthonormal")
+    if np.linalg.det(rotation) < 0:
+        raise _wrong(path, index, "extrinsic mirrors the picture: its determinant is negative")
+    return pose
+
+
+def _lens(path: Path, index: int, entry: Any) -> Array:
+    lens = _matrix(path, index, entry, "K", 3)
+    for name, value in (("fx", lens[0, 0]), ("fy", lens[1, 1]), ("cx", lens[0, 2]), ("cy", lens[1, 2])):
+        if value <= 0:
+            raise _wrong(path, index, f"{name}={value:g} of K is not positive")
+    return lens
+
+
+def _matrix(path: Path, index: int, entry: Any, key: str, size: int) -> Array:
+    try:
+        matrix = np.asarray(entry[key], dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _wrong(path, index, f"{key} is missing or not a matrix of numbers") from error
+    if matrix.shape != (size, size) or not np.isfinite(matrix).all():
+        raise _wrong(path, index, f"{key} is not a {size}x{size} matrix of finite numbers")
+    return matrix
+
+
+def _wrong(path: Path, index: int, what: str) -> UsageError:
+    return UsageError(f"trajectory {path}, entry {str(index)!r}: {what}")

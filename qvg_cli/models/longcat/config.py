@@ -1,0 +1,49 @@
+"""The settings of this family: those of every run, and how a window is sampled. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from qvg_cli.config.schema import RunConfig, SamplerConfig
+
+
+class WindowSamplerConfig(SamplerConfig):
+    """Sampling of a window whose first frames are given.
+
+    Attributes:
+        mode: "guided": many steps, two rows a step. "distilled": `steps`, with the adapter made for them and
+            one row a step.
+        guided_steps: Steps of a clip from text or an image; a segment takes more, below timestep 500.
+        guidance: Scale of the guidance; 1 leaves out the row of the negative prompt.
+        negative_prompt: What the guidance leads away from.
+        window: Latent frames of the first clip, and of a segment with the frames it goes on from.
+    """
+
+    mode: Literal["guided", "distilled"] = "guided"
+    guided_steps: int = Field(50, ge=2)
+    guidance: float = Field(4.0, ge=1)
+    negative_prompt: str = ""
+    window: int = Field(gt=0)
+
+    @property
+    def condition_frames(self) -> int:
+        """Latent frames that a segment goes on from."""
+        return self.window - self.frames_per_chunk
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a step has a row of the negative prompt."""
+        return self.mode == "guided" and self.guidance > 1
+
+
+class LongCatConfig(RunConfig):
+    """One run, whole."""
+
+    sampler: WindowSamplerConfig
+
+    @property
+    def num_rows(self) -> int:
+        """See `RunConfig.num_rows`."""
+        return 2 if self.sampler.is_guided else 1

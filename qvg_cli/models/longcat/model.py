@@ -1,0 +1,109 @@
+"""The LongCat-Video transformer, its self-attention reading and filling the cache.
+
+A timestep belongs to a latent frame, not to a video: condition frames pass with timestep 0 and without text,
+so what they leave in the cache depends neither on the prompt nor on the step.
+
+Source: meituan-longcat/LongCat-Video, `longcat_video/modules/longcat_video_dit.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qvg_cli.models.longcat.layers import (
+    Block,
+    Call,
+    CaptionEmbedder,
+    FinalLayer,
+    PatchEmbedder,
+    TextStates,
+    TimestepEmbedder,
+    TransformerConfig,
+)
+from qvg_cli.models.wan.rope import FrameRotation
+from qvg_kernels.placement import RotaryTables
+
+FLOAT32_PARTS = ("t_embedder", "adaLN_modulation", "final_layer")
+"""Modules whose weights stay float32; their inputs are float32 whatever the model's dtype."""
+
+MAX_POSITIONS = 1024
+"""Of each axis; the published model has no limit of its own."""
+
+
+class LongCatTransformer(nn.Module):
+    """The whole transformer; call `embed_text` once a prompt and the model once a step."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.x_embedder = PatchEmbedder(config)
+        self.t_embedder = TimestepEmbedder(config)
+        self.y_embedder = CaptionEmbedder(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config)
+        self._tables: RotaryTables | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and activations outside `FLOAT32_PARTS`."""
+        return self.x_embedder.proj.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.x_embedder.proj.weight.device
+
+    @torch.no_grad()
+    def embed_text(self, prompt_embeds: Tensor, mask: Tensor | None = None) -> TextStates:
+        """Project the text encoder's states.
+
+        Args:
+            prompt_embeds: `[B, N, C]`.
+            mask: `[B, N]`, true or 1 for the prompt's tokens, else padding; none counts all as prompt.
+        """
+        states = self.y_embedder(prompt_embeds.to(self.dtype))
+        if mask is None:
+            return TextStates(states, None)
+        if self.config.text_tokens_zero_pad:
+            # Zero rows still have keys and values, the biases, and the model was trained to attend to them.
+            return TextStates(states * mask.unsqueeze(-1).to(states.dtype), None)
+        return TextStates(states, mask[:, None, None, :].bool())
+
+    @torch.no_grad()
+    def forward(self, latents: Tensor, timesteps: Tensor, text: TextStates | None, call: Call) -> Tensor:
+        """Predict `clean - noise` of latent frames.
+
+        Args:
+            latents: `[B, C, F, h, w]`; the frames named in `call`.
+            timesteps: `[B, F]` on the 0..1000 scale.
+            text: None for condition frames, which never see it.
+
+        Returns:
+            `[B, C, F, h, w]` float32.
+        """
+        states = self.x_embedder(latents.to(self.dtype))
+        # The timestep is rounded to the model's dtype first: 998.27 becomes 1000 in bf16, as in training.
+        rounded = timesteps.to(self.dtype).float()
+        time = self.t_embedder(rounded.flatten()).unflatten(0, rounded.shape)
+        rotation = self._rotation(latents, call.first_frame)
+        for block, layer in zip(self.blocks, call.layers, strict=True):
+            states = block(states, time, text, rotation, layer, call)
+        return self._unpatchify(self.final_layer(states, time), latents)
+
+    def _rotation(self, latents: Tensor, first_frame: int) -> FrameRotation:
+        if self._tables is None:
+            self._tables = RotaryTables.of(self.config.head_dim, MAX_POSITIONS, self.device)
+        _, rows, columns = self.config.patch_size
+        return FrameRotation(
+            self._tables, latents.shape[-2] // rows, latents.shape[-1] // columns, first_frame
+        )
+
+    def _unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:
+        """`[B, S, pt * ph * pw * C]` to `[B, C, F, h, w]`, the size of `like`."""
+        batch, _, *size = like.shape
+        patch = self.config.patch_size
+        grid = [length // part for length, part in zip(size, patch, strict=True)]
+        pixels = patches.reshape(batch, *grid, *patch, self.config.out_channels)
+        # [B, F, h, w, pt, ph, pw, C] to [B, C, F, pt, h, ph, w, pw]
+        return pixels.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, self.config.out_channels, *size)

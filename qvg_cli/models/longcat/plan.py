@@ -1,0 +1,207 @@
+"""How a LongCat video is cut into a base clip and segments, and which sizes the model makes. No torch.
+
+A clip is one window of latent frames. Each segment takes the newest frames of what is there as its condition
+and fills the rest of the window. Keys and values of the condition are made anew for every segment: a deeper
+layer's depend on all frames of the window, and the window moves on.
+
+Source: meituan-longcat/LongCat-Video, `run_demo_long_video.py` and `longcat_video/utils/bukcet_config.py`.
+"""
+
+from __future__ import annotations
+
+from qvg_cli.config.schema import CacheConfig
+from qvg_cli.errors import UsageError
+from qvg_cli.models.longcat.config import LongCatConfig, WindowSamplerConfig
+from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
+
+LATENT_CHANNELS = 16
+SPATIAL_FACTOR = 8
+PATCH_SIZE = 2
+MAX_FRAMES = 100_000
+"""The model has no longest video. This one takes 7 hours to watch."""
+_SIZES_480P = {
+    0.26: (320, 1216),
+    0.31: (352, 1120),
+    0.38: (384, 1024),
+    0.43: (416, 960),
+    0.52: (448, 864),
+    0.58: (480, 832),
+    0.67: (512, 768),
+    0.74: (544, 736),
+    0.86: (576, 672),
+    0.95: (608, 640),
+    1.05: (640, 608),
+    1.17: (672, 576),
+    1.29: (704, 544),
+    1.35: (736, 544),
+    1.50: (768, 512),
+    1.67: (800, 480),
+    1.73: (832, 480),
+    2.00: (896, 448),
+    2.31: (960, 416),
+    2.58: (992, 384),
+    2.75: (1056, 384),
+    3.09: (1088, 352),
+    3.70: (1184, 320),
+    3.80: (1216, 320),
+    3.90: (1248, 320),
+    4.00: (1280, 320),
+}
+"""Sizes `(height, width)` of the 480p class by the ratio they are chosen for."""
+
+
+def fit_size(height: int, width: int) -> tuple[int, int]:
+    """The 480p size `(height, width)` whose ratio is nearest to that of a given clip; the first on a tie."""
+    ratio = height / width
+    return _SIZES_480P[min(_SIZES_480P, key=lambda listed: abs(listed - ratio))]
+
+
+def is_480p(height: int, width: int) -> bool:
+    """Whether a size is one of the 480p class."""
+    return (height, width) in _SIZES_480P.values()
+
+
+def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
+    """Plan a run.
+
+    Args:
+        config: The resolved configuration.
+        context_frames: Given latent frames at the start, part of `config.video.frames`; see `plan_chunks`.
+            `config.source` says it if it is there.
+
+    Raises:
+        UsageError: Size, length, window or cache do not fit; the message names what would.
+    """
+    _check_size(config.video.height, config.video.width)
+    _check_sampler(config.sampler)
+    latent_height = config.video.height // SPATIAL_FACTOR
+    latent_width = config.video.width // SPATIAL_FACTOR
+    tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
+    _check_cache(config.cache, config.sampler.condition_frames * tokens_per_frame)
+    source, finished_frames = config.source, 0
+    if source is not None:
+        context_frames = source.clip_frames if source.image is None else 1
+        finished_frames = source.frames
+    return VideoPlan(
+        chunks=plan_chunks(
+            config.video.frames,
+            window=config.sampler.window,
+            condition_frames=config.sampler.condition_frames,
+            context_frames=context_frames,
+            finished_frames=finished_frames,
+        ),
+        tokens_per_frame=tokens_per_frame,
+        latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
+        height=config.video.height,
+        width=config.video.width,
+        notes=_about_mode(config.sampler),
+    )
+
+
+def _about_mode(sampler: WindowSamplerConfig) -> tuple[str, ...]:
+    """Which settings have no say."""
+    if sampler.mode == "guided":
+        return ()
+    return (
+        f"distilled: {len(sampler.steps)} steps a clip, without guidance; sampler.guided_steps, guidance and "
+        "negative_prompt have no say",
+    )
+
+
+def plan_chunks(
+    num_frames: int,
+    *,
+    window: int,
+    condition_frames: int,
+    context_frames: int = 0,
+    finished_frames: int = 0,
+) -> tuple[ChunkPlan, ...]:
+    """Cut `num_frames` latent frames, the first `context_frames` given, into a base clip and segments.
+
+    Args:
+        window: Latent frames of the base clip, and of a segment with its condition frames.
+        condition_frames: Latent frames that a segment goes on from.
+        context_frames: 0 for a base clip from text, 1 for one from an image, `condition_frames` to go on from
+            the end of a given clip.
+        finished_frames: Latent frames of a video that was made before, the context's among them. Chunks of
+            it are shown again: their condition is recalled for the decoder, and the model does not run.
+
+    Raises:
+        UsageError: The length or the given clip does not fit; the message names the nearest that do.
+    """
+    if context_frames not in (0, 1, condition_frames):
+        raise UsageError(
+            f"{_length(context_frames)} are given; a segment goes on from exactly {_length(condition_frames)}"
+        )
+    if num_frames > MAX_FRAMES:
+        raise UsageError(f"{_length(num_frames)} are too many; at most {_length(MAX_FRAMES)} are planned")
+    first_end = window if context_frames <= 1 else context_frames
+    step = window - condition_frames
+    segments, rest = divmod(num_frames - first_end, step)
+    if segments < 0 or rest:
+        below = first_end + max(0, segments) * step
+        near = ", ".join(_length(length) for length in ([below] if segments < 0 else [below, below + step]))
+        raise UsageError(
+            f"{_length(num_frames)} do not fit a start of {first_end} and segments of {step}; nearest: {near}"
+        )
+    _check_finished(finished_frames, context_frames, first_end, step)
+    pieces = []
+    if context_frames <= 1:
+        pieces.append((range(context_frames), range(context_frames, window)))
+    for start in range(first_end, num_frames, step):
+        pieces.append((range(start - condition_frames, start), range(start, start + step)))
+    chunks: list[ChunkPlan] = []
+    for index, (condition, own) in enumerate(pieces):
+        if own[-1] < finished_frames:
+            chunks.append(ChunkPlan(index, (), prefill=tuple(condition), given=tuple(own)))
+        else:
+            cached = chunks[-1].commits if chunks else ()
+            chunks.append(_chunk(index, condition, own, cached))
+    return tuple(chunks)
+
+
+def _chunk(index: int, condition: range, made: range, cached: tuple[int, ...]) -> ChunkPlan:
+    frames = tuple(condition)
+    return ChunkPlan(index, tuple(made), prefill=frames, reads=frames, commits=frames, evicts=cached)
+
+
+def _check_finished(finished: int, context: int, first_end: int, step: int) -> None:
+    """Refuse a finished part that ends inside a chunk."""
+    if finished > context and (finished < first_end or (finished - first_end) % step):
+        raise UsageError(
+            f"{_length(finished)} are given; they do not end with the first clip of {first_end} latent "
+            f"frames or a segment of {step} after it"
+        )
+
+
+def _length(num_frames: int) -> str:
+    return f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames)"
+
+
+def _check_size(height: int, width: int) -> None:
+    multiple = SPATIAL_FACTOR * PATCH_SIZE
+    for name, value in (("height", height), ("width", width)):
+        if value % multiple:
+            below = value // multiple * multiple
+            near = f"{below}, {below + multiple}" if below else str(multiple)
+            raise UsageError(f"{name} {value} is not a multiple of {multiple}; nearest: {near}")
+
+
+def _check_sampler(sampler: WindowSamplerConfig) -> None:
+    if sampler.condition_frames < 2:
+        raise UsageError(
+            f"sampler.frames_per_chunk={sampler.frames_per_chunk} leaves {sampler.condition_frames} latent "
+            f"frames of a window of {sampler.window} to go on from; largest: {sampler.window - 2}"
+        )
+
+
+def _check_cache(cache: CacheConfig, condition_tokens: int) -> None:
+    """Refuse what would leave the condition frames unpacked: they live for one segment only."""
+    limits = {"keep_recent_chunks": 0, "keep_sink": False, "span_tokens": condition_tokens}
+    for name, limit in limits.items():
+        value = getattr(cache, name)
+        if value > limit:
+            raise UsageError(
+                f"cache.{name}={value} would leave the condition frames unpacked; largest: {limit}",
+                hint="for an unpacked cache, take --cache bf16",
+            )

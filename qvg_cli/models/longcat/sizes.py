@@ -1,0 +1,72 @@
+"""How large this family's model is. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qvg_cli.config.resources import weights_folder
+from qvg_cli.models.longcat.config import LongCatConfig
+from qvg_cli.planning.sizes import (
+    TEXT_ENCODER_VALUES,
+    WAN_21_VAE,
+    ModelSizes,
+    count_values,
+    element_bytes,
+    read_layout,
+    read_vae,
+)
+
+PUBLISHED = "longcat"
+_DEPTH, _HEADS, _HEAD_DIM = 48, 32, 128
+_VALUES = 13_581_071_424
+_FLOAT32_VALUES = 610_018_368
+"""Of all values: what modulates, and the embedding of time."""
+_BLOCK_VALUES, _BLOCK_FLOAT32_VALUES = 282_132_992, 12_607_488
+_MATRIX_VALUES = 12_936_806_400
+_TOKEN_VALUES = 10.04
+"""Values a channel at the fullest moment of a block: 82,200 bytes a token of a base clip, bf16, GPU."""
+
+
+def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
+    """Sizes of the published model, or of that in the folder that `model.weights` names.
+
+    Raises:
+        MissingModelError: There is no such folder, or what it holds cannot be counted.
+    """
+    size = element_bytes(config.model.dtype, is_gpu=is_gpu)
+    width, text_rows = _HEADS * _HEAD_DIM, config.num_rows
+    published = ModelSizes(
+        num_layers=_DEPTH,
+        heads=_HEADS,
+        head_dim=_HEAD_DIM,
+        transformer_bytes=_VALUES * size + _FLOAT32_VALUES * (4 - size),
+        block_bytes=_BLOCK_VALUES * size + _BLOCK_FLOAT32_VALUES * (4 - size),
+        matrix_values=_MATRIX_VALUES,
+        text_encoder_bytes=TEXT_ENCODER_VALUES * size,
+        token_bytes=_TOKEN_VALUES * width * size,
+        text_bytes=text_rows * config.model.text_tokens * width * size,
+        latent_bytes=4,
+        vae=replace(WAN_21_VAE, keeps_features=False),
+        vae_bytes=WAN_21_VAE.values * size,
+        rows=config.num_rows,
+    )
+    if config.model.weights == PUBLISHED:
+        return published
+    folder = weights_folder(config.model.weights)
+    layout, values = read_layout(folder / "dit"), count_values(folder / "dit")
+    vae = replace(read_vae(folder / "vae"), keeps_features=False)
+    part, width = values / _VALUES, layout["hidden_size"]
+    return replace(
+        published,
+        num_layers=layout["depth"],
+        heads=layout["num_heads"],
+        head_dim=width // layout["num_heads"],
+        transformer_bytes=round(published.transformer_bytes * part),
+        block_bytes=round(published.block_bytes * part * _DEPTH / layout["depth"]),
+        matrix_values=round(published.matrix_values * part),
+        text_encoder_bytes=count_values(folder / "text_encoder") * size,
+        token_bytes=_TOKEN_VALUES * width * size,
+        text_bytes=text_rows * config.model.text_tokens * width * size,
+        vae=vae,
+        vae_bytes=vae.values * size,
+    )

@@ -1,0 +1,86 @@
+"""Decoding and re-encoding of windows: a segment goes on from the frames that were shown.
+
+The first latent frame of a window stands for one pixel frame and the others for four, so the newest latents
+of a longer video do not make a window; the newest pixels do. They are kept as decoded, never rounded.
+
+Source: meituan-longcat/LongCat-Video, `generate_vc` in `longcat_video/pipeline_longcat_video.py`. There the
+condition frames are decoded anew with every segment, and rounded; here each frame is decoded once.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from qvg_cli.engine.rollout import redecode
+from qvg_cli.models.longcat.seam import Joint
+from qvg_cli.models.vae import StreamingDecoder, to_pixels
+from qvg_cli.models.vae_encode import encode_frames
+from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.randomness import derive_seed
+
+
+class WindowDecoder:
+    """See `qvg_cli.models.base.Decoder`; decodes one video, a window at a time.
+
+    Args:
+        vae: Not changed; several decoders may share it.
+        condition_frames: Latent frames that a segment goes on from.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, condition_frames: int) -> None:
+        self._vae = vae
+        self._num_kept = pixel_frames(condition_frames)
+        self._shown: Tensor | None = None
+        self._condition: Tensor | None = None
+        self._encoded: Tensor | None = None
+        self._joint: Joint | None = None
+        self._is_after_clip = False
+        self._num_recalled = 0
+
+    @torch.no_grad()
+    def recall(self, latents: Tensor) -> Tensor:
+        """Latents of the newest frames as the first of a window, encoded from their pixels.
+
+        Latents that were given are a window's first already, and come back as they are.
+        """
+        if self._shown is None:
+            return latents
+        if self._encoded is not None:
+            self._condition, self._encoded = self._encoded, None
+            return self._condition
+        seed = derive_seed(0, "posterior", self._num_recalled)
+        self._num_recalled += 1
+        self._condition = encode_frames(self._vae, self._shown, torch.Generator().manual_seed(seed))
+        return self._condition
+
+    def follow(self, frames: Tensor, latents: Tensor) -> None:
+        """See `qvg_cli.models.base.Decoder.follow`."""
+        self._shown = frames.cpu()
+        self._encoded = latents
+        self._is_after_clip = True
+
+    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
+        """See `Decoder.skip`. Every window goes on from the pixels of the one before, so all are decoded."""
+        for _ in redecode(self, plan, latents, num_chunks=num_chunks, num_shown=num_shown):
+            pass
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode the frames of a window that are new; rounded to nearest."""
+        decoder = StreamingDecoder(self._vae)
+        if self._condition is not None:
+            # Decoded for the decoder's memory alone.
+            rendered = decoder.decode_float(self._condition)
+            self._condition = None
+            if self._is_after_clip:
+                assert self._shown is not None
+                self._joint = Joint(self._shown[:, :, -1], rendered[:, :, -1])
+                self._is_after_clip = False
+        frames = decoder.decode_float(latents)
+        if self._joint is not None:
+            frames = self._joint.fade(frames)
+        shown = frames.cpu() if self._shown is None else torch.cat([self._shown, frames.cpu()], dim=2)
+        self._shown = shown[:, :, -self._num_kept :]
+        return to_pixels(frames)

@@ -1,0 +1,47 @@
+"""How the Self-Forcing family goes on from a given video: in blocks of its end. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qvg_cli.errors import UsageError
+from qvg_cli.models.self_forcing.config import SelfForcingConfig
+from qvg_cli.models.self_forcing.plan import MAX_FRAMES, TRAINED_FRAMES
+from qvg_cli.planning.chunks import pixel_frames
+
+
+@dataclass(frozen=True)
+class SelfForcingExtension:
+    """See `qvg_cli.models.base.Extension`."""
+
+    config: SelfForcingConfig
+
+    def default_frames(self, given: int) -> int:
+        """As many as the model was trained to make, in whole chunks, or what its positions leave."""
+        size = self.config.sampler.frames_per_chunk
+        return min(max(1, TRAINED_FRAMES // size), (MAX_FRAMES - given) // size) * size
+
+    def frames_of_segments(self, count: int) -> None:
+        """See `Extension.frames_of_segments`."""
+        return None
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        """The configured size, whatever the clip's."""
+        return self.config.video.height, self.config.video.width
+
+    def clip_frames(self, num_frames: int) -> int:
+        """The longest end in whole chunks that leaves the first new chunk inside the trained length."""
+        size = self.config.sampler.frames_per_chunk
+        longest = max(1, TRAINED_FRAMES // size - 1) * size
+        for count in range(longest, 0, -size):
+            if pixel_frames(count) <= num_frames:
+                return count
+        raise UsageError(
+            f"the clip has {num_frames} frames at {self.config.video.fps} a second; this model goes on from "
+            f"{pixel_frames(size)} or more ({size} latent frames)"
+        )
+
+
+def extension(config: SelfForcingConfig) -> SelfForcingExtension:
+    """How a run with these settings goes on from a given video."""
+    return SelfForcingExtension(config)

@@ -1,0 +1,175 @@
+"""Chunks of the Self-Forcing family: blocks of frames, the whole history or a rolling window with a sink.
+
+A block that covers frames `s .. e-1` attends to everything while `e <= window`; afterwards to the sink and to
+the newest `window - sink` frames, its own included. Positions are absolute and never renumbered.
+
+Source: guandeh17/Self-Forcing at 33593df, the rolling update of `causal_model.py`, as a rule on frame ids.
+"""
+
+from __future__ import annotations
+
+from qvg_cli.errors import UsageError
+from qvg_cli.models.self_forcing.config import BlockSamplerConfig, SelfForcingConfig
+from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
+
+MAX_FRAMES = 1024
+"""Positions of the temporal rotary table that the models were built with."""
+TRAINED_FRAMES = 21
+"""Latent frames of the videos that the models were trained to make."""
+LATENT_CHANNELS = 16
+SPATIAL_FACTOR = 8
+PATCH_SIZE = 2
+
+
+def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_last: bool = False) -> VideoPlan:
+    """Plan a run.
+
+    Args:
+        config: The resolved configuration.
+        context_frames: Given latent frames at the start, part of `config.video.frames`; those of
+            `config.source` if it has one.
+        commit_last: Whether the last chunk's keys and values are kept, for a video that will go on.
+
+    Raises:
+        UsageError: Size, length, window or context do not fit; the message names the nearest that do.
+    """
+    _check_size(config.video.height, config.video.width)
+    if config.source is not None:
+        if config.source.image is not None:
+            raise UsageError("source.image is not a setting of this model", hint="it begins with a text")
+        context_frames = config.source.frames
+    chunks = plan_chunks(
+        config.video.frames, config.sampler, context_frames=context_frames, commit_last=commit_last
+    )
+    latent_height = config.video.height // SPATIAL_FACTOR
+    latent_width = config.video.width // SPATIAL_FACTOR
+    tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
+    _check_spans(config, tokens_per_frame)
+    return VideoPlan(
+        chunks=chunks,
+        tokens_per_frame=tokens_per_frame,
+        latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
+        height=config.video.height,
+        width=config.video.width,
+        notes=_about_length(config),
+    )
+
+
+def _about_length(config: SelfForcingConfig) -> tuple[str, ...]:
+    """What is known of videos that are longer than those of the training."""
+    if config.video.frames <= TRAINED_FRAMES or config.model.weights == "pocket":
+        return ()
+    window = config.sampler.window
+    known = "the whole history is attended to, as in Quant VideoGen's runs of 180 latent frames"
+    if window is not None:
+        known = f"{window} latent frames are attended to; users report flicker about every 5 s with 21"
+    trained = f"{TRAINED_FRAMES} latent frames ({pixel_frames(TRAINED_FRAMES)} pixel frames)"
+    return (f"the model was trained on {trained} and the rest is beyond that: {known}",)
+
+
+def plan_chunks(
+    num_frames: int, sampler: BlockSamplerConfig, *, context_frames: int = 0, commit_last: bool = False
+) -> tuple[ChunkPlan, ...]:
+    """Cut `num_frames` latent frames, the first `context_frames` of them given, into chunks.
+
+    Raises:
+        UsageError: See `plan_video`.
+    """
+    size = sampler.frames_per_chunk
+    given = _context_blocks(context_frames, size)
+    first = [1] if sampler.independent_first_frame and not given else []
+    _check_length(num_frames, context_frames + sum(first), size)
+    _check_window(sampler)
+    made = first + [size] * ((num_frames - context_frames - sum(first)) // size)
+
+    chunks: list[ChunkPlan] = []
+    cached: tuple[int, ...] = ()
+    start = 0
+    for index, length in enumerate(given + made):
+        own = tuple(range(start, start + length))
+        start += length
+        kept = _window(cached, start, sampler)
+        is_given = index < len(given)
+        commits = own if commit_last or start < num_frames else ()
+        chunks.append(
+            ChunkPlan(
+                index=index,
+                makes=() if is_given else own,
+                prefill=own if is_given else (),
+                reads=kept,
+                commits=commits,
+                evicts=tuple(frame for frame in cached if frame not in kept),
+            )
+        )
+        cached = kept + commits
+    return tuple(chunks)
+
+
+def _window(cached: tuple[int, ...], end: int, sampler: BlockSamplerConfig) -> tuple[int, ...]:
+    """Frames of `cached` that a chunk ending before frame `end` reads."""
+    if sampler.window is None or end <= sampler.window:
+        return cached
+    newest = end - (sampler.window - sampler.sink)
+    return tuple(frame for frame in cached if frame < sampler.sink or frame >= newest)
+
+
+def _context_blocks(context_frames: int, size: int) -> list[int]:
+    """Lengths of the blocks in which given frames pass: whole blocks, or one frame and then blocks."""
+    blocks, rest = divmod(context_frames, size)
+    if rest not in (0, 1):
+        near = context_frames - rest
+        raise UsageError(
+            f"{context_frames} given latent frames do not fit chunks of {size}; nearest: {near}, {near + 1}"
+        )
+    return [1] * rest + [size] * blocks
+
+
+def _check_size(height: int, width: int) -> None:
+    multiple = SPATIAL_FACTOR * PATCH_SIZE
+    for name, value in (("height", height), ("width", width)):
+        if value % multiple:
+            below = value // multiple * multiple
+            near = f"{below}, {below + multiple}" if below else str(multiple)
+            raise UsageError(f"{name} {value} is not a multiple of {multiple}; nearest: {near}")
+
+
+def _check_length(num_frames: int, first: int, size: int) -> None:
+    if num_frames > MAX_FRAMES:
+        longest = first + (MAX_FRAMES - first) // size * size
+        raise UsageError(
+            f"{num_frames} latent frames exceed the model's {MAX_FRAMES} positions; "
+            f"longest: {longest} latent frames ({pixel_frames(longest)} pixel frames)"
+        )
+    if num_frames <= first - 1 or (num_frames - first) % size:
+        below = first + max(0, (num_frames - first) // size) * size
+        lengths = [length for length in (below, below + size) if 0 < length <= MAX_FRAMES]
+        near = ", ".join(f"{length} ({pixel_frames(length)} pixel frames)" for length in lengths)
+        raise UsageError(
+            f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) do not fit chunks of "
+            f"{size}; nearest: {near}"
+        )
+
+
+def _check_spans(config: SelfForcingConfig, tokens_per_frame: int) -> None:
+    """Refuse spans that a rolling window would drop before they are full: nothing would ever be packed."""
+    sampler, cache = config.sampler, config.cache
+    if sampler.window is None or config.video.frames <= sampler.window:
+        return
+    chunks = (sampler.window - sampler.sink) // sampler.frames_per_chunk - cache.keep_recent_chunks
+    most_tokens = chunks * sampler.frames_per_chunk * tokens_per_frame
+    if cache.span_tokens > most_tokens:
+        raise UsageError(
+            f"cache.span_tokens={cache.span_tokens} is more than the {most_tokens} tokens that wait in a "
+            f"window of {sampler.window} frames beside its sink of {sampler.sink} and the "
+            f"{cache.keep_recent_chunks} chunks kept unpacked",
+            hint="make the window longer, or cache.span_tokens or cache.keep_recent_chunks smaller",
+        )
+
+
+def _check_window(sampler: BlockSamplerConfig) -> None:
+    least = sampler.sink + sampler.frames_per_chunk
+    if sampler.window is not None and sampler.window < least:
+        raise UsageError(
+            f"window {sampler.window} is too small for sink {sampler.sink} and chunks of "
+            f"{sampler.frames_per_chunk} frames; smallest: {least}"
+        )

@@ -1,0 +1,171 @@
+"""Decoding latents as they come, as if the whole video were decoded at once.
+
+The decoder is causal: it needs the last features of every temporal convolution and nothing else of the past.
+Calling `vae.decode` chunk by chunk would forget them at every call, and show a cut at each chunk. The result
+does not depend on the chunks; it has the bits of `vae.decode` where the frames of a latent one pass together,
+and differs by the rounding of the convolutions where they are large.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, unpatchify
+from torch import Tensor
+
+from qvg_cli.errors import QvgError
+from qvg_cli.models.longcat.seam import Joint
+from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+
+_PASS_PIXELS = 2**18
+"""Of the frames that pass through the last blocks together, but for one frame at least: at 480x832 and more,
+what four frames hold at once is most of the memory that decoding takes."""
+
+
+class StreamingDecoder:
+    """Decodes one video, a few latent frames at a time.
+
+    Args:
+        vae: Not changed; several decoders may share it.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self._vae = vae
+        shape = (1, -1, 1, 1, 1)
+        self._mean = torch.tensor(vae.config.latents_mean).view(shape)
+        self._std = torch.tensor(vae.config.latents_std).view(shape)
+        num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+        self._features: list[Tensor | str | None] = [None] * num_convolutions
+        self._num_adding = 1 + max(
+            index
+            for index, block in enumerate(vae.decoder.up_blocks)
+            if any(isinstance(part, WanResample) and part.mode == "upsample3d" for part in block.modules())
+        )
+        self._is_first = True
+        self._joint: Joint | None = None
+        self._device = torch.device("cpu")
+        self._copies: dict[int, Tensor] = {}
+
+    def recall(self, latents: Tensor) -> Tensor:
+        """Finished latents as the model reads them again: as it made them."""
+        return latents
+
+    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
+        """See `qvg_cli.models.base.Decoder`. Only frames within reach of what follows are decoded."""
+        # A convolution sees two frames of the past, so this is the farthest that all of them together see.
+        reach = 2 * len(self._features)
+        if self._joint is not None:
+            self._joint.skip(pixel_frames(latents.shape[2]) - pixel_frames(num_shown))
+        if latents.shape[2] > reach:
+            self._features = [None] * len(self._features)
+            self._is_first = True
+            num_shown = 0
+        for frame in latents[:, :, num_shown:][:, :, -reach:].split(1, dim=2):
+            self.decode_float(frame)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode the next latent frames.
+
+        Args:
+            latents: `[B, C, F, h, w]`, normalised as the transformer makes them.
+
+        Returns:
+            `[B, n, height, width, 3]` uint8 on the CPU, `n = 4 F`, or `4 F - 3` at the video's beginning;
+            values are rounded to nearest.
+        """
+        frames = self.decode_float(latents)
+        return to_pixels(frames if self._joint is None else self._joint.fade(frames))
+
+    def follow(self, frames: Tensor, latents: Tensor) -> None:
+        """See `qvg_cli.models.base.Decoder.follow`."""
+        self._joint = Joint(frames[:, :, -1], self.decode_float(latents)[:, :, -1])
+
+    @torch.no_grad()
+    def decode_float(self, latents: Tensor) -> Tensor:
+        """As `decode`, but `[B, 3, n, height, width]` in -1 .. 1 and the VAE's dtype."""
+        mean, std = (numbers.to(latents.device, non_blocking=True) for numbers in (self._mean, self._std))
+        latents = (latents.to(mean) * std + mean).to(self._vae.dtype)
+        latents = self._vae.post_quant_conv(latents)
+        decoded = []
+        for frame in latents.split(1, dim=2):
+            decoded.append(self._decode_frame(frame))
+            self._is_first = False
+        pixels = torch.cat(decoded, dim=2)
+        if self._vae.config.patch_size is not None:
+            pixels = unpatchify(pixels, patch_size=self._vae.config.patch_size)
+        return pixels.clamp(-1.0, 1.0)
+
+    def _decode_frame(self, latents: Tensor) -> Tensor:
+        """As `WanDecoder3d.forward` on one latent frame, but for the blocks after the last that adds frames.
+
+        Frames meet there in causal convolutions alone, which remember what they need: a few frames can pass
+        after each other.
+        """
+        decoder, at = self._vae.decoder, [0]
+        memory = {"feat_cache": self._features, "feat_idx": at, "first_chunk": self._is_first}
+        states = self._convolve(decoder.conv_in, latents, at)
+        states = decoder.mid_block(states, feat_cache=self._features, feat_idx=at)
+        for block in decoder.up_blocks[: self._num_adding]:
+            states = block(states, **memory)
+        first, parts = at[0], []
+        for part in states.split(self._pass_frames(latents), dim=2):
+            at[0] = first
+            for block in decoder.up_blocks[self._num_adding :]:
+                part = block(part, **memory)
+            part = decoder.nonlinearity(decoder.norm_out(part))
+            parts.append(self._convolve(decoder.conv_out, part, at))
+        return torch.cat(parts, dim=2)
+
+    def _pass_frames(self, latents: Tensor) -> int:
+        """Frames that pass through the last blocks together."""
+        side: int = self._vae.config.scale_factor_spatial
+        return max(1, _PASS_PIXELS // (latents.shape[-2] * latents.shape[-1] * side**2))
+
+    def _convolve(self, convolution: WanCausalConv3d, states: Tensor, at: list[int]) -> Tensor:
+        """A causal convolution that goes on after the frames it has seen, and remembers its last two."""
+        before = self._features[at[0]]
+        newest = states[:, :, -2:].clone()
+        if newest.shape[2] < 2 and isinstance(before, Tensor):
+            newest = torch.cat([before[:, :, -1:], newest], dim=2)
+        convolved: Tensor = convolution(states, before)
+        self._features[at[0]] = newest
+        at[0] += 1
+        return convolved
+
+    def leave(self) -> None:
+        """Keep what the decoder remembers in CPU memory, until `enter`."""
+        for index, feature in enumerate(self._features):
+            if isinstance(feature, Tensor):
+                copy = self._copies.get(index)
+                if copy is None or copy.shape != feature.shape:
+                    # Pinned: a GPU reads and writes it at full speed. Made once, since that takes long.
+                    is_gpu = feature.device.type == "cuda"
+                    copy = torch.empty(feature.shape, dtype=feature.dtype, pin_memory=is_gpu)
+                    self._copies[index] = copy
+                self._device = feature.device
+                self._features[index] = copy.copy_(feature, non_blocking=True)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def enter(self) -> None:
+        """Bring what the decoder remembers back to its device."""
+        for index, feature in enumerate(self._features):
+            if isinstance(feature, Tensor):
+                self._features[index] = feature.to(self._device, non_blocking=True, copy=True)
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """`[B, 3, n, height, width]` in -1 .. 1 to `[B, n, height, width, 3]` uint8 on the CPU, rounded to
+    nearest.
+
+    Raises:
+        QvgError: A value is NaN; as a pixel it would be anything.
+    """
+    if frames.isnan().any():
+        raise QvgError(
+            "the decoded frames have values that are not numbers (NaN)",
+            hint="the weights may be damaged, or need --set model.dtype=float32; see qvg download",
+        )
+    levels = ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 4, 1).contiguous().cpu()

@@ -1,0 +1,149 @@
+"""Sizes of the models that are diffusers' Wan transformer: counted from the layout. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qvg_cli.config.resources import weights_folder
+from qvg_cli.config.schema import ModelConfig
+from qvg_cli.errors import MissingModelError
+from qvg_cli.planning.sizes import (
+    TEXT_ENCODER_VALUES,
+    ModelSizes,
+    VaeSizes,
+    count_values,
+    element_bytes,
+    read_layout,
+    read_vae,
+)
+
+
+@dataclass(frozen=True)
+class WanLayout:
+    """What of `transformer/config.json` decides the sizes.
+
+    Attributes:
+        has_camera: Whether it has the parts that HY-WorldPlay adds: an action embedding, and in each block a
+            second output projection.
+    """
+
+    num_layers: int
+    heads: int
+    head_dim: int
+    ffn_dim: int
+    in_channels: int
+    out_channels: int
+    text_dim: int = 4096
+    freq_dim: int = 256
+    has_camera: bool = False
+
+    @classmethod
+    def read(cls, layout: Mapping[str, Any], *, has_camera: bool = False) -> WanLayout:
+        """From the content of a `config.json` of diffusers.
+
+        Raises:
+            MissingModelError: A size is missing.
+        """
+        names = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels")
+        for name in (*names, "out_channels", "text_dim", "freq_dim"):
+            if not isinstance(layout.get(name), int):
+                raise MissingModelError(f"the transformer's config.json gives no {name}")
+        return cls(
+            num_layers=layout["num_layers"],
+            heads=layout["num_attention_heads"],
+            head_dim=layout["attention_head_dim"],
+            ffn_dim=layout["ffn_dim"],
+            in_channels=layout["in_channels"],
+            out_channels=layout["out_channels"],
+            text_dim=layout["text_dim"],
+            freq_dim=layout["freq_dim"],
+            has_camera=has_camera,
+        )
+
+    @property
+    def width(self) -> int:
+        """Channels."""
+        return self.heads * self.head_dim
+
+    @property
+    def matrix_values(self) -> int:
+        """Weights and biases of the linear layers of all blocks."""
+        attention = (9 if self.has_camera else 8) * _linear(self.width, self.width)
+        feed_forward = _linear(self.width, self.ffn_dim) + _linear(self.ffn_dim, self.width)
+        return self.num_layers * (attention + feed_forward)
+
+    def block_bytes(self, element_bytes: int) -> int:
+        """One block: its norm before the text and its modulation are float32, all else in the run's dtype."""
+        normed = 4 * self.width
+        return (self.matrix_values // self.num_layers + normed) * element_bytes + 8 * self.width * 4
+
+    def transformer_bytes(self, element_bytes: int) -> int:
+        """All weights; the embedding of time and of the camera's action are float32."""
+        time = _linear(self.freq_dim, self.width) + _linear(self.width, self.width)
+        float32 = time * (2 if self.has_camera else 1) + 2 * self.width
+        others = (
+            _linear(4 * self.in_channels, self.width)
+            + _linear(self.width, 6 * self.width)
+            + _linear(self.text_dim, self.width)
+            + _linear(self.width, self.width)
+            + _linear(self.width, 4 * self.out_channels)
+        )
+        blocks = self.num_layers * self.block_bytes(element_bytes)
+        return blocks + others * element_bytes + float32 * 4
+
+    def token_bytes(self, element_bytes: int) -> float:
+        """Of a token at the fullest moment of a block, which is inside its feed-forward part."""
+        # Traced: 48,477 bytes at 1,536 channels and 8,960, 83,330 at 3,072 and 14,336, in bf16.
+        return (4.15 * self.width + 2 * self.ffn_dim) * element_bytes
+
+    def text_bytes(self, text_tokens: int, element_bytes: int) -> int:
+        """Keys and values of the prompt, which all blocks keep."""
+        return 2 * self.num_layers * text_tokens * self.width * element_bytes
+
+
+def wan_sizes(
+    config: ModelConfig,
+    published: str,
+    layout: WanLayout,
+    vae: VaeSizes,
+    *,
+    is_gpu: bool,
+    transformer: str = "transformer",
+) -> ModelSizes:
+    """Sizes of the published model, or of that in the folder that `weights` names.
+
+    Args:
+        published: What `weights` calls the published model.
+        layout: Of the published transformer.
+        vae: The published one.
+        transformer: Its folder in the one that `weights` names.
+
+    Raises:
+        MissingModelError: There is no such folder, or what it holds cannot be counted.
+    """
+    text_values = TEXT_ENCODER_VALUES
+    if config.weights != published:
+        folder = weights_folder(config.weights)
+        layout = WanLayout.read(read_layout(folder / transformer), has_camera=layout.has_camera)
+        vae, text_values = read_vae(folder / "vae"), count_values(folder / "text_encoder")
+    size = element_bytes(config.dtype, is_gpu=is_gpu)
+    return ModelSizes(
+        num_layers=layout.num_layers,
+        heads=layout.heads,
+        head_dim=layout.head_dim,
+        transformer_bytes=layout.transformer_bytes(size),
+        block_bytes=layout.block_bytes(size),
+        matrix_values=layout.matrix_values,
+        text_encoder_bytes=text_values * size,
+        token_bytes=layout.token_bytes(size),
+        text_bytes=layout.text_bytes(config.text_tokens, size),
+        latent_bytes=size,
+        vae=vae,
+        vae_bytes=vae.values * size,
+    )
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs

@@ -1,0 +1,195 @@
+"""What a planned video needs: its cache to the byte, device memory by kind over the run, room on the disk.
+
+The cache is exact. The rest of the device's memory is an estimate: weights from the model's layout, and what
+passes from shapes, traced once (`planning/sizes.py`). docs/plan.md says how it compares with a GPU. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qvg_cli.config.schema import MemoryConfig, RunConfig
+from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import model_sizes
+from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
+from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
+from qvg_cli.planning.ledger import MemorySample, total
+from qvg_cli.planning.sizes import ModelSizes, element_bytes
+
+KINDS = ("transformer", "VAE", "text", "cache", "workspace", "pass", "decoding")
+"""Weights of the two, text states, cache, attention's workspace, what passes through the transformer, and the
+VAE's features and work."""
+_LAST_BLOCKS_PIXELS = 2**18
+"""As `_PASS_PIXELS` of `qvg_cli/models/vae.py`."""
+_CONVOLUTION_WORK = 1.06
+"""What convolutions take beside their tensors, from a run of Self-Forcing on an H200."""
+_PIXEL_BYTES = 3
+"""Values of a decoded pixel."""
+_STREAMED_BLOCKS = 2
+"""The one that works, and the next."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The fullest moment of one chunk.
+
+    Attributes:
+        num_frames: Pixel frames of the video after the chunk.
+        is_decoding: Whether pixels are made then, or else the transformer works.
+        bytes_by_kind: See `KINDS`.
+    """
+
+    chunk: int
+    num_frames: int
+    is_decoding: bool
+    bytes_by_kind: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """All kinds together."""
+        return sum(self.bytes_by_kind.values())
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one run needs.
+
+    Attributes:
+        text_stage_bytes: On the device while prompts are read, before anything else.
+        moments: One a chunk.
+        samples: The cache, one a chunk, as memory.json will have it.
+        latents_bytes: Of latents.safetensors, its header left out.
+        state_bytes: That the run's `state/` holds at most while it runs, headers and video parts left out.
+    """
+
+    text_stage_bytes: int
+    moments: Sequence[Moment]
+    samples: Sequence[MemorySample]
+    latents_bytes: int
+    state_bytes: int
+
+    @property
+    def peak(self) -> Moment:
+        """The fullest moment after the text stage."""
+        return max(self.moments, key=lambda moment: moment.total_bytes)
+
+    @property
+    def cache_peak(self) -> MemorySample:
+        """The chunk in which the cache is fullest."""
+        return max(self.samples, key=lambda sample: total(sample.peak_bytes))
+
+    @property
+    def device_bytes(self) -> int:
+        """At the fullest moment of the whole run."""
+        return max(self.text_stage_bytes, self.peak.total_bytes)
+
+
+def without_remedy(found: Forecast, limit_bytes: int, *, has_text: bool = True) -> str:
+    """What to tell where no setting keeps a run below a limit."""
+    if has_text and found.text_stage_bytes > limit_bytes:
+        return (
+            "no setting makes the text encoder smaller: take a larger card, or read the prompt on one (what "
+            "was read is kept in text/ of qvg's cache folder, and is not read again)"
+        )
+    return "no setting brings it below that: take a larger card, or a smaller --size"
+
+
+def is_for_gpu(config: RunConfig, *, has_card: bool) -> bool:
+    """Whether a plan counts for a GPU: one is meant or there, or the model is none for a CPU."""
+    return config.device != "cpu" and (
+        has_card or config.device.startswith("cuda") or config.model.weights != "pocket"
+    )
+
+
+def forecast(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> Forecast:
+    """What a run of `config` needs, whose plan is `plan`.
+
+    Raises:
+        UsageError: The cache's codecs do not take the model's head size.
+        MissingModelError: The model is in a folder of the user's, and that cannot be read.
+    """
+    sizes = model_sizes(config, is_gpu=is_gpu)
+    size = element_bytes(config.model.dtype, is_gpu=is_gpu)
+    shape = CacheShape(sizes.num_layers, sizes.heads, sizes.head_dim, size, sizes.sink_frames)
+    try:
+        samples = predict_payload(config.cache, plan, shape)
+        history_bytes = predict_history_files(config.cache, plan, shape)
+    except ValueError as error:
+        raise UsageError(f"cache preset {config.cache.preset}: {error}") from error
+    channels, height, width = plan.latent_shape
+    latents_bytes = plan.num_frames * channels * height * width * sizes.latent_bytes
+    beside_text = sizes.vae_bytes if sizes.text_beside_vae and config.memory.vae == "resident" else 0
+    device = _Device(config, plan, sizes, size)
+    return Forecast(
+        text_stage_bytes=sizes.text_encoder_bytes + beside_text,
+        moments=[device.moment(chunk, sample) for chunk, sample in zip(plan.chunks, samples, strict=True)],
+        samples=samples,
+        latents_bytes=latents_bytes,
+        state_bytes=latents_bytes + history_bytes,
+    )
+
+
+class _Device:
+    """The memory of the device, chunk by chunk."""
+
+    def __init__(self, config: RunConfig, plan: VideoPlan, sizes: ModelSizes, element_bytes: int) -> None:
+        self._memory: MemoryConfig = config.memory
+        self._plan = plan
+        self._sizes = sizes
+        self._element_bytes = element_bytes
+        self._workspace_bytes = config.cache.workspace_mib * 2**20
+        self._working_bytes, self._idle_bytes = _transformer_bytes(sizes, config.memory, element_bytes)
+        self._pixels = plan.height * plan.width
+
+    def moment(self, chunk: ChunkPlan, sample: MemorySample) -> Moment:
+        """The fuller one of a chunk's two: the transformer at work, the VAE at work."""
+        common = {
+            "text": self._sizes.text_bytes,
+            "cache": total(sample.peak_bytes),
+            "workspace": self._workspace_bytes,
+        }
+        vae, is_parked = self._sizes.vae, self._memory.vae == "parked"
+        features = int(vae.feature_bytes * self._pixels * self._element_bytes / 2)
+        working = {
+            **common,
+            "transformer": self._working_bytes,
+            "VAE": 0 if is_parked else self._sizes.vae_bytes,
+            "pass": self._pass_bytes(chunk),
+            # Nothing is remembered before the first frames are decoded.
+            "decoding": features if vae.keeps_features and chunk.index and not is_parked else 0,
+        }
+        decoding = {
+            **common,
+            "cache": total(sample.end_bytes),
+            "transformer": self._idle_bytes,
+            "VAE": self._sizes.vae_bytes,
+            "pass": 0,
+            "decoding": self._decoding_bytes(chunk),
+        }
+        is_decoding = sum(decoding.values()) >= sum(working.values())
+        kinds = decoding if is_decoding else working
+        end = pixel_frames(sample.num_frames, self._plan.pixel_frames_per_latent)
+        return Moment(chunk.index, end, is_decoding, {kind: kinds[kind] for kind in KINDS})
+
+    def _pass_bytes(self, chunk: ChunkPlan) -> int:
+        tokens = self._plan.tokens_per_frame
+        prefilled = len(chunk.prefill) if chunk.commits or chunk.makes else 0
+        return int(max(prefilled, len(chunk.makes) * self._sizes.rows) * tokens * self._sizes.token_bytes)
+
+    def _decoding_bytes(self, chunk: ChunkPlan) -> int:
+        vae, per_latent = self._sizes.vae, self._plan.pixel_frames_per_latent
+        together = min(per_latent, max(1, _LAST_BLOCKS_PIXELS // self._pixels))
+        frames = max(len(chunk.makes) + len(chunk.given), len(chunk.prefill)) * per_latent
+        pixel_bytes = vae.work_bytes + vae.pass_bytes * (together - 1) + 2 * _PIXEL_BYTES * frames
+        return int(self._pixels * pixel_bytes * self._element_bytes / 2 * _CONVOLUTION_WORK)
+
+
+def _transformer_bytes(sizes: ModelSizes, memory: MemoryConfig, element_bytes: int) -> tuple[int, int]:
+    """Weights of the transformer that are on the device while it works, and while pixels are made."""
+    saved = sizes.matrix_values * (element_bytes - 1) if memory.weights == "fp8" else 0
+    whole = sizes.transformer_bytes - saved
+    if memory.transformer != "streamed":
+        return whole, 0 if memory.transformer == "parked" else whole
+    others = sizes.transformer_bytes - sizes.num_layers * sizes.block_bytes
+    return others + _STREAMED_BLOCKS * (sizes.block_bytes - saved // sizes.num_layers), others

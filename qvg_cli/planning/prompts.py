@@ -1,0 +1,220 @@
+"""Prompts from the command line and from files, and what the built-in model knows of them. No torch."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qvg_cli.config.resources import pocket_grammar
+from qvg_cli.errors import UsageError
+
+_SCHEDULE_UNITS = ("frame", "seconds", "chunk")
+_SCHEDULE_EXAMPLE = '{"frame": 33, "prompt": "..."}'
+_JOB_KEYS = ("prompt", "seed", "name")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make.
+
+    Attributes:
+        seed: Its own seed; none takes the run's.
+        name: Of its run folder; none makes one from the prompt.
+    """
+
+    prompt: str
+    seed: int | None = None
+    name: str | None = None
+
+
+def check_prompt(prompt: str, place: str = "the prompt") -> str:
+    """`prompt` without white space around it.
+
+    Raises:
+        UsageError: Nothing is left, or it holds control characters.
+    """
+    text = prompt.strip()
+    if not text:
+        raise UsageError(
+            f"{place} is empty", hint='say what to show, for example qvg generate "a red ball bounces"'
+        )
+    if not all(character.isprintable() or character.isspace() for character in text):
+        raise UsageError(f"{place} holds characters that cannot be printed", hint="write it as plain text")
+    return text
+
+
+def read_jobs(path: Path, bad: list[UsageError] | None = None) -> list[Job]:
+    """The jobs of a .txt file, a prompt a line, or of a .jsonl file, an object with `prompt` a line.
+
+    Empty lines are left out.
+
+    Args:
+        bad: Takes what is wrong with lines that are no jobs, as long as another line is one.
+
+    Raises:
+        UsageError: The file cannot be read, or a line is no job; its number is named.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UsageError(
+            f"{path}: prompts are read from .txt or .jsonl", hint="rename the file by what it holds"
+        )
+    jobs: list[Job] = []
+    refused: list[UsageError] = []
+    for place, line in _lines(path):
+        try:
+            text = _decode(line, place)
+            jobs.append(
+                _parse_job(text, place) if path.suffix == ".jsonl" else Job(check_prompt(text, place))
+            )
+        except UsageError as error:
+            if bad is None:
+                raise
+            refused.append(error)
+    if not jobs:
+        raise refused[0]
+    if bad is not None:
+        bad.extend(refused)
+    return jobs
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Every line with text, and how messages call it; at least one."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    is_empty = True
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.decode(errors="replace").strip():
+            is_empty = False
+            yield f"{path} line {number}", line
+    if is_empty:
+        raise UsageError(f"{path} holds no prompt", hint="write one prompt a line")
+
+
+def _decode(line: bytes, place: str) -> str:
+    try:
+        return line.decode().strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{place}: it is not UTF-8 text") from error
+
+
+def _parse_object(text: str, place: str, example: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, or brackets in brackets without end.
+        raise UsageError(f"{place}: not JSON that can be read") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+        raise UsageError(f"{place}: no text under prompt", hint=f"a line looks like {example}")
+    return entry
+
+
+def _parse_job(text: str, place: str) -> Job:
+    job = _parse_object(text, place, '{"prompt": "...", "seed": 7}')
+    unknown = [key for key in job if key not in _JOB_KEYS]
+    if unknown:
+        raise UsageError(f"{place}: unknown key {unknown[0]!r}", hint=f"known: {', '.join(_JOB_KEYS)}")
+    seed, name = job.get("seed"), job.get("name")
+    is_seed = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
+    if seed is not None and not is_seed:
+        raise UsageError(f"{place}: seed={seed!r} is not a whole number from 0 to 2**63 - 1")
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise UsageError(f"{place}: name={name!r} is not a text")
+    return Job(check_prompt(job["prompt"], f"{place}: prompt"), seed, name)
+
+
+@dataclass(frozen=True)
+class ScheduledPrompt:
+    """A line of a schedule: a prompt, and where it begins.
+
+    Attributes:
+        unit: What `begin` counts: "frame" and "seconds" from 0, "chunk" from 1.
+        place: The line, for messages.
+    """
+
+    prompt: str
+    unit: str
+    begin: float
+    place: str
+
+    @property
+    def is_at_begin(self) -> bool:
+        """Whether it begins with the first frame."""
+        return self.begin == (1 if self.unit == "chunk" else 0)
+
+
+def read_schedule(path: Path) -> list[ScheduledPrompt]:
+    """The prompts of a .jsonl file, an object with `prompt` and one of `frame`, `seconds`, `chunk` a line.
+
+    Raises:
+        UsageError: The file cannot be read, or a line says no prompt or no place; its number is named.
+    """
+    if path.suffix != ".jsonl":
+        raise UsageError(f"{path}: a schedule is read from .jsonl", hint="rename the file by what it holds")
+    scheduled = []
+    for place, line in _lines(path):
+        entry = _parse_object(_decode(line, place), place, _SCHEDULE_EXAMPLE)
+        units = [key for key in entry if key != "prompt"]
+        if len(units) != 1 or units[0] not in _SCHEDULE_UNITS:
+            raise UsageError(
+                f"{place}: beside prompt, one of {', '.join(_SCHEDULE_UNITS)} is needed",
+                hint=f"a line looks like {_SCHEDULE_EXAMPLE}",
+            )
+        unit, begin = units[0], entry[units[0]]
+        kinds = (int, float) if unit == "seconds" else (int,)
+        least = 1 if unit == "chunk" else 0
+        if not isinstance(begin, kinds) or isinstance(begin, bool) or not least <= begin < math.inf:
+            raise UsageError(f"{place}: {unit}={begin!r} is not a number from {least} on")
+        prompt = check_prompt(entry["prompt"], f"{place}: prompt")
+        scheduled.append(ScheduledPrompt(prompt, unit, begin, place))
+    return scheduled
+
+
+def unknown_words(prompt: str, backend: str) -> list[str]:
+    """Words of `prompt` that the built-in model of `backend` has never seen, in their order."""
+    grammar = _grammar(backend)
+    templates = " ".join(grammar["templates"])
+    known = set(_words(re.sub(r"{\w+}", " ", templates)))
+    for text in (*_texts(grammar["concepts"]), *grammar["fillers"]):
+        known.update(_words(text))
+    return [word for word in dict.fromkeys(_words(prompt)) if word not in known]
+
+
+def pocket_examples(backend: str) -> str:
+    """What a prompt for the built-in model of `backend` can name, for a message."""
+    concepts = _grammar(backend)["concepts"]
+    return "; ".join(f"{concept}: {', '.join(values)}" for concept, values in concepts.items())
+
+
+def _grammar(backend: str) -> dict[str, Any]:
+    grammar: dict[str, Any] = yaml.safe_load(pocket_grammar(backend).read_text(encoding="utf-8"))
+    return grammar
+
+
+def _words(text: str) -> list[str]:
+    # Letters of any script, so that a prompt in another language is seen as unknown and not as empty.
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, list):
+        for value in values:
+            yield from _texts(value)
+    else:
+        for value in values.values():
+            yield from _texts(value)
