@@ -15,7 +15,7 @@ from qvg_cli.models.base import Extension, RunDetails
 if TYPE_CHECKING:
     import torch
 
-    from qvg_cli.models.base import Pipeline
+    from qvg_cli.models.base import Pipeline, Planner
     from qvg_cli.planning.chunks import VideoPlan
     from qvg_cli.planning.sizes import ModelSizes
 
@@ -82,6 +82,24 @@ def plan_video(config: RunConfig) -> VideoPlan:
     module = importlib.import_module(f"{_FAMILIES[config.backend].package}.plan")
     plan: VideoPlan = module.plan_video(config)
     return plan
+
+
+def open_planner(config: RunConfig) -> Planner:
+    """What plans a video of `config` that has no end yet, chunk by chunk.
+
+    Raises:
+        UsageError: The request does not fit the model; the message names the nearest that does.
+    """
+    module = importlib.import_module(f"{_FAMILIES[config.backend].package}.plan")
+    planner: Planner = module.open_planner(config)
+    return planner
+
+
+def planner(config: RunConfig) -> Planner:
+    """What has planned the video of `config`, for its denoiser."""
+    module = importlib.import_module(f"{_FAMILIES[config.backend].package}.plan")
+    planner: Planner = module.planner(config)
+    return planner
 
 
 def model_sizes(config: RunConfig, *, is_gpu: bool) -> ModelSizes:
