@@ -89,6 +89,8 @@ def plan_jobs(
     config, jobs = _read_prompts(
         config, plan, prompts, schedule, is_prompt_given=is_given, is_one=bool(segments), bad=bad
     )
+    # A change of the prompt may have chunks of its own.
+    plan = plan_video(config)
     if config.model.weights == "pocket":
         for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
             _note_unknown_words(note, prompt, config.backend)
