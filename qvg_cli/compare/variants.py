@@ -90,7 +90,7 @@ def plan_arms(
         arm_request = replace(request, sets=(f"cache.preset={preset}", *request.sets))
         # What is said of the videos is said once.
         heard = console if index == 0 else Console(is_quiet=True)
-        jobs = plan_jobs(arm_request, heard, prompts=prompts, seconds=seconds, frames=frames)
+        jobs = plan_jobs(arm_request, heard.note, prompts=prompts, seconds=seconds, frames=frames)
         planned.append(_with_seeds(jobs, num_seeds))
     names = unique_names([cache_label(videos[0].config.cache) for videos in planned], "{} ({})")
     return [Arm(name, videos) for name, videos in zip(names, planned, strict=True)]

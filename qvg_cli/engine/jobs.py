@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from qvg_cli.config.load import DEFAULT_BACKEND, Request
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.console import Console
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, fit_segments, given_pixel_frames
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
@@ -42,7 +42,7 @@ class Planned:
 
 def plan_jobs(
     request: Request,
-    console: Console,
+    note: Callable[[str], None],
     *,
     prompts: Path | None,
     seconds: float | None,
@@ -56,6 +56,7 @@ def plan_jobs(
     """Resolve and plan every video of a command, and say what was chosen for the user.
 
     Args:
+        note: Takes a line for the user.
         prompts: A file with a prompt a video; with `segments`, a prompt a segment of one video.
         start: The video that all of them go on from.
         schedule: A file with the prompts of every video and where they begin.
@@ -68,21 +69,21 @@ def plan_jobs(
     loaded = load_config(request)
     config = loaded.config
     if loaded.has_default_backend:
-        console.note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
+        note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
     if is_made and loaded.has_default_prompt and prompts is None:
         if start is not None:
             config = config.model_copy(update={"prompt": _prompt_after(start, schedule)})
         if schedule is None:
-            console.note(f"no PROMPT given: {config.prompt!r}")
+            note(f"no PROMPT given: {config.prompt!r}")
     if start is not None:
-        config = take_up(start, config, console, is_size_given=has_size(request))
+        config = take_up(start, config, note, is_size_given=has_size(request))
     elif config.source is not None and config.source.image is not None:
-        config = take_picture(config, console, is_size_given=has_size(request))
+        config = take_picture(config, note, is_size_given=has_size(request))
     config = _with_length(config, seconds=seconds, frames=frames, segments=segments)
     plan = plan_video(config)
-    _note_length(console, config, plan, seconds)
-    for note in plan.notes:
-        console.note(note)
+    _note_length(note, config, plan, seconds)
+    for text in plan.notes:
+        note(text)
 
     is_given = any("prompt" in layer.values for layer in request.options)
     config, jobs = _read_prompts(
@@ -90,7 +91,7 @@ def plan_jobs(
     )
     if config.model.weights == "pocket":
         for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
-            _note_unknown_words(console, prompt, config.family_name)
+            _note_unknown_words(note, prompt, config.family_name)
     planned = []
     for job in jobs:
         seed = config.seed if job.seed is None else job.seed
@@ -156,28 +157,30 @@ def _read_prompts(
     return config, read_jobs(prompts, bad)
 
 
-def _note_length(console: Console, config: RunConfig, plan: VideoPlan, seconds: float | None) -> None:
+def _note_length(
+    note: Callable[[str], None], config: RunConfig, plan: VideoPlan, seconds: float | None
+) -> None:
     given = given_pixel_frames(config)
     lasts = (plan.num_pixel_frames - given) / config.video.fps
     if seconds is not None and abs(lasts - seconds) > 1e-6:
-        console.note(f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s")
+        note(f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s")
     frames = f"{plan.num_pixel_frames} frames ({plan.num_frames} latent)"
     if given and config.source is not None:
         new = plan.num_frames - config.source.frames
         frames = f"{plan.num_pixel_frames - given} new frames ({new} latent)"
-    console.note(
+    note(
         f"{plan.width} pixels wide, {plan.height} high, {frames} at {config.video.fps} a second: "
         f"{lasts:.2f} s in {sum(bool(chunk.makes) for chunk in plan.chunks)} chunks"
     )
 
 
-def _note_unknown_words(console: Console, prompt: str, family: str) -> None:
+def _note_unknown_words(note: Callable[[str], None], prompt: str, family: str) -> None:
     words = unknown_words(prompt, family)
     if words:
         named = ", ".join(map(repr, words[:_MAX_WORDS]))
         if len(words) > _MAX_WORDS:
             named += f" and {len(words) - _MAX_WORDS} words more"
-        console.note(
+        note(
             f"the pocket model does not know {named} and may show something else; "
             f"it knows {pocket_examples(family)}"
         )

@@ -12,7 +12,7 @@ from qvg_cli.models.base import Family
 if TYPE_CHECKING:
     import torch
 
-    from qvg_cli.models.base import RunDetails
+    from qvg_cli.models.base import Planner, RunDetails
     from qvg_cli.models.hyworldplay.config import HyWorldPlayConfig
     from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
     from qvg_cli.planning.chunks import VideoPlan
@@ -63,6 +63,16 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
         from qvg_cli.models.hyworldplay.plan import plan_video
 
         return plan_video(config)
+
+    def planner(self, config: HyWorldPlayConfig) -> Planner:
+        from qvg_cli.models.hyworldplay.plan import planner
+
+        return planner(config)
+
+    def open_planner(self, config: HyWorldPlayConfig) -> Planner:
+        from qvg_cli.models.hyworldplay.plan import open_planner
+
+        return open_planner(config)
 
     def sizes(self, config: HyWorldPlayConfig, *, is_gpu: bool) -> ModelSizes:
         from qvg_cli.models.hyworldplay.sizes import model_sizes

@@ -11,6 +11,7 @@ from qvg_cli.models.base import Family
 if TYPE_CHECKING:
     import torch
 
+    from qvg_cli.models.base import Planner
     from qvg_cli.models.longcat.config import LongCatConfig
     from qvg_cli.models.longcat.extend import LongCatExtension
     from qvg_cli.models.longcat.pipeline import LongCatPipeline
@@ -34,6 +35,16 @@ class LongCat(Family["LongCatConfig"]):
         from qvg_cli.models.longcat.plan import plan_video
 
         return plan_video(config)
+
+    def planner(self, config: LongCatConfig) -> Planner:
+        from qvg_cli.models.longcat.plan import planner
+
+        return planner(config)
+
+    def open_planner(self, config: LongCatConfig) -> Planner:
+        from qvg_cli.models.longcat.plan import open_planner
+
+        return open_planner(config)
 
     def sizes(self, config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
         from qvg_cli.models.longcat.sizes import model_sizes

@@ -12,6 +12,7 @@ from qvg_cli.models.base import Family
 if TYPE_CHECKING:
     import torch
 
+    from qvg_cli.models.base import Planner
     from qvg_cli.models.self_forcing.config import SelfForcingConfig
     from qvg_cli.models.self_forcing.extend import SelfForcingExtension
     from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
@@ -50,6 +51,16 @@ class SelfForcing(Family["SelfForcingConfig"]):
         from qvg_cli.models.self_forcing.plan import plan_video
 
         return plan_video(config)
+
+    def planner(self, config: SelfForcingConfig) -> Planner:
+        from qvg_cli.models.self_forcing.plan import planner
+
+        return planner(config)
+
+    def open_planner(self, config: SelfForcingConfig) -> Planner:
+        from qvg_cli.models.self_forcing.plan import open_planner
+
+        return open_planner(config)
 
     def sizes(self, config: SelfForcingConfig, *, is_gpu: bool) -> ModelSizes:
         from qvg_cli.models.self_forcing.sizes import model_sizes

@@ -8,9 +8,12 @@ Source: guandeh17/Self-Forcing at 33593df, the rolling update of `causal_model.p
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qvg_cli.errors import UsageError
+from qvg_cli.models.base import Planner
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig, SelfForcingConfig
-from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, pixel_frames
 
 MAX_FRAMES = 1024
 """Positions of the temporal rotary table that the models were built with."""
@@ -33,25 +36,41 @@ def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_las
     Raises:
         UsageError: Size, length, window or context do not fit; the message names the nearest that do.
     """
-    _check_size(config.video.height, config.video.width)
+    geometry = _geometry(config)
     if config.source is not None:
-        if config.source.image is not None:
-            raise UsageError("source.image is not a setting of this model", hint="it begins with a text")
         context_frames = config.source.frames
     chunks = plan_chunks(
         config.video.frames, config.sampler, context_frames=context_frames, commit_last=commit_last
     )
+    return VideoPlan(**vars(geometry), chunks=chunks, notes=_about_length(config))
+
+
+def open_planner(config: SelfForcingConfig) -> BlockPlanner:
+    """The planner of a video without an end.
+
+    Raises:
+        UsageError: Size, window or context do not fit; the message names the nearest that do.
+    """
+    context_frames = 0 if config.source is None else config.source.frames
+    return BlockPlanner(config.sampler, _geometry(config), context_frames)
+
+
+planner = open_planner
+
+
+def _geometry(config: SelfForcingConfig) -> Geometry:
+    _check_size(config.video.height, config.video.width)
+    if config.source is not None and config.source.image is not None:
+        raise UsageError("source.image is not a setting of this model", hint="it begins with a text")
     latent_height = config.video.height // SPATIAL_FACTOR
     latent_width = config.video.width // SPATIAL_FACTOR
     tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
     _check_spans(config, tokens_per_frame)
-    return VideoPlan(
-        chunks=chunks,
+    return Geometry(
         tokens_per_frame=tokens_per_frame,
         latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
         height=config.video.height,
         width=config.video.width,
-        notes=_about_length(config),
     )
 
 
@@ -75,34 +94,75 @@ def plan_chunks(
     Raises:
         UsageError: See `plan_video`.
     """
-    size = sampler.frames_per_chunk
-    given = _context_blocks(context_frames, size)
-    first = [1] if sampler.independent_first_frame and not given else []
-    _check_length(num_frames, context_frames + sum(first), size)
-    _check_window(sampler)
-    made = first + [size] * ((num_frames - context_frames - sum(first)) // size)
-
+    planner = BlockPlanner(sampler, None, context_frames)
+    _check_length(num_frames, context_frames + planner.first_length, sampler.frames_per_chunk)
     chunks: list[ChunkPlan] = []
-    cached: tuple[int, ...] = ()
-    start = 0
-    for index, length in enumerate(given + made):
-        own = tuple(range(start, start + length))
-        start += length
-        kept = _window(cached, start, sampler)
-        is_given = index < len(given)
-        commits = own if commit_last or start < num_frames else ()
-        chunks.append(
-            ChunkPlan(
-                index=index,
-                makes=() if is_given else own,
-                prefill=own if is_given else (),
-                reads=kept,
-                commits=commits,
-                evicts=tuple(frame for frame in cached if frame not in kept),
-            )
-        )
-        cached = kept + commits
+    while planner.num_frames < num_frames:
+        chunks.append(planner.chunk())
+    if not commit_last:
+        chunks[-1] = replace(chunks[-1], commits=(), prefill_commits=())
     return tuple(chunks)
+
+
+class BlockPlanner(Planner):
+    """Cuts a video into blocks of frames, the given ones first.
+
+    Args:
+        geometry: Shape of the frames; `None` for the chunks alone.
+
+    Attributes:
+        num_frames: Latent frames planned so far.
+        first_length: Frames of a first chunk that is shorter than the others; 0 if there is none.
+
+    Raises:
+        UsageError: Window or context do not fit; the message names the nearest that do.
+    """
+
+    def __init__(
+        self, sampler: BlockSamplerConfig, geometry: Geometry | None, context_frames: int = 0
+    ) -> None:
+        self.num_frames = 0
+        self._sampler = sampler
+        self._geometry = geometry
+        self._given = _context_blocks(context_frames, sampler.frames_per_chunk)
+        self.first_length = 1 if sampler.independent_first_frame and not self._given else 0
+        self._num_chunks = 0
+        self._cached: Frames = ()
+        _check_window(sampler)
+
+    @property
+    def geometry(self) -> Geometry:
+        assert self._geometry is not None
+        return self._geometry
+
+    def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
+        if pose is not None:
+            raise UsageError("this model has no camera: pose is not an option of it")
+        if self.num_frames + self._sampler.frames_per_chunk > MAX_FRAMES:
+            raise UsageError(f"the video is as long as the model's {MAX_FRAMES} positions allow")
+        return tuple(self.chunk() for _ in range(max(0, len(self._given) - self._num_chunks) + 1))
+
+    def chunk(self) -> ChunkPlan:
+        """The next chunk: a block of the given frames, or one that is made."""
+        index, start = self._num_chunks, self.num_frames
+        is_given = index < len(self._given)
+        length = self._given[index] if is_given else self._sampler.frames_per_chunk
+        if index == 0:
+            length = self.first_length or length
+        own = tuple(range(start, start + length))
+        self._num_chunks, self.num_frames = index + 1, start + length
+        kept = _window(self._cached, self.num_frames, self._sampler)
+        chunk = ChunkPlan(
+            index=index,
+            makes=() if is_given else own,
+            prefill=own if is_given else (),
+            reads=kept,
+            prefill_commits=(own,) if is_given else (),
+            commits=() if is_given else own,
+            evicts=tuple(frame for frame in self._cached if frame not in kept),
+        )
+        self._cached = kept + own
+        return chunk
 
 
 def _window(cached: tuple[int, ...], end: int, sampler: BlockSamplerConfig) -> tuple[int, ...]:
