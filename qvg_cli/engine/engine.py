@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
-from qvg_cli.config.load import Layer, Request, load_config
+from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
@@ -24,7 +24,7 @@ from qvg_cli.engine.session import Session
 from qvg_cli.engine.video import Video
 from qvg_cli.errors import UsageError
 from qvg_cli.logs import timed
-from qvg_cli.models.registry import load_pipeline, open_planner, planner
+from qvg_cli.models.registry import family_of, load_config, load_pipeline
 from qvg_cli.planning.chunks import prompt_begins
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Engine:
         config = planned.config
         if config.prompt_changes:
             raise UsageError("a session has no schedule", hint="give each prompt to step()")
-        return Session(config, self.pipeline, open_planner(config))
+        return Session(config, self.pipeline, family_of(config).open_planner(config))
 
     def rollout(
         self,
@@ -204,7 +204,9 @@ class Engine:
                 prompt_embeds = self.encode_prompts(video)
         begins = sorted(prompt_embeds)
         cache = open_cache(config.cache, plan, self.pipeline.cache_shape, config.seed)
-        denoiser = self.pipeline.denoiser(cache, planner(config), prompt_embeds[0], config.seed)
+        denoiser = self.pipeline.denoiser(
+            cache, family_of(config).planner(config), prompt_embeds[0], config.seed
+        )
         done = None if recorder is None else recorder.begin(cache)
         opening = open_video(
             config, plan, self.pipeline, denoiser.device, recorder.show_clip if recorder else _ignore

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvg_cli.config.load import DEFAULT_BACKEND, Request, load_config
+from qvg_cli.config.load import DEFAULT_BACKEND, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, fit_segments, given_pixel_frames
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import plan_video
+from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.prompts import (
     Job,
@@ -93,7 +93,7 @@ def plan_jobs(
     plan = plan_video(config)
     if config.model.weights == "pocket":
         for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
-            _note_unknown_words(note, prompt, config.backend)
+            _note_unknown_words(note, prompt, config.family_name)
     planned = []
     for job in jobs:
         seed = config.seed if job.seed is None else job.seed
@@ -176,13 +176,13 @@ def _note_length(
     )
 
 
-def _note_unknown_words(note: Callable[[str], None], prompt: str, backend: str) -> None:
-    words = unknown_words(prompt, backend)
+def _note_unknown_words(note: Callable[[str], None], prompt: str, family: str) -> None:
+    words = unknown_words(prompt, family)
     if words:
         named = ", ".join(map(repr, words[:_MAX_WORDS]))
         if len(words) > _MAX_WORDS:
             named += f" and {len(words) - _MAX_WORDS} words more"
         note(
             f"the pocket model does not know {named} and may show something else; "
-            f"it knows {pocket_examples(backend)}"
+            f"it knows {pocket_examples(family)}"
         )

@@ -43,8 +43,3 @@ class SelfForcingExtension:
             f"the clip has {num_frames} frames at {self.config.video.fps} a second; this model goes on from "
             f"{pixel_frames(size)} or more ({size} latent frames)"
         )
-
-
-def extension(config: SelfForcingConfig) -> SelfForcingExtension:
-    """How a run with these settings goes on from a given video."""
-    return SelfForcingExtension(config)
