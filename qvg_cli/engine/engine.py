@@ -268,13 +268,8 @@ class Engine:
             cache, family_of(config).planner(config), prompt_embeds[0], config.seed
         )
         done = None if recorder is None else recorder.begin(cache)
-        opening = open_video(
-            config,
-            plan,
-            self.pipeline,
-            denoiser.device,
-            recorder.show_clip if recorder else lambda frames: None,
-        )
+        show_clip = (lambda frames: None) if recorder is None else recorder.show_clip
+        opening = open_video(config, plan, self.pipeline, denoiser.device, show_clip)
         return rollout(
             plan.chunks[len(done.chunks) if done else 0 :],
             denoiser,
@@ -333,7 +328,9 @@ class Engine:
         for name, value in family_options.items():
             flag = f"--{name.replace('_', '-')}"
             options.append(Layer(flag, {flag: value}))
-        request = replace(self._request, options=options)
+        # A run goes on with its own settings unless others are given.
+        file = start.settings_for(self.config.backend) if start is not None else None
+        request = replace(self._request, file=file or self._request.file, options=options)
         notes: list[str] = []
         (planned,) = plan_jobs(
             request,
