@@ -1,7 +1,9 @@
-"""The norm over the channels of pixels and the activation after it, in one pass: `silu(scale * gamma * x / |x|)`.
+"""The norm over the channels of pixels and the activation after it, in one pass.
 
-Source: diffusers, `WanRMS_norm` in `autoencoder_kl_wan.py`; the length is at least 1e-12, as `functional.normalize`
-has it.
+`silu(scale * gamma * x / |x|)`, the length over channels.
+
+Source: diffusers, `WanRMS_norm` in `autoencoder_kl_wan.py`; the length is at least 1e-12, as
+`functional.normalize` has it.
 """
 
 from __future__ import annotations

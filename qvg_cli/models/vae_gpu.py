@@ -1,9 +1,9 @@
 """The VAE's decoder on a GPU: diffusers' layers with fewer passes over memory, in channels-last layout.
 
 A decoded frame of 480x832 has 400,000 pixels of 96 to 384 channels, so what a layer reads and writes beside its
-convolution costs as much as the convolution. Norm and activation are one kernel that writes where the convolution
-reads, zero padding is the convolution's own, and nothing changes its layout in between. Values are those of the
-stock layers up to bf16 rounding; parameters and features are the same tensors.
+convolution costs as much as the convolution. Norm and activation are one kernel that writes where the next
+convolution reads, zero padding is the convolution's own, and nothing changes its layout in between. Values are
+those of the stock layers up to bf16 rounding; parameters are the same tensors.
 
 Layers change their class in place: `AutoencoderKLWan` builds them itself and takes no others.
 """
@@ -54,7 +54,7 @@ class FastCausalConv3d(WanCausalConv3d):  # type: ignore[misc]  # diffusers has 
 
     def forward(self, states: Tensor, before: Tensor | None = None) -> Tensor:
         """`[B, C, T, H, W]` to the same frames; `before` are the newest frames of the past."""
-        left, _, top, _, front, _ = self._padding
+        front = self._padding[4]
         if front:
             states = _with_past(states, before, front)
         return self.convolve(states)
