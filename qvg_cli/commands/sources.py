@@ -15,7 +15,7 @@ from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
 from qvg_cli.run_dir import RunDir, slug
-from qvg_cli.video.clip import Clip, count_fitted, open_clip
+from qvg_cli.video.clip import Clip, open_clip, survey_clip
 from qvg_cli.video.picture import open_image
 
 _NO_CUT = 0.005
@@ -164,9 +164,12 @@ def _after_clip(path: Path, config: RunConfig, console: Console, *, is_size_give
             f"at least {_LEAST_KEPT:.0%} is needed",
             hint="give a --size of its shape, or cut it first",
         )
-    num_frames = count_fitted(clip, video.fps)
+    survey = survey_clip(clip, video.fps)
+    num_frames = survey.num_frames
     clip_frames = rules.clip_frames(num_frames)
     console.note(_fitting(clip, config, num_frames, kept))
+    for line in survey.notes:
+        console.note(f"{path}: {line}")
     console.note(f"the model goes on from its last {pixel_frames(clip_frames)} frames ({clip_frames} latent)")
     source = SourceConfig(frames=clip_frames, clip=str(path.absolute()), clip_frames=clip_frames)
     return _with_source(config, source, rules.default_frames(clip_frames))
