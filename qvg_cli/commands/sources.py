@@ -16,10 +16,10 @@ from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
 from qvg_cli.run_dir import RunDir, slug
 from qvg_cli.video.clip import Clip, open_clip, survey_clip
-from qvg_cli.video.picture import open_image
+from qvg_cli.video.picture import address_in, fitting_note, open_image
 
 _NO_CUT = 0.005
-"""Of a picture: what is not worth a word."""
+"""Of a clip's picture: what is not worth a word."""
 _LEAST_KEPT = 0.7
 """Of a clip's picture: fitting it into the video must not cut away more than the rest."""
 
@@ -64,6 +64,10 @@ def find_start(path: Path) -> Start:
     Raises:
         UsageError: There is nothing of the kind.
     """
+    if (address := address_in(str(path))) is not None:
+        raise UsageError(
+            f"{address} is an address, not a file", hint="save the video first, and give its file"
+        )
     if not path.exists():
         raise UsageError(f"no video {path}", hint="give a video file, or the folder of a run")
     run = RunDir(path if path.is_dir() else path.parent)
@@ -130,12 +134,7 @@ def take_picture(config: RunConfig, console: Console, *, is_size_given: bool) ->
     if not is_size_given:
         config = _with_size(config, *extension(config).fit_size(height, width))
     video = config.video
-    scale = max(video.width / width, video.height / height)
-    cut = 1 - video.width * video.height / (width * height * scale**2)
-    console.note(
-        f"{name}, {width} x {height}, fills the first frame, {video.width} x {video.height}"
-        + (f"; {cut:.0%} of it is cut away" if cut > _NO_CUT else "")
-    )
+    console.note(fitting_note(name, height=video.height, width=video.width))
     return config
 
 

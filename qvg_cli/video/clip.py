@@ -110,8 +110,8 @@ def fitted_frames(path: Path, *, height: int, width: int, fps: int) -> Iterator[
 def _at_rate(source: Source, fps: int) -> Iterator[tuple[VideoFrame, int]]:
     """Frames and how often each is shown when there are `fps` a second, the same as ffmpeg's filter `fps`.
 
-    Each begins at the picture that is nearest to its time; of several that begin at one, the last is shown. What
-    is before the first frame, where the sound begins earlier, is left out.
+    Each begins at the picture that is nearest to its time; of several that begin at one, the last is shown.
+    Nothing is shown before the first frame where the sound begins earlier.
     """
     kept: VideoFrame | None = None
     place, end, has_shown = 0, Fraction(0), False

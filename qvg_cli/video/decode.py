@@ -1,7 +1,7 @@
 """Frames of any video file as its decoder gives them, each with the time at which it is shown. No torch.
 
-What a file is made of is asked of PyAV, which parses it. A file that is cut off gives what can be decoded. Fields
-of interlaced frames are turned into whole frames; everything else about a frame is left to `render`.
+What a file is made of is asked of PyAV, which parses it. A file that is cut off gives what can be decoded.
+Fields of interlaced frames are turned into whole frames; everything else about a frame is left to `render`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import av
 from av.codec import Codec, CodecContext
@@ -156,7 +157,7 @@ class Source:
         return self._container.format.name == "avi"
 
     def _has_flag(self, flag: Flags) -> bool:
-        return bool(self._container.format.flags & flag.value)
+        return bool(self._container.format.flags & cast(int, flag.value))
 
     def _decoded(self, start_seconds: float) -> Iterator[VideoFrame]:
         num_given = 0
@@ -199,7 +200,7 @@ class Source:
                 yield frame
 
     def _deinterlaced(self, start_seconds: float = 0.0) -> Iterator[VideoFrame]:
-        """Frames in their order; from the first interlaced one on, a frame's two fields are made one moment."""
+        """Frames in their order; from the first interlaced one on, two fields are made one moment."""
         graph: Graph | None = None
         shape: tuple[object, ...] = ()
         for frame in self._decoded(start_seconds):

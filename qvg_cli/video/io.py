@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 
 from qvg_cli.errors import MissingModelError, QvgError, UsageError
 from qvg_cli.video.decode import Source
-from qvg_cli.video.render import Frames, Renderer
+from qvg_cli.video.render import Frames as Frames
+from qvg_cli.video.render import Renderer
 
 _LEAST_FREE_BYTES = 1 << 20
 _LEAST_VERSION = (7, 1)
@@ -151,7 +152,7 @@ def _output_params(comment: str) -> list[str]:
     return [*params, "-metadata", f"comment={comment}"] if comment else params
 
 
-def read_frames(path: Path, *, start_seconds: float = 0.0) -> Iterator[Frames]:
+def read_frames(path: Path, *, start_seconds: float = 0.0) -> Generator[Frames]:
     """Frames of a video file in their order, each `[height, width, 3]` uint8 RGB, as large as it is shown.
 
     Args:

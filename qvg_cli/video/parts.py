@@ -28,7 +28,9 @@ def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
     """
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    _run([*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())], path, np.ascontiguousarray(frames).data)
+    _run(
+        [*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())], path, np.ascontiguousarray(frames).data
+    )
 
 
 def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:

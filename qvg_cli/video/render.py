@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from av.filter import Graph
-from av.sidedata.sidedata import Type as SideDataType
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from qvg_cli.video.decode import filter_graph, push
 from qvg_cli.video.tones import tones_of
+
+if TYPE_CHECKING:
+    from av.sidedata.sidedata import SideDataContainer
 
 Frames = NDArray[np.uint8]
 Filters = tuple[tuple[str, str], ...]
@@ -25,7 +29,7 @@ class Renderer:
     """Turns the frames of one file into pictures.
 
     Args:
-        size: Height and width that a picture covers, cut at the centre; `None` for those at which it is shown.
+        size: Height and width that a picture covers, cut at the centre; `None` for its own.
         pixel_aspect: Width of the file's pixels over their height.
 
     Attributes:
@@ -62,9 +66,11 @@ class Renderer:
 
     def _on_white(self, frame: VideoFrame, *, is_deep: bool) -> VideoFrame:
         """The frame itself where it is opaque."""
-        if not any(component.is_alpha for component in frame.format.components) and frame.format.name != "pal8":
+        may_be_clear = any(component.is_alpha for component in frame.format.components)
+        if not may_be_clear and not frame.format.has_palette:
             return frame
-        depth, white, dtype = ("rgba64le", 65535, np.uint16) if is_deep else ("rgba", 255, np.uint8)
+        white = 65535 if is_deep else 255
+        depth = "rgba64le" if is_deep else "rgba"
         layers = self._layers.run(frame, (("scale", _TRUE_COLORS), ("format", depth)))
         alpha = layers[..., 3:].astype(np.uint64)
         if alpha.min() == white:
@@ -72,7 +78,10 @@ class Renderer:
         self.has_alpha = True
         # Before anything is scaled: what lies under the alpha must not come in at its edges.
         mixed = (layers[..., :3] * alpha + white * (white - alpha) + white // 2) // white
-        opaque = VideoFrame.from_ndarray(mixed.astype(dtype), format="rgb48le" if is_deep else "rgb24")
+        if is_deep:
+            opaque = VideoFrame.from_ndarray(mixed.astype(np.uint16), format="rgb48le")
+        else:
+            opaque = VideoFrame.from_ndarray(mixed.astype(np.uint8), format="rgb24")
         opaque.pts, opaque.time_base = frame.pts, frame.time_base
         return opaque
 
@@ -92,7 +101,7 @@ class _Chain:
         self._key: object = None
         self._graph = Graph()
 
-    def run(self, frame: VideoFrame, filters: Filters) -> NDArray[np.integer]:
+    def run(self, frame: VideoFrame, filters: Filters) -> NDArray[Any]:
         """One frame through `filters`, which keep no frames back."""
         shape = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if self._key != (shape, filters):
@@ -106,10 +115,11 @@ def _turn(frame: VideoFrame) -> Filters:
 
     Source: libavutil's display.h: column vectors, `x' = a x + c y`, `y' = b x + d y`, with `y` down.
     """
-    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if data is None:
+    side_data = cast("SideDataContainer", frame.side_data)
+    if Type.DISPLAYMATRIX not in side_data:
         return ()
-    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(np.int64).tolist()
+    data = bytes(side_data[Type.DISPLAYMATRIX])
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].astype(np.int64).tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
         ways = {(True, True): "cclock_flip", (True, False): "clock", (False, True): "cclock"}
         return (("transpose", ways.get((b > 0, c > 0), "clock_flip")),)

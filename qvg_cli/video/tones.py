@@ -1,8 +1,8 @@
 """HDR and wide colours to the BT.709 SDR that the models know. No torch.
 
-Light is display-referred. What is below about 90 cd/m² keeps its brightness, HDR reference white (203 cd/m²) comes
-out as a light grey, and highlights up to 1,000 cd/m² are rolled off to white. The curve works on the largest of the
-three colours and scales all of them alike, so that hues stay.
+Light is display-referred. What is below about 90 cd/m² keeps its brightness, HDR reference white (203 cd/m²)
+comes out as a light grey, and highlights up to 1,000 cd/m² are rolled off to white. The curve works on the
+largest of the three colours and scales all of them alike, so that hues stay.
 
 Source: ITU-R BT.2100-2 (PQ, HLG and its OOTF), BT.2390-11 section 5.4.1 (the EETF), BT.2408-7 (203 cd/m²),
 BT.1886 (gamma 2.4), BT.2087-0 (BT.2020 to BT.709), SMPTE EG 432-1 (P3).
@@ -66,8 +66,10 @@ class Tones:
         """What is done with them."""
         if self.is_hdr:
             name = _Transfer(self.transfer).name
-            return f"HDR ({name}), tone-mapped to SDR by the curve of ITU-R BT.2390, {_WHITE:g} cd/m² as white"
-        return f"colours of {_Primaries(self.primaries).name.replace('_', ' ')}, converted to BT.709"
+            return (
+                f"HDR ({name}), tone-mapped to SDR by the curve of ITU-R BT.2390, {_WHITE:g} cd/m² as white"
+            )
+        return f"colours of {_Primaries(self.primaries).name.replace('_', ' ')}: converted to BT.709"
 
     @property
     def is_hdr(self) -> bool:
@@ -75,7 +77,7 @@ class Tones:
         return self.transfer in set(_Transfer)
 
     def to_sdr(self, codes: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """Full-range RGB codes `[height, width, 3]` as BT.709 for a display of gamma 2.4, rounded to nearest."""
+        """Full-range RGB codes `[height, width, 3]` as BT.709 for a display of gamma 2.4, to the nearest."""
         light = self._light(codes)
         source = _XY.get(_Primaries(self.primaries)) if self.primaries in set(_Primaries) else None
         if source is not None:
@@ -84,7 +86,8 @@ class Tones:
             brightest = np.maximum(light.max(axis=-1, keepdims=True), np.float32(1e-4))
             light = light * (_roll_off(brightest) / brightest)
         shown = np.clip(light / np.float32(_WHITE), 0, 1) ** np.float32(1 / _GAMMA)
-        return np.rint(shown * 255).astype(np.uint8)
+        levels: NDArray[np.uint8] = np.rint(shown * 255).astype(np.uint8)
+        return levels
 
     def _light(self, codes: NDArray[np.uint16]) -> Light:
         """cd/m² of every colour on a display."""
@@ -152,7 +155,8 @@ def _roll_off(light: Light) -> Light:
 def _matrix(source: tuple[tuple[float, float], ...]) -> Light:
     """Linear RGB of `source` to linear RGB of BT.709."""
     matrix = np.linalg.inv(_to_xyz(_BT709)) @ _to_xyz(source)
-    return matrix.astype(np.float32)
+    rounded: Light = matrix.astype(np.float32)
+    return rounded
 
 
 def _to_xyz(xy: tuple[tuple[float, float], ...]) -> NDArray[np.floating]:

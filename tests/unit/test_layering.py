@@ -31,6 +31,7 @@ LAYERS = (
         "qvg_cli.device",
         "qvg_cli.redaction",
         "qvg_cli.logs",
+        "qvg_cli.plotting",
     ),
     ("qvg_cli.cache", "qvg_cli.video"),
     ("qvg_cli.backends", "qvg_cli.rollout", "qvg_cli.fit"),
