@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from importlib import import_module
@@ -54,6 +55,8 @@ def _load() -> ModuleType:
         spec = find_spec("matplotlib")
         if spec is None or not spec.origin:
             raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]
         with chdir(Path(spec.origin).parent / "mpl-data"):
             return import_module("matplotlib")
     finally:

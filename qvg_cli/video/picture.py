@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from qvg_cli.errors import UsageError
 
@@ -25,6 +25,8 @@ _NO_CUT = 0.005
 """Of a picture: what is not worth a word."""
 _LONGEST_ADDRESS, _LONGEST_NAME = 200, 60
 _SAME_LEVELS = 2
+_LEAST_SIDEWAYS = 5
+"""Orientations of EXIF from this on swap height and width."""
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO = 0
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
@@ -109,6 +111,7 @@ def _read(name: str) -> tuple[Image.Image, list[str]]:
     try:
         # Pillow warns of what it reads all the same, in lines of its own source.
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            _load(image)
             levels = _eight_bits(image, path)
             return _to_srgb(ImageOps.exif_transpose(levels), image.info.get("icc_profile"))
     except UnidentifiedImageError as error:
@@ -120,6 +123,16 @@ def _read(name: str) -> tuple[Image.Image, list[str]]:
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot read the picture {path}: {reason}") from error
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels, after which a TIFF is upright and others are not."""
+    is_raw = isinstance(image, ImageFile.ImageFile) and any(tile.codec_name == "raw" for tile in image.tile)
+    is_sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= _LEAST_SIDEWAYS
+    if image.format == "TIFF" and is_sideways and is_raw:
+        # Pillow has swapped the sides already, and would take the rows of what is not compressed for columns.
+        image._size = (image.height, image.width)
+    image.load()
 
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
