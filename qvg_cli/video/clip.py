@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -58,7 +59,7 @@ def open_clip(path: Path) -> Clip:
     Raises:
         UsageError: It cannot be read, or it is not a video.
     """
-    with Source(path) as source:
+    with _reading(path), Source(path) as source:
         frame = next(source.frames(), None)
         if frame is None:
             what = "an animated WebP" if source.codec == "webp" else f"its {source.codec} frames"
@@ -71,8 +72,12 @@ def open_clip(path: Path) -> Clip:
 
 
 def survey_clip(clip: Clip, fps: int) -> Survey:
-    """Decode a whole clip, to be sure of what `fitted_frames` gives at this rate."""
-    with Source(clip.path) as source:
+    """Decode a whole clip, to be sure of what `fitted_frames` gives at this rate.
+
+    Raises:
+        QvgError: The file cannot be read.
+    """
+    with _reading(clip.path), Source(clip.path) as source:
         renderer = Renderer()
         first: VideoFrame | None = None
         num_frames = 0
@@ -96,13 +101,18 @@ def fitted_frames(path: Path, *, height: int, width: int, fps: int) -> Iterator[
     Raises:
         QvgError: The file cannot be read.
     """
+    with _reading(path), Source(path) as source:
+        renderer = Renderer((height, width), pixel_aspect=source.pixel_aspect)
+        for frame, count in _at_rate(source, fps):
+            picture = renderer.render(frame)
+            for _ in range(count):
+                yield picture
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with Source(path) as source:
-            renderer = Renderer((height, width), pixel_aspect=source.pixel_aspect)
-            for frame, count in _at_rate(source, fps):
-                picture = renderer.render(frame)
-                for _ in range(count):
-                    yield picture
+        yield
     except FFmpegError as error:
         raise QvgError(f"cannot read the video {path}: {error.strerror}") from error
 

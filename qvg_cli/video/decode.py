@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import BinaryIO, cast
 
 import av
 from av.codec import Codec, CodecContext
@@ -69,8 +69,7 @@ class Source:
 
     def _open(self, *, threads: str) -> None:
         try:
-            # A name such as concat:a is a file's too.
-            self._container = av.open(f"file:{self.path.absolute()}", options=_LOCAL_ONLY)
+            self._container = av.open(_named(self.path), "r", options=_LOCAL_ONLY)
         except (FFmpegError, ValueError) as error:
             raise _unreadable(self.path) from error
         if not (streams := _without_covers(self._container.streams.video)):
@@ -243,6 +242,16 @@ def push(graph: Graph, frame: VideoFrame | None) -> Iterator[VideoFrame]:
             yield graph.vpull()
         except (BlockingIOError, EOFError):
             return
+
+
+def _named(path: Path) -> str | BinaryIO:
+    """What PyAV takes for the file `path` and for nothing else, such as the protocol of `concat:a`."""
+    name = f"file:{path.absolute()}"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return path.open("rb")
+    return name
 
 
 def _check_file(path: Path) -> None:

@@ -412,6 +412,11 @@ def test_what_is_no_video_is_told_why(tmp_path, name, content, message):
     assert count_frames(path) == 0 or content in ("webp",)
 
 
+def test_a_name_that_is_not_utf_8_is_a_name(tmp_path):
+    path = make(tmp_path / "plain.mp4", *H264).rename(tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    assert len(frames_of(path)) == 24
+
+
 def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(UsageError, match="is not a file, and a clip is read more than once"):

@@ -91,6 +91,16 @@ def test_dark_levels_of_16_bits_stay_dark(tmp_path, suffix):
     assert pixels(tmp_path / f"dark.{suffix}").max() == 1
 
 
+def test_a_tiff_whose_zero_is_white_is_not_a_negative(tmp_path):
+    Image.fromarray(np.uint16([[0, 65535]])).save(tmp_path / "a.tif")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    # The tag of photometric interpretation, one short: from black is zero to white is zero.
+    place = data.index(struct.pack("<HHI", 262, 3, 1)) + 8
+    data[place] = 0
+    (tmp_path / "a.tif").write_bytes(data)
+    assert pixels(tmp_path / "a.tif")[0, :, 0].tolist() == [255, 0]
+
+
 def test_floats_go_from_black_at_0_to_white_at_1(tmp_path):
     ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (4, 1))
     Image.fromarray(ramp).save(tmp_path / "ramp.tif")
