@@ -1,9 +1,9 @@
 """The VAE's decoder on a GPU: diffusers' layers with fewer passes over memory, in channels-last layout.
 
-A decoded frame of 480x832 has 400,000 pixels of 96 to 384 channels, so what a layer reads and writes beside its
-convolution costs as much as the convolution. Norm and activation are one kernel that writes where the next
-convolution reads, zero padding is the convolution's own, and nothing changes its layout in between. Values are
-those of the stock layers up to bf16 rounding; parameters are the same tensors.
+A decoded frame of 480x832 has 400,000 pixels of 96 to 384 channels, so what a layer reads and writes beside
+its convolution costs as much as the convolution. Norm and activation are one kernel that writes where the next
+convolution reads, zero padding is the convolution's own, and nothing changes its layout in between. Values
+are those of the stock layers up to bf16 rounding; parameters are the same tensors.
 
 Layers change their class in place: `AutoencoderKLWan` builds them itself and takes no others.
 """
@@ -173,4 +173,5 @@ def _put_past(joined: Tensor, before: Tensor | None, num_frames: int = _CACHED_F
 def _interleave(states: Tensor) -> Tensor:
     """`[B, 2 C, T, H, W]`, two frames in the channels of one, to `[B, C, 2 T, H, W]`."""
     pairs = states.permute(0, 2, 3, 4, 1).unflatten(-1, (2, -1)).permute(0, 1, 4, 2, 3, 5)
-    return pairs.flatten(1, 2).permute(0, 4, 1, 2, 3)
+    frames: Tensor = pairs.flatten(1, 2).permute(0, 4, 1, 2, 3)
+    return frames

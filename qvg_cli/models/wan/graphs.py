@@ -1,9 +1,9 @@
 """The blocks of a Wan transformer as CUDA graphs, but for the attention to the history.
 
-At short histories a model call waits for the host, which launches some 3,000 kernels. Everything in a block but
-its self-attention has the same shapes and addresses in every step of every chunk, so it is captured once and
-launched as two graphs a block: one up to the projections, one after the attention. The same kernels run in the
-same order, so the results have the same bits.
+At short histories a model call waits for the host, which launches some 3,000 kernels. Everything in a block
+but its self-attention has the same shapes and addresses in every step of every chunk, so it is captured once
+and launched as two graphs a block: one up to the projections, one after the attention. The same kernels run in
+the same order, so the results have the same bits.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
         if self.is_first:
             graphs.begin(hidden_states, temb)
         if not graphs.is_running:
-            return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
+            states: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
+            return states
         assert graphs.hidden is not None
         captured = self.captured
         if captured.pool is not graphs.pool:
@@ -127,7 +128,8 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
     def _modulation(self) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the self-attention, then those of the feed-forward part."""
         assert self.graphs.time is not None
-        return (self.scale_shift_table + self.graphs.time.float()).chunk(6, dim=1)
+        modulation: tuple[Tensor, ...] = (self.scale_shift_table + self.graphs.time.float()).chunk(6, dim=1)
+        return modulation
 
     def _before_attention(self) -> None:
         graphs = self.graphs
