@@ -1,8 +1,8 @@
 """The VAE's decoder on a GPU: diffusers' layers with fewer passes over memory, in channels-last layout.
 
 A decoded frame of 480x832 has 400,000 pixels of 96 to 384 channels, so what a layer reads and writes beside
-its convolution costs as much as the convolution. Norm and activation are one kernel that writes where the next
-convolution reads, zero padding is the convolution's own, and nothing changes its layout in between. Values
+its convolution costs as much as the convolution. Norm and activation are one kernel that writes where the
+next convolution reads, zero padding is the convolution's own, and nothing changes its layout in between. Values
 are those of the stock layers up to bf16 rounding; parameters are the same tensors.
 
 Layers change their class in place: `AutoencoderKLWan` builds them itself and takes no others.

@@ -1,9 +1,9 @@
-"""Time decoding with the stock VAE and with `vae_gpu.speed_up`, random weights of the published size, on a GPU.
+"""Time decoding with the stock VAE and with `vae_gpu.speed_up`: random weights, published size, on a GPU.
 
     python -m scripts.bench.vae --height 480 --width 832
 
-A chunk is three latent frames, decoded after two others. Prints milliseconds a chunk (median), the allocator's peak
-and the distance of both to float32.
+A chunk is three latent frames. Prints the median milliseconds of a chunk, the allocator's peak and the distance
+of both to float32.
 """
 
 from __future__ import annotations
