@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from qvg_kernels.attention import attend
+from qvg_kernels.attention.history import GivenSegment, History, StoredSegment
+from qvg_kernels.attention.reference import attend
+from qvg_kernels.attention.workspace import Workspace
 from qvg_kernels.codec import Codec, PackedTensor, build_codec, encode_pair
-from qvg_kernels.placement import FrameMatrices, Placement, Rotary, RotaryTables
-from qvg_kernels.segments import GivenSegment, History, StoredSegment
-from qvg_kernels.workspace import Workspace
+from qvg_kernels.rope.placement import FrameMatrices, Placement, Rotary, RotaryTables
 
 HEAD_DIM = 128
 DEVICE = torch.device("cuda")

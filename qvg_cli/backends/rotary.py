@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qvg_cli.cache.policy import Frames
-from qvg_kernels.placement import Rotary, RotaryTables
+from qvg_kernels.rope.placement import Rotary, RotaryTables
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from qvg_cli.config import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.plan import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
-from qvg_kernels.attention import Arithmetic, attend
+from qvg_kernels.attention.history import GivenSegment, History, StoredSegment
+from qvg_kernels.attention.reference import Arithmetic, attend
+from qvg_kernels.attention.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
 from qvg_kernels.codec import (
     Codec,
     FiniteCheck,
@@ -29,10 +31,8 @@ from qvg_kernels.codec import (
     encode_pair,
     first_error,
 )
-from qvg_kernels.placement import Placement
-from qvg_kernels.segments import GivenSegment, History, StoredSegment
+from qvg_kernels.rope.placement import Placement
 from qvg_kernels.spec import PayloadBytes
-from qvg_kernels.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
 
 
 class Rotation(Protocol):

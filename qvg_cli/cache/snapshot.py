@@ -17,7 +17,7 @@ from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache
 from qvg_cli.cache.policy import Frames
 from qvg_cli.plan import ChunkPlan
 from qvg_kernels.codec import Codec, PackedTensor
-from qvg_kernels.codecs.plain import Bf16Codec, NoneCodec
+from qvg_kernels.codecs.plain.reference import Bf16Codec, NoneCodec
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 _SIDES = ("key", "value")

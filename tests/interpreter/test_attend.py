@@ -6,15 +6,18 @@ import pytest
 import torch
 from histories import PLACEMENTS, SPECS, history_of, placement_of
 
-from qvg_kernels import attention
-from qvg_kernels.gpu import attention as kernels
-from qvg_kernels.gpu import budget, launch, layouts, runs
-from qvg_kernels.gpu.fused import choose_fused
-from qvg_kernels.gpu.operands import BF16, FP8, INT8
-from qvg_kernels.placement import Rotary
-from qvg_kernels.segments import GivenSegment, History
+from qvg_kernels.attention import blocks as runs
+from qvg_kernels.attention import packed as kernels
+from qvg_kernels.attention import reference as attention
+from qvg_kernels.attention import tiling as budget
+from qvg_kernels.attention.fused import choose_fused
+from qvg_kernels.attention.history import GivenSegment, History
+from qvg_kernels.attention.operands import BF16, FP8, INT8
+from qvg_kernels.attention.workspace import Workspace
+from qvg_kernels.codecs import layouts
+from qvg_kernels.rope.placement import Rotary
+from qvg_kernels.runtime import launch
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
-from qvg_kernels.workspace import Workspace
 
 CPU = torch.device("cpu")
 NEAR = {"rtol": 2e-3, "atol": 5e-2}

@@ -3,7 +3,7 @@
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from qvg_kernels.gpu.attend import attend_kernel
+from qvg_kernels.attention.kernels import attend_kernel
 
 HEADS, QUERIES, KEYS, HEAD_DIM, BLOCK, SPLITS = 2, 40, 96, 64, 16, 2
 TILES = -(-QUERIES // BLOCK)

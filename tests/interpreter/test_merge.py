@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from qvg_kernels.gpu.merge import merge_kernel
+from qvg_kernels.attention.combine import merge_kernel
 
 BATCH, HEADS, QUERIES, HEAD_DIM, BLOCK = 2, 3, 37, 64, 16
 LOG2_E = 1.4426950408889634

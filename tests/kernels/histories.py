@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from qvg_kernels.attention.history import History, StoredSegment
 from qvg_kernels.codec import build_codec
-from qvg_kernels.placement import FrameMatrices, Rotary, RotaryTables
-from qvg_kernels.segments import History, StoredSegment
+from qvg_kernels.rope.placement import FrameMatrices, Rotary, RotaryTables
 from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
 
 SPECS = [pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "int2", "int3", "int4", "trit")] + [

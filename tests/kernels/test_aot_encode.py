@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qvg_kernels.gpu import encode, encode_sizes
+from qvg_kernels.codecs import encoding as encode
+from qvg_kernels.runtime import encode_sizes
 from qvg_kernels.spec import AsymSpec, FittedSpec, QvgSpec
 
 from .aot import CAPABILITIES, SHARED_LIMITS, needs_compiler, recorded_launches

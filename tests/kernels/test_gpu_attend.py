@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qvg_kernels import attention
+from qvg_kernels.attention import packed as kernels
+from qvg_kernels.attention import reference as attention
+from qvg_kernels.attention.history import GivenSegment, History, StoredSegment
+from qvg_kernels.attention.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
 from qvg_kernels.codec import PackedTensor, build_codec
-from qvg_kernels.dispatch import has_fp8
-from qvg_kernels.gpu import attention as kernels
-from qvg_kernels.gpu import launch
-from qvg_kernels.placement import FrameMatrices, Rotary, RotaryTables
-from qvg_kernels.segments import GivenSegment, History, StoredSegment
+from qvg_kernels.rope.placement import FrameMatrices, Rotary, RotaryTables
+from qvg_kernels.runtime import launch
+from qvg_kernels.runtime.dispatch import has_fp8
 from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
-from qvg_kernels.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
 
 pytestmark = [
     pytest.mark.gpu,

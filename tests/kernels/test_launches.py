@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from qvg_kernels.gpu import attention, launch
-from qvg_kernels.gpu.budget import cut_attention
-from qvg_kernels.gpu.operands import BF16, FP8, INT8
-from qvg_kernels.segments import GivenSegment, History
+from qvg_kernels.attention import packed as attention
+from qvg_kernels.attention.history import GivenSegment, History
+from qvg_kernels.attention.operands import BF16, FP8, INT8
+from qvg_kernels.attention.tiling import cut_attention
+from qvg_kernels.attention.workspace import Workspace
+from qvg_kernels.runtime import launch
 from qvg_kernels.spec import FittedSpec
-from qvg_kernels.workspace import Workspace
 
 from .aot import needs_compiler, recorded_launches
 from .histories import history_of, placement_of

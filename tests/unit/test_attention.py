@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from qvg_kernels.attention import attend_segments
-from qvg_kernels.workspace import Workspace
+from qvg_kernels.attention.reference import attend_segments
+from qvg_kernels.attention.workspace import Workspace
 
 
 class Stored:

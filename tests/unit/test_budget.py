@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvg_kernels.gpu.budget import cut_attention
+from qvg_kernels.attention.tiling import cut_attention
 
 H200 = {"block_queries": 64, "programs_at_once": 264}
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from qvg_kernels.codec import Codec
-from qvg_kernels.codecs.asym import AsymCodec
-from qvg_kernels.codecs.fitted import FittedCodec
-from qvg_kernels.codecs.min_max import KiviCodec, QuarotCodec, RtnCodec
-from qvg_kernels.codecs.plain import Bf16Codec, NoneCodec
-from qvg_kernels.codecs.qvg import QvgCodec
-from qvg_kernels.codecs.turboquant import TurboQuantCodec
+from qvg_kernels.codecs.asym.reference import AsymCodec
+from qvg_kernels.codecs.fitted.reference import FittedCodec
+from qvg_kernels.codecs.min_max.reference import KiviCodec, QuarotCodec, RtnCodec
+from qvg_kernels.codecs.plain.reference import Bf16Codec, NoneCodec
+from qvg_kernels.codecs.qvg.reference import QvgCodec
+from qvg_kernels.codecs.turboquant.reference import TurboQuantCodec
 
 CODECS: dict[str, Callable[[Any], Codec]] = {
     "none": NoneCodec,

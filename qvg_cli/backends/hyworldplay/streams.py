@@ -14,7 +14,7 @@ from torch import Tensor
 from qvg_cli.backends.hyworldplay.trajectory import Trajectory
 from qvg_cli.backends.rotary import FrameRotation
 from qvg_cli.cache.policy import Frames
-from qvg_kernels.placement import FrameMatrices, Rotary
+from qvg_kernels.rope.placement import FrameMatrices, Rotary
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""The end of an attention call: the states of the splits, and what the library made, become the output.
+
+An output with its logsumexp is a state too: its maximum is the logsumexp, its total one.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from qvg_kernels.attention.kernels import LOG2_E, LOWEST, merge_states
+from qvg_kernels.runtime.warmup import GROUPED, SLICED, kernel
+
+
+@kernel(do_not_specialize=("num_states", *GROUPED), do_not_specialize_on_alignment=SLICED)
+def merge_kernel(
+    state_maximum, state_total, state_output, own, own_logsumexp, output,
+    own_batch, own_head, own_token, logsumexp_batch, logsumexp_head, logsumexp_token,
+    output_batch, output_head, output_token, heads, num_queries, num_states,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Merge what BLOCK_M queries of a head have of all their keys.
+
+    Args:
+        own: `[B, h, S, D]`, attention to some of the keys, rounded to its dtype: in bf16 an error of up to
+            2**-9 of it, that of any attention with such an output. None leaves it out.
+        own_logsumexp: `[B, h, S]`, of those keys, natural.
+    """
+    head = tl.program_id(1)
+    batch_index, head_index = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channels = tl.arange(0, HEAD_DIM)[None, :]
+    is_query = rows < num_queries
+    if own is not None:
+        at = own_logsumexp + batch_index * logsumexp_batch + head_index * logsumexp_head
+        maximum = tl.load(at + rows * logsumexp_token, mask=is_query, other=0.0) * LOG2_E
+        total = tl.full([BLOCK_M], 1.0, tl.float32)
+        at = own + batch_index * own_batch + head_index * own_head
+        loaded = tl.load(at + rows[:, None] * own_token + channels, mask=is_query[:, None], other=0.0)
+        gathered = loaded.to(tl.float32)
+    else:
+        maximum = tl.full([BLOCK_M], LOWEST, tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        gathered = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    slot_rows = tl.num_programs(1).to(tl.int64) * num_queries
+    at_state = head.to(tl.int64) * num_queries + rows
+    for _ in range(num_states):
+        other_maximum = tl.load(state_maximum + at_state, mask=is_query, other=0.0)
+        other_total = tl.load(state_total + at_state, mask=is_query, other=1.0)
+        at_output = at_state[:, None] * HEAD_DIM + channels
+        other_output = tl.load(state_output + at_output, mask=is_query[:, None], other=0.0)
+        maximum, total, gathered = merge_states(
+            maximum, total, gathered, other_maximum, other_total, other_output
+        )
+        at_state += slot_rows
+    at = output + batch_index * output_batch + head_index * output_head
+    attended = (gathered / total[:, None]).to(output.dtype.element_ty)
+    tl.store(at + rows[:, None] * output_token + channels, attended, mask=is_query[:, None])

@@ -1,0 +1,227 @@
+"""A group of heads on its way through the keys: its queries, its state, and the kernels that change it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from qvg_kernels.attention.combine import merge_kernel
+from qvg_kernels.attention.kernels import attend_kernel
+from qvg_kernels.attention.operands import INT8, Operands
+from qvg_kernels.attention.queries import VERSIONS, round_queries_kernel
+from qvg_kernels.attention.tiling import FLAG_QUERIES, PART_ALIGNMENT, Cut, round_up
+from qvg_kernels.runtime import launch
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the 8-bit numbers of some heads of a run count; none where it is not packed.
+
+    Attributes:
+        key: `[B * h]`.
+        factors: `[B * h, D]`, of int8 keys.
+        value: `[B * h]`.
+    """
+
+    key: Tensor | None = None
+    factors: Tensor | None = None
+    value: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a group has of the keys so far, one state for each split.
+
+    Attributes:
+        total: As `maximum`, `[splits, B * h, S]`.
+        output: `[splits, B * h, S, D]`.
+        flags: `[splits, B * h, S / 64]`: where `attend_hopper` left queries to `attend_kernel`.
+    """
+
+    maximum: Tensor
+    total: Tensor
+    output: Tensor
+    flags: Tensor
+
+
+@dataclass(frozen=True)
+class _RoundedQueries:
+    """A group's queries in int8, `[VERSIONS * B * h * pitch, D]`, and their units `[B * h, S]`."""
+
+    values: Tensor
+    units: Tensor
+    pitch: int
+
+
+@dataclass
+class Group:
+    """A group of heads on its way through the keys.
+
+    Attributes:
+        first: Head that the group begins with.
+        splits: Of each part's keys.
+        num_states: That hold something so far: none or `splits`.
+        rounded: For `attend_hopper`, if that is to run.
+        own: Attention to keys that are in no state, and their logsumexp, as `fused` makes them.
+    """
+
+    query: Tensor
+    output: Tensor
+    first: int
+    heads: int
+    splits: int
+    state: _State
+    rounded: _RoundedQueries | None
+    num_states: int = 0
+    own: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Heads of all items of the batch."""
+        return self.query.shape[0] * self.heads
+
+    def attend(
+        self,
+        key: Tensor,
+        value: Tensor,
+        units: Units,
+        num_keys: int,
+        operands: Operands,
+        key_batch: int,
+    ) -> None:
+        """Take `num_keys` keys into the state.
+
+        Args:
+            key: `[key_batch * h * pitch, D]`.
+            value: Likewise, or `[key_batch * h * D, pitch]` if they are e4m3.
+            units: Of keys and values that are int8 or e4m3.
+            key_batch: Items of the batch that keys are given for; one serves all items of the queries.
+        """
+        table = launch.attend_table(key.device)
+        blocks = table.wide if operands.value is None else table.fp8
+        flags = None
+        if self.rounded is not None and operands is INT8:
+            self._attend_hopper(self.rounded, key, value, units, num_keys, key_batch)
+            # Splits have to be those of the flags.
+            blocks, flags = replace(table.wide, queries=FLAG_QUERIES), self.state.flags
+        num_queries, head_dim = self.query.shape[2:]
+        key_rows = key_batch * self.heads
+        key_block = [blocks.keys, head_dim]
+        value_block = key_block if operands.value is None else key_block[::-1]
+        state = self.state
+        attend_kernel[(-(-num_queries // blocks.queries), self.rows, self.splits)](
+            self.query, TensorDescriptor.from_tensor(key, key_block),
+            TensorDescriptor.from_tensor(value, value_block),
+            units.key, units.factors, units.value, state.maximum, state.total, state.output,
+            *self.query.stride()[:3],
+            self.heads, key_rows, num_queries, num_keys, _split_keys(num_keys, self.splits),
+            key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5, flags,
+            IS_INT8=operands.key is not None, IS_E4M3=operands.value is not None,
+            HEAD_DIM=head_dim, BLOCK_M=blocks.queries, BLOCK_N=blocks.keys, STAGES=blocks.stages,
+            num_warps=blocks.warps, maxnreg=blocks.registers,
+        )  # fmt: skip
+        self.num_states = self.splits
+
+    def _attend_hopper(
+        self,
+        rounded: _RoundedQueries,
+        key: Tensor,
+        value: Tensor,
+        units: Units,
+        num_keys: int,
+        key_batch: int,
+    ) -> None:
+        """What `attend` does, but for queries that get a flag."""
+        from qvg_kernels.attention.hopper import REGISTERS, attend_hopper_kernel, described
+
+        num_queries, head_dim = self.query.shape[2:]
+        blocks, key_rows, state = launch.HOPPER, key_batch * self.heads, self.state
+        attend_hopper_kernel[(rounded.pitch // blocks.queries, self.rows, self.splits)](
+            described(rounded.values, FLAG_QUERIES), described(key, blocks.keys),
+            described(value, blocks.keys), rounded.units, units.key,
+            state.maximum, state.total, state.output, state.flags,
+            key_rows, num_queries, rounded.pitch, num_keys, _split_keys(num_keys, self.splits),
+            key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5,
+            HEAD_DIM=head_dim, BLOCK_N=blocks.keys, STAGES=blocks.stages,
+            ATTEND_REGISTERS=REGISTERS[0], LOAD_REGISTERS=REGISTERS[1],
+            num_warps=blocks.warps, maxnreg=blocks.registers,
+        )  # fmt: skip
+
+    def round_queries(self, factors: Tensor, key_batch: int) -> None:
+        """Round the queries for `attend_hopper`, if that is to run, to meet keys with these factors."""
+        if self.rounded is None:
+            return
+        rounded, (num_queries, head_dim) = self.rounded, self.query.shape[2:]
+        round_queries_kernel[(-(-rounded.pitch // launch.PLACE_TOKENS), self.rows)](
+            self.query, factors, rounded.values, rounded.units, *self.query.stride()[:3],
+            self.heads, key_batch * self.heads, num_queries, rounded.pitch,
+            HEAD_DIM=head_dim, BLOCK_M=launch.PLACE_TOKENS, num_warps=4,
+        )  # fmt: skip
+
+    def finish(self) -> None:
+        """Merge the states, and what the library made, into the output."""
+        state, (num_queries, head_dim) = self.state, self.query.shape[2:]
+        own, logsumexp = self.own or (None, None)
+        merge_kernel[(-(-num_queries // launch.PLACE_TOKENS), self.rows)](
+            state.maximum, state.total, state.output, own, logsumexp, self.output,
+            *_strides(own), *_strides(logsumexp), *_strides(self.output),
+            self.heads, num_queries, self.num_states,
+            HEAD_DIM=head_dim, BLOCK_M=launch.PLACE_TOKENS, num_warps=4,
+        )  # fmt: skip
+
+
+def _strides(states: Tensor | None) -> tuple[int, ...]:
+    """Of batch, head and token."""
+    return (0, 0, 0) if states is None else states.stride()[:3]
+
+
+def _split_keys(num_keys: int, splits: int) -> int:
+    """Keys of a split, which are a multiple of every kernel's block."""
+    return round_up(-(-num_keys // splits), PART_ALIGNMENT)
+
+
+def rounded_bytes(num_queries: int, head_dim: int) -> int:
+    """Of one head's rounded queries."""
+    query_bytes: int = VERSIONS.value * head_dim + 4
+    return round_up(num_queries, launch.HOPPER.queries) * query_bytes
+
+
+def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tensor) -> Group:
+    """Some heads, with their part of the workspace, and room for rounded queries if the cut has any."""
+    batch, _, num_queries, head_dim = query.shape
+    heads = some.stop - some.start
+    rows, own = batch * heads, query[:, some]
+    rounded = None
+    if cut.query_bytes:
+        pitch = round_up(num_queries, launch.HOPPER.queries)
+        values, units = buffer[: rows * rounded_bytes(num_queries, head_dim)].split(
+            [VERSIONS.value * rows * pitch * head_dim, rows * pitch * 4]
+        )
+        rounded = _RoundedQueries(
+            values.view(torch.int8).view(-1, head_dim), units.view(torch.float32), pitch
+        )
+    state = _state(buffer[cut.query_bytes :], (cut.splits, rows, num_queries), head_dim)
+    return Group(own, output[:, some], some.start, heads, cut.splits, state, rounded)
+
+
+def _state(buffer: Tensor, shape: tuple[int, int, int], head_dim: int) -> _State:
+    """A state of `(splits, B * h, S)`."""
+    splits, rows, num_queries = shape
+    count, flags = splits * rows * num_queries, splits * rows * -(-num_queries // FLAG_QUERIES)
+    numbers = buffer[: (count * (head_dim + 2) + flags) * 4].view(torch.float32)
+    maximum, total, output, last = numbers.split([count, count, count * head_dim, flags])
+    return _State(
+        maximum.view(shape), total.view(shape), output.view(*shape, head_dim), last.view(torch.int32)
+    )
+
+
+def pair_of(
+    buffer: Tensor, rows: int, head_dim: int, key_dtype: torch.dtype, value_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Keys and values `[rows, D]` in the workspace."""
+    sizes = [rows * head_dim * dtype.itemsize for dtype in (key_dtype, value_dtype)]
+    key, value = buffer[: sum(sizes)].split(sizes)
+    return key.view(key_dtype).view(rows, head_dim), value.view(value_dtype).view(rows, head_dim)

@@ -1,0 +1,91 @@
+"""The scheme of the QVG paper, the mark that the other codecs are measured against.
+
+Invariant: nothing is improved here. The grid uses three of its four codes and the e4m3 scale has no
+normaliser, as published; what differs is only that the random start comes from the given seed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite, settle, stack_heads
+from qvg_kernels.quant import bitpack, e4m3
+from qvg_kernels.quant.kmeans import kmeans, random_starts
+from qvg_kernels.runtime.dispatch import uses_kernels
+from qvg_kernels.spec import QvgSpec, check_packed_shape
+
+KINDS = {"codes": "codes", "scales": "scales", "ids": "ids", "centroids": "tables"}
+
+
+class QvgCodec:
+    """K-means in stages, then a symmetric grid in blocks of channels.
+
+    Source: QVG paper (arXiv 2602.02958), sections on semantic-aware smoothing and progressive residual
+    quantization; start and rounding as in its code (svg-project/Quant-VideoGen at 0601468, `kmeans_euclid.py`
+    and `quant_pack.py`): the block's maximum over the largest level, rounded to e4m3 before it divides.
+    """
+
+    def __init__(self, spec: QvgSpec) -> None:
+        self.spec = spec
+
+    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+        """Pack `[B, H, S, D]` values; the random starting tokens are the same for every head of the span."""
+        batch, heads, tokens, head_dim = span.shape
+        check_packed_shape(self.spec.scheme, tokens, head_dim)
+        if uses_kernels(span.device):
+            # Where Triton is not installed, nothing imports it.
+            from qvg_kernels.codecs.encoding import encode_qvg
+
+            tensors, check = encode_qvg(span, self.spec, seed)
+            settle(check, checks)
+            return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, KINDS)
+        require_finite(span, checks)
+        generator = torch.Generator().manual_seed(seed)
+        count = min(self.spec.num_centroids, tokens)
+        starts = [random_starts(tokens, count, generator).to(span.device) for _ in range(self.spec.stages)]
+        # One head at a time: products of the same shape sum in the same order whatever the number of heads.
+        parts = [self._encode_head(points.float(), starts) for points in span.flatten(0, 1)]
+        return PackedTensor((batch, heads, tokens, head_dim), span.dtype, stack_heads(parts, batch), KINDS)
+
+    def _encode_head(self, residual: Tensor, starts: list[Tensor]) -> dict[str, Tensor]:
+        """Pack `[S, D]` float32 values of one head."""
+        all_ids, all_centroids = [], []
+        for stage_starts in starts:
+            ids, centroids = kmeans(residual, residual[stage_starts], self.spec.iterations)
+            centroids = centroids.to(torch.bfloat16)
+            residual = residual - centroids.float()[ids]
+            all_ids.append(ids.to(torch.uint8))
+            all_centroids.append(centroids)
+        largest = 2 ** (self.spec.bits - 1) - 1
+        tokens, head_dim = residual.shape
+        blocks = residual.reshape(tokens, -1, min(self.spec.block_size, head_dim))
+        scales = e4m3.to_bits(blocks.abs().amax(-1) / largest)
+        steps = e4m3.from_bits(scales).unsqueeze(-1)
+        # A block whose scale underflows to zero keeps only its centroids.
+        levels = torch.where(steps > 0, blocks / steps, 0.0).round().clamp(-largest, largest)
+        codes = (levels + largest).to(torch.uint8).flatten(-2)
+        return {
+            "codes": bitpack.pack(codes, self.spec.bits),
+            "scales": scales,
+            "ids": torch.stack(all_ids),
+            "centroids": torch.stack(all_centroids),
+        }
+
+    def decode(
+        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
+    ) -> Tensor:
+        """Values of `heads` and `tokens`, summed in float32: grid first, then the stages in order."""
+        stored = packed.tensors
+        largest = 2 ** (self.spec.bits - 1) - 1
+        codes = bitpack.unpack(stored["codes"][:, heads, tokens], self.spec.bits)
+        steps = e4m3.from_bits(stored["scales"][:, heads, tokens])
+        block_size = codes.shape[-1] // steps.shape[-1]
+        blocks = (codes.float() - largest).unflatten(-1, (steps.shape[-1], block_size))
+        values: Tensor = (blocks * steps.unsqueeze(-1)).flatten(-2)
+        ids = stored["ids"][:, heads, :, tokens].long()
+        centroids = stored["centroids"][:, heads].float()
+        for stage in range(self.spec.stages):
+            index = ids[:, :, stage].unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])
+            values = values + centroids[:, :, stage].gather(2, index)
+        return values.to(packed.dtype)
