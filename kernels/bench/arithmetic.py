@@ -18,7 +18,7 @@ from presets import load_preset
 from synthetic import LEVELS, make_sample
 from torch import Tensor
 
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 
 SHARPNESS = (8.0, 3.0)
 BLOCK_KEYS = 128

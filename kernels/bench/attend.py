@@ -28,11 +28,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from qvg_kernels.attention.history import GivenSegment, History, StoredSegment
-from qvg_kernels.attention.reference import attend
-from qvg_kernels.attention.workspace import Workspace
-from qvg_kernels.codec import Codec, PackedTensor, build_codec, encode_pair
-from qvg_kernels.rope.placement import FrameMatrices, Placement, Rotary, RotaryTables
+from qvg_kernels.attention.attend import attend
+from qvg_kernels.attention.history import History, OwnKeys, StoredBlock, Workspace
+from qvg_kernels.codec import Codec, PackedTensor, encode_pair
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.placement import FrameMatrices, Placement, Rotary
+from qvg_kernels.rope.tables import RotaryTables
 
 HEAD_DIM = 128
 DEVICE = torch.device("cuda")
@@ -100,7 +101,7 @@ class Case:
         placement = self.placement(tuple(own.tolist()))
         key, value = (values_of(shape, shape.own_frames, seed) for seed in (11, 12))
         self.query = placement.apply(values_of(shape, shape.own_frames, 13), slice(0, key.shape[2]))
-        self.given = GivenSegment(key, value, placement, placement if shape.has_cameras else None)
+        self.given = OwnKeys(key, value, placement, placement if shape.has_cameras else None)
         self.spans = [values_of(shape, shape.span_frames, seed) for seed in (1, 2)]
 
     def placement(self, frames: tuple[int, ...]) -> Placement:
@@ -124,11 +125,11 @@ class Case:
 
     def _segment(
         self, codecs: tuple[Codec, Codec], packed: tuple[PackedTensor, PackedTensor], first: int
-    ) -> StoredSegment:
+    ) -> StoredBlock:
         shape = self.shape
         placement = self.placement(tuple(range(first, first + shape.span_frames)))
         frames = min(shape.span_frames, shape.frames - first)
-        return StoredSegment(
+        return StoredBlock(
             *codecs,
             *(copied(span) for span in packed),
             placement,
@@ -243,7 +244,7 @@ def measure_precision(presets: list[str]) -> list[dict[str, Any]]:
         spans = key[:, :, :history_tokens], value[:, :, :history_tokens]
         tables = RotaryTables.of(HEAD_DIM, max(FRAME), DEVICE)
         placement, last = Rotary(tables, *FRAME, (0, 1, 2)), Rotary(tables, *FRAME, (3,))
-        given = GivenSegment(key[:, :, history_tokens:], value[:, :, history_tokens:], last, None)
+        given = OwnKeys(key[:, :, history_tokens:], value[:, :, history_tokens:], last, None)
         placed = torch.cat(
             [
                 placement.apply(key[:, :, :history_tokens], slice(0, history_tokens)).float(),
@@ -265,7 +266,7 @@ def measure_precision(presets: list[str]) -> list[dict[str, Any]]:
                 specs = load_preset(preset)
                 codecs = build_codec(specs.key), build_codec(specs.value)
                 packed = encode_pair(codecs, spans, (1, 1))
-                segment = StoredSegment(*codecs, *packed, placement, None, 0, history_tokens)
+                segment = StoredBlock(*codecs, *packed, placement, None, 0, history_tokens)
                 row: dict[str, Any] = {"level": level, "largest_logit": sharpness, "preset": preset}
                 for arithmetic in ("bf16", "int8", "fp8"):
                     found = attend(scaled, History((segment,)), given, Workspace(), arithmetic)

@@ -18,7 +18,7 @@ from peer import decode_by_peer, encode_by_peer
 from timing import copy_bandwidth, time_arms
 
 from qvg_kernels.attention.blocks import decode_part, runs_of
-from qvg_kernels.attention.operands import BF16, FP8, INT8, Operands
+from qvg_kernels.attention.heads import BF16, FP8, INT8, Operands
 
 SPAN = Shape("self-forcing", 1, 12, 24, 24, 3, 30, 52)
 

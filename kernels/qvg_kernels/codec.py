@@ -6,15 +6,20 @@ bytes, run to run and whatever other heads are in the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from qvg_kernels.spec import CodecSpec, PayloadBytes
+from qvg_kernels.codecs.spec import PayloadBytes, Spec, check_packed_shape
+from qvg_kernels.runtime.dispatch import uses_kernels
+
+if TYPE_CHECKING:
+    from qvg_kernels.codecs.reading import BlockReader
 
 
 @dataclass(frozen=True)
@@ -42,35 +47,84 @@ class PackedTensor:
         return total
 
 
-class Codec(Protocol):
-    """Packs spans of keys or values; holds settings only, never data."""
+class Codec(ABC):
+    """Packs blocks of keys or values; holds settings only, never data."""
 
     @property
-    def spec(self) -> CodecSpec:
+    @abstractmethod
+    def spec(self) -> Spec:
         """The settings."""
-        ...
 
-    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+    @abstractmethod
+    def encode(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
         """Pack `[B, H, S, D]` values; `seed` serves codecs that draw starting points.
 
-        All heads of a span share one stream of draws, so that a head's bytes do not depend on which other
-        heads are in the call.
+        All heads of a block share one stream of draws, so that a head's bytes do not depend on which other
+        heads are in the call: who holds heads `a` to `b` of a model packs the bytes that one device packs.
 
         Args:
             checks: Where a check that would wait for a GPU is added instead; the caller settles it with
-                `first_error` before it uses the span. On a CPU, and without a list, nothing is put off.
+                `first_error` before it uses the block. On a CPU, and without a list, nothing is put off.
 
         Raises:
-            ValueError: The span is empty or its head size is not one the codec takes.
+            ValueError: The block is empty or its head size is not one the codec takes.
             NonFiniteError: A value is NaN or infinite; names the first one.
         """
-        ...
 
+    @abstractmethod
     def decode(
         self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
     ) -> Tensor:
         """Values of `heads` (along H) and `tokens` (along S), `[B, h, s, D]` in `packed.dtype`."""
-        ...
+
+    def reader(self, head_dim: int) -> BlockReader | None:
+        """What reads blocks of heads of `head_dim` channels by kernels; `None` where only torch does."""
+        return None
+
+
+Draws = TypeVar("Draws")
+
+
+class HeadwiseCodec(Codec, Generic[Draws]):
+    """A codec that packs one head at a time, by the same draws for every head.
+
+    Products of the same shape sum in the same order, whatever the number of heads.
+
+    Attributes:
+        kinds: Kind of each tensor that may be stored, by name.
+    """
+
+    kinds: ClassVar[Mapping[str, str]]
+
+    @abstractmethod
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Draws:
+        """What all heads of a block of `tokens` share."""
+
+    @abstractmethod
+    def encode_head(self, points: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Pack `[S, D]` float32 values of one head."""
+
+    def encode_by_kernels(self, block: Tensor, seed: int) -> tuple[dict[str, Tensor], FiniteCheck] | None:
+        """Pack all heads by kernels, and whether their values are finite; `None` where only torch packs."""
+        return None
+
+    def encode(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+        batch, heads, tokens, head_dim = block.shape
+        check_packed_shape(self.spec.scheme, tokens, head_dim)
+        found = self.encode_by_kernels(block, seed) if uses_kernels(block.device) else None
+        if found is not None:
+            tensors, check = found
+            _settle(check, checks)
+        else:
+            require_finite(block, checks)
+            draws = self.draw(tokens, head_dim, seed, block.device)
+            packed = [self.encode_head(points.float(), draws) for points in block.flatten(0, 1)]
+            stacked = {name: torch.stack([head[name] for head in packed]) for name in packed[0]}
+            tensors = {
+                name: tensor.reshape(batch, heads, *tensor.shape[1:]) for name, tensor in stacked.items()
+            }
+        kinds = {name: self.kinds[name] for name in tensors}
+        return PackedTensor((batch, heads, tokens, head_dim), block.dtype, tensors, kinds)
 
 
 class NonFiniteError(ValueError):
@@ -141,7 +195,7 @@ def first_error(checks: Sequence[FiniteCheck]) -> tuple[int, NonFiniteError] | N
     return None
 
 
-def settle(check: FiniteCheck, checks: list[FiniteCheck] | None) -> None:
+def _settle(check: FiniteCheck, checks: list[FiniteCheck] | None) -> None:
     """Put `check` off to whoever holds `checks`; without them raise `NonFiniteError` now if it has one."""
     if checks is not None and check.found.device.type != "cpu":
         checks.append(check)
@@ -150,14 +204,8 @@ def settle(check: FiniteCheck, checks: list[FiniteCheck] | None) -> None:
 
 
 def require_finite(span: Tensor, checks: list[FiniteCheck] | None = None) -> None:
-    """Raise `NonFiniteError` if `[B, H, S, D]` values are not all finite, or put it off as `settle` does."""
-    settle(FiniteCheck.of(span), checks)
-
-
-def stack_heads(parts: list[dict[str, Tensor]], batch: int) -> dict[str, Tensor]:
-    """Join what each head was packed into, batch-major, to `[B, H, ...]` tensors."""
-    joined = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-    return {name: tensor.reshape(batch, -1, *tensor.shape[1:]) for name, tensor in joined.items()}
+    """Raise `NonFiniteError` if `[B, H, S, D]` values are not all finite, or put it off as `encode` does."""
+    _settle(FiniteCheck.of(span), checks)
 
 
 def encode_pair(
@@ -189,12 +237,3 @@ def encode_pair(
 @cache
 def _second_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
-
-
-def build_codec(spec: CodecSpec) -> Codec:
-    """The codec that `spec` describes."""
-    # The codecs import this module, so the table is read when it is first needed.
-    from qvg_kernels.codecs import CODECS
-
-    build: Callable[[Any], Codec] = CODECS[spec.scheme]
-    return build(spec)

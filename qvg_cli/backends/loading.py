@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from qvg_cli.config import ModelConfig, RunConfig
 from qvg_cli.errors import MissingModelError, UsageError
-from qvg_kernels.attention.reference import how_attended
+from qvg_kernels.attention.attend import how_attended
 from qvg_kernels.runtime.dispatch import has_fp8
 
 Model = TypeVar("Model", AutoencoderKLWan, WanTransformer3DModel)

@@ -19,18 +19,17 @@ from qvg_cli.config import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.plan import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
-from qvg_kernels.attention.history import GivenSegment, History, StoredSegment
-from qvg_kernels.attention.reference import Arithmetic, attend
-from qvg_kernels.attention.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
+from qvg_kernels.attention.attend import Arithmetic, attend
+from qvg_kernels.attention.history import DEFAULT_WORKSPACE_BYTES, History, OwnKeys, StoredBlock, Workspace
 from qvg_kernels.codec import (
     Codec,
     FiniteCheck,
     NonFiniteError,
     PackedTensor,
-    build_codec,
     encode_pair,
     first_error,
 )
+from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.rope.placement import Placement
 from qvg_kernels.spec import PayloadBytes
 
@@ -120,7 +119,7 @@ class LayerCache:
         """
         history = self._history(reads, rotation, value_rotation)
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
-        given = GivenSegment(key, value, rotation.placement(frames), value_placement)
+        given = OwnKeys(key, value, rotation.placement(frames), value_placement)
         return attend(query, history, given, self.workspace, self.arithmetic)
 
     def append(self, key: Tensor, value: Tensor, frames: Frames, packs: Sequence[Frames]) -> None:
@@ -162,7 +161,7 @@ class LayerCache:
 
     def _segments(
         self, reads: Frames, rotation: Rotation, value_rotation: Rotation | None
-    ) -> Iterator[StoredSegment]:
+    ) -> Iterator[StoredBlock]:
         """A segment for each run of neighbouring frames of an entry."""
         wanted = set(reads)
         size = self.tokens_per_frame
@@ -174,7 +173,7 @@ class LayerCache:
                 if frame in wanted and start is None:
                     start = position
                 elif frame not in wanted and start is not None:
-                    yield StoredSegment(
+                    yield StoredBlock(
                         entry.codecs.key,
                         entry.codecs.value,
                         entry.key,

@@ -17,7 +17,6 @@ from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache
 from qvg_cli.cache.policy import Frames
 from qvg_cli.plan import ChunkPlan
 from qvg_kernels.codec import Codec, PackedTensor
-from qvg_kernels.codecs.plain.reference import Bf16Codec, NoneCodec
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 _SIDES = ("key", "value")
@@ -39,7 +38,7 @@ class HeldEntry:
 def is_packing(cache: KVCache) -> bool:
     """Whether the history becomes smaller than the model's own keys and values."""
     codecs = cache.layers[0].packed
-    return not any(isinstance(codec, NoneCodec | Bf16Codec) for codec in (codecs.key, codecs.value))
+    return codecs.key.spec.packs and codecs.value.spec.packs
 
 
 def held_entries(cache: KVCache, following: ChunkPlan | None) -> tuple[HeldEntry, ...]:

@@ -27,7 +27,7 @@ from qvg_cli.report.provenance import commit_text, cpu_name
 from qvg_cli.resources import qvg_home
 from qvg_cli.video.io import check_encoder, read_frames
 from qvg_cli.video.parts import encode_part
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.runtime.dispatch import why_reference
 from qvg_kernels.spec import FittedSpec
 

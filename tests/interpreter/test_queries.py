@@ -2,7 +2,7 @@
 
 import torch
 
-from qvg_kernels.attention.queries import round_queries_kernel
+from qvg_kernels.attention.kernels import round_queries_kernel
 
 HEADS, QUERIES, PITCH, HEAD_DIM = 3, 21, 32, 64
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import FittedSpec, QvgSpec
 
 from .conftest import preset_specs

@@ -25,7 +25,7 @@ from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import CacheConfig
 from qvg_cli.plan import VideoPlan
 from qvg_cli.rollout import rollout
-from qvg_kernels.rope.placement import RotaryTables
+from qvg_kernels.rope.tables import RotaryTables
 from qvg_kernels.spec import NoneSpec
 
 TOLERANCE = 1e-4

@@ -17,7 +17,7 @@ from qvg_cli.config import CacheConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.video.picture import fill_frame, place
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import Bf16Spec
 
 FOLDER = golden_folder("hyworldplay")

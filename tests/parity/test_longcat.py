@@ -35,8 +35,9 @@ from qvg_cli.backends.rotary import FrameRotation
 from qvg_cli.cache.kv_cache import CodecPair, KVCache
 from qvg_cli.config_load import Request, load_config
 from qvg_cli.plan import VideoPlan
-from qvg_kernels.codec import PackedTensor, build_codec
-from qvg_kernels.rope.placement import RotaryTables
+from qvg_kernels.codec import PackedTensor
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.tables import RotaryTables
 from qvg_kernels.spec import NoneSpec
 
 TOLERANCE = 2e-5

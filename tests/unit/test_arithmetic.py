@@ -6,7 +6,7 @@ import torch
 from qvg_cli.backends.loading import attention_words
 from qvg_cli.config_load import Request, load_config
 from qvg_cli.errors import UsageError
-from qvg_kernels.attention.reference import how_attended
+from qvg_kernels.attention.attend import how_attended
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -9,26 +9,73 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from qvg_kernels.attention.combine import merge_kernel
-from qvg_kernels.attention.kernels import attend_kernel
-from qvg_kernels.attention.operands import INT8, Operands
-from qvg_kernels.attention.queries import VERSIONS, round_queries_kernel
-from qvg_kernels.attention.tiling import FLAG_QUERIES, PART_ALIGNMENT, Cut, round_up
+from qvg_kernels.attention.kernels import VERSIONS, attend_kernel, round_queries_kernel
+from qvg_kernels.attention.tiling import FLAG_QUERIES, Cut, round_up
+from qvg_kernels.codecs.reading import HeadScales
 from qvg_kernels.runtime import launch
+from qvg_kernels.runtime.dispatch import has_fp8
 
 
 @dataclass(frozen=True)
-class Units:
-    """What the 8-bit numbers of some heads of a run count; none where it is not packed.
+class Operands:
+    """What packed keys and values become in the workspace; `None` is the dtype of the queries.
+
+    Queries are rounded as keys are, weights as values. A rounded query errs alike for all of its keys, and
+    int8 rounds it more finely than e4m3 at the same speed. e4m3 values add more to the output's error than
+    int8 keys do, so they are taken only where they save time (docs/results.md).
+
+    Attributes:
+        words: How a run names them.
+    """
+
+    key: torch.dtype | None
+    value: torch.dtype | None
+    words: str
+
+    def pair_bytes(self, wide: torch.dtype) -> int:
+        """Of one channel of a key and of a value, where queries are `wide`."""
+        return (self.key or wide).itemsize + (self.value or wide).itemsize
+
+
+BF16 = Operands(None, None, "bf16")
+INT8 = Operands(torch.int8, None, "int8 and bf16")
+FP8 = Operands(torch.int8, torch.float8_e4m3fn, "int8 and fp8")
+
+ASKED = {"bf16": BF16, "int8": INT8, "fp8": FP8}
+
+
+def choose(arithmetic: str, device: torch.device, dtype: torch.dtype) -> Operands:
+    """The operands that `attend.Arithmetic` means on a device, for queries of `dtype`."""
+    if arithmetic in ASKED:
+        return ASKED[arithmetic]
+    if launch.has_hopper_kernel(device, dtype):
+        return INT8
+    return FP8 if has_fp8(device) else BF16
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What the 8-bit numbers of some heads count; `None` where blocks are not packed.
 
     Attributes:
         key: `[B * h]`.
-        factors: `[B * h, D]`, of int8 keys.
+        smoothing: `[B * h, D]` smoothing factors of int8 keys.
         value: `[B * h]`.
     """
 
     key: Tensor | None = None
-    factors: Tensor | None = None
+    smoothing: Tensor | None = None
     value: Tensor | None = None
+
+    @classmethod
+    def of(cls, key: HeadScales | None, value: HeadScales | None, heads: slice) -> Scales:
+        """Those of `heads`, of keys and of values."""
+        found = (
+            key.scale if key else None,
+            key.smoothing if key else None,
+            value.scale if value else None,
+        )
+        return cls(*(None if each is None else each[:, heads].flatten(0, 1) for each in found))
 
 
 @dataclass(frozen=True)
@@ -57,12 +104,12 @@ class _RoundedQueries:
 
 
 @dataclass
-class Group:
+class HeadGroup:
     """A group of heads on its way through the keys.
 
     Attributes:
         first: Head that the group begins with.
-        splits: Of each part's keys.
+        splits: Of each pass's keys.
         num_states: That hold something so far: none or `splits`.
         rounded: For `attend_hopper`, if that is to run.
         own: Attention to keys that are in no state, and their logsumexp, as `fused` makes them.
@@ -87,7 +134,7 @@ class Group:
         self,
         key: Tensor,
         value: Tensor,
-        units: Units,
+        scales: Scales,
         num_keys: int,
         operands: Operands,
         key_batch: int,
@@ -97,31 +144,31 @@ class Group:
         Args:
             key: `[key_batch * h * pitch, D]`.
             value: Likewise, or `[key_batch * h * D, pitch]` if they are e4m3.
-            units: Of keys and values that are int8 or e4m3.
+            scales: Of keys and values that are int8 or e4m3.
             key_batch: Items of the batch that keys are given for; one serves all items of the queries.
         """
         table = launch.attend_table(key.device)
-        blocks = table.wide if operands.value is None else table.fp8
+        tile = table.wide if operands.value is None else table.fp8
         flags = None
         if self.rounded is not None and operands is INT8:
-            self._attend_hopper(self.rounded, key, value, units, num_keys, key_batch)
+            self._attend_hopper(self.rounded, key, value, scales, num_keys, key_batch)
             # Splits have to be those of the flags.
-            blocks, flags = replace(table.wide, queries=FLAG_QUERIES), self.state.flags
+            tile, flags = replace(table.wide, rows=FLAG_QUERIES), self.state.flags
         num_queries, head_dim = self.query.shape[2:]
         key_rows = key_batch * self.heads
-        key_block = [blocks.keys, head_dim]
-        value_block = key_block if operands.value is None else key_block[::-1]
+        key_tile = [tile.keys, head_dim]
+        value_tile = key_tile if operands.value is None else key_tile[::-1]
         state = self.state
-        attend_kernel[(-(-num_queries // blocks.queries), self.rows, self.splits)](
-            self.query, TensorDescriptor.from_tensor(key, key_block),
-            TensorDescriptor.from_tensor(value, value_block),
-            units.key, units.factors, units.value, state.maximum, state.total, state.output,
+        attend_kernel[(-(-num_queries // tile.rows), self.rows, self.splits)](
+            self.query, TensorDescriptor.from_tensor(key, key_tile),
+            TensorDescriptor.from_tensor(value, value_tile),
+            scales.key, scales.smoothing, scales.value, state.maximum, state.total, state.output,
             *self.query.stride()[:3],
             self.heads, key_rows, num_queries, num_keys, _split_keys(num_keys, self.splits),
             key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5, flags,
             IS_INT8=operands.key is not None, IS_E4M3=operands.value is not None,
-            HEAD_DIM=head_dim, BLOCK_M=blocks.queries, BLOCK_N=blocks.keys, STAGES=blocks.stages,
-            num_warps=blocks.warps, maxnreg=blocks.registers,
+            HEAD_DIM=head_dim, BLOCK_M=tile.rows, BLOCK_N=tile.keys, STAGES=tile.stages,
+            num_warps=tile.warps, maxnreg=tile.registers,
         )  # fmt: skip
         self.num_states = self.splits
 
@@ -130,7 +177,7 @@ class Group:
         rounded: _RoundedQueries,
         key: Tensor,
         value: Tensor,
-        units: Units,
+        scales: Scales,
         num_keys: int,
         key_batch: int,
     ) -> None:
@@ -138,16 +185,16 @@ class Group:
         from qvg_kernels.attention.hopper import REGISTERS, attend_hopper_kernel, described
 
         num_queries, head_dim = self.query.shape[2:]
-        blocks, key_rows, state = launch.HOPPER, key_batch * self.heads, self.state
-        attend_hopper_kernel[(rounded.pitch // blocks.queries, self.rows, self.splits)](
-            described(rounded.values, FLAG_QUERIES), described(key, blocks.keys),
-            described(value, blocks.keys), rounded.units, units.key,
+        tile, key_rows, state = launch.HOPPER, key_batch * self.heads, self.state
+        attend_hopper_kernel[(rounded.pitch // tile.rows, self.rows, self.splits)](
+            described(rounded.values, FLAG_QUERIES), described(key, tile.keys),
+            described(value, tile.keys), rounded.units, scales.key,
             state.maximum, state.total, state.output, state.flags,
             key_rows, num_queries, rounded.pitch, num_keys, _split_keys(num_keys, self.splits),
             key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5,
-            HEAD_DIM=head_dim, BLOCK_N=blocks.keys, STAGES=blocks.stages,
+            HEAD_DIM=head_dim, BLOCK_N=tile.keys, STAGES=tile.stages,
             ATTEND_REGISTERS=REGISTERS[0], LOAD_REGISTERS=REGISTERS[1],
-            num_warps=blocks.warps, maxnreg=blocks.registers,
+            num_warps=tile.warps, maxnreg=tile.registers,
         )  # fmt: skip
 
     def round_queries(self, factors: Tensor, key_batch: int) -> None:
@@ -180,23 +227,23 @@ def _strides(states: Tensor | None) -> tuple[int, ...]:
 
 def _split_keys(num_keys: int, splits: int) -> int:
     """Keys of a split, which are a multiple of every kernel's block."""
-    return round_up(-(-num_keys // splits), PART_ALIGNMENT)
+    return round_up(-(-num_keys // splits), launch.KEY_ALIGNMENT)
 
 
 def rounded_bytes(num_queries: int, head_dim: int) -> int:
     """Of one head's rounded queries."""
     query_bytes: int = VERSIONS.value * head_dim + 4
-    return round_up(num_queries, launch.HOPPER.queries) * query_bytes
+    return round_up(num_queries, launch.HOPPER.rows) * query_bytes
 
 
-def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tensor) -> Group:
+def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tensor) -> HeadGroup:
     """Some heads, with their part of the workspace, and room for rounded queries if the cut has any."""
     batch, _, num_queries, head_dim = query.shape
     heads = some.stop - some.start
     rows, own = batch * heads, query[:, some]
     rounded = None
     if cut.query_bytes:
-        pitch = round_up(num_queries, launch.HOPPER.queries)
+        pitch = round_up(num_queries, launch.HOPPER.rows)
         values, units = buffer[: rows * rounded_bytes(num_queries, head_dim)].split(
             [VERSIONS.value * rows * pitch * head_dim, rows * pitch * 4]
         )
@@ -204,7 +251,7 @@ def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tenso
             values.view(torch.int8).view(-1, head_dim), units.view(torch.float32), pitch
         )
     state = _state(buffer[cut.query_bytes :], (cut.splits, rows, num_queries), head_dim)
-    return Group(own, output[:, some], some.start, heads, cut.splits, state, rounded)
+    return HeadGroup(own, output[:, some], some.start, heads, cut.splits, state, rounded)
 
 
 def _state(buffer: Tensor, shape: tuple[int, int, int], head_dim: int) -> _State:

@@ -25,8 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from qvg_kernels.attention.kernels import GROWING, INTEGERS, LOG2_E, LOWEST, merge_states
-from qvg_kernels.attention.queries import VERSIONS
+from qvg_kernels.attention.kernels import GROWING, INTEGERS, LOG2_E, LOWEST, VERSIONS, merge_states
 from qvg_kernels.runtime.warmup import GROUPED, SLICED, Kernel
 
 GROUP_QUERIES = gl.constexpr(64)

@@ -1,4 +1,6 @@
-"""Attention over a packed history by kernels: a part of the keys is decoded, attended to, overwritten."""
+"""Attention over a packed history by kernels: as many keys as have room are decoded, attended to,
+overwritten.
+"""
 
 from __future__ import annotations
 
@@ -9,87 +11,92 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qvg_kernels.attention.blocks import Run, Tiles, decode_part, runs_of
-from qvg_kernels.attention.fused import Fused, choose_fused
-from qvg_kernels.attention.heads import Group, Units, group_of, pair_of, rounded_bytes
-from qvg_kernels.attention.history import GivenSegment, History
-from qvg_kernels.attention.operands import BF16, INT8, Operands
-from qvg_kernels.attention.tiling import PART_ALIGNMENT, cut_attention, round_up
-from qvg_kernels.attention.workspace import Workspace
+from qvg_kernels.attention.blocks import BlockList, prepare
+from qvg_kernels.attention.combine import Fused, choose_fused
+from qvg_kernels.attention.heads import (
+    BF16,
+    INT8,
+    HeadGroup,
+    Operands,
+    Scales,
+    group_of,
+    pair_of,
+    rounded_bytes,
+)
+from qvg_kernels.attention.history import History, OwnKeys, Workspace
+from qvg_kernels.attention.tiling import cut_attention, round_up
+from qvg_kernels.codecs.reading import DecodeTarget, Tiles
 from qvg_kernels.rope.kernels import copy_placed
+from qvg_kernels.rope.placement import Placement
+from qvg_kernels.rope.tables import UNPLACED, KernelPlacement
 from qvg_kernels.runtime import launch
-from qvg_kernels.runtime.warmup import rehearse
+from qvg_kernels.runtime.warmup import warm_up
 
 
 def attend(
-    query: Tensor, history: History, given: GivenSegment, workspace: Workspace, operands: Operands
+    query: Tensor, history: History, own: OwnKeys, workspace: Workspace, operands: Operands
 ) -> Tensor | None:
-    """See `reference.attend`; none if a segment's scheme has no kernels.
+    """`attend.attend` by kernels; `None` if a block's scheme has none.
 
     Args:
-        operands: What packed runs are read as.
+        operands: What coarse blocks are read as.
     """
-    if "kinds" not in history.prepared:
-        history.prepared["kinds"] = frozenset(
-            (s.key_codec.spec, s.value_codec.spec, type(s.value_placement)) for s in history.segments
-        )
-    key = (query.shape, query.stride(), query.dtype, query.device, operands, history.prepared["kinds"])
-
-    def rehearsal() -> None:
-        # What kernels prepare is not kept, since none has run.
-        _attend(query, History(history.segments), given, workspace, operands)
-
-    rehearse(query.device, key, rehearsal)
-    return _attend(query, history, given, workspace, operands)
+    key = (query.shape, query.stride(), query.dtype, query.device, operands, history.kinds)
+    # What kernels prepare in the warm-up is not kept, since none has run.
+    warm_up(query.device, key, lambda: _attend(query, History(history.blocks), own, workspace, operands))
+    return _attend(query, history, own, workspace, operands)
 
 
 def _attend(
-    query: Tensor, history: History, given: GivenSegment, workspace: Workspace, operands: Operands
+    query: Tensor, history: History, own: OwnKeys, workspace: Workspace, operands: Operands
 ) -> Tensor | None:
-    runs = _prepared_runs(history)
-    if runs is None:
+    history.prepared = history.prepared or prepare(history.blocks)
+    lists = history.prepared.lists
+    if lists is None:
         return None
     batch, heads, num_queries, head_dim = query.shape
-    device = query.device
-    kinds = [operands if run.is_packed else BF16 for run in runs]
-    blocks = _blocks(query, kinds)
+    device, wide = query.device, query.dtype
+    kinds = [operands if each.is_coarse else BF16 for each in lists]
+    tile = _tile(query, kinds)
     sizes = [
-        (run.num_tokens, run.batch * kind.pair_bytes(query.dtype))
-        for run, kind in zip(runs, kinds, strict=True)
+        (each.num_tokens, each.key.table.batch * kind.pair_bytes(wide))
+        for each, kind in zip(lists, kinds, strict=True)
     ]
     cut = cut_attention(
         batch, heads, num_queries, head_dim,
-        (*sizes, (given.num_tokens, batch * BF16.pair_bytes(query.dtype))), workspace.limit_bytes,
-        blocks.queries, launch.programs_at_once(device, blocks),
-        *((1, rounded_bytes(num_queries, head_dim)) if blocks is launch.HOPPER else (2, 0)),
+        (*sizes, (own.num_tokens, batch * BF16.pair_bytes(wide))), workspace.limit_bytes,
+        tile.rows, launch.programs_at_once(device, tile),
+        *((1, rounded_bytes(num_queries, head_dim)) if tile is launch.HOPPER else (2, 0)),
     )  # fmt: skip
     # Queries of a token lie together, so that joining the heads moves nothing.
     output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)
     groups = [slice(first, min(first + cut.heads, heads)) for first in range(0, heads, cut.heads)]
     # Before the other stream waits for this one.
-    parts = [run.parts(tokens, device) for run, tokens in zip(runs, cut.part_tokens[:-1], strict=True)]
-    units = [[_units(run, some) for run in runs] for some in groups]
-    own_bytes = _own_bytes(given, query.dtype)
-    fused = choose_fused(query, given.key, given.value) if own_bytes <= workspace.limit_bytes else None
+    passes = [each.passes(count, device) for each, count in zip(lists, cut.pass_tokens[:-1], strict=True)]
+    scales = [[Scales.of(each.key.scales, each.value.scales, some) for each in lists] for some in groups]
+    # The chunk's own keys, placed, and its values if they are not read where they are.
+    reads_values = own.value_placement is None and own.value.dtype == wide
+    own_bytes = (1 if reads_values else 2) * own.key.numel() * wide.itemsize
+    fused = choose_fused(query, own.key, own.value) if own_bytes <= workspace.limit_bytes else None
     buffer = workspace.take(max(cut.workspace_bytes, 0 if fused is None else own_bytes), device)
-    own = None if fused is None else _attend_own(query, given, fused, buffer)
+    attended = None if fused is None else _attend_own(query, own, fused, buffer, reads_values=reads_values)
     key_buffer = buffer[cut.query_bytes + cut.state_bytes : cut.workspace_bytes]
-    buffers = _Buffers(key_buffer.split(cut.part_bytes), device)
-    for some, group_units in zip(groups, units, strict=True):
+    buffers = _Buffers(key_buffer.split(cut.pass_bytes), device)
+    for some, group_scales in zip(groups, scales, strict=True):
         group = group_of(query, output, some, cut, buffer)
-        if own is not None:
-            group.own = own[0][:, some], own[1][:, some]
+        if attended is not None:
+            group.own = attended[0][:, some], attended[1][:, some]
         else:
             # The chunk's own keys need no decoding: meanwhile the first of the others are decoded.
-            _attend_given(group, given, cut.part_tokens[-1], buffers)
-        for run, run_units, kind, tiles in zip(runs, group_units, kinds, parts, strict=True):
-            _attend_run(group, run, run_units, kind, tiles, buffers, heads)
+            _attend_own_in_passes(group, own, cut.pass_tokens[-1], buffers)
+        for each, its_scales, kind, tiles in zip(lists, group_scales, kinds, passes, strict=True):
+            _attend_list(group, each, its_scales, kind, tiles, buffers)
         group.finish()
     return output
 
 
-def _blocks(query: Tensor, kinds: Sequence[Operands]) -> launch.AttendBlocks:
-    """Of the kernel that attends to the longest runs."""
+def _tile(query: Tensor, kinds: Sequence[Operands]) -> launch.Tile:
+    """Of the kernel that attends to the longest lists."""
     table = launch.attend_table(query.device)
     if INT8 in kinds and query.shape[3] in (64, 128) and launch.has_hopper_kernel(query.device, query.dtype):
         return launch.HOPPER
@@ -139,91 +146,72 @@ def _filling_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _prepared_runs(history: History) -> list[Run] | None:
-    if "runs" not in history.prepared:
-        history.prepared["runs"] = runs_of(history.segments)
-    runs: list[Run] | None = history.prepared["runs"]
-    return runs
-
-
-def _attend_run(
-    group: Group,
-    run: Run,
-    units: Units,
+def _attend_list(
+    group: HeadGroup,
+    blocks: BlockList,
+    scales: Scales,
     operands: Operands,
-    parts: Sequence[Tiles],
+    passes: Sequence[Tiles],
     buffers: _Buffers,
-    total_heads: int,
 ) -> None:
     head_dim, wide = group.query.shape[3], group.query.dtype
-    heads = (run.batch, total_heads, group.first, group.heads)
-    rows = run.batch * group.heads
-    is_e4m3 = operands.value is not None
-    numbers = Units() if operands is BF16 else units
-    if numbers.factors is not None:
-        group.round_queries(numbers.factors, run.batch)
-    for tiles in parts:
-        pitch = round_up(tiles.num_tokens, PART_ALIGNMENT)
+    batch = blocks.key.table.batch
+    rows, is_e4m3 = batch * group.heads, operands.value is not None
+    # Blocks that are read as bf16 may be decoded in scales all the same.
+    used = Scales() if operands is BF16 else scales
+    if used.smoothing is not None:
+        group.round_queries(used.smoothing, batch)
+    for tiles in passes:
         with buffers.filled() as buffer:
-            key, value = pair_of(buffer, rows * pitch, head_dim, operands.key or wide, operands.value or wide)
-            value = value.view(rows * head_dim, pitch) if is_e4m3 else value
-            decode_part(
-                run.key, tiles, heads, head_dim, key, units.key, numbers.factors, pitch, reorders=is_e4m3
+            key, value = pair_of(
+                buffer, rows * tiles.pitch, head_dim, operands.key or wide, operands.value or wide
             )
-            decode_part(
-                run.value, tiles, heads, head_dim, value, units.value, None, pitch, transposes=is_e4m3
-            )
-        group.attend(key, value, numbers, tiles.num_tokens, operands, run.batch)
+            value = value.view(rows * head_dim, tiles.pitch) if is_e4m3 else value
+            where = group.first, group.heads
+            key_target = DecodeTarget(key, *where, scales.key, used.smoothing, is_reordered=is_e4m3)
+            value_target = DecodeTarget(value, *where, scales.value, None, is_transposed=is_e4m3)
+            blocks.key.reader.decode(blocks.key.table, tiles, key_target)
+            blocks.value.reader.decode(blocks.value.table, tiles, value_target)
+        group.attend(key, value, used, tiles.num_tokens, operands, batch)
         buffers.done()
 
 
-def _own_bytes(given: GivenSegment, wide: torch.dtype) -> int:
-    """Of the chunk's own keys, placed, and of its values if they are not read where they are."""
-    sides = 1 if _reads_values(given, wide) else 2
-    return sides * given.key.numel() * wide.itemsize
-
-
-def _reads_values(given: GivenSegment, wide: torch.dtype) -> bool:
-    return given.value_placement is None and given.value.dtype == wide
-
-
-def _attend_own(query: Tensor, given: GivenSegment, fused: Fused, buffer: Tensor) -> tuple[Tensor, Tensor]:
+def _attend_own(
+    query: Tensor, own: OwnKeys, fused: Fused, buffer: Tensor, *, reads_values: bool
+) -> tuple[Tensor, Tensor]:
     """Attend to the chunk's own keys by the library: its output, and the logsumexp.
 
     All heads at once, however they are grouped for the history. They have the workspace for themselves:
     nothing of the history is there yet.
     """
-    tokens, wide = slice(0, given.num_tokens), query.dtype
-    rows = given.key.numel() // given.key.shape[3]
-    if _reads_values(given, wide):
-        key, value = buffer[: rows * given.key.shape[3] * wide.itemsize].view(wide), given.value
+    tokens, wide = slice(0, own.num_tokens), query.dtype
+    rows = own.key.numel() // own.key.shape[3]
+    if reads_values:
+        key, value = buffer[: rows * own.key.shape[3] * wide.itemsize].view(wide), own.value
     else:
-        key, value = pair_of(buffer, rows, given.key.shape[3], wide, wide)
-        value = value.view(given.value.shape)
-        copy_placed(given.value_placement, given.value, tokens, value)
-    key = key.view(given.key.shape)
-    copy_placed(given.key_placement, given.key, tokens, key)
+        key, value = pair_of(buffer, rows, own.key.shape[3], wide, wide)
+        value = value.view(own.value.shape)
+        copy_placed(_form(own.value_placement), own.value, tokens, value)
+    key = key.view(own.key.shape)
+    copy_placed(_form(own.key_placement), own.key, tokens, key)
     return fused(query, key, value)
 
 
-def _attend_given(group: Group, given: GivenSegment, part_tokens: int, buffers: _Buffers) -> None:
-    """Attend to the chunk's own keys in parts."""
+def _attend_own_in_passes(group: HeadGroup, own: OwnKeys, pass_tokens: int, buffers: _Buffers) -> None:
     batch, heads, _, head_dim = group.query.shape
     some, wide = slice(group.first, group.first + heads), group.query.dtype
-    for start in range(0, given.num_tokens, part_tokens):
-        tokens = slice(start, min(start + part_tokens, given.num_tokens))
+    for start in range(0, own.num_tokens, pass_tokens):
+        tokens = slice(start, min(start + pass_tokens, own.num_tokens))
         num_tokens = tokens.stop - start
-        pitch = round_up(num_tokens, PART_ALIGNMENT)
+        pitch = round_up(num_tokens, launch.KEY_ALIGNMENT)
         with buffers.filled() as buffer:
             key, value = pair_of(buffer, group.rows * pitch, head_dim, wide, wide)
             shape = (batch, heads, pitch, head_dim)
-            copy_placed(given.key_placement, given.key[:, some, tokens], tokens, key.view(shape))
-            copy_placed(given.value_placement, given.value[:, some, tokens], tokens, value.view(shape))
-        group.attend(key, value, Units(), num_tokens, BF16, batch)
+            copy_placed(_form(own.key_placement), own.key[:, some, tokens], tokens, key.view(shape))
+            copy_placed(_form(own.value_placement), own.value[:, some, tokens], tokens, value.view(shape))
+        group.attend(key, value, Scales(), num_tokens, BF16, batch)
         buffers.done()
 
 
-def _units(run: Run, heads: slice) -> Units:
-    """Units of some heads."""
-    found = (run.key.head_units, run.key.factors, run.value.head_units)
-    return Units(*(None if each is None else each[:, heads].flatten(0, 1) for each in found))
+def _form(placement: Placement | None) -> KernelPlacement:
+    return UNPLACED if placement is None else placement.for_kernels()

@@ -1,9 +1,9 @@
 """How one attention call is cut to fit its workspace and fill the device. Integers only.
 
-Heads go in groups, keys in parts, and the keys of a part in splits that run side by side. The workspace holds
-the keys and values of two parts, one being attended to and one being decoded, or of one part where the kernel
-leaves no room beside it on a multiprocessor; a state for each query and split; and the queries rounded, where
-the kernel wants them so. The cut is the cheapest of those that fit.
+Heads go in groups, keys in passes, and the keys of a pass in splits that work side by side. The workspace
+holds the keys and values of two passes, one being attended to and one being decoded, or of one pass where the
+kernel leaves no room beside it on a multiprocessor; a state for each query and split; and the queries
+rounded, where the kernel wants them so. The cut is the cheapest of those that fit.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
-PART_ALIGNMENT = 128
-"""Keys that parts and splits are a multiple of: the largest block of keys."""
+from qvg_kernels.runtime.launch import KEY_ALIGNMENT
 
 STATE_ALIGNMENT = 512
 
@@ -22,12 +21,12 @@ FLAG_QUERIES = 64
 
 MOST_SPLITS = 4
 STATE_SHARE = 3
-"""States take at most this part of the workspace, one divided by it, so that the keys have room."""
+"""States take at most one divided by this of the workspace, so that the keys have room."""
 
-PROGRAM_KEYS, PART_KEYS = 600, 8000
-"""What a program costs beside its keys, as it begins and merges its state, and a part beside its programs, as
+PROGRAM_KEYS, PASS_KEYS = 600, 8000
+"""What a program costs beside its keys, as it begins and merges its state, and a pass beside its programs, as
 its kernels are launched: estimates, as so many keys of one program. H200, HY-WorldPlay's call: 3.06 ms, and
-1.17 ms to launch it, in one group of heads; in three, where a part costs 2,000, 3.16 and 2.16 ms.
+1.17 ms to launch it, in one group of heads; in three, where a pass costs 2,000, 3.16 and 2.16 ms.
 """
 
 
@@ -37,20 +36,20 @@ class Cut:
 
     Attributes:
         heads: Of a group.
-        splits: Of each part's keys.
-        part_tokens: For each run of keys, tokens of a part.
+        splits: Of each pass's keys.
+        pass_tokens: For each list of keys, tokens of a pass.
         query_bytes: Of the workspace for a group's rounded queries; they come first.
         state_bytes: For its states, which come next; the keys come after them.
-        part_bytes: For the keys and values of a part.
+        pass_bytes: For the keys and values of a pass.
         workspace_bytes: Of all that.
     """
 
     heads: int
     splits: int
-    part_tokens: tuple[int, ...]
+    pass_tokens: tuple[int, ...]
     query_bytes: int
     state_bytes: int
-    part_bytes: int
+    pass_bytes: int
     workspace_bytes: int
 
 
@@ -65,9 +64,9 @@ def cut_attention(
     heads: int,
     queries: int,
     head_dim: int,
-    runs: tuple[tuple[int, int], ...],
+    lists: tuple[tuple[int, int], ...],
     limit_bytes: int,
-    block_queries: int,
+    tile_queries: int,
     programs_at_once: int,
     buffers: int = 2,
     head_query_bytes: int = 0,
@@ -75,12 +74,12 @@ def cut_attention(
     """Cut an attention call.
 
     Args:
-        runs: Tokens of each run of keys, and bytes of a channel of a key and its value in all items of the
+        lists: Tokens of each list of keys, and bytes of a channel of a key and its value in all items of the
             batch that it is for.
         limit_bytes: Of the workspace. A single head's state and 128 keys are taken even if they need more.
-        block_queries: Queries of a program.
-        programs_at_once: Programs that the device runs at the same time.
-        buffers: Parts in the workspace at once.
+        tile_queries: Queries of a program.
+        programs_at_once: Programs that the device lists at the same time.
+        buffers: Passes in the workspace at once.
         head_query_bytes: Of one head's rounded queries.
     """
 
@@ -94,20 +93,20 @@ def cut_attention(
     def cut(groups: int, splits: int) -> Cut:
         group = ceil(heads / groups)
         rounded, states = query_bytes(group), state_bytes(group, splits)
-        key_bytes = [group * head_dim * pair_bytes for _, pair_bytes in runs]
-        part_tokens = tuple(
-            _part_tokens(tokens, (limit_bytes - rounded - states) // (buffers * each))
-            for (tokens, _), each in zip(runs, key_bytes, strict=True)
+        key_bytes = [group * head_dim * pair_bytes for _, pair_bytes in lists]
+        pass_tokens = tuple(
+            _pass_tokens(tokens, (limit_bytes - rounded - states) // (buffers * each))
+            for (tokens, _), each in zip(lists, key_bytes, strict=True)
         )
-        most = max(tokens * each for tokens, each in zip(part_tokens, key_bytes, strict=True))
-        return Cut(group, splits, part_tokens, rounded, states, most, rounded + states + buffers * most)
+        most = max(tokens * each for tokens, each in zip(pass_tokens, key_bytes, strict=True))
+        return Cut(group, splits, pass_tokens, rounded, states, most, rounded + states + buffers * most)
 
     def cost(cut: Cut) -> float:
-        programs = batch * cut.heads * ceil(queries / block_queries) * cut.splits
+        programs = batch * cut.heads * ceil(queries / tile_queries) * cut.splits
         waves = ceil(heads / cut.heads) * ceil(programs / programs_at_once)
-        parts = [ceil(tokens / part) for (tokens, _), part in zip(runs, cut.part_tokens, strict=True)]
-        keys = sum(tokens for tokens, _ in runs) / cut.splits + sum(parts) * PROGRAM_KEYS
-        return waves * keys + ceil(heads / cut.heads) * sum(parts) * PART_KEYS
+        passes = [ceil(tokens / each) for (tokens, _), each in zip(lists, cut.pass_tokens, strict=True)]
+        keys = sum(tokens for tokens, _ in lists) / cut.splits + sum(passes) * PROGRAM_KEYS
+        return waves * keys + ceil(heads / cut.heads) * sum(passes) * PASS_KEYS
 
     cuts = [cut(groups, splits) for groups in range(1, heads + 1) for splits in range(1, MOST_SPLITS + 1)]
     fitting = [
@@ -118,7 +117,7 @@ def cut_attention(
     return min(fitting, key=cost) if fitting else cut(heads, 1)
 
 
-def _part_tokens(tokens: int, most: int) -> int:
-    """Tokens of equal parts of at most `most`."""
-    most = max(PART_ALIGNMENT, most // PART_ALIGNMENT * PART_ALIGNMENT)
-    return round_up(ceil(tokens / max(1, ceil(tokens / most))), PART_ALIGNMENT)
+def _pass_tokens(tokens: int, most: int) -> int:
+    """Tokens of equal passes of at most `most`."""
+    most = max(KEY_ALIGNMENT, most // KEY_ALIGNMENT * KEY_ALIGNMENT)
+    return round_up(ceil(tokens / max(1, ceil(tokens / most))), KEY_ALIGNMENT)

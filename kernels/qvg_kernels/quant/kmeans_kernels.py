@@ -16,7 +16,7 @@ from torch import Tensor
 from qvg_kernels.quant import numbers
 from qvg_kernels.quant.numbers import OPERAND
 from qvg_kernels.quant.points import Points, centred, load_tokens
-from qvg_kernels.runtime import encode_sizes
+from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import kernel
 
 
@@ -39,11 +39,11 @@ class Centroids:
 
 @dataclass(frozen=True)
 class ClusterSums:
-    """Partial sums over runs of tokens, added in their order by whoever reads them.
+    """Partial sums over splits of the tokens, added in their order by whoever reads them.
 
     Attributes:
-        sums: `[H, runs, R, D]` float32.
-        sizes: `[H, runs, R]` float32, tokens of each cluster.
+        sums: `[H, splits, R, D]` float32.
+        sizes: `[H, splits, R]` float32, tokens of each cluster.
     """
 
     sums: Tensor
@@ -159,18 +159,18 @@ def _count(cluster, block, BLOCK_K: tl.constexpr):
     return tl.histogram(member, BLOCK_K, mask=(member >= 0) & (member < BLOCK_K))
 
 
-@kernel(do_not_specialize=["num_tokens", "tokens_per_run", "num_blocks"])
+@kernel(do_not_specialize=["num_tokens", "tokens_per_split", "num_blocks"])
 def _sum_kernel(
     span, head_stride, token_stride, offset, inverse, operand, bias, ids, sums, sizes,
-    num_tokens, tokens_per_run, num_blocks, ASSIGNS: tl.constexpr,
+    num_tokens, tokens_per_split, num_blocks, ASSIGNS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Sums and sizes of BLOCK_K clusters over one run of tokens.
+    """Sums and sizes of BLOCK_K clusters over one split of the tokens.
 
     With ASSIGNS these are all clusters, and each token is first assigned to the nearest centroid.
     """
-    # Programs of the same run are neighbours, so that the second finds its tokens in the cache.
-    run, block = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
+    # Programs of the same split are neighbours, so that the second finds its tokens in the cache.
+    split, block = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
     head = tl.program_id(1)
     clusters = block * BLOCK_K + tl.arange(0, BLOCK_K)
     channels = tl.arange(0, HEAD_DIM)
@@ -178,8 +178,8 @@ def _sum_kernel(
     # for each other.
     total = tl.zeros([HEAD_DIM, BLOCK_K], tl.float32)
     size = tl.zeros([BLOCK_K], tl.int32)
-    first_token = run * tokens_per_run
-    stop = tl.minimum(first_token + tokens_per_run, num_tokens)
+    first_token = split * tokens_per_split
+    stop = tl.minimum(first_token + tokens_per_split, num_tokens)
     if ids is not None:
         ids += head.to(tl.int64) * num_tokens
     if ASSIGNS:
@@ -216,32 +216,32 @@ def _sum_kernel(
         for first in tl.range(first_token, stop, 8 * BLOCK_S, num_stages=1):
             counted = first + tl.arange(0, 8 * BLOCK_S)
             size += _count(_load_ids(ids, counted, counted < stop), block, BLOCK_K)
-    runs = tl.num_programs(0) // num_blocks
-    row = (head * runs + run) * num_blocks * BLOCK_K + clusters
+    splits = tl.num_programs(0) // num_blocks
+    row = (head * splits + split) * num_blocks * BLOCK_K + clusters
     tl.store(sums + row.to(tl.int64)[:, None] * HEAD_DIM + channels[None, :], tl.trans(total))
     tl.store(sizes + row, size.to(tl.float32))
 
 
 @triton.jit
-def add_runs(sums, sizes, rows, runs, num_rows, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Sums `[BLOCK_K, HEAD_DIM]` and sizes `[BLOCK_K]` of clusters `rows` over all runs, in their order."""
+def add_splits(sums, sizes, rows, splits, num_rows, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Sums `[BLOCK_K, HEAD_DIM]` and sizes `[BLOCK_K]` of clusters `rows` over all splits, in their order."""
     total = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     size = tl.zeros([BLOCK_K], tl.float32)
-    for run in range(runs):
-        row = (tl.program_id(1) * runs + run) * num_rows + rows
+    for split in range(splits):
+        row = (tl.program_id(1) * splits + split) * num_rows + rows
         total += tl.load(sums + row.to(tl.int64)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])
         size += tl.load(sizes + row)
     return total, size
 
 
-@kernel(do_not_specialize=["count", "runs"])
+@kernel(do_not_specialize=["count", "splits"])
 def _mean_kernel(
-    sums, sizes, offset, inverse, centroids, operand, bias, count, runs, num_rows,
+    sums, sizes, offset, inverse, centroids, operand, bias, count, splits, num_rows,
     HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Move BLOCK_K centroids to the means of their tokens; an empty cluster keeps its centroid."""
     rows = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    total, size = add_runs(sums, sizes, rows, runs, num_rows, HEAD_DIM, BLOCK_K)
+    total, size = add_splits(sums, sizes, rows, splits, num_rows, HEAD_DIM, BLOCK_K)
     mean = centred(total / tl.maximum(size, 1.0)[:, None], offset, inverse, HEAD_DIM)
     row = (tl.program_id(1) * num_rows + rows)[:, None]
     kept = tl.load(centroids + row * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])
@@ -262,8 +262,8 @@ def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Cent
     """
     centroids = _start(points, starts)
     # Few centroids are found by the kernel that adds up their tokens: one of its programs must hold them all.
-    block = encode_sizes.cluster_block(len(starts), points.head_dim, ids.device)
-    is_few = centroids.values.shape[1] <= min(block, encode_sizes.ASSIGNED_CLUSTERS)
+    block = launch.cluster_tile(len(starts), points.head_dim, ids.device)
+    is_few = centroids.values.shape[1] <= min(block, launch.ASSIGNED_CLUSTERS)
     for _ in range(iterations):
         if not is_few:
             assign(points, centroids, ids)
@@ -273,14 +273,14 @@ def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Cent
 
 def _start(points: Points, starts: Tensor) -> Centroids:
     count, head_dim = len(starts), points.head_dim
-    num_rows = encode_sizes.cluster_rows(count, head_dim, points.span.device)
+    num_rows = launch.cluster_rows(count, head_dim, points.span.device)
     centroids = Centroids(
         count,
         points.empty(num_rows, head_dim),
         points.empty(num_rows, head_dim, dtype=numbers.operand_dtype()),
         points.empty(num_rows),
     )
-    block = encode_sizes.MEAN_ROWS
+    block = launch.MEAN_ROWS
     _start_kernel[(num_rows // block, points.heads)](
         points.span, *points.span.stride()[:2], points.offset, points.inverse, starts,
         centroids.values, centroids.operand, centroids.bias, count, num_rows,
@@ -292,12 +292,12 @@ def _start(points: Points, starts: Tensor) -> Centroids:
 def assign(points: Points, centroids: Centroids, ids: Tensor) -> None:
     """Fill `[H, S]` uint8 ids with the numbers of the nearest centroids."""
     num_rows, head_dim = centroids.values.shape[1:]
-    sizes = encode_sizes.assign(head_dim)
-    block = encode_sizes.assign_block(encode_sizes.cluster_block(centroids.count, head_dim, ids.device))
-    _assign_kernel[(triton.cdiv(points.tokens, sizes.tokens), points.heads)](
+    sizes = launch.assign(head_dim)
+    block = min(launch.MOST_ASSIGNED, launch.cluster_tile(centroids.count, head_dim, ids.device))
+    _assign_kernel[(triton.cdiv(points.tokens, sizes.rows), points.heads)](
         points.span, *points.span.stride()[:2], points.offset, points.inverse,
         centroids.operand, centroids.bias, ids, points.tokens, num_rows,
-        head_dim, sizes.tokens, block, sizes.stages, num_warps=sizes.warps,
+        head_dim, sizes.rows, block, sizes.stages, num_warps=sizes.warps,
     )  # fmt: skip
 
 
@@ -315,27 +315,27 @@ def cluster_sums(span: Tensor, ids: Tensor | None, count: int) -> ClusterSums:
 def _sum(points: Points, ids: Tensor | None, count: int, centroids: Centroids | None) -> ClusterSums:
     """`cluster_sums`; with centroids the ids are found first, and all centroids must fit a block."""
     tokens, head_dim, device = points.tokens, points.head_dim, points.span.device
-    block = encode_sizes.cluster_block(count, head_dim, device)
-    num_rows = encode_sizes.cluster_rows(count, head_dim, device)
-    tokens_per_run = encode_sizes.tokens_per_run(tokens)
-    runs, num_blocks = triton.cdiv(tokens, tokens_per_run), num_rows // block
-    clusters = ClusterSums(points.empty(runs, num_rows, head_dim), points.empty(runs, num_rows))
-    shape = encode_sizes.sums(head_dim, assigns=centroids is not None)
+    block = launch.cluster_tile(count, head_dim, device)
+    num_rows = launch.cluster_rows(count, head_dim, device)
+    tokens_per_split = launch.split_tokens(tokens)
+    splits, num_blocks = triton.cdiv(tokens, tokens_per_split), num_rows // block
+    clusters = ClusterSums(points.empty(splits, num_rows, head_dim), points.empty(splits, num_rows))
+    shape = launch.sums(head_dim, assigns=centroids is not None)
     offset, inverse = (points.offset, points.inverse) if centroids else (None, None)
     operand, bias = (centroids.operand, centroids.bias) if centroids else (None, None)
-    _sum_kernel[(runs * num_blocks, points.heads)](
+    _sum_kernel[(splits * num_blocks, points.heads)](
         points.span, *points.span.stride()[:2], offset, inverse, operand, bias, ids,
-        clusters.sums, clusters.sizes, tokens, tokens_per_run, num_blocks, centroids is not None,
-        head_dim, shape.tokens, block, shape.stages, num_warps=shape.warps,
+        clusters.sums, clusters.sizes, tokens, tokens_per_split, num_blocks, centroids is not None,
+        head_dim, shape.rows, block, shape.stages, num_warps=shape.warps,
     )  # fmt: skip
     return clusters
 
 
 def _move(points: Points, centroids: Centroids, clusters: ClusterSums) -> None:
-    runs, num_rows = clusters.sizes.shape[1:]
-    block = encode_sizes.MEAN_ROWS
+    splits, num_rows = clusters.sizes.shape[1:]
+    block = launch.MEAN_ROWS
     _mean_kernel[(num_rows // block, points.heads)](
         clusters.sums, clusters.sizes, points.offset, points.inverse,
-        centroids.values, centroids.operand, centroids.bias, centroids.count, runs, num_rows,
+        centroids.values, centroids.operand, centroids.bias, centroids.count, splits, num_rows,
         points.head_dim, block, num_warps=4,
     )  # fmt: skip

@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.rope.placement import Placement, Rotary, RotaryTables, on_device
+from qvg_kernels.rope.tables import KernelPlacement, on_device
 from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import GROUPED, kernel
 
@@ -107,73 +104,26 @@ def _place_kernel(
     tl.store(at, values.to(target.dtype.element_ty), mask=(tokens < num_rows)[:, None])
 
 
-@dataclass(frozen=True)
-class KernelPlacement:
-    """A placement as kernels take it.
-
-    Attributes:
-        kind: NONE, ROTARY or MATRICES.
-        tables: For every slot, cosines and sines `[P, D]` float16, or a matrix `[P, 4, 4]` float32.
-        spaces: Cosines and sines of every token of a frame, `[tokens_per_frame, D]` float16.
-        gain: How much it may enlarge the largest value.
-    """
-
-    kind: int
-    tables: Tensor | None
-    spaces: Tensor | None
-    tokens_per_frame: int
-    gain: float
-
-    @classmethod
-    def of(cls, placement: Placement | None) -> KernelPlacement:
-        """What `placement` is to a kernel; none leaves values as they are."""
-        if isinstance(placement, Rotary):
-            times, spaces = _rotary_tables(placement.tables, placement.rows, placement.columns)
-            # A pair keeps its length, which is at most the root of two times its larger value.
-            return cls(1, times, spaces, placement.rows * placement.columns, 2**0.5)
-        if placement is not None:
-            return cls(2, placement.matrices, None, placement.tokens_per_frame, placement.gain)
-        return cls(0, None, None, 1, 1.0)
-
-
-@lru_cache(maxsize=8)
-def _rotary_tables(tables: RotaryTables, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """`KernelPlacement.tables` and `spaces`; float16 is finer than the bf16 that results are rounded to."""
-    times = torch.cat([tables.cosine, tables.sine], dim=-1)
-    pairs = tables.cosine.shape[1]
-    is_column = torch.arange(2 * pairs, device=times.device) % pairs >= pairs - 2 * pairs // 6
-    spaces = torch.where(is_column, times[:columns].unsqueeze(0), times[:rows].unsqueeze(1))
-    return times.half(), spaces.flatten(0, 1).half()
-
-
-@lru_cache(maxsize=16)
-def by_fours(table: Tensor) -> Tensor:
-    """`[..., D]` cosines, then sines, as four cosines and their sines in turn."""
-    fours: Tensor = table.unflatten(-1, (2, -1, 4)).transpose(-3, -2).flatten(-3).contiguous()
-    return fours
-
-
-def apply_placement(placement: Placement, states: Tensor, tokens: slice) -> Tensor:
-    """`placement.apply` by a kernel: `[B, H, S, D]` with any strides but the last, to a contiguous tensor."""
+def apply(placement: KernelPlacement, states: Tensor, tokens: slice) -> Tensor:
+    """`Placement.apply` of `[B, H, S, D]` with any strides but the last, to a contiguous tensor."""
     target = torch.empty_like(states, memory_format=torch.contiguous_format)
     copy_placed(placement, states, tokens, target)
     return target
 
 
-def copy_placed(placement: Placement | None, states: Tensor, tokens: slice, target: Tensor) -> None:
+def copy_placed(placement: KernelPlacement, states: Tensor, tokens: slice, target: Tensor) -> None:
     """Copy `[B, H, S, D]` states, which are `tokens` of the placement's frames, placed.
 
     Args:
         target: `[B, H, S or more, D]`; rows beyond S become zeros.
     """
     batch, heads, num_tokens, head_dim = states.shape
-    form = KernelPlacement.of(placement)
-    slots = None if placement is None else on_device(placement.slots, states.device)
+    slots = on_device(placement.slots, states.device) if placement.kind else None
     block = launch.PLACE_TOKENS
     num_rows = target.shape[2]
     _place_kernel[(triton.cdiv(num_rows, block), batch * heads)](
-        states, target, slots, form.tables, form.spaces,
+        states, target, slots, placement.tables, placement.spaces,
         *states.stride()[:3], *target.stride()[:3],
-        heads, num_tokens, num_rows, tokens.start or 0, form.tokens_per_frame,
-        form.kind, head_dim, block, num_warps=4,
+        heads, num_tokens, num_rows, tokens.start or 0, placement.tokens_per_frame,
+        placement.kind, head_dim, block, num_warps=4,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Compile what a first call launches side by side: the call is rehearsed, and none of its kernels runs.
+"""Compile what a first call launches side by side: in a warm-up none of its kernels runs.
 
 A kernel takes up to 3 s to compile and to load, and a first call launches about ten. Operations of torch do
 run, on memory that no kernel has written: their results are dropped, and cuDNN has made its plan.
@@ -22,14 +22,14 @@ again when a longer history has heads go in smaller groups.
 """
 
 SLICED = ("units", "key_units", "value_units", "own_logsumexp")
-"""Tensors of one number a head or query, of which a group gets a part: it may begin anywhere."""
+"""Tensors of one number a head or query, of which a group gets a slice: it may begin anywhere."""
 
 _compiled: ContextVar[list[Any] | None] = ContextVar("compiled", default=None)
-_rehearsed: set[Hashable] = set()
+_warm: set[Hashable] = set()
 
 
 class Kernel:
-    """A Triton kernel to launch; in a rehearsal it is compiled instead.
+    """A Triton kernel to launch; in a warm-up it is compiled instead.
 
     Attributes:
         function: What `triton.jit` made of it.
@@ -53,18 +53,18 @@ def kernel(**options: Any) -> Callable[[Any], Kernel]:
     return lambda function: Kernel(triton.jit(function, **options))
 
 
-def rehearse(device: torch.device, key: Hashable, call: Callable[[], object]) -> None:
+def warm_up(device: torch.device, key: Hashable, call: Callable[[], object]) -> None:
     """Compile what `call` launches, unless it has been with this `key`.
 
     Args:
-        key: The same for calls that launch the same kernels. A kernel that was not rehearsed is compiled when
+        key: The same for calls that launch the same kernels. A kernel that is not among them is compiled when
             it is launched, as any is.
         call: Made once, and none of its kernels runs: it must keep nothing of what they would have written.
     """
     # Triton 3.4 compiles one kernel after the other.
-    if device.type != "cuda" or key in _rehearsed or not hasattr(triton, "AsyncCompileMode"):
+    if device.type != "cuda" or key in _warm or not hasattr(triton, "AsyncCompileMode"):
         return
-    _rehearsed.add(key)
+    _warm.add(key)
     compiled: list[Any] = []
     token = _compiled.set(compiled)
     try:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from qvg_cli.backends.rotary import FrameRotation
 from qvg_cli.cache.kv_cache import KVCache, LayerCache
 from qvg_cli.cache.policy import Frames
-from qvg_kernels.rope.placement import RotaryTables
+from qvg_kernels.rope.tables import RotaryTables
 
 
 @dataclass

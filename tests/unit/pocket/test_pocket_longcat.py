@@ -11,7 +11,7 @@ from qvg_cli.backends.longcat.session import LongCatSession
 from qvg_cli.backends.longcat.weights import Checkpoint
 from qvg_cli.cache.kv_cache import CodecPair, KVCache
 from qvg_cli.plan import VideoPlan
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import NoneSpec
 from scripts.pocket.adapter import MODULES, Adapter
 from scripts.pocket.longcat import CONFIG, Prompts, WindowForward, build_transformer, sample

@@ -5,14 +5,18 @@ Invariant: nothing is clipped beyond the rounding of the two e4m3 values, so out
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite, settle, stack_heads
+from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor
+from qvg_kernels.codecs.asym.spec import AsymSpec
 from qvg_kernels.quant import bitpack, e4m3
 from qvg_kernels.quant.kmeans import kmeans, random_starts
-from qvg_kernels.runtime.dispatch import uses_kernels
-from qvg_kernels.spec import AsymSpec, check_packed_shape
+
+if TYPE_CHECKING:
+    from qvg_kernels.codecs.reading import BlockReader
 
 KINDS = {
     "codes": "codes",
@@ -24,33 +28,35 @@ KINDS = {
 }
 
 
-class AsymCodec:
+class AsymCodec(HeadwiseCodec[Tensor]):
     """K-means in bf16, then `low + step * code` in blocks of channels, both numbers e4m3 times a unit."""
 
+    kinds = KINDS
+
     def __init__(self, spec: AsymSpec) -> None:
-        self.spec = spec
+        self._spec = spec
 
-    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
-        """Pack `[B, H, S, D]` values; the random starting tokens are the same for every head of the span."""
-        batch, heads, tokens, head_dim = span.shape
-        check_packed_shape(self.spec.scheme, tokens, head_dim)
-        if uses_kernels(span.device):
-            # Where Triton is not installed, nothing imports it.
-            from qvg_kernels.codecs.encoding import encode_asym
+    @property
+    def spec(self) -> AsymSpec:
+        return self._spec
 
-            tensors, check = encode_asym(span, self.spec, seed)
-            settle(check, checks)
-            return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, KINDS)
-        require_finite(span, checks)
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Tensor:
+        """Random starting tokens of the k-means."""
         generator = torch.Generator().manual_seed(seed)
-        starts = random_starts(tokens, min(self.spec.num_centroids, tokens), generator).to(span.device)
-        # One head at a time: products of the same shape sum in the same order whatever the number of heads.
-        parts = [self._encode_head(points.float(), starts) for points in span.flatten(0, 1)]
-        return PackedTensor((batch, heads, tokens, head_dim), span.dtype, stack_heads(parts, batch), KINDS)
+        return random_starts(tokens, min(self.spec.num_centroids, tokens), generator).to(device)
 
-    def _encode_head(self, points: Tensor, starts: Tensor) -> dict[str, Tensor]:
-        """Pack `[S, D]` float32 values of one head."""
-        ids, centroids = kmeans(points, points[starts], self.spec.iterations)
+    def encode_by_kernels(self, block: Tensor, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
+        from qvg_kernels.codecs.asym.encode import encode
+
+        return encode(block, self.spec, seed)
+
+    def reader(self, head_dim: int) -> BlockReader:
+        from qvg_kernels.codecs.asym.decode import AsymReader
+
+        return AsymReader(self.spec, head_dim)
+
+    def encode_head(self, points: Tensor, draws: Tensor) -> dict[str, Tensor]:
+        ids, centroids = kmeans(points, points[draws], self.spec.iterations)
         centroids = centroids.to(torch.bfloat16)
         residual = points - centroids.float()[ids]
         tokens, head_dim = residual.shape

@@ -13,16 +13,21 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from qvg_kernels.codecs.decoding import (
-    TABLE_ROWS,
+from qvg_kernels.codecs.fitted.decode import channel_numbers
+from qvg_kernels.codecs.reading import (
+    CODEBOOK_ROWS,
     TOKENS,
+    BlockTable,
+    DecodeTarget,
+    Tiles,
     address,
-    channel_numbers,
     head_row_of,
-    stretch_of,
-)
+    tile_of,
+)  # fmt: skip
 from qvg_kernels.quant import numbers
 from qvg_kernels.rope.kernels import MATRICES, NONE, ROTARY, multiply_quads
+from qvg_kernels.rope.tables import by_fours
+from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import GROUPED, SLICED, Kernel
 
 HEAD_DIM = gl.constexpr(128)
@@ -263,26 +268,26 @@ def _codes(codes, tokens, groups):
 
 @gluon.jit(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
 def _decode_lattice(
-    entries, tiles, slots, slots_pitch, units, factors, target, pitch, words, flips,
+    blocks, tiles, slots, slots_pitch, units, smoothing, target, pitch, words, flips,
     tables, spaces, tokens_per_frame, total_heads, first_head, heads,
-    HAS_TABLE: gl.constexpr, ENTRY_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
+    HAS_CODEBOOK: gl.constexpr, BLOCK_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
 ):  # fmt: skip
-    entry, row, source, target_row, count, fill = stretch_of(entries, tiles, ENTRY_COLUMNS, False)
+    block, row, source, target_row, count, fill = tile_of(blocks, tiles, BLOCK_COLUMNS, False)
     head, head_row = head_row_of(heads, total_heads, first_head)
     total = gl.load(row + TOKENS)
-    slot = slots + entry * slots_pitch if PLACEMENT != NONE else slots
+    slot = slots + block * slots_pitch if PLACEMENT != NONE else slots
     unit = gl.load(units + head)
     groups = gl.arange(0, GROUPS, gl.SliceLayout(0, _CODES))[None, :]
     channels = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, _CHANNELS))
     codes = address(row, 0, gl.uint16, head_row * total * GROUPS)
     scales = address(row, 1, gl.uint8, head_row * total)
     weight, offset, step, scale_unit = channel_numbers(
-        row, head, head_row, unit, factors, channels, HAS_TABLE, HEAD_DIM
+        row, head, head_row, unit, smoothing, channels, HAS_CODEBOOK, HEAD_DIM
     )
     phase = gl.load(address(row, 5, gl.uint8, head_row))
-    if HAS_TABLE:
+    if HAS_CODEBOOK:
         ids = address(row, 6, gl.uint8, head_row * total)
-        table = address(row, 7, gl.int8, head_row * gl.load(row + TABLE_ROWS) * HEAD_DIM)
+        table = address(row, 7, gl.int8, head_row * gl.load(row + CODEBOOK_ROWS) * HEAD_DIM)
     matrix = _sylvester()
     none = gl.zeros([BLOCK_S, GROUPS, 8], gl.int32, _WORDS)
     tokens_of: gl.constexpr = gl.SliceLayout(1, _CHANNELS)
@@ -290,16 +295,16 @@ def _decode_lattice(
     upcoming = _tokens(0, source, count, tokens_of)
     next_codes = _codes(codes, upcoming, groups)
     next_scales = gl.load(scales + upcoming)
-    if HAS_TABLE:
+    if HAS_CODEBOOK:
         next_ids = gl.load(ids + upcoming)
     for start in range(0, fill, BLOCK_S):
         tokens, code, scale = upcoming, next_codes.to(gl.int32), next_scales
-        if HAS_TABLE:
+        if HAS_CODEBOOK:
             centroid = gl.load(table + (next_ids.to(gl.int32) * HEAD_DIM)[:, None] + channels[None, :])
         upcoming = _tokens(start + BLOCK_S, source, count, tokens_of)
         next_codes = _codes(codes, upcoming, groups)
         next_scales = gl.load(scales + upcoming)
-        if HAS_TABLE:
+        if HAS_CODEBOOK:
             next_ids = gl.load(ids + upcoming)
 
         word = none + gl.load(words + (code & 255))[:, :, None]
@@ -310,7 +315,7 @@ def _decode_lattice(
         flip = gl.load(flips + (pattern * HEAD_DIM)[:, None] + channels[None, :])
         scale = (numbers.e4m3_value(scale) * scale_unit).to(gl.float16)
         values = numbers.flip_signs(residual, flip) * scale[:, None] * weight + offset
-        if HAS_TABLE:
+        if HAS_CODEBOOK:
             values += _half_of_int8(centroid) * step
         if PLACEMENT == ROTARY:
             values = _rotated(values, tokens, slot, tables, spaces, tokens_per_frame)
@@ -325,4 +330,24 @@ def _decode_lattice(
         gl.store(at, stored, mask=(index < fill)[:, None])
 
 
-decode_lattice_kernel = Kernel(_decode_lattice)
+_decode_lattice_kernel = Kernel(_decode_lattice)
+
+
+def decode_lattice(
+    blocks: BlockTable, tiles: Tiles, target: DecodeTarget, *, has_codebook: bool
+) -> None:  # fmt: skip
+    """Decode some heads of a pass, as `BlockReader.decode` has it."""
+    placement, device = blocks.placement, blocks.rows.device
+    tables, spaces = placement.tables, placement.spaces
+    if tables is not None and spaces is not None:
+        tables, spaces = by_fours(tables), by_fours(spaces)
+    _decode_lattice_kernel[(len(tiles.table), blocks.batch * target.heads)](
+        blocks=blocks.rows, tiles=tiles.table,
+        slots=blocks.slots, slots_pitch=0 if blocks.slots is None else blocks.slots.shape[1],
+        units=target.scale, smoothing=target.smoothing, target=target.rows, pitch=tiles.pitch,
+        words=numbers.pattern_words(device), flips=numbers.sign_flips(128, device),
+        tables=tables, spaces=spaces, tokens_per_frame=placement.tokens_per_frame,
+        total_heads=blocks.heads, first_head=target.first_head, heads=target.heads,
+        HAS_CODEBOOK=has_codebook, BLOCK_COLUMNS=blocks.rows.shape[1], PLACEMENT=placement.kind,
+        num_warps=1, maxnreg=launch.LATTICE_REGISTERS,
+    )  # fmt: skip

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qvg_kernels.codecs.fitted.spec import GridName
 from qvg_kernels.quant import bitpack, lattice
-from qvg_kernels.spec import GridName
 
 
 class Grid(Protocol):

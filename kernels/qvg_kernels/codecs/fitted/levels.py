@@ -1,8 +1,10 @@
-"""The nearest word of the E8 codebook, found in registers without sorting indices.
+"""Nearest levels in registers: those of single values, and the nearest word of the E8 codebook without
+sorting.
 
-`lattice.nearest` and `pack` are the torch reference. A group's eight values are eight tensors,
-so that each thread holds whole groups. A magnitude carries the number of its value in the lowest three bits
-of its float32 pattern: that orders equal ones, and thresholds take the place of an ordering of indices.
+`grids.ScalarGrid`, `lattice.nearest` and `lattice.pack` are the torch references. A group's eight
+neighbouring values are eight tensors, so that each thread holds whole groups and a group's codes make one
+word. In the lattice's search a magnitude carries the number of its value in the lowest three bits of its
+float32 pattern: that orders equal ones, and thresholds take the place of an ordering of indices.
 """
 
 from __future__ import annotations
@@ -165,3 +167,36 @@ def nearest_words(values, codes, num_shifts):
         levels = levels + ((size | sign).to(tl.float32, bitcast=True) + shift,)
     signs = (negatives.to(tl.int32) & 127) | (is_down.to(tl.int32) << 7)
     return levels, tl.load(codes + int_of(index)).to(tl.int32) | (signs << 8)
+
+
+@triton.jit
+def add_products(total, left, right):
+    """`[BLOCK_S, GROUPS]`, and the products of two rows of eight such tensors."""
+    for place in tl.static_range(8):
+        total += left[place] * right[place]
+    return total
+
+
+@triton.jit
+def nearest_levels(values, LEVELS: tl.constexpr, NUM_LEVELS: tl.constexpr):
+    """Nearest levels, and their indices, of eight tensors."""
+    levels, indices = (), ()
+    for place in tl.static_range(8):
+        value = values[place]
+        index = tl.zeros_like(value).to(tl.int32)
+        level = tl.zeros_like(value) + LEVELS[0]
+        for bound in tl.static_range(NUM_LEVELS - 1):
+            is_above = value > (LEVELS[bound] + LEVELS[bound + 1]) / 2
+            index += is_above.to(tl.int32)
+            level += tl.where(is_above, LEVELS[bound + 1] - LEVELS[bound], 0.0)
+        levels, indices = levels + (level,), indices + (index,)
+    return levels, indices
+
+
+@triton.jit
+def joined(indices, BITS: tl.constexpr):
+    """The eight indices of a group in one int32, the first in the lowest of BITS bits each."""
+    word = indices[0]
+    for place in tl.static_range(1, 8):
+        word |= indices[place] << (BITS * place)
+    return word

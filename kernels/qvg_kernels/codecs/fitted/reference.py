@@ -1,4 +1,4 @@
-"""The recommended scheme: what a table of centroids leaves over, rotated and put on a fitted grid.
+"""The recommended scheme: what a codebook leaves over, rotated and put on a fitted grid.
 
 Invariant: errors average out. A token's scale does not shrink it, each centroid's tokens err by zero on
 average, and tokens that look alike are rounded under different signs, so attention over many keys sees
@@ -7,16 +7,20 @@ little of the rounding.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite, settle, stack_heads
+from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor
 from qvg_kernels.codecs.fitted.grids import grid
+from qvg_kernels.codecs.fitted.spec import FittedSpec
 from qvg_kernels.quant import e4m3
 from qvg_kernels.quant.hadamard import hadamard, phase_of_seed, sign_patterns, token_patterns
 from qvg_kernels.quant.kmeans import cluster_sums, kmeans, spread_starts
-from qvg_kernels.runtime.dispatch import uses_kernels
-from qvg_kernels.spec import FittedSpec, check_packed_shape
+
+if TYPE_CHECKING:
+    from qvg_kernels.codecs.reading import BlockReader
 
 KINDS = {
     "codes": "codes",
@@ -39,40 +43,41 @@ TINY = 1e-30
 """Stands in for a zero that would divide; far below any value that a model makes."""
 
 
-class FittedCodec:
-    """Channel weights, k-means table, token signs, Hadamard, fitted grid, unbiased scale, centroid refit.
+class FittedCodec(HeadwiseCodec[tuple[Tensor, Tensor]]):
+    """Channel weights, k-means, token signs, Hadamard, fitted grid, unbiased scale, centroid refit.
 
     A token decodes to `offset + weight * (sign * (scale * levels) @ hadamard + step * table[id])`, with
     weight, step and scale each an e4m3 value times a unit of its head; the bytes are in docs/cache-format.md.
     """
 
+    kinds = KINDS
+
     def __init__(self, spec: FittedSpec) -> None:
-        self.spec = spec
+        self._spec = spec
         self.grid = grid(spec.grid)
 
-    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
-        """Pack `[B, H, S, D]` values; of the seed only the byte that shifts the sign patterns is used."""
-        batch, heads, tokens, head_dim = span.shape
-        check_packed_shape(self.spec.scheme, tokens, head_dim)
-        if uses_kernels(span.device):
-            # Where Triton is not installed, nothing imports it.
-            from qvg_kernels.codecs.encoding import encode_fitted
+    @property
+    def spec(self) -> FittedSpec:
+        return self._spec
 
-            tensors, check = encode_fitted(span, self.spec, seed)
-            settle(check, checks)
-            return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, _kinds(tensors))
-        require_finite(span, checks)
-        phase = torch.full((1,), phase_of_seed(seed), dtype=torch.uint8, device=span.device)
-        signs = _signs(torch.arange(tokens, device=span.device), phase, head_dim)
-        # One head at a time: products of the same shape sum in the same order whatever the number of heads.
-        parts = [
-            {**self._encode_head(points.float(), signs), "phase": phase} for points in span.flatten(0, 1)
-        ]
-        tensors = stack_heads(parts, batch)
-        return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, _kinds(tensors))
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The byte that shifts the sign patterns, all of the seed that is used, and the `[S, D]` signs."""
+        phase = torch.full((1,), phase_of_seed(seed), dtype=torch.uint8, device=device)
+        patterns = token_patterns(torch.arange(tokens, device=device), phase)
+        return phase, sign_patterns(head_dim, device)[patterns]
 
-    def _encode_head(self, points: Tensor, signs: Tensor) -> dict[str, Tensor]:
-        """Pack `[S, D]` float32 values of one head, rounded under `[S, D]` signs."""
+    def encode_by_kernels(self, block: Tensor, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
+        from qvg_kernels.codecs.fitted.encode import encode
+
+        return encode(block, self.spec, seed)
+
+    def reader(self, head_dim: int) -> BlockReader:
+        from qvg_kernels.codecs.fitted.decode import FittedReader
+
+        return FittedReader(self.spec, head_dim)
+
+    def encode_head(self, points: Tensor, draws: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        phase, signs = draws
         offset = points.mean(0)
         weights, weight_unit = e4m3.round_to_unit(_channel_weights(points, offset))
         weight = e4m3.from_bits(weights) * weight_unit
@@ -97,7 +102,7 @@ class FittedCodec:
         # What is left of the mean error, above all the table's rounding, goes into the offset.
         offset = offset + weight * (weighted - noisy).mean(0)
         units = torch.stack([scale_unit, weight_unit, step_unit])
-        return {"codes": codes, "scales": scales, **stored, "offset": offset, "units": units}
+        return {"codes": codes, "scales": scales, **stored, "offset": offset, "units": units, "phase": phase}
 
     def _round(self, residual: Tensor, signs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Round `[S, D]` residuals: codes, e4m3 scales `[S]`, their unit, and what they decode to."""
@@ -140,21 +145,12 @@ class FittedCodec:
         return values[:, :, ::stride].to(packed.dtype)
 
 
-def _kinds(tensors: dict[str, Tensor]) -> dict[str, str]:
-    return {name: KINDS[name] for name in tensors}
-
-
 def _rows(table: Tensor, index: Tensor) -> Tensor:
     """Rows `[B, H, S]` of each head's table `[B, H, K, D]`, `[B, H, S, D]`."""
     batch, heads, size, width = table.shape
     first = size * torch.arange(batch * heads, device=index.device).reshape(batch, heads, 1)
     rows = table.reshape(-1, width).index_select(0, (index + first).flatten())
     return rows.reshape(*index.shape, width)
-
-
-def _signs(tokens: Tensor, phase: Tensor, head_dim: int) -> Tensor:
-    """`[..., S, D]` signs of tokens `[S]` in spans of phase `[..., 1]`."""
-    return sign_patterns(head_dim, tokens.device)[token_patterns(tokens, phase)]
 
 
 def _channel_weights(points: Tensor, offset: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What the table leaves of each token: turned, rounded to levels, scaled, and what the rounding missed.
 
-`fitted.FittedCodec._round` is the torch reference. Rotated channels are made a chunk at a time and taken
+`FittedCodec._round` is the torch reference. Rotated channels are made a chunk at a time and taken
 apart into eight tensors of every eighth channel: a thread holds whole groups of eight, and the code of a
 grid stands once.
 """
@@ -14,16 +14,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.codecs.fitted.codebook import TINY
 from qvg_kernels.codecs.fitted.grids import ScalarGrid, grid
-from qvg_kernels.codecs.fitted.levels import nearest_words, pattern_codes
-from qvg_kernels.codecs.fitted.scalar_levels import add_products, joined, nearest_levels
+from qvg_kernels.codecs.fitted.levels import (
+    add_products,
+    joined,
+    nearest_levels,
+    nearest_words,
+    pattern_codes,
+)
+from qvg_kernels.codecs.fitted.spec import FittedSpec
 from qvg_kernels.quant import lattice, numbers
 from qvg_kernels.quant.numbers import OPERAND, token_pattern
 from qvg_kernels.quant.points import Points, centred, load_tokens
-from qvg_kernels.runtime import encode_sizes
+from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import kernel
-from qvg_kernels.spec import GridName
+
+TINY = tl.constexpr(1e-30)
+"""`reference.TINY`."""
 
 QUARTER = tl.constexpr(lattice.STEP)
 
@@ -37,8 +44,8 @@ def hadamard_chunks(head_dim: int, device: torch.device) -> Tensor:
     the levels from where they are.
     """
     signs = numbers.hadamard_signs(head_dim, device).to(numbers.operand_dtype())
-    rows = signs.reshape(-1, encode_sizes.CHUNK // 32, 4, 4, 2, head_dim).transpose(2, 3)
-    return rows.reshape(-1, encode_sizes.CHUNK, head_dim).contiguous()
+    rows = signs.reshape(-1, launch.CHUNK // 32, 4, 4, 2, head_dim).transpose(2, 3)
+    return rows.reshape(-1, launch.CHUNK, head_dim).contiguous()
 
 
 @triton.jit
@@ -201,16 +208,14 @@ def _trit_kernel(indices, codes, num_tokens, num_rows, HEAD_DIM: tl.constexpr, B
 
 def round_residuals(
     points: Points, ids: Tensor | None, table: Tensor | None, steps: Tensor | None,
-    name: GridName, phase: int, unbiased: float, codes: Tensor,
+    spec: FittedSpec, phase: int, codes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Round what the table leaves of every token.
 
     Args:
         ids: `[H, S]` uint8; with `table` and `steps`, or none of them.
         steps: `[H, D]` float32, of the table.
-        name: Of the grid.
         phase: Of the span's sign patterns.
-        unbiased: As `spec.FittedSpec` has it.
         codes: `[H, rows, bytes]` uint8, contiguous; receives the codes.
 
     Returns:
@@ -218,10 +223,11 @@ def round_residuals(
         point, `[H, S, D]` as products take it.
     """
     tokens, head_dim, device = points.tokens, points.head_dim, points.span.device
-    shape = encode_sizes.codes(head_dim)
-    blocks = triton.cdiv(tokens, shape.tokens)
+    shape = launch.residuals(head_dim)
+    blocks = triton.cdiv(tokens, shape.rows)
     scales, largest = points.empty(tokens), points.empty(blocks)
     errors = points.empty(tokens, head_dim, dtype=numbers.operand_dtype())
+    name = spec.grid
     form = grid(name)
     levels, step = (form.levels, form.step) if isinstance(form, ScalarGrid) else ((), 0.0)
     if name == "trit":
@@ -234,8 +240,8 @@ def round_residuals(
     _residual_kernel[(blocks, points.heads)](
         points.span, *points.span.stride()[:2], points.offset, points.inverse, ids, table, steps,
         numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device), pattern_codes(device),
-        target, scales, largest, errors, phase, count, tokens, head_dim // encode_sizes.CHUNK, 2,
-        step, unbiased, name, levels, len(levels), head_dim, shape.tokens, encode_sizes.CHUNK,
+        target, scales, largest, errors, phase, count, tokens, head_dim // launch.CHUNK, 2,
+        step, spec.unbiased, name, levels, len(levels), head_dim, shape.rows, launch.CHUNK,
         num_warps=shape.warps, maxnreg=shape.registers,
     )  # fmt: skip
     if name == "trit":

@@ -6,19 +6,23 @@ normaliser, as published; what differs is only that the random start comes from 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite, settle, stack_heads
+from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor
+from qvg_kernels.codecs.qvg.spec import QvgSpec
 from qvg_kernels.quant import bitpack, e4m3
 from qvg_kernels.quant.kmeans import kmeans, random_starts
-from qvg_kernels.runtime.dispatch import uses_kernels
-from qvg_kernels.spec import QvgSpec, check_packed_shape
+
+if TYPE_CHECKING:
+    from qvg_kernels.codecs.reading import BlockReader
 
 KINDS = {"codes": "codes", "scales": "scales", "ids": "ids", "centroids": "tables"}
 
 
-class QvgCodec:
+class QvgCodec(HeadwiseCodec[list[Tensor]]):
     """K-means in stages, then a symmetric grid in blocks of channels.
 
     Source: QVG paper (arXiv 2602.02958), sections on semantic-aware smoothing and progressive residual
@@ -26,32 +30,35 @@ class QvgCodec:
     and `quant_pack.py`): the block's maximum over the largest level, rounded to e4m3 before it divides.
     """
 
+    kinds = KINDS
+
     def __init__(self, spec: QvgSpec) -> None:
-        self.spec = spec
+        self._spec = spec
 
-    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
-        """Pack `[B, H, S, D]` values; the random starting tokens are the same for every head of the span."""
-        batch, heads, tokens, head_dim = span.shape
-        check_packed_shape(self.spec.scheme, tokens, head_dim)
-        if uses_kernels(span.device):
-            # Where Triton is not installed, nothing imports it.
-            from qvg_kernels.codecs.encoding import encode_qvg
+    @property
+    def spec(self) -> QvgSpec:
+        return self._spec
 
-            tensors, check = encode_qvg(span, self.spec, seed)
-            settle(check, checks)
-            return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, KINDS)
-        require_finite(span, checks)
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> list[Tensor]:
+        """Random starting tokens of each stage."""
         generator = torch.Generator().manual_seed(seed)
         count = min(self.spec.num_centroids, tokens)
-        starts = [random_starts(tokens, count, generator).to(span.device) for _ in range(self.spec.stages)]
-        # One head at a time: products of the same shape sum in the same order whatever the number of heads.
-        parts = [self._encode_head(points.float(), starts) for points in span.flatten(0, 1)]
-        return PackedTensor((batch, heads, tokens, head_dim), span.dtype, stack_heads(parts, batch), KINDS)
+        return [random_starts(tokens, count, generator).to(device) for _ in range(self.spec.stages)]
 
-    def _encode_head(self, residual: Tensor, starts: list[Tensor]) -> dict[str, Tensor]:
-        """Pack `[S, D]` float32 values of one head."""
+    def encode_by_kernels(self, block: Tensor, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
+        from qvg_kernels.codecs.qvg.encode import encode
+
+        return encode(block, self.spec, seed)
+
+    def reader(self, head_dim: int) -> BlockReader:
+        from qvg_kernels.codecs.qvg.decode import QvgReader
+
+        return QvgReader(self.spec, head_dim)
+
+    def encode_head(self, points: Tensor, draws: list[Tensor]) -> dict[str, Tensor]:
+        residual = points
         all_ids, all_centroids = [], []
-        for stage_starts in starts:
+        for stage_starts in draws:
             ids, centroids = kmeans(residual, residual[stage_starts], self.spec.iterations)
             centroids = centroids.to(torch.bfloat16)
             residual = residual - centroids.float()[ids]

@@ -11,9 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, PackedTensor, require_finite
+from qvg_kernels.codec import HeadwiseCodec, PackedTensor
+from qvg_kernels.codecs.turboquant.spec import TurboQuantSpec
 from qvg_kernels.quant import bitpack
-from qvg_kernels.spec import TurboQuantSpec, check_packed_shape
 
 KINDS = {"codes": "codes", "norms": "scales"}
 
@@ -43,28 +43,30 @@ def _levels(bits: int, device: torch.device) -> Tensor:
     return torch.tensor(levels, device=device)
 
 
-class TurboQuantCodec:
+class TurboQuantCodec(HeadwiseCodec[None]):
     """A token's norm in bf16 and its rotated direction on fixed levels."""
 
-    def __init__(self, spec: TurboQuantSpec) -> None:
-        self.spec = spec
+    kinds = KINDS
 
-    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
-        batch, heads, tokens, head_dim = span.shape
-        check_packed_shape(self.spec.scheme, tokens, head_dim)
-        require_finite(span, checks)
-        rotation = _rotation(head_dim, span.device)
-        levels = _levels(self.spec.bits, span.device)
-        norms = span.float().norm(dim=-1, keepdim=True)
-        directions = span.float() / norms.clamp(min=1e-30) * math.sqrt(head_dim)
-        # One head at a time: products of the same shape sum in the same order whatever the number of heads.
-        rotated = torch.stack([points @ rotation.T for points in directions.flatten(0, 1)])
-        codes = torch.bucketize(rotated.reshape(span.shape), (levels[1:] + levels[:-1]) / 2)
-        tensors = {
-            "codes": bitpack.pack(codes.to(torch.uint8), self.spec.bits),
-            "norms": norms.squeeze(-1).to(torch.bfloat16),
-        }
-        return PackedTensor((batch, heads, tokens, head_dim), span.dtype, tensors, KINDS)
+    def __init__(self, spec: TurboQuantSpec) -> None:
+        self._spec = spec
+
+    @property
+    def spec(self) -> TurboQuantSpec:
+        return self._spec
+
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> None:
+        """Nothing: the rotation is the same for every block."""
+
+    def encode_head(self, points: Tensor, draws: None) -> dict[str, Tensor]:
+        head_dim, bits = points.shape[1], self.spec.bits
+        levels = _levels(bits, points.device)
+        norms = points.norm(dim=-1, keepdim=True)
+        directions = points / norms.clamp(min=1e-30) * math.sqrt(head_dim)
+        rotated = directions @ _rotation(head_dim, points.device).T
+        codes = torch.bucketize(rotated, (levels[1:] + levels[:-1]) / 2)
+        packed = bitpack.pack(codes.to(torch.uint8), bits)
+        return {"codes": packed, "norms": norms.squeeze(-1).to(torch.bfloat16)}
 
     def decode(
         self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)

@@ -1,37 +1,104 @@
-"""The int8 table of a head's centroids, before the residuals are rounded and after.
+"""Blocks of the scheme "fitted" packed by kernels: `FittedCodec.encode_head` is the torch reference.
 
-`fitted.FittedCodec._encode_head` is the torch reference. What rounding leaves of each cluster on average
-moves into its centroid, and what the table's own rounding then leaves of each channel into its offset.
+The int8 codebook of a head's centroids is made before the residuals are rounded and refitted after: what
+rounding leaves of each cluster on average moves into its centroid, and what the codebook's own rounding then
+leaves of each channel into its offset.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.quant.kmeans_kernels import Centroids, ClusterSums, add_runs
+from qvg_kernels.codecs.encoding import Fill, Packed, encode_heads
+from qvg_kernels.codecs.fitted.residuals import TINY, round_residuals
+from qvg_kernels.codecs.fitted.spec import FittedSpec
+from qvg_kernels.quant import kmeans_kernels
+from qvg_kernels.quant.hadamard import phase_of_seed
+from qvg_kernels.quant.kmeans import spread_starts
+from qvg_kernels.quant.kmeans_kernels import Centroids, ClusterSums, add_splits
 from qvg_kernels.quant.numbers import e4m3_bits, e4m3_value, power_of_two, round_half_even, unit_exponent
-from qvg_kernels.quant.points import Points
-from qvg_kernels.runtime import encode_sizes
+from qvg_kernels.quant.points import Points, measure, round_scales
+from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import kernel
 
 TABLE_TOP = tl.constexpr(116)
-"""`fitted.TABLE_TOP`."""
+"""`reference.TABLE_TOP`."""
 
-TINY = tl.constexpr(1e-30)
-"""`fitted.TINY`."""
+
+def encode(block: Tensor, spec: FittedSpec, seed: int) -> Packed:
+    """Pack `[B, H, S, D]` values."""
+    _, _, tokens, head_dim = block.shape
+    count = spec.centroids(tokens)
+    phase = phase_of_seed(seed)
+
+    def begin() -> Fill:
+        starts = _spread(tokens, count, block.device) if count else None
+
+        def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
+            target["phase"].fill_(phase)
+            target["units"].zero_()
+            _encode_heads(values, target, found, spec, phase, starts)
+
+        return fill
+
+    codebook = {
+        "ids": (torch.uint8, (tokens,)),
+        "table": (torch.int8, (count, head_dim)),
+        "steps": (torch.uint8, (head_dim,)),
+    }
+    shapes = {
+        "codes": (torch.uint8, spec.code_shape(tokens, head_dim)),
+        "scales": (torch.uint8, (tokens,)),
+        "weights": (torch.uint8, (head_dim,)),
+        **(codebook if count else {}),
+        "offset": (torch.float32, (head_dim,)),
+        "units": (torch.float32, (3,)),
+        "phase": (torch.uint8, (1,)),
+    }
+    return encode_heads(block, spec, shapes, begin)
+
+
+@cache
+def _spread(tokens: int, count: int, device: torch.device) -> Tensor:
+    """`[count]` int32, the tokens that k-means starts from."""
+    return spread_starts(tokens, count, device).int()
+
+
+def _encode_heads(
+    values: Tensor,
+    target: dict[str, Tensor],
+    found: Tensor,
+    spec: FittedSpec,
+    phase: int,
+    starts: Tensor | None,
+) -> None:
+    points = Points(values)
+    units = target["units"]
+    channels = measure(points, target["weights"], units, found)
+    points = Points(values, channels.offset, channels.inverse)
+    ids, table, steps, decoded = target.get("ids"), target.get("table"), target.get("steps"), None
+    if starts is not None and ids is not None and table is not None and steps is not None:
+        centroids = kmeans_kernels.kmeans(points, starts, spec.iterations, ids)
+        decoded = _round_table(centroids, table, steps, units)
+    scales, largest, errors = round_residuals(points, ids, table, decoded, spec, phase, target["codes"])
+    round_scales(scales, largest, target["scales"], units, 0)
+    missed = kmeans_kernels.cluster_sums(errors, ids, 1 if table is None else table.shape[1])
+    _refit(points, missed, table, steps, target["weights"], units, target["offset"])
 
 
 @triton.jit
-def in_steps(values, step):
+def _in_steps(values, step):
     """Float32 integers: values in steps, to nearest even, at most 127 either way."""
     return tl.clamp(round_half_even(tl.clamp(values / tl.maximum(step, TINY), -128.0, 128.0)), -127.0, 127.0)
 
 
 @triton.jit
-def table_steps(steps, units, head, HEAD_DIM: tl.constexpr):
+def _table_steps(steps, units, head, HEAD_DIM: tl.constexpr):
     """`[HEAD_DIM]` float32 steps of a head's table."""
     bits = tl.load(steps + head * HEAD_DIM + tl.arange(0, HEAD_DIM))
     return e4m3_value(bits) * tl.load(units + head * 3 + 2)
@@ -60,25 +127,25 @@ def _table_kernel(
         rows = first + tl.arange(0, BLOCK_K)
         values = tl.load(centroids + (head * num_rows + rows)[:, None] * HEAD_DIM + channels[None, :])
         at = (head * count + rows)[:, None] * HEAD_DIM + channels[None, :]
-        tl.store(table + at, in_steps(values, step[None, :]).to(tl.int8), mask=(rows < count)[:, None])
+        tl.store(table + at, _in_steps(values, step[None, :]).to(tl.int8), mask=(rows < count)[:, None])
 
 
-@kernel(do_not_specialize=["count", "runs"])
+@kernel(do_not_specialize=["count", "splits"])
 def _refit_kernel(
-    sums, sizes, table, steps, units, rests, count, runs, num_rows,
+    sums, sizes, table, steps, units, rests, count, splits, num_rows,
     HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Move BLOCK_K entries of the table by the mean error of their tokens; what is left goes to `rests`."""
     head = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     channels = tl.arange(0, HEAD_DIM)
-    rest, size = add_runs(sums, sizes, rows, runs, num_rows, HEAD_DIM, BLOCK_K)
+    rest, size = add_splits(sums, sizes, rows, splits, num_rows, HEAD_DIM, BLOCK_K)
     if table is not None:
-        step = table_steps(steps, units, head, HEAD_DIM)[None, :]
+        step = _table_steps(steps, units, head, HEAD_DIM)[None, :]
         at = (head * count + rows)[:, None] * HEAD_DIM + channels[None, :]
         is_entry = (rows < count)[:, None]
         before = tl.load(table + at, mask=is_entry, other=0).to(tl.float32)
-        after = in_steps(step * before + rest / tl.maximum(size, 1.0)[:, None], step)
+        after = _in_steps(step * before + rest / tl.maximum(size, 1.0)[:, None], step)
         after = tl.where((size > 0)[:, None], after, before)
         tl.store(table + at, after.to(tl.int8), mask=is_entry)
         rest += size[:, None] * (step * (before - after))
@@ -100,7 +167,7 @@ def _offset_kernel(
     tl.store(offset + at, tl.load(means + at) + weight * (rest / num_tokens))
 
 
-def round_table(centroids: Centroids, table: Tensor, steps: Tensor, units: Tensor) -> Tensor:
+def _round_table(centroids: Centroids, table: Tensor, steps: Tensor, units: Tensor) -> Tensor:
     """Round centroids to the table.
 
     Args:
@@ -120,7 +187,7 @@ def round_table(centroids: Centroids, table: Tensor, steps: Tensor, units: Tenso
     return decoded
 
 
-def refit(
+def _refit(
     points: Points, errors: ClusterSums, table: Tensor | None, steps: Tensor | None,
     weights: Tensor, units: Tensor, offset: Tensor,
 ) -> None:  # fmt: skip
@@ -132,13 +199,13 @@ def refit(
         table: `[H, K, D]` int8, changed in place.
         offset: `[H, D]` float32, contiguous; receives the moved offset.
     """
-    heads, runs, num_rows, head_dim = errors.sums.shape
-    block = encode_sizes.MEAN_ROWS
+    heads, splits, num_rows, head_dim = errors.sums.shape
+    block = launch.MEAN_ROWS
     blocks = num_rows // block
     rests = points.empty(blocks, head_dim)
     count = 0 if table is None else table.shape[1]
     _refit_kernel[(blocks, heads)](
-        errors.sums, errors.sizes, table, steps, units, rests, count, runs, num_rows,
+        errors.sums, errors.sizes, table, steps, units, rests, count, splits, num_rows,
         head_dim, block, num_warps=4,
     )  # fmt: skip
     _offset_kernel[(1, heads)](

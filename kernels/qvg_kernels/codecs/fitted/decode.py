@@ -1,0 +1,261 @@
+"""Blocks of the scheme "fitted" read by kernels; on Hopper GPUs `decode_hopper` reads those of grid "e8"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qvg_kernels.codecs.fitted.grids import ScalarGrid, grid
+from qvg_kernels.codecs.fitted.spec import FittedSpec
+from qvg_kernels.codecs.reading import (
+    CODEBOOK_ROWS,
+    TOKENS,
+    BlockTable,
+    DecodeTarget,
+    HeadScales,
+    Tiles,
+    address,
+    head_row_of,
+    launch_decode,
+    launch_measure,
+    store_placed,
+    store_unit,
+    tile_of,
+    unpacked,
+)  # fmt: skip
+from qvg_kernels.quant import numbers
+from qvg_kernels.rope.kernels import NONE, ROTARY
+from qvg_kernels.runtime import launch
+from qvg_kernels.runtime.warmup import GROUPED, SLICED, kernel
+
+
+@triton.jit
+def _lattice_sums(codes, tokens, words, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Levels of grid "e8", rotated among each eight: `[BLOCK_S, HEAD_DIM]` float16.
+
+    Args:
+        codes: Pointer to the head's uint16 codes, `HEAD_DIM // 8` a token.
+        words: Pointer to `numbers.lattice_sums`.
+    """
+    GROUPS: tl.constexpr = HEAD_DIM // 8
+    code = tl.load(codes + tokens[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]).to(tl.int32)
+    sums = tl.load(words + code[:, :, None] * 8 + tl.arange(0, 8)[None, None, :])
+    return tl.reshape(sums, [BLOCK_S, HEAD_DIM])
+
+
+@triton.jit
+def _hadamard(values, ROUNDS_DONE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Rows `[BLOCK_S, HEAD_DIM]` times the Sylvester matrix of ones, by sums and differences.
+
+    A product on tensor cores computes as much in less instructions, but takes shared memory and waits; it was
+    slower (docs/results.md).
+
+    Args:
+        ROUNDS_DONE: Of the channel's last bits: 0 or 3.
+    """
+    BITS: tl.constexpr = 6 if HEAD_DIM == 64 else 7 if HEAD_DIM == 128 else 8
+    FIRST: tl.constexpr = 1 if ROUNDS_DONE == 0 else ROUNDS_DONE
+    for _ in tl.static_range(BITS - FIRST):
+        # The channel's first bit is summed over and becomes the last but one. Its last bit stays: two
+        # neighbouring channels lie in one register, and instructions take both.
+        pairs = tl.permute(tl.reshape(values, [BLOCK_S, 2, HEAD_DIM // 4, 2]), [0, 2, 3, 1])
+        low, high = tl.split(pairs)
+        values = tl.permute(tl.join(low + high, low - high), [0, 1, 3, 2])
+        values = tl.reshape(values, [BLOCK_S, HEAD_DIM])
+    # Bits that no round above has taken are still before those that one has.
+    LEFT: tl.constexpr = 2 ** (FIRST - 1)
+    values = tl.permute(tl.reshape(values, [BLOCK_S, LEFT, HEAD_DIM // LEFT // 2, 2]), [0, 2, 1, 3])
+    values = tl.reshape(values, [BLOCK_S, HEAD_DIM])
+    if ROUNDS_DONE == 0:
+        low, high = tl.split(tl.reshape(values, [BLOCK_S, HEAD_DIM // 2, 2]))
+        values = tl.reshape(tl.join(low + high, low - high), [BLOCK_S, HEAD_DIM])
+    return values
+
+
+@triton.jit
+def _scalar_levels(codes, tokens, words, GRID: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Levels `[BLOCK_S, HEAD_DIM]` float16 of grids of single values: `ScalarGrid.read`."""
+    if GRID == "trit":
+        packed = tl.load(codes + (tokens // 5)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])
+        digit = tokens - tokens // 5 * 5
+        power = tl.where(digit == 0, 1, tl.where(digit == 1, 3, tl.where(digit == 2, 9, 27)))
+        power = tl.where(digit == 4, 81, power)
+        return numbers.half_of(packed.to(tl.int32) // power[:, None] % 3 - 1)
+    elif GRID == "int2":
+        return numbers.half_of(2 * unpacked(codes, tokens, 2, HEAD_DIM // 4, HEAD_DIM, BLOCK_S) - 3)
+    elif GRID == "int3":
+        PITCH: tl.constexpr = 3 * HEAD_DIM // 8
+        low = unpacked(codes, tokens, 2, PITCH, HEAD_DIM, BLOCK_S)
+        high = unpacked(codes + HEAD_DIM // 4, tokens, 1, PITCH, HEAD_DIM, BLOCK_S)
+        return numbers.half_of(tl.load(words + (low | (high << 2))))
+    else:
+        levels = tl.load(words + unpacked(codes, tokens, 4, HEAD_DIM // 2, HEAD_DIM, BLOCK_S))
+        return numbers.half_of(levels)
+
+
+@triton.jit
+def channel_numbers(
+    row, head, head_row, unit, smoothing, channels, HAS_CODEBOOK: tl.constexpr, HEAD_DIM: tl.constexpr
+):  # fmt: skip
+    """Weights, offsets and steps of a head's channels, float16 `[1, HEAD_DIM]`, and the unit of its scales.
+
+    All in units of what is stored. Without a table there are no steps.
+    """
+    unit_row = address(row, 4, tl.float32, head_row * 3)
+    weight_unit = tl.load(unit_row + 1) / unit
+    weight = numbers.e4m3_value(tl.load(address(row, 2, tl.uint8, head_row * HEAD_DIM) + channels))
+    offset = tl.load(address(row, 3, tl.float32, head_row * HEAD_DIM) + channels) / unit
+    if smoothing is not None:
+        inverse = 1.0 / tl.load(smoothing + head * HEAD_DIM + channels)
+        weight, offset = weight * inverse, offset * inverse
+    step = weight
+    if HAS_CODEBOOK:
+        step = numbers.e4m3_value(tl.load(address(row, 8, tl.uint8, head_row * HEAD_DIM) + channels))
+        step = step * weight * (tl.load(unit_row + 2) * weight_unit)
+    # The levels' product with a matrix of ones is the root of the head's size too large.
+    scale_unit = tl.load(unit_row) * weight_unit * HEAD_DIM**-0.5
+    weight, offset, step = weight.to(tl.float16), offset.to(tl.float16), step.to(tl.float16)
+    return weight[None, :], offset[None, :], step[None, :], scale_unit
+
+
+@kernel(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
+def fitted_decode_kernel(
+    blocks, tiles, slots, slots_pitch, units, smoothing, target, pitch, words, flips,
+    tables, spaces, tokens_per_frame, total_heads, first_head, heads,
+    GRID: tl.constexpr, ROW_BYTES: tl.constexpr, HAS_CODEBOOK: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    PLACEMENT: tl.constexpr, IS_8BIT: tl.constexpr, IS_TRANSPOSED: tl.constexpr, IS_REORDERED: tl.constexpr,
+    IS_ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    block, row, source, target_row, count, fill = tile_of(blocks, tiles, BLOCK_COLUMNS, IS_ALIGNED)
+    head, head_row = head_row_of(heads, total_heads, first_head)
+    total = tl.load(row + TOKENS)
+    slot = slots + block * slots_pitch if PLACEMENT != NONE else slots
+    # In units whatever is stored: float16 has no room for values of any size.
+    unit = tl.load(units + head)
+    channels = tl.arange(0, HEAD_DIM)
+    if GRID == "e8":
+        codes = address(row, 0, tl.uint16, head_row * total * (HEAD_DIM // 8))
+    else:
+        code_rows = tl.cdiv(total, 5) if GRID == "trit" else total
+        codes = address(row, 0, tl.uint8, head_row * code_rows * ROW_BYTES)
+    scales = address(row, 1, tl.uint8, head_row * total)
+    weight, offset, step, scale_unit = channel_numbers(
+        row, head, head_row, unit, smoothing, channels, HAS_CODEBOOK, HEAD_DIM
+    )
+    phase = tl.load(address(row, 5, tl.uint8, head_row))
+    if HAS_CODEBOOK:
+        ids = address(row, 6, tl.uint8, head_row * total)
+        table = address(row, 7, tl.int8, head_row * tl.load(row + CODEBOOK_ROWS) * HEAD_DIM)
+    for start in tl.range(0, fill, BLOCK_S, num_stages=1):
+        index = start + tl.arange(0, BLOCK_S)
+        tokens = source + tl.where(index < count, index, 0)
+        # Sums of levels are integers below 2**11, exact in float16. What follows needs no more than its 11
+        # bits either: results are rounded to the 8 of bf16 or the 4 of e4m3.
+        if GRID == "e8":
+            sums = _lattice_sums(codes, tokens, words, HEAD_DIM, BLOCK_S)
+            residual = _hadamard(sums, 3, HEAD_DIM, BLOCK_S)
+        else:
+            levels = _scalar_levels(codes, tokens, words, GRID, HEAD_DIM, BLOCK_S)
+            residual = _hadamard(levels, 0, HEAD_DIM, BLOCK_S)
+        scale = numbers.e4m3_value(tl.load(scales + tokens)) * scale_unit
+        pattern = numbers.token_pattern(tokens, phase)
+        flip = tl.load(flips + pattern[:, None] * HEAD_DIM + channels[None, :])
+        values = numbers.flip_signs(residual, flip) * scale.to(tl.float16)[:, None] * weight + offset
+        if HAS_CODEBOOK:
+            centroid = tl.load(ids + tokens).to(tl.int32)
+            centroid = tl.load(table + centroid[:, None] * HEAD_DIM + channels[None, :])
+            values += numbers.half_of(centroid.to(tl.int16)) * step
+        store_placed(
+            values, tokens, index, target_row, fill, slot, tables, spaces, tokens_per_frame, unit,
+            target, pitch, head, PLACEMENT, True, IS_8BIT, IS_TRANSPOSED, IS_REORDERED, HEAD_DIM, BLOCK_S,
+        )  # fmt: skip
+
+
+@kernel(do_not_specialize=["num_blocks"])
+def fitted_unit_kernel(
+    blocks, num_blocks, gain, units, smoothing,
+    IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """Bound from offsets and weights: a weight is the root of a channel's deviation.
+
+    Eight deviations from the mean are taken for values, five for keys. A pair of channels that is turned
+    reaches as far as it is long.
+
+    Args:
+        smoothing: `[B * H, HEAD_DIM]` of keys: each channel's, at most 1.
+    """
+    DEVIATIONS: tl.constexpr = 5.0 if IS_KEY else 8.0
+    head = tl.program_id(0).to(tl.int64)
+    channels = tl.arange(0, HEAD_DIM)
+    bound = tl.full([HEAD_DIM // 2], 1.0e-20, tl.float32)
+    for block in range(num_blocks):
+        row = blocks + block * BLOCK_COLUMNS
+        weight_bits = tl.load(address(row, 2, tl.uint8, head * HEAD_DIM) + channels)
+        weight = numbers.e4m3_value(weight_bits) * tl.load(address(row, 4, tl.float32, head * 3 + 1))
+        offset = tl.load(address(row, 3, tl.float32, head * HEAD_DIM) + channels)
+        first, second = tl.split(tl.reshape(offset, [HEAD_DIM // 2, 2]))
+        spread, other_spread = tl.split(tl.reshape(DEVIATIONS * weight * weight, [HEAD_DIM // 2, 2]))
+        if PLACEMENT == ROTARY:
+            found = tl.sqrt(first * first + second * second) + tl.maximum(spread, other_spread)
+        else:
+            found = gain * tl.maximum(tl.abs(first) + spread, tl.abs(second) + other_spread)
+        bound = tl.maximum(bound, found)
+    largest = tl.max(bound, 0)
+    store_unit(units, head, largest, IS_KEY)
+    if IS_KEY:
+        # Half of the way to equal bounds: what keys gain queries lose.
+        one = tl.full([HEAD_DIM // 2], 1.0, tl.float32)
+        factor = tl.sqrt(bound / largest) if PLACEMENT == ROTARY else one
+        both = tl.reshape(tl.join(factor, factor), [HEAD_DIM])
+        tl.store(smoothing + head * HEAD_DIM + channels, tl.maximum(both, 1.0 / 64.0))
+
+
+@dataclass(frozen=True)
+class FittedReader:
+    """Reads heads of `head_dim` channels."""
+
+    spec: FittedSpec
+    head_dim: int
+
+    @property
+    def codebook(self) -> str | None:
+        return "table" if self.spec.num_centroids != 0 else None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        shared = ("codes", "scales", "weights", "offset", "units", "phase")
+        return (*shared, "ids", "table", "steps") if self.codebook else shared
+
+    @property
+    def is_coarse(self) -> bool:
+        return self.spec.grid != "int4"
+
+    def decode(self, blocks: BlockTable, tiles: Tiles, target: DecodeTarget) -> None:
+        device, has_codebook = blocks.rows.device, self.codebook is not None
+        is_narrow = target.is_transposed or target.is_reordered
+        if self.spec.grid == "e8" and self.head_dim == 128 and launch.has_gluon(device) and not is_narrow:
+            from qvg_kernels.codecs.fitted.decode_hopper import decode_lattice
+
+            decode_lattice(blocks, tiles, target, has_codebook=has_codebook)
+            return
+        form = grid(self.spec.grid)
+        scalar = form.levels if isinstance(form, ScalarGrid) else None
+        words = numbers.lattice_sums(device) if scalar is None else _levels(scalar, device)
+        launch_decode(
+            fitted_decode_kernel, self.head_dim, blocks, tiles, target,
+            words=words, flips=numbers.sign_flips(self.head_dim, device), GRID=self.spec.grid,
+            ROW_BYTES=self.spec.code_shape(1, self.head_dim)[1], HAS_CODEBOOK=has_codebook,
+        )  # fmt: skip
+
+    def measure(self, blocks: BlockTable, *, is_key: bool) -> HeadScales:
+        return launch_measure(fitted_unit_kernel, self.head_dim, blocks, is_key=is_key)
+
+
+@lru_cache(maxsize=8)
+def _levels(levels: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(levels, dtype=torch.int32, device=device)
