@@ -1,4 +1,4 @@
-"""Every scheme there is: a folder beside this file that lists them as `SCHEMES`. No torch."""
+"""Every scheme there is: each folder beside this file lists its own as `SCHEMES`. No torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from qvg_kernels.codecs.spec import Scheme, Spec
 if TYPE_CHECKING:
     from qvg_kernels.codec import Codec
 
-SCHEMES: dict[str, Scheme] = {
-    scheme.name: scheme
+_FOUND: list[Scheme] = [
+    scheme
     for folder in iter_modules(codecs.__path__)
     if folder.ispkg
     for scheme in import_module(f"{codecs.__name__}.{folder.name}").SCHEMES
-}
+]
+SCHEMES = {scheme.name: scheme for scheme in sorted(_FOUND, key=lambda scheme: scheme.spec.packs)}
+"""Schemes by name: those that pack nothing first."""
 
 if TYPE_CHECKING:
     CodecSpec = Spec

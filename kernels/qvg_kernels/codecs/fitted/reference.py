@@ -72,7 +72,7 @@ class FittedCodec(HeadwiseCodec[tuple[Tensor, Tensor]]):
         return encode(block, self.spec, seed)
 
     def reader(self, head_dim: int) -> BlockReader:
-        from qvg_kernels.codecs.fitted.decode import FittedReader
+        from qvg_kernels.codecs.fitted.reader import FittedReader
 
         return FittedReader(self.spec, head_dim)
 

@@ -1,4 +1,4 @@
-"""Record keys and values of the pocket model over several prompts, for `fidelity.py --recorded FILE`."""
+"""Record keys and values of the pocket model over several prompts, for `fidelity.py --recorded`."""
 
 from __future__ import annotations
 

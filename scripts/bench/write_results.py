@@ -1,6 +1,6 @@
 """Run every codec bench and write its tables and plots into docs/results.md, between their marks.
 
-    python kernels/bench/write_results.py --work build/results
+    python scripts/bench/write_results.py --work build/results
 
 Benches whose table is in the working folder already are not run again, so a long series may be made piece by
 piece.
@@ -15,8 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCH = Path(__file__).parent
-DOCS = BENCH.parents[1] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+FIDELITY = ROOT / "kernels" / "bench" / "fidelity.py"
+HERE = Path(__file__).parent
 # Tables that give the k-means schemes the bits of int2 at each of these spans of the pocket model.
 POCKET_SPANS = {336: 6, 1008: 16, 2352: 32}
 POCKET_PRESETS = (
@@ -28,9 +30,9 @@ POCKET_PRESETS = (
 )
 
 
-def run(script: str, *arguments: object) -> None:
-    """Run one bench of this folder; its lines are shown as they come."""
-    subprocess.run([sys.executable, str(BENCH / script), *map(str, arguments)], check=True)
+def run(script: Path, *arguments: object) -> None:
+    """Run one bench; its lines are shown as they come."""
+    subprocess.run([sys.executable, str(script), *map(str, arguments)], check=True)
 
 
 def make_tables(work: Path, dtype: str, threads: int) -> None:
@@ -39,13 +41,13 @@ def make_tables(work: Path, dtype: str, threads: int) -> None:
     recorded = work / "recorded.safetensors"
     if not (work / "synthetic.md").exists():
         plot = work / "synthetic.png"
-        run("fidelity.py", "--threads", threads, "--table", work / "synthetic.md", "--plot", plot)
+        run(FIDELITY, "--threads", threads, "--table", work / "synthetic.md", "--plot", plot)
     if not recorded.exists():
-        run("record.py", "--out", recorded)
+        run(HERE / "record.py", "--out", recorded)
     if not (work / "recorded.md").exists():
         paths = ("--table", work / "recorded.md", "--plot", work / "recorded.png", "--threads", threads)
         run(
-            "fidelity.py",
+            FIDELITY,
             "--recorded",
             recorded,
             "--spans",
@@ -55,7 +57,7 @@ def make_tables(work: Path, dtype: str, threads: int) -> None:
             *paths,
         )
     if not (work / "closed_loop.md").exists():
-        run("closed_loop.py", "--out", work, "--dtype", dtype)
+        run(HERE / "closed_loop.py", "--out", work, "--dtype", dtype)
 
 
 def fill(text: str, name: str, table: str) -> str:
