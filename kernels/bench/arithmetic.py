@@ -54,7 +54,7 @@ def in_two_terms(values: Tensor) -> Tensor:
 
 
 def key_bounds(key: Tensor) -> tuple[Tensor, Tensor]:
-    """`gpu.units.fitted_unit_kernel`'s for `[1, H, S, D]` keys that are to be turned.
+    """`codecs.fitted.reader.fitted_unit_kernel`'s for `[1, H, S, D]` keys that are to be turned.
 
     Returns:
         The bound `[1, H, 1, 1]` and each channel's factor `[1, H, 1, D]`.
