@@ -1,6 +1,6 @@
-"""The one interface of every cache codec: a span of keys or values in, a `PackedTensor` out, and back.
+"""The one interface of every cache codec: a block of keys or values in, a `PackedTensor` out, and back.
 
-Invariant: `encode` is a function of the values, the spec and the seed alone. The same span gives the same
+Invariant: `encode` is a function of the values, the spec and the seed alone. The same block gives the same
 bytes, run to run and whatever other heads are in the call.
 """
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """One span of keys or values, packed.
+    """One block of keys or values, packed.
 
     Attributes:
-        shape: `(B, H, S, D)` of the span that was encoded.
-        dtype: Dtype of the span that was encoded, and of `Codec.decode`'s result.
-        tensors: Name to stored tensor; nothing else is held for the span.
+        shape: `(B, H, S, D)` of the block that was encoded.
+        dtype: Dtype of the block that was encoded, and of `Codec.decode`'s result.
+        tensors: Name to stored tensor; nothing else is held for the block.
         kinds: Name to kind: "codes", "scales", "ids", "tables", "bf16" or "dense".
     """
 
@@ -82,10 +82,11 @@ class Codec(ABC):
         return None
 
 
+Settings = TypeVar("Settings", bound=Spec)
 Draws = TypeVar("Draws")
 
 
-class HeadwiseCodec(Codec, Generic[Draws]):
+class HeadwiseCodec(Codec, Generic[Settings, Draws]):
     """A codec that packs one head at a time, by the same draws for every head.
 
     Products of the same shape sum in the same order, whatever the number of heads.
@@ -95,6 +96,13 @@ class HeadwiseCodec(Codec, Generic[Draws]):
     """
 
     kinds: ClassVar[Mapping[str, str]]
+
+    def __init__(self, spec: Settings) -> None:
+        self._spec = spec
+
+    @property
+    def spec(self) -> Settings:
+        return self._spec
 
     @abstractmethod
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Draws:
@@ -128,17 +136,17 @@ class HeadwiseCodec(Codec, Generic[Draws]):
 
 
 class NonFiniteError(ValueError):
-    """A span cannot be packed because it holds NaN or infinite values.
+    """A block cannot be packed because it holds NaN or infinite values.
 
     Attributes:
         count: How many there are.
         head: Head of the first one.
-        token: Token of the first one, counted from the start of the span.
+        token: Token of the first one, counted from the start of the block.
     """
 
     def __init__(self, count: int, batch: int, head: int, token: int, channel: int, value: float) -> None:
         super().__init__(
-            f"the span holds {count} NaN or infinite values, the first ({value}) in batch {batch}, "
+            f"the block holds {count} NaN or infinite values, the first ({value}) in batch {batch}, "
             f"head {head}, token {token}, channel {channel}; nothing was packed"
         )
         self.count = count
@@ -148,10 +156,10 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class FiniteCheck:
-    """What a device found of the values of one span, still on that device.
+    """What a device found of the values of one block, still on that device.
 
     Attributes:
-        head_dim: Channels of the span.
+        head_dim: Channels of the block.
         found: `[B, H, 3]` int32: how many values are NaN or infinite, the place of the first one (token times
             `head_dim` plus channel), and its bits as float32.
     """
@@ -160,17 +168,17 @@ class FiniteCheck:
     found: Tensor
 
     @classmethod
-    def of(cls, span: Tensor) -> FiniteCheck:
+    def of(cls, block: Tensor) -> FiniteCheck:
         """Look at `[B, H, S, D]` values without waiting for them."""
-        values = span.flatten(2)
+        values = block.flatten(2)
         is_bad = ~torch.isfinite(values)
         place = is_bad.int().argmax(-1, keepdim=True)
         bits = values.gather(-1, place).float().view(torch.int32)
         found = torch.cat([is_bad.sum(-1, keepdim=True).int(), place.int(), bits], -1)
-        return cls(span.shape[-1], found)
+        return cls(block.shape[-1], found)
 
     def error(self) -> NonFiniteError | None:
-        """What is wrong with the span, if anything; waits for the device."""
+        """What is wrong with the block, if anything; waits for the device."""
         found = self.found.cpu()
         bad = found[..., 0].nonzero()
         if len(bad) == 0:
@@ -183,7 +191,7 @@ class FiniteCheck:
 
 
 def first_error(checks: Sequence[FiniteCheck]) -> tuple[int, NonFiniteError] | None:
-    """Number and error of the first span with a NaN or infinite value; waits once, whatever their number."""
+    """Number and error of the first block with a NaN or infinite value; waits once, whatever their number."""
     if not checks:
         return None
     counts = torch.stack([check.found[..., 0].sum() for check in checks]).tolist()
@@ -203,14 +211,14 @@ def _settle(check: FiniteCheck, checks: list[FiniteCheck] | None) -> None:
         raise error
 
 
-def require_finite(span: Tensor, checks: list[FiniteCheck] | None = None) -> None:
+def require_finite(block: Tensor, checks: list[FiniteCheck] | None = None) -> None:
     """Raise `NonFiniteError` if `[B, H, S, D]` values are not all finite, or put it off as `encode` does."""
-    _settle(FiniteCheck.of(span), checks)
+    _settle(FiniteCheck.of(block), checks)
 
 
 def encode_pair(
     codecs: tuple[Codec, Codec],
-    spans: tuple[Tensor, Tensor],
+    blocks: tuple[Tensor, Tensor],
     seeds: tuple[int, int],
     checks: list[FiniteCheck] | None = None,
 ) -> tuple[PackedTensor, PackedTensor]:
@@ -219,7 +227,7 @@ def encode_pair(
     Args:
         checks: As `Codec.encode` has it.
     """
-    (key_codec, value_codec), (key, value), (key_seed, value_seed) = codecs, spans, seeds
+    (key_codec, value_codec), (key, value), (key_seed, value_seed) = codecs, blocks, seeds
     if not value.is_cuda:
         packed_key = key_codec.encode(key, seed=key_seed, checks=checks)
         return packed_key, value_codec.encode(value, seed=value_seed, checks=checks)

@@ -24,7 +24,7 @@ def attended(flags):
         units, factors, None, maximum, total, output, *query.stride()[:3],
         HEADS, HEADS, QUERIES, KEYS, KEYS // SPLITS, KEYS, 0, HEAD_DIM**-0.5, flags,
         IS_INT8=True, IS_E4M3=False,
-        HEAD_DIM=HEAD_DIM, BLOCK_M=BLOCK, BLOCK_N=32, STAGES=1,
+        HEAD_DIM=HEAD_DIM, TILE_M=BLOCK, TILE_N=32, STAGES=1,
     )  # fmt: skip
     return torch.cat([maximum.unsqueeze(-1), total.unsqueeze(-1), output], -1)
 

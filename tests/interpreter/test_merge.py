@@ -33,7 +33,7 @@ def merged(states, own=None, logsumexp=None):
     strides = [(0, 0, 0) if each is None else each.stride()[:3] for each in (own, logsumexp, found)]
     merge_kernel[(-(-QUERIES // BLOCK), BATCH * HEADS)](
         maximum, total, output, own, logsumexp, found, *sum(strides, ()), HEADS, QUERIES, len(states),
-        HEAD_DIM=HEAD_DIM, BLOCK_M=BLOCK,
+        HEAD_DIM=HEAD_DIM, TILE_M=BLOCK,
     )  # fmt: skip
     return found
 

@@ -43,11 +43,7 @@ def how_attended(
 
 
 def attend(
-    query: Tensor,
-    history: History,
-    own: OwnKeys,
-    workspace: Workspace,
-    arithmetic: Arithmetic = "auto",
+    query: Tensor, history: History, own: OwnKeys, workspace: Workspace, arithmetic: Arithmetic = "auto"
 ) -> Tensor:
     """Softmax attention of all queries to all keys of the history and of the chunk itself, without a mask.
 

@@ -26,7 +26,7 @@ the natural logsumexp `[B, H, S]` float32.
 
 
 def choose_fused(query: Tensor, key: Tensor, value: Tensor) -> Fused | None:
-    """What attends to keys that are as the model made them; none where `attend_kernel` does it.
+    """What attends to keys that are as the model made them; `None` where `attend_kernel` does it.
 
     cuDNN makes 600 TFLOP/s on an H200, where `attend_kernel` makes 440. Nobody has timed it elsewhere.
     """
@@ -55,9 +55,9 @@ def merge_kernel(
     state_maximum, state_total, state_output, own, own_logsumexp, output,
     own_batch, own_head, own_token, logsumexp_batch, logsumexp_head, logsumexp_token,
     output_batch, output_head, output_token, heads, num_queries, num_states,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+    HEAD_DIM: tl.constexpr, TILE_M: tl.constexpr,
 ):  # fmt: skip
-    """Merge what BLOCK_M queries of a head have of all their keys.
+    """Merge what TILE_M queries of a head have of all their keys.
 
     Args:
         own: `[B, h, S, D]`, attention to some of the keys, rounded to its dtype: in bf16 an error of up to
@@ -66,23 +66,25 @@ def merge_kernel(
     """
     head = tl.program_id(1)
     batch_index, head_index = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = tl.program_id(0) * TILE_M + tl.arange(0, TILE_M)
     channels = tl.arange(0, HEAD_DIM)[None, :]
     is_query = rows < num_queries
     if own is not None:
         at = own_logsumexp + batch_index * logsumexp_batch + head_index * logsumexp_head
         maximum = tl.load(at + rows * logsumexp_token, mask=is_query, other=0.0) * LOG2_E
-        total = tl.full([BLOCK_M], 1.0, tl.float32)
+        total = tl.full([TILE_M], 1.0, tl.float32)
         at = own + batch_index * own_batch + head_index * own_head
+        # [TILE_M, HEAD_DIM]
         loaded = tl.load(at + rows[:, None] * own_token + channels, mask=is_query[:, None], other=0.0)
         gathered = loaded.to(tl.float32)
     else:
-        maximum = tl.full([BLOCK_M], LOWEST, tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        gathered = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+        maximum = tl.full([TILE_M], LOWEST, tl.float32)
+        total = tl.zeros([TILE_M], tl.float32)
+        gathered = tl.zeros([TILE_M, HEAD_DIM], tl.float32)
     slot_rows = tl.num_programs(1).to(tl.int64) * num_queries
     at_state = head.to(tl.int64) * num_queries + rows
     for _ in range(num_states):
+        # Two [TILE_M] and [TILE_M, HEAD_DIM].
         other_maximum = tl.load(state_maximum + at_state, mask=is_query, other=0.0)
         other_total = tl.load(state_total + at_state, mask=is_query, other=1.0)
         at_output = at_state[:, None] * HEAD_DIM + channels

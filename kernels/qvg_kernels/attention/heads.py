@@ -25,7 +25,7 @@ class Operands:
     int8 keys do, so they are taken only where they save time (docs/results.md).
 
     Attributes:
-        words: How a run names them.
+        words: How a report names them.
     """
 
     key: torch.dtype | None
@@ -33,7 +33,7 @@ class Operands:
     words: str
 
     def pair_bytes(self, wide: torch.dtype) -> int:
-        """Of one channel of a key and of a value, where queries are `wide`."""
+        """Bytes of one channel of a key and of its value, where queries are `wide`."""
         return (self.key or wide).itemsize + (self.value or wide).itemsize
 
 
@@ -70,11 +70,8 @@ class Scales:
     @classmethod
     def of(cls, key: HeadScales | None, value: HeadScales | None, heads: slice) -> Scales:
         """Those of `heads`, of keys and of values."""
-        found = (
-            key.scale if key else None,
-            key.smoothing if key else None,
-            value.scale if value else None,
-        )
+        sides = key and (key.scale, key.smoothing), value and (value.scale,)
+        found = (*(sides[0] or (None, None)), *(sides[1] or (None,)))
         return cls(*(None if each is None else each[:, heads].flatten(0, 1) for each in found))
 
 
@@ -110,9 +107,10 @@ class HeadGroup:
     Attributes:
         first: Head that the group begins with.
         splits: Of each pass's keys.
-        num_states: That hold something so far: none or `splits`.
+        num_states: That hold something so far: 0 or `splits`.
         rounded: For `attend_hopper`, if that is to run.
-        own: Attention to keys that are in no state, and their logsumexp, as `fused` makes them.
+        own: Attention to keys that are in no state, and their logsumexp, as `combine.choose_fused` makes
+            them.
     """
 
     query: Tensor
@@ -131,13 +129,7 @@ class HeadGroup:
         return self.query.shape[0] * self.heads
 
     def attend(
-        self,
-        key: Tensor,
-        value: Tensor,
-        scales: Scales,
-        num_keys: int,
-        operands: Operands,
-        key_batch: int,
+        self, key: Tensor, value: Tensor, scales: Scales, num_keys: int, operands: Operands, key_batch: int
     ) -> None:
         """Take `num_keys` keys into the state.
 
@@ -167,7 +159,7 @@ class HeadGroup:
             self.heads, key_rows, num_queries, num_keys, _split_keys(num_keys, self.splits),
             key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5, flags,
             IS_INT8=operands.key is not None, IS_E4M3=operands.value is not None,
-            HEAD_DIM=head_dim, BLOCK_M=tile.rows, BLOCK_N=tile.keys, STAGES=tile.stages,
+            HEAD_DIM=head_dim, TILE_M=tile.rows, TILE_N=tile.keys, STAGES=tile.stages,
             num_warps=tile.warps, maxnreg=tile.registers,
         )  # fmt: skip
         self.num_states = self.splits
@@ -192,7 +184,7 @@ class HeadGroup:
             state.maximum, state.total, state.output, state.flags,
             key_rows, num_queries, rounded.pitch, num_keys, _split_keys(num_keys, self.splits),
             key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5,
-            HEAD_DIM=head_dim, BLOCK_N=tile.keys, STAGES=tile.stages,
+            HEAD_DIM=head_dim, TILE_N=tile.keys, STAGES=tile.stages,
             ATTEND_REGISTERS=REGISTERS[0], LOAD_REGISTERS=REGISTERS[1],
             num_warps=tile.warps, maxnreg=tile.registers,
         )  # fmt: skip
@@ -205,7 +197,7 @@ class HeadGroup:
         round_queries_kernel[(-(-rounded.pitch // launch.PLACE_TOKENS), self.rows)](
             self.query, factors, rounded.values, rounded.units, *self.query.stride()[:3],
             self.heads, key_batch * self.heads, num_queries, rounded.pitch,
-            HEAD_DIM=head_dim, BLOCK_M=launch.PLACE_TOKENS, num_warps=4,
+            HEAD_DIM=head_dim, TILE_M=launch.PLACE_TOKENS, num_warps=4,
         )  # fmt: skip
 
     def finish(self) -> None:
@@ -216,28 +208,28 @@ class HeadGroup:
             state.maximum, state.total, state.output, own, logsumexp, self.output,
             *_strides(own), *_strides(logsumexp), *_strides(self.output),
             self.heads, num_queries, self.num_states,
-            HEAD_DIM=head_dim, BLOCK_M=launch.PLACE_TOKENS, num_warps=4,
+            HEAD_DIM=head_dim, TILE_M=launch.PLACE_TOKENS, num_warps=4,
         )  # fmt: skip
 
 
 def _strides(states: Tensor | None) -> tuple[int, ...]:
-    """Of batch, head and token."""
+    """Strides of batch, head and token."""
     return (0, 0, 0) if states is None else states.stride()[:3]
 
 
 def _split_keys(num_keys: int, splits: int) -> int:
-    """Keys of a split, which are a multiple of every kernel's block."""
+    """Keys of a split, which are a multiple of every kernel's tile."""
     return round_up(-(-num_keys // splits), launch.KEY_ALIGNMENT)
 
 
 def rounded_bytes(num_queries: int, head_dim: int) -> int:
-    """Of one head's rounded queries."""
+    """Bytes of one head's rounded queries."""
     query_bytes: int = VERSIONS.value * head_dim + 4
     return round_up(num_queries, launch.HOPPER.rows) * query_bytes
 
 
 def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tensor) -> HeadGroup:
-    """Some heads, with their part of the workspace, and room for rounded queries if the cut has any."""
+    """Some heads, with their share of the workspace, and room for rounded queries if the cut has any."""
     batch, _, num_queries, head_dim = query.shape
     heads = some.stop - some.start
     rows, own = batch * heads, query[:, some]
@@ -250,19 +242,14 @@ def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tenso
         rounded = _RoundedQueries(
             values.view(torch.int8).view(-1, head_dim), units.view(torch.float32), pitch
         )
-    state = _state(buffer[cut.query_bytes :], (cut.splits, rows, num_queries), head_dim)
-    return HeadGroup(own, output[:, some], some.start, heads, cut.splits, state, rounded)
-
-
-def _state(buffer: Tensor, shape: tuple[int, int, int], head_dim: int) -> _State:
-    """A state of `(splits, B * h, S)`."""
-    splits, rows, num_queries = shape
-    count, flags = splits * rows * num_queries, splits * rows * -(-num_queries // FLAG_QUERIES)
-    numbers = buffer[: (count * (head_dim + 2) + flags) * 4].view(torch.float32)
-    maximum, total, output, last = numbers.split([count, count, count * head_dim, flags])
-    return _State(
-        maximum.view(shape), total.view(shape), output.view(*shape, head_dim), last.view(torch.int32)
+    shape = cut.splits, rows, num_queries
+    count, flags = cut.splits * rows * num_queries, cut.splits * rows * -(-num_queries // FLAG_QUERIES)
+    numbers = buffer[cut.query_bytes :][: (count * (head_dim + 2) + flags) * 4].view(torch.float32)
+    maximum, total, gathered, last = numbers.split([count, count, count * head_dim, flags])
+    state = _State(
+        maximum.view(shape), total.view(shape), gathered.view(*shape, head_dim), last.view(torch.int32)
     )
+    return HeadGroup(own, output[:, some], some.start, heads, cut.splits, state, rounded)
 
 
 def pair_of(

@@ -96,7 +96,7 @@ def _attend(
 
 
 def _tile(query: Tensor, kinds: Sequence[Operands]) -> launch.Tile:
-    """Of the kernel that attends to the longest lists."""
+    """Tile of the kernel that attends to the longest lists."""
     table = launch.attend_table(query.device)
     if INT8 in kinds and query.shape[3] in (64, 128) and launch.has_hopper_kernel(query.device, query.dtype):
         return launch.HOPPER
@@ -147,13 +147,9 @@ def _filling_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _attend_list(
-    group: HeadGroup,
-    blocks: BlockList,
-    scales: Scales,
-    operands: Operands,
-    passes: Sequence[Tiles],
-    buffers: _Buffers,
-) -> None:
+    group: HeadGroup, blocks: BlockList, scales: Scales, operands: Operands,
+    passes: Sequence[Tiles], buffers: _Buffers,
+) -> None:  # fmt: skip
     head_dim, wide = group.query.shape[3], group.query.dtype
     batch = blocks.key.table.batch
     rows, is_e4m3 = batch * group.heads, operands.value is not None

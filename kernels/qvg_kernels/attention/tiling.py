@@ -60,17 +60,9 @@ def round_up(count: int, multiple: int) -> int:
 
 @lru_cache(maxsize=64)
 def cut_attention(
-    batch: int,
-    heads: int,
-    queries: int,
-    head_dim: int,
-    lists: tuple[tuple[int, int], ...],
-    limit_bytes: int,
-    tile_queries: int,
-    programs_at_once: int,
-    buffers: int = 2,
-    head_query_bytes: int = 0,
-) -> Cut:
+    batch: int, heads: int, queries: int, head_dim: int, lists: tuple[tuple[int, int], ...], limit_bytes: int,
+    tile_queries: int, programs_at_once: int, buffers: int = 2, head_query_bytes: int = 0,
+) -> Cut:  # fmt: skip
     """Cut an attention call.
 
     Args:
@@ -94,9 +86,12 @@ def cut_attention(
         group = ceil(heads / groups)
         rounded, states = query_bytes(group), state_bytes(group, splits)
         key_bytes = [group * head_dim * pair_bytes for _, pair_bytes in lists]
+        # Equal passes of at most as many keys as there is room for.
+        rooms = [(limit_bytes - rounded - states) // (buffers * each) for each in key_bytes]
+        rooms = [max(KEY_ALIGNMENT, room // KEY_ALIGNMENT * KEY_ALIGNMENT) for room in rooms]
         pass_tokens = tuple(
-            _pass_tokens(tokens, (limit_bytes - rounded - states) // (buffers * each))
-            for (tokens, _), each in zip(lists, key_bytes, strict=True)
+            round_up(ceil(tokens / max(1, ceil(tokens / room))), KEY_ALIGNMENT)
+            for (tokens, _), room in zip(lists, rooms, strict=True)
         )
         most = max(tokens * each for tokens, each in zip(pass_tokens, key_bytes, strict=True))
         return Cut(group, splits, pass_tokens, rounded, states, most, rounded + states + buffers * most)
@@ -115,9 +110,3 @@ def cut_attention(
         if each.workspace_bytes <= limit_bytes and each.state_bytes * STATE_SHARE <= limit_bytes
     ]
     return min(fitting, key=cost) if fitting else cut(heads, 1)
-
-
-def _pass_tokens(tokens: int, most: int) -> int:
-    """Tokens of equal passes of at most `most`."""
-    most = max(KEY_ALIGNMENT, most // KEY_ALIGNMENT * KEY_ALIGNMENT)
-    return round_up(ceil(tokens / max(1, ceil(tokens / most))), KEY_ALIGNMENT)

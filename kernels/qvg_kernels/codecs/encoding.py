@@ -80,25 +80,33 @@ def cluster(points: Points, starts: Tensor, iterations: int) -> tuple[Tensor, Te
 
 @triton.jit
 def residual_of(
-    span, head_stride, token_stride, centroids, ids, count, num_tokens, tokens, is_token,
-    HEAD_DIM: tl.constexpr,
+    block, head_stride, token_stride, centroids, ids, count, num_tokens,
+    HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr,
 ):  # fmt: skip
-    """`[BLOCK_S, HEAD_DIM]` float32 of the program's head."""
+    """What bf16 centroids leave of the program's tokens: `[TILE_S, HEAD_DIM]` float32.
+
+    Returns:
+        Also the rows of the tokens among those of all heads, and whether there are such tokens.
+    """
     head = tl.program_id(1)
-    values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM).to(tl.float32)
-    cluster = tl.load(ids + head.to(tl.int64) * num_tokens + tokens, mask=is_token, other=0).to(tl.int32)
+    tokens = tl.program_id(0) * TILE_S + tl.arange(0, TILE_S)
+    is_token = tokens < num_tokens
+    row = head.to(tl.int64) * num_tokens + tokens
+    # [TILE_S, HEAD_DIM]
+    values = load_tokens(block, head_stride, token_stride, tokens, is_token, HEAD_DIM).to(tl.float32)
+    cluster = tl.load(ids + row, mask=is_token, other=0).to(tl.int32)
     at = centroids + (head * count + cluster)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    return values - tl.load(at).to(tl.float32)
+    return values - tl.load(at).to(tl.float32), row, is_token
 
 
 @triton.jit
 def store_codes(
-    codes, levels, row, is_token, BITS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr
+    codes, levels, row, is_token, BITS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr
 ):
-    """Store codes `[BLOCK_S, HEAD_DIM]`, float32 integers from 0, as `bitpack.pack` does."""
+    """Store codes `[TILE_S, HEAD_DIM]`, float32 integers from 0, as `bitpack.pack` does."""
     EACH: tl.constexpr = 8 // BITS
     WIDTH: tl.constexpr = HEAD_DIM // EACH
     shifts = BITS * tl.arange(0, EACH)[None, None, :]
-    packed = tl.sum(tl.reshape(levels.to(tl.int32), [BLOCK_S, WIDTH, EACH]) << shifts, 2)
+    packed = tl.sum(tl.reshape(levels.to(tl.int32), [TILE_S, WIDTH, EACH]) << shifts, 2)
     at = codes + row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     tl.store(at, packed.to(tl.uint8), mask=is_token[:, None])

@@ -1,4 +1,4 @@
-"""Small unsigned codes packed into bytes, so that any run of tokens can be read without the others.
+"""Small unsigned codes packed into bytes, so that any tokens can be read without the others.
 
 Invariant: `unpack(pack(codes)) == codes`, and no two rows share a byte.
 """

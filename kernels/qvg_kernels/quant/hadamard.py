@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 NUM_PATTERNS = 64
-"""Sign patterns that tokens draw from. On synthetic spans 64 and 8 lose the same at 4,680 tokens; at 37,440
+"""Sign patterns that tokens draw from. On synthetic blocks 64 and 8 lose the same at 4,680 tokens; at 37,440
 tokens of high redundancy 64 lose 1 dB less of a diffuse attention's output.
 """
 
 PHASE_STRIDE = 65_537
-"""Tokens between the starts of two phases: more than most spans have, so that phases share no numbers."""
+"""Tokens between the starts of two phases: more than most blocks have, so that phases share no numbers."""
 
 
 def mix(values: Tensor) -> Tensor:
@@ -53,14 +53,14 @@ def token_patterns(tokens: Tensor, phase: Tensor) -> Tensor:
     """Number of each token's sign pattern, `mix(token + PHASE_STRIDE * phase) % NUM_PATTERNS`.
 
     Args:
-        tokens: `[..., S]` int64, numbers of the tokens in their span.
-        phase: `[..., 1]` uint8 of the span.
+        tokens: `[..., S]` int64, numbers of the tokens in their block.
+        phase: `[..., 1]` uint8 of the block.
     """
     return mix(tokens + PHASE_STRIDE * phase.long()) % NUM_PATTERNS
 
 
 def phase_of_seed(seed: int) -> int:
-    """The byte that shifts a span's sign patterns, so that a still scene gets new ones in every span."""
+    """The byte that shifts a block's sign patterns, so that a still scene gets new ones in every block."""
     return int(mix(torch.tensor(seed & 0xFFFFFFFF)).item()) & 0xFF
 
 

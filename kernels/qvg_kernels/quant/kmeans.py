@@ -63,6 +63,6 @@ def kmeans(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, 
 
 
 def spread_starts(tokens: int, count: int, device: torch.device) -> Tensor:
-    """`[count]` int64 token numbers, evenly spread over the span: the middles of `count` equal parts."""
+    """`[count]` int64 token numbers, evenly spread over the block: the middles of `count` equal parts."""
     places = 2 * torch.arange(count, device=device) + 1
     return (places * tokens) // (2 * count)

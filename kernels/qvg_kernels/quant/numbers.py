@@ -74,8 +74,8 @@ def token_pattern(tokens, phase):
     """Number of each token's sign pattern: `hadamard.token_patterns`, int32.
 
     Args:
-        tokens: int32 numbers of the tokens in their span.
-        phase: Byte of the span.
+        tokens: int32 numbers of the tokens in their block.
+        phase: Byte of the block.
     """
     return (mix((tokens + 65537 * phase.to(tl.int32)).to(tl.uint32)) % 64).to(tl.int32)
 

@@ -1,4 +1,4 @@
-"""The values that the encoding kernels read: heads of a block, shifted and scaled in registers when loaded;
+"""The values that the encoding kernels read: heads of a tile, shifted and scaled in registers when loaded;
 where their channels stand, how far these spread, whether all is finite; and scales rounded to e4m3.
 
 Means and deviations of splits of the tokens are taken from a token of the split and merged in a fixed order
@@ -27,42 +27,42 @@ NOWHERE = tl.constexpr(2**31 - 1)
 
 @dataclass(frozen=True)
 class Points:
-    """Heads of one span, and where the channels stand.
+    """Heads of one block, and where the channels stand.
 
     Attributes:
-        span: `[H, S, D]` of a floating dtype, any strides but the last.
-        offset: `[H, D]` float32 that is subtracted from each channel; none for values as they are.
+        block: `[H, S, D]` of a floating dtype, any strides but the last.
+        offset: `[H, D]` float32 that is subtracted from each channel; `None` for values as they are.
         inverse: `[H, D]` float32 that multiplies each channel afterwards, given with `offset`.
     """
 
-    span: Tensor
+    block: Tensor
     offset: Tensor | None = None
     inverse: Tensor | None = None
 
     @property
     def heads(self) -> int:
-        """Heads of the span."""
-        return self.span.shape[0]
+        """Heads of the block."""
+        return self.block.shape[0]
 
     @property
     def tokens(self) -> int:
-        """Tokens of the span."""
-        return self.span.shape[1]
+        """Tokens of the block."""
+        return self.block.shape[1]
 
     @property
     def head_dim(self) -> int:
         """Channels of a head."""
-        return self.span.shape[2]
+        return self.block.shape[2]
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor on the span's device that a kernel fills, with the heads before `shape`."""
-        return torch.empty(self.heads, *shape, dtype=dtype, device=self.span.device)
+        """A tensor on the block's device that a kernel fills, with the heads before `shape`."""
+        return torch.empty(self.heads, *shape, dtype=dtype, device=self.block.device)
 
 
 @triton.jit
-def load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM: tl.constexpr):
-    """`[BLOCK_S, HEAD_DIM]` of the program's head as stored; 0 where `is_token` does not hold."""
-    at = span + tl.program_id(1).to(tl.int64) * head_stride
+def load_tokens(block, head_stride, token_stride, tokens, is_token, HEAD_DIM: tl.constexpr):
+    """`[TILE_S, HEAD_DIM]` of the program's head as stored; 0 where `is_token` does not hold."""
+    at = block + tl.program_id(1).to(tl.int64) * head_stride
     at += tokens[:, None].to(tl.int64) * token_stride + tl.arange(0, HEAD_DIM)[None, :]
     return tl.load(at, mask=is_token[:, None], other=0.0)
 
@@ -111,8 +111,8 @@ def _is_bad(values):
 
 @kernel(do_not_specialize=["num_tokens"])
 def _moments_kernel(
-    span, head_stride, token_stride, means, squares, checks, num_tokens,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, SPLIT_TOKENS: tl.constexpr,
+    block, head_stride, token_stride, means, squares, checks, num_tokens,
+    HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr, SPLIT_TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Means and squared deviations of the channels over SPLIT_TOKENS tokens, and what is not finite."""
     split, head = tl.program_id(0), tl.program_id(1)
@@ -121,15 +121,16 @@ def _moments_kernel(
     stop = tl.minimum(start + SPLIT_TOKENS, num_tokens)
     # Sums are taken from the first token, which lies among the others, and across tokens only at the end.
     pivot = load_tokens(
-        span, head_stride, token_stride, start + tl.arange(0, 1), tl.arange(0, 1) < 1, HEAD_DIM
+        block, head_stride, token_stride, start + tl.arange(0, 1), tl.arange(0, 1) < 1, HEAD_DIM
     )
     pivot = pivot.to(tl.float32)
-    total = tl.zeros([BLOCK_S, HEAD_DIM], tl.float32)
-    square = tl.zeros([BLOCK_S, HEAD_DIM], tl.float32)
-    for first in range(start, stop, BLOCK_S):
-        tokens = first + tl.arange(0, BLOCK_S)
+    total = tl.zeros([TILE_S, HEAD_DIM], tl.float32)
+    square = tl.zeros([TILE_S, HEAD_DIM], tl.float32)
+    for first in range(start, stop, TILE_S):
+        tokens = first + tl.arange(0, TILE_S)
         is_token = tokens < stop
-        values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM).to(tl.float32)
+        # [TILE_S, HEAD_DIM]
+        values = load_tokens(block, head_stride, token_stride, tokens, is_token, HEAD_DIM).to(tl.float32)
         difference = tl.where(is_token[:, None], values - pivot, 0.0)
         total += difference
         square += difference * difference
@@ -144,9 +145,10 @@ def _moments_kernel(
     # One value that is not finite makes the energy so; only then they are counted.
     num_bad, first_bad = 0, NOWHERE
     if _is_bad(tl.sum(energy, 0)):
-        for first in range(start, stop, BLOCK_S):
-            tokens = first + tl.arange(0, BLOCK_S)
-            values = load_tokens(span, head_stride, token_stride, tokens, tokens < stop, HEAD_DIM)
+        for first in range(start, stop, TILE_S):
+            tokens = first + tl.arange(0, TILE_S)
+            # [TILE_S, HEAD_DIM]
+            values = load_tokens(block, head_stride, token_stride, tokens, tokens < stop, HEAD_DIM)
             is_bad = _is_bad(values.to(tl.float32))
             num_bad += tl.sum(tl.sum(is_bad.to(tl.int32), 1), 0)
             place = tl.where(is_bad, tokens[:, None] * HEAD_DIM + channels[None, :], NOWHERE)
@@ -157,9 +159,9 @@ def _moments_kernel(
 
 @kernel(do_not_specialize=["num_tokens", "num_splits"])
 def _weigh_kernel(
-    span, head_stride, token_stride, means, squares, checks, offset, inverse, weights, units, check,
+    block, head_stride, token_stride, means, squares, checks, offset, inverse, weights, units, check,
     num_tokens, num_splits,
-    HEAD_DIM: tl.constexpr, SPLIT_TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SPLIT_TOKENS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One head's offset and weights from its splits; without `weights` only `check`."""
     head = tl.program_id(1)
@@ -168,8 +170,8 @@ def _weigh_kernel(
     square = tl.zeros([HEAD_DIM], tl.float32)
     count = tl.zeros([HEAD_DIM], tl.float32)
     num_bad, first_bad = 0, NOWHERE
-    for first in range(0, num_splits, BLOCK):
-        split = first + tl.arange(0, BLOCK)
+    for first in range(0, num_splits, TILE):
+        split = first + tl.arange(0, TILE)
         is_split = split < num_splits
         row = head * num_splits + split
         num_bad += tl.sum(tl.load(checks + row * 2, mask=is_split, other=0), 0)
@@ -178,13 +180,14 @@ def _weigh_kernel(
         if weights is not None:
             size = tl.clamp((num_tokens - split * SPLIT_TOKENS).to(tl.float32), 0.0, SPLIT_TOKENS)
             at = row[:, None] * HEAD_DIM + channels[None, :]
+            # Two [TILE, HEAD_DIM].
             other_mean = tl.load(means + at, mask=is_split[:, None], other=0.0)
             other_square = tl.load(squares + at, mask=is_split[:, None], other=0.0)
-            sizes = tl.broadcast_to(size[:, None], [BLOCK, HEAD_DIM])
+            sizes = tl.broadcast_to(size[:, None], [TILE, HEAD_DIM])
             merged = tl.reduce((other_mean, other_square, sizes), 0, _merge)
             mean, square, count = _merge(mean, square, count, merged[0], merged[1], merged[2])
     place = tl.where(num_bad > 0, first_bad, 0)
-    at = span + head.to(tl.int64) * head_stride + (place // HEAD_DIM).to(tl.int64) * token_stride
+    at = block + head.to(tl.int64) * head_stride + (place // HEAD_DIM).to(tl.int64) * token_stride
     value = tl.load(at + place % HEAD_DIM).to(tl.float32)
     tl.store(check + head * 3, num_bad)
     tl.store(check + head * 3 + 1, place)
@@ -217,12 +220,12 @@ def measure(points: Points, weights: Tensor | None, units: Tensor | None, check:
     means, squares = points.empty(splits, head_dim), points.empty(splits, head_dim)
     checks = points.empty(splits, 2, dtype=torch.int32)
     _moments_kernel[(splits, points.heads)](
-        points.span, *points.span.stride()[:2], means, squares, checks, tokens,
+        points.block, *points.block.stride()[:2], means, squares, checks, tokens,
         head_dim, shape.rows, split, num_warps=shape.warps,
     )  # fmt: skip
     found = Channels(points.empty(head_dim), points.empty(head_dim))
     _weigh_kernel[(1, points.heads)](
-        points.span, *points.span.stride()[:2], means, squares, checks,
+        points.block, *points.block.stride()[:2], means, squares, checks,
         found.offset, found.inverse, weights, units, check, tokens, splits, head_dim, split, 16, num_warps=4,
     )  # fmt: skip
     return found
@@ -230,16 +233,16 @@ def measure(points: Points, weights: Tensor | None, units: Tensor | None, check:
 
 @kernel(do_not_specialize=["count", "num_largest", "column"])
 def _scale_kernel(
-    values, largest, bits, units, count, num_largest, column, NUM_UNITS: tl.constexpr, BLOCK: tl.constexpr
+    values, largest, bits, units, count, num_largest, column, NUM_UNITS: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    """Round BLOCK values of a head by the unit of its largest magnitude, which the first program stores."""
+    """Round TILE values of a head by the unit of its largest magnitude, which the first program stores."""
     head = tl.program_id(1)
-    most = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, num_largest, BLOCK):
-        place = first + tl.arange(0, BLOCK)
+    most = tl.zeros([TILE], tl.float32)
+    for first in range(0, num_largest, TILE):
+        place = first + tl.arange(0, TILE)
         most = tl.maximum(most, tl.load(largest + head * num_largest + place, place < num_largest, other=0.0))
     exponent = unit_exponent(tl.max(most, 0))
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.program_id(0) * TILE + tl.arange(0, TILE)
     at = head.to(tl.int64) * count + place
     value = tl.load(values + at, mask=place < count, other=0.0)
     tl.store(bits + at, e4m3_bits(value * power_of_two(-exponent)), mask=place < count)
@@ -252,12 +255,12 @@ def round_scales(values: Tensor, largest: Tensor, bits: Tensor, units: Tensor, c
 
     Args:
         values: `[H, N]` float32.
-        largest: `[H, blocks]` float32, the largest magnitudes of parts that make up all values.
+        largest: `[H, tiles]` float32, the largest magnitudes of tiles.
         bits: `[H, N]` uint8, contiguous; receives e4m3 bit patterns.
         units: `[H, U]` float32, contiguous; `column` receives the unit.
     """
     heads, count = values.shape
-    block = launch.SPLIT_TOKENS
-    _scale_kernel[(triton.cdiv(count, block), heads)](
-        values, largest, bits, units, count, largest.shape[1], column, units.shape[1], block, num_warps=4
+    tile = launch.SPLIT_TOKENS
+    _scale_kernel[(triton.cdiv(count, tile), heads)](
+        values, largest, bits, units, count, largest.shape[1], column, units.shape[1], tile, num_warps=4
     )

@@ -32,7 +32,7 @@ def choice() -> str:
 
 
 def why_reference(device: torch.device) -> str | None:
-    """Why the torch reference runs on `device`; none if the kernels do."""
+    """Why the torch reference runs on `device`; `None` if the kernels do."""
     asked = choice()
     if asked == "reference":
         return f"{VARIABLE}=reference"

@@ -45,13 +45,14 @@ def encode(block: Tensor, spec: AsymSpec, seed: int) -> Packed:
             lows, steps = points.empty(tokens * groups), points.empty(tokens * groups)
             largest_low, largest_step = points.empty(tiles), points.empty(tiles)
             _extent_kernel[(tiles, points.heads)](
-                points.span, *points.span.stride()[:2], rounded, ids, lows, steps, largest_low, largest_step,
+                points.block, *points.block.stride()[:2], rounded, ids, lows, steps, largest_low,
+                largest_step,
                 count, tokens, spec.bits, size, head_dim, tile, num_warps=4,
             )  # fmt: skip
             round_scales(steps, largest_step, target["steps"], target["units"], 0)
             round_scales(lows, largest_low, target["lows"], target["units"], 1)
             _asymmetric_kernel[(tiles, points.heads)](
-                points.span, *points.span.stride()[:2], rounded, ids,
+                points.block, *points.block.stride()[:2], rounded, ids,
                 target["lows"], target["steps"], target["units"], target["codes"],
                 count, tokens, spec.bits, size, head_dim, tile, num_warps=4,
             )  # fmt: skip
@@ -71,22 +72,19 @@ def encode(block: Tensor, spec: AsymSpec, seed: int) -> Packed:
 
 @kernel(do_not_specialize=["count", "num_tokens"])
 def _extent_kernel(
-    span, head_stride, token_stride, centroids, ids, lows, steps, largest_low, largest_step,
+    block, head_stride, token_stride, centroids, ids, lows, steps, largest_low, largest_step,
     count, num_tokens,
-    BITS: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    BITS: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr,
 ):  # fmt: skip
     """Lowest residual and exact step of groups of SIZE channels, and the largest of each in this program."""
     GROUPS: tl.constexpr = HEAD_DIM // SIZE
-    tokens = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    is_token = tokens < num_tokens
-    residual = residual_of(
-        span, head_stride, token_stride, centroids, ids, count, num_tokens, tokens, is_token, HEAD_DIM
+    residual, row, is_token = residual_of(
+        block, head_stride, token_stride, centroids, ids, count, num_tokens, HEAD_DIM, TILE_S
     )
-    groups = tl.reshape(residual, [BLOCK_S, GROUPS, SIZE])
+    groups = tl.reshape(residual, [TILE_S, GROUPS, SIZE])
     low = tl.min(groups, 2)
     step = (tl.max(groups, 2) - low) / (2**BITS - 1)
     head = tl.program_id(1)
-    row = head.to(tl.int64) * num_tokens + tokens
     at = row[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
     tl.store(lows + at, low, mask=is_token[:, None])
     tl.store(steps + at, step, mask=is_token[:, None])
@@ -97,23 +95,21 @@ def _extent_kernel(
 
 @kernel(do_not_specialize=["count", "num_tokens"])
 def _asymmetric_kernel(
-    span, head_stride, token_stride, centroids, ids, lows, steps, units, codes, count, num_tokens,
-    BITS: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    block, head_stride, token_stride, centroids, ids, lows, steps, units, codes, count, num_tokens,
+    BITS: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr,
 ):  # fmt: skip
     """Round groups of SIZE channels to levels from their stored low upwards, by their stored step."""
     GROUPS: tl.constexpr = HEAD_DIM // SIZE
-    tokens = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    is_token = tokens < num_tokens
-    residual = residual_of(
-        span, head_stride, token_stride, centroids, ids, count, num_tokens, tokens, is_token, HEAD_DIM
+    residual, row, is_token = residual_of(
+        block, head_stride, token_stride, centroids, ids, count, num_tokens, HEAD_DIM, TILE_S
     )
     head = tl.program_id(1)
-    row = head.to(tl.int64) * num_tokens + tokens
     at = row[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
+    # Two [TILE_S, GROUPS].
     step = e4m3_value(tl.load(steps + at, mask=is_token[:, None], other=0)) * tl.load(units + head * 2)
     low = e4m3_value(tl.load(lows + at, mask=is_token[:, None], other=0)) * tl.load(units + head * 2 + 1)
-    groups = tl.reshape(residual, [BLOCK_S, GROUPS, SIZE]) - low[:, :, None]
+    groups = tl.reshape(residual, [TILE_S, GROUPS, SIZE]) - low[:, :, None]
     step = step[:, :, None]
     levels = tl.where(step > 0, groups / tl.where(step > 0, step, 1.0), 0.0)
     levels = round_half_even(tl.clamp(levels, 0.0, 2**BITS - 1))
-    store_codes(codes, tl.reshape(levels, [BLOCK_S, HEAD_DIM]), row, is_token, BITS, HEAD_DIM, BLOCK_S)
+    store_codes(codes, tl.reshape(levels, [TILE_S, HEAD_DIM]), row, is_token, BITS, HEAD_DIM, TILE_S)

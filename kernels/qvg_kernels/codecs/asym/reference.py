@@ -28,17 +28,10 @@ KINDS = {
 }
 
 
-class AsymCodec(HeadwiseCodec[Tensor]):
+class AsymCodec(HeadwiseCodec[AsymSpec, Tensor]):
     """K-means in bf16, then `low + step * code` in blocks of channels, both numbers e4m3 times a unit."""
 
     kinds = KINDS
-
-    def __init__(self, spec: AsymSpec) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> AsymSpec:
-        return self._spec
 
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Tensor:
         """Random starting tokens of the k-means."""
@@ -51,23 +44,23 @@ class AsymCodec(HeadwiseCodec[Tensor]):
         return encode(block, self.spec, seed)
 
     def reader(self, head_dim: int) -> BlockReader:
-        from qvg_kernels.codecs.asym.decode import AsymReader
+        from qvg_kernels.codecs.asym.decode import reader
 
-        return AsymReader(self.spec, head_dim)
+        return reader(self.spec, head_dim)
 
     def encode_head(self, points: Tensor, draws: Tensor) -> dict[str, Tensor]:
         ids, centroids = kmeans(points, points[draws], self.spec.iterations)
         centroids = centroids.to(torch.bfloat16)
         residual = points - centroids.float()[ids]
         tokens, head_dim = residual.shape
-        blocks = residual.reshape(tokens, -1, min(self.spec.block_size, head_dim))
-        lowest, highest = blocks.aminmax(dim=-1)
+        groups = residual.reshape(tokens, -1, min(self.spec.block_size, head_dim))
+        lowest, highest = groups.aminmax(dim=-1)
         largest = 2**self.spec.bits - 1
         lows, low_unit = e4m3.round_to_unit(lowest)
         steps, step_unit = e4m3.round_to_unit((highest - lowest) / largest)
         low = (e4m3.from_bits(lows) * low_unit).unsqueeze(-1)
         step = (e4m3.from_bits(steps) * step_unit).unsqueeze(-1)
-        codes = torch.where(step > 0, (blocks - low) / step, 0.0).round().clamp(0, largest)
+        codes = torch.where(step > 0, (groups - low) / step, 0.0).round().clamp(0, largest)
         return {
             "codes": bitpack.pack(codes.to(torch.uint8).flatten(-2), self.spec.bits),
             "steps": steps,
@@ -86,8 +79,8 @@ class AsymCodec(HeadwiseCodec[Tensor]):
         step = e4m3.from_bits(stored["steps"][:, heads, tokens]) * step_unit
         low = e4m3.from_bits(stored["lows"][:, heads, tokens]) * low_unit
         codes = bitpack.unpack(stored["codes"][:, heads, tokens], self.spec.bits).float()
-        blocks = codes.unflatten(-1, (step.shape[-1], codes.shape[-1] // step.shape[-1]))
-        values: Tensor = (low.unsqueeze(-1) + step.unsqueeze(-1) * blocks).flatten(-2)
+        groups = codes.unflatten(-1, (step.shape[-1], codes.shape[-1] // step.shape[-1]))
+        values: Tensor = (low.unsqueeze(-1) + step.unsqueeze(-1) * groups).flatten(-2)
         ids = stored["ids"][:, heads, tokens].long().unsqueeze(-1).expand(*values.shape)
         values = values + stored["centroids"][:, heads].float().gather(2, ids)
         return values.to(packed.dtype)

@@ -1,4 +1,4 @@
-"""Read spans of grid "e8" on Hopper GPUs: codewords from a table of 1 KiB, the rotation by tensor cores.
+"""Read blocks of grid "e8" on Hopper GPUs: codewords from a table of 1 KiB, the rotation by tensor cores.
 
 It computes what `decode.fitted_decode_kernel` does and is a quarter to a third faster: that kernel looks each
 group of eight values up in a table of 1 MiB, and waits for the cache (docs/results.md). One warp reads 16
@@ -21,9 +21,10 @@ from qvg_kernels.codecs.reading import (
     DecodeTarget,
     Tiles,
     address,
+    decode_arguments,
     head_row_of,
     tile_of,
-)  # fmt: skip
+)
 from qvg_kernels.quant import numbers
 from qvg_kernels.rope.kernels import MATRICES, NONE, ROTARY, multiply_quads
 from qvg_kernels.rope.tables import by_fours
@@ -34,7 +35,7 @@ HEAD_DIM = gl.constexpr(128)
 GROUPS = gl.constexpr(16)
 """Codewords of a token."""
 
-BLOCK_S = gl.constexpr(16)
+TILE_S = gl.constexpr(16)
 """Tokens of a round: the rows of an operand."""
 
 _PRODUCT = gl.constexpr(gl.NVMMADistributedLayout([2, 0], [1, 1], [16, 8]))
@@ -43,7 +44,7 @@ _RIGHT = gl.constexpr(gl.DotOperandLayout(1, _PRODUCT, 2))
 
 
 def _rows_of(width: int, lane: int) -> gl.constexpr:
-    """Layout of `[BLOCK_S, width]` where a lane holds `lane` neighbours, as all of this file's are."""
+    """Layout of `[TILE_S, width]` where a lane holds `lane` neighbours, as all of this file's are."""
     inner = [[0, 2**bit] for bit in range(lane.bit_length() - 1)]
     outer = [[0, 4 * lane], [0, 8 * lane], [8, 0]]
     lanes = [[0, lane], [0, 2 * lane], [1, 0], [2, 0], [4, 0]]
@@ -60,18 +61,18 @@ _WORDS = gl.constexpr(
         [16, 16, 8],
     )
 )
-"""Of `[BLOCK_S, GROUPS, 8]`, the same as `_CHANNELS`."""
+"""Layout of `[TILE_S, GROUPS, 8]`, the same as `_CHANNELS`."""
 
 
 @gluon.jit
 def _unshifted(codes, words):
-    """Signed entries 2, 6 and 10 of codewords, float16 `[BLOCK_S, GROUPS, 8]`.
+    """Signed entries 2, 6 and 10 of codewords, float16 `[TILE_S, GROUPS, 8]`.
 
     A float16 2, 6 or 10 ends in a byte of zeros: its first byte is looked up by one instruction, four at a
     time. The last sign is the parity of the other seven, and of the pattern.
 
     Args:
-        codes: `[BLOCK_S, GROUPS, 8]` int32, the same along the last axis.
+        codes: `[TILE_S, GROUPS, 8]` int32, the same along the last axis.
         words: Likewise, the entries of `numbers.pattern_words`.
     """
     return gl.inline_asm_elementwise(
@@ -165,31 +166,31 @@ def _int8_of(values):
 
 @gluon.jit
 def _product(values, matrix):
-    """`[BLOCK_S, 2, 4, 2]` values, summed over g2, g1 g0 and c0."""
-    left = gl.convert_layout(gl.reshape(values, [BLOCK_S, 16]), _LEFT, assert_trivial=True)
-    summed = mma_v2(left, matrix, gl.zeros([BLOCK_S, 16], gl.float16, _PRODUCT))
-    return gl.reshape(summed, [BLOCK_S, 2, 4, 2])
+    """`[TILE_S, 2, 4, 2]` values, summed over g2, g1 g0 and c0."""
+    left = gl.convert_layout(gl.reshape(values, [TILE_S, 16]), _LEFT, assert_trivial=True)
+    summed = mma_v2(left, matrix, gl.zeros([TILE_S, 16], gl.float16, _PRODUCT))
+    return gl.reshape(summed, [TILE_S, 2, 4, 2])
 
 
 @gluon.jit
 def _over_groups(values, matrix):
-    """`[BLOCK_S, g2, g1 g0, c0, g3]` values, summed over all of them."""
+    """`[TILE_S, g2, g1 g0, c0, g3]` values, summed over all of them."""
     low, high = gl.split(values)
     return gl.join(_product(low + high, matrix), _product(low - high, matrix))
 
 
 @gluon.jit
 def _apart(values):
-    """`[BLOCK_S, GROUPS, 8]` values as `[BLOCK_S, g2, g1 g0, c0, g3, c1, c2]`."""
-    return gl.permute(gl.reshape(values, [BLOCK_S, 2, 2, 4, 2, 2, 2]), [0, 2, 3, 6, 1, 5, 4])
+    """`[TILE_S, GROUPS, 8]` values as `[TILE_S, g2, g1 g0, c0, g3, c1, c2]`."""
+    return gl.permute(gl.reshape(values, [TILE_S, 2, 2, 4, 2, 2, 2]), [0, 2, 3, 6, 1, 5, 4])
 
 
 @gluon.jit
 def _hadamard(levels, shifts, matrix):
-    """Rows of shifted levels times the Sylvester matrix of ones, `[BLOCK_S, HEAD_DIM]`.
+    """Rows of shifted levels times the Sylvester matrix of ones, `[TILE_S, HEAD_DIM]`.
 
     Args:
-        levels: `[BLOCK_S, GROUPS, 8]` float16, not shifted.
+        levels: `[TILE_S, GROUPS, 8]` float16, not shifted.
         shifts: Likewise, four times the shift of each group.
         matrix: The Sylvester matrix of 16.
     """
@@ -204,7 +205,7 @@ def _hadamard(levels, shifts, matrix):
     )
     second = gl.join(_over_groups(low_rest + high_rest, matrix), _over_groups(low_rest - high_rest, matrix))
     together = gl.permute(gl.join(first, second), [0, 4, 1, 2, 6, 5, 3])
-    return gl.convert_layout(gl.reshape(together, [BLOCK_S, HEAD_DIM]), _CHANNELS, assert_trivial=True)
+    return gl.convert_layout(gl.reshape(together, [TILE_S, HEAD_DIM]), _CHANNELS, assert_trivial=True)
 
 
 @gluon.jit
@@ -218,49 +219,51 @@ def _sylvester():
 
 @gluon.jit
 def _rotated(values, tokens, slots, times, spaces, tokens_per_frame):
-    """See `place.rotation_of` and `place.rotate`; of `times` and `spaces` see `place.by_fours`."""
+    """`kernels.rotate` by what `kernels.rotation_of` finds; `times` and `spaces` lie as `tables.by_fours` has
+    them.
+    """
     frame = tokens // tokens_per_frame
     channels = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, _CHANNELS))[None, :]
     time = times + (gl.load(slots + frame) * HEAD_DIM)[:, None] + channels
     space = spaces + ((tokens - frame * tokens_per_frame) * HEAD_DIM)[:, None] + channels
     is_time = channels // 8 * 4 + channels % 4 < HEAD_DIM // 2 - 2 * (HEAD_DIM // 6)
     turn = gl.where(is_time, gl.load(time), gl.load(space))
-    cosine, sine = gl.split(gl.permute(gl.reshape(turn, [BLOCK_S, 16, 2, 4]), [0, 1, 3, 2]))
-    cosine = gl.convert_layout(gl.reshape(cosine, [BLOCK_S, 64]), _PAIRS, assert_trivial=True)
-    sine = gl.convert_layout(gl.reshape(sine, [BLOCK_S, 64]), _PAIRS, assert_trivial=True)
-    even, odd = gl.split(gl.reshape(values, [BLOCK_S, 64, 2]))
+    cosine, sine = gl.split(gl.permute(gl.reshape(turn, [TILE_S, 16, 2, 4]), [0, 1, 3, 2]))
+    cosine = gl.convert_layout(gl.reshape(cosine, [TILE_S, 64]), _PAIRS, assert_trivial=True)
+    sine = gl.convert_layout(gl.reshape(sine, [TILE_S, 64]), _PAIRS, assert_trivial=True)
+    even, odd = gl.split(gl.reshape(values, [TILE_S, 64, 2]))
     even = gl.convert_layout(even, _PAIRS, assert_trivial=True)
     odd = gl.convert_layout(odd, _PAIRS, assert_trivial=True)
     both = gl.join(even * cosine - odd * sine, even * sine + odd * cosine)
-    return gl.convert_layout(gl.reshape(both, [BLOCK_S, HEAD_DIM]), _CHANNELS, assert_trivial=True)
+    return gl.convert_layout(gl.reshape(both, [TILE_S, HEAD_DIM]), _CHANNELS, assert_trivial=True)
 
 
 @gluon.jit
 def _multiplied(values, tokens, slots, matrices, tokens_per_frame):
-    """See `place.multiply`."""
+    """`kernels.multiply` in this file's layouts."""
     tokens = gl.convert_layout(tokens, gl.SliceLayout(1, _QUADS), assert_trivial=True)
     matrix = matrices + gl.load(slots + tokens // tokens_per_frame)[:, None] * 16
-    zero_two, one_three = gl.split(gl.reshape(values.to(gl.float32), [BLOCK_S, 32, 2, 2]))
+    zero_two, one_three = gl.split(gl.reshape(values.to(gl.float32), [TILE_S, 32, 2, 2]))
     zero, two = gl.split(zero_two)
     one, three = gl.split(one_three)
     zero = gl.convert_layout(zero, _QUADS, assert_trivial=True)
     one = gl.convert_layout(one, _QUADS, assert_trivial=True)
     two = gl.convert_layout(two, _QUADS, assert_trivial=True)
     three = gl.convert_layout(three, _QUADS, assert_trivial=True)
-    both = gl.reshape(multiply_quads(matrix, zero, one, two, three), [BLOCK_S, HEAD_DIM])
+    both = gl.reshape(multiply_quads(matrix, zero, one, two, three), [TILE_S, HEAD_DIM])
     return gl.convert_layout(both, _CHANNELS, assert_trivial=True)
 
 
 @gluon.jit
 def _tokens(start, source, count, layout: gl.constexpr):
-    """Numbers of a round's tokens in their span; those beyond the last are the first of the stretch."""
-    index = start + gl.arange(0, BLOCK_S, layout)
+    """Numbers of a round's tokens in their block; those beyond the last are the first of the tile."""
+    index = start + gl.arange(0, TILE_S, layout)
     return source + gl.where(index < count, index, 0)
 
 
 @gluon.jit
 def _codes(codes, tokens, groups):
-    """Codes of a round, `[BLOCK_S, GROUPS]`, as `_WORDS` without its last axis."""
+    """Codes of a round, `[TILE_S, GROUPS]`, as `_WORDS` without its last axis."""
     tokens = gl.convert_layout(tokens, gl.SliceLayout(1, _CODES), assert_trivial=True)
     loaded = gl.load(codes + tokens[:, None] * GROUPS + groups)
     return gl.convert_layout(loaded, gl.SliceLayout(2, _WORDS), assert_trivial=True)
@@ -289,7 +292,7 @@ def _decode_lattice(
         ids = address(row, 6, gl.uint8, head_row * total)
         table = address(row, 7, gl.int8, head_row * gl.load(row + CODEBOOK_ROWS) * HEAD_DIM)
     matrix = _sylvester()
-    none = gl.zeros([BLOCK_S, GROUPS, 8], gl.int32, _WORDS)
+    none = gl.zeros([TILE_S, GROUPS, 8], gl.int32, _WORDS)
     tokens_of: gl.constexpr = gl.SliceLayout(1, _CHANNELS)
     # What a round reads first is asked for in the round before.
     upcoming = _tokens(0, source, count, tokens_of)
@@ -297,11 +300,11 @@ def _decode_lattice(
     next_scales = gl.load(scales + upcoming)
     if HAS_CODEBOOK:
         next_ids = gl.load(ids + upcoming)
-    for start in range(0, fill, BLOCK_S):
+    for start in range(0, fill, TILE_S):
         tokens, code, scale = upcoming, next_codes.to(gl.int32), next_scales
         if HAS_CODEBOOK:
             centroid = gl.load(table + (next_ids.to(gl.int32) * HEAD_DIM)[:, None] + channels[None, :])
-        upcoming = _tokens(start + BLOCK_S, source, count, tokens_of)
+        upcoming = _tokens(start + TILE_S, source, count, tokens_of)
         next_codes = _codes(codes, upcoming, groups)
         next_scales = gl.load(scales + upcoming)
         if HAS_CODEBOOK:
@@ -325,7 +328,7 @@ def _decode_lattice(
             stored = _int8_of(values.to(gl.float16))
         else:
             stored = (values.to(gl.float32) * unit).to(target.dtype.element_ty)
-        index = start + gl.arange(0, BLOCK_S, tokens_of)
+        index = start + gl.arange(0, TILE_S, tokens_of)
         at = target + (head.to(gl.int64) * pitch + target_row + index)[:, None] * HEAD_DIM + channels[None, :]
         gl.store(at, stored, mask=(index < fill)[:, None])
 
@@ -341,13 +344,8 @@ def decode_lattice(
     tables, spaces = placement.tables, placement.spaces
     if tables is not None and spaces is not None:
         tables, spaces = by_fours(tables), by_fours(spaces)
+    arguments = decode_arguments(blocks, tiles, target) | {"tables": tables, "spaces": spaces}
     _decode_lattice_kernel[(len(tiles.table), blocks.batch * target.heads)](
-        blocks=blocks.rows, tiles=tiles.table,
-        slots=blocks.slots, slots_pitch=0 if blocks.slots is None else blocks.slots.shape[1],
-        units=target.scale, smoothing=target.smoothing, target=target.rows, pitch=tiles.pitch,
-        words=numbers.pattern_words(device), flips=numbers.sign_flips(128, device),
-        tables=tables, spaces=spaces, tokens_per_frame=placement.tokens_per_frame,
-        total_heads=blocks.heads, first_head=target.first_head, heads=target.heads,
-        HAS_CODEBOOK=has_codebook, BLOCK_COLUMNS=blocks.rows.shape[1], PLACEMENT=placement.kind,
-        num_warps=1, maxnreg=launch.LATTICE_REGISTERS,
+        **arguments, words=numbers.pattern_words(device), flips=numbers.sign_flips(128, device),
+        HAS_CODEBOOK=has_codebook, num_warps=1, maxnreg=launch.LATTICE_REGISTERS,
     )  # fmt: skip

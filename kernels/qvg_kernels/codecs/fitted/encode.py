@@ -106,14 +106,15 @@ def _table_steps(steps, units, head, HEAD_DIM: tl.constexpr):
 
 @kernel(do_not_specialize=["count"])
 def _table_kernel(
-    centroids, table, steps, units, decoded, count, num_rows, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr
+    centroids, table, steps, units, decoded, count, num_rows, HEAD_DIM: tl.constexpr, TILE_K: tl.constexpr
 ):  # fmt: skip
     """One head's steps and its table of rounded centroids."""
     head = tl.program_id(1)
     channels = tl.arange(0, HEAD_DIM)
     largest = tl.zeros([HEAD_DIM], tl.float32)
-    for first in range(0, num_rows, BLOCK_K):
-        rows = first + tl.arange(0, BLOCK_K)
+    for first in range(0, num_rows, TILE_K):
+        rows = first + tl.arange(0, TILE_K)
+        # [TILE_K, HEAD_DIM]
         values = tl.load(centroids + (head * num_rows + rows)[:, None] * HEAD_DIM + channels[None, :])
         largest = tl.maximum(largest, tl.max(tl.abs(values), 0))
     step = largest / TABLE_TOP
@@ -123,8 +124,9 @@ def _table_kernel(
     tl.store(steps + head * HEAD_DIM + channels, bits)
     tl.store(units + head * 3 + 2, power_of_two(exponent))
     tl.store(decoded + head * HEAD_DIM + channels, step)
-    for first in range(0, num_rows, BLOCK_K):
-        rows = first + tl.arange(0, BLOCK_K)
+    for first in range(0, num_rows, TILE_K):
+        rows = first + tl.arange(0, TILE_K)
+        # [TILE_K, HEAD_DIM]
         values = tl.load(centroids + (head * num_rows + rows)[:, None] * HEAD_DIM + channels[None, :])
         at = (head * count + rows)[:, None] * HEAD_DIM + channels[None, :]
         tl.store(table + at, _in_steps(values, step[None, :]).to(tl.int8), mask=(rows < count)[:, None])
@@ -133,17 +135,18 @@ def _table_kernel(
 @kernel(do_not_specialize=["count", "splits"])
 def _refit_kernel(
     sums, sizes, table, steps, units, rests, count, splits, num_rows,
-    HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr,
+    HEAD_DIM: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
-    """Move BLOCK_K entries of the table by the mean error of their tokens; what is left goes to `rests`."""
+    """Move TILE_K entries of the table by the mean error of their tokens; what is left goes to `rests`."""
     head = tl.program_id(1)
-    rows = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    rows = tl.program_id(0) * TILE_K + tl.arange(0, TILE_K)
     channels = tl.arange(0, HEAD_DIM)
-    rest, size = add_splits(sums, sizes, rows, splits, num_rows, HEAD_DIM, BLOCK_K)
+    rest, size = add_splits(sums, sizes, rows, splits, num_rows, HEAD_DIM, TILE_K)
     if table is not None:
         step = _table_steps(steps, units, head, HEAD_DIM)[None, :]
         at = (head * count + rows)[:, None] * HEAD_DIM + channels[None, :]
         is_entry = (rows < count)[:, None]
+        # [TILE_K, HEAD_DIM]
         before = tl.load(table + at, mask=is_entry, other=0).to(tl.float32)
         after = _in_steps(step * before + rest / tl.maximum(size, 1.0)[:, None], step)
         after = tl.where((size > 0)[:, None], after, before)
@@ -152,16 +155,16 @@ def _refit_kernel(
     tl.store(rests + (head * tl.num_programs(0) + tl.program_id(0)) * HEAD_DIM + channels, tl.sum(rest, 0))
 
 
-@kernel(do_not_specialize=["num_blocks", "num_tokens"])
+@kernel(do_not_specialize=["num_tiles", "num_tokens"])
 def _offset_kernel(
-    rests, means, weights, units, offset, num_blocks, num_tokens, HEAD_DIM: tl.constexpr
+    rests, means, weights, units, offset, num_tiles, num_tokens, HEAD_DIM: tl.constexpr
 ):  # fmt: skip
     """A head's means, moved by the mean error of each channel."""
     head = tl.program_id(1)
     channels = tl.arange(0, HEAD_DIM)
     rest = tl.zeros([HEAD_DIM], tl.float32)
-    for block in range(num_blocks):
-        rest += tl.load(rests + (head * num_blocks + block) * HEAD_DIM + channels)
+    for tile in range(num_tiles):
+        rest += tl.load(rests + (head * num_tiles + tile) * HEAD_DIM + channels)
     at = head * HEAD_DIM + channels
     weight = e4m3_value(tl.load(weights + at)) * tl.load(units + head * 3 + 1)
     tl.store(offset + at, tl.load(means + at) + weight * (rest / num_tokens))
@@ -200,14 +203,14 @@ def _refit(
         offset: `[H, D]` float32, contiguous; receives the moved offset.
     """
     heads, splits, num_rows, head_dim = errors.sums.shape
-    block = launch.MEAN_ROWS
-    blocks = num_rows // block
-    rests = points.empty(blocks, head_dim)
+    tile = launch.MEAN_ROWS
+    tiles = num_rows // tile
+    rests = points.empty(tiles, head_dim)
     count = 0 if table is None else table.shape[1]
-    _refit_kernel[(blocks, heads)](
+    _refit_kernel[(tiles, heads)](
         errors.sums, errors.sizes, table, steps, units, rests, count, splits, num_rows,
-        head_dim, block, num_warps=4,
+        head_dim, tile, num_warps=4,
     )  # fmt: skip
     _offset_kernel[(1, heads)](
-        rests, points.offset, weights, units, offset, blocks, points.tokens, head_dim, num_warps=4
+        rests, points.offset, weights, units, offset, tiles, points.tokens, head_dim, num_warps=4
     )

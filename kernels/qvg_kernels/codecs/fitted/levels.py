@@ -120,7 +120,7 @@ def nearest_words(values, codes, num_shifts):
     """Nearest codewords.
 
     Args:
-        values: Eight float32 tensors `[BLOCK_S, GROUPS]`, in quarters.
+        values: Eight float32 tensors `[TILE_S, GROUPS]`, in quarters.
         codes: Pointer to `pattern_codes`.
         num_shifts: 2.
 
@@ -171,7 +171,7 @@ def nearest_words(values, codes, num_shifts):
 
 @triton.jit
 def add_products(total, left, right):
-    """`[BLOCK_S, GROUPS]`, and the products of two rows of eight such tensors."""
+    """`[TILE_S, GROUPS]`, and the products of two rows of eight such tensors."""
     for place in tl.static_range(8):
         total += left[place] * right[place]
     return total

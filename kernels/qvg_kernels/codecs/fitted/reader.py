@@ -9,17 +9,16 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.codecs.fitted.decode import fitted_decode_kernel
+from qvg_kernels.codecs.fitted.decode import begin, read
 from qvg_kernels.codecs.fitted.grids import ScalarGrid, grid
 from qvg_kernels.codecs.fitted.spec import FittedSpec
 from qvg_kernels.codecs.reading import (
+    BlockReader,
     BlockTable,
     DecodeTarget,
     HeadScales,
     Tiles,
     address,
-    launch_decode,
-    launch_measure,
     store_unit,
 )
 from qvg_kernels.quant import numbers
@@ -29,9 +28,9 @@ from qvg_kernels.runtime.warmup import kernel
 
 
 @kernel(do_not_specialize=["num_blocks"])
-def fitted_unit_kernel(
+def _unit_kernel(
     blocks, num_blocks, gain, units, smoothing,
-    IS_KEY: tl.constexpr, PLACEMENT: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PLACEMENT: tl.constexpr, IS_KEY: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """Bound from offsets and weights: a weight is the root of a channel's deviation.
 
@@ -68,44 +67,47 @@ def fitted_unit_kernel(
 
 
 @dataclass(frozen=True)
-class FittedReader:
-    """Reads heads of `head_dim` channels."""
+class FittedReader(BlockReader):
+    """What reads the scheme's blocks; its settings are grid, bytes of a row of codes, whether there is a
+    codebook.
+    """
 
-    spec: FittedSpec
-    head_dim: int
+    @classmethod
+    def of(cls, spec: FittedSpec, head_dim: int) -> FittedReader:
+        """What reads heads of `head_dim` channels."""
+        has_codebook = spec.num_centroids != 0
+        tensors = ("codes", "scales", "weights", "offset", "units", "phase")
+        return cls(
+            head_dim,
+            (*tensors, "ids", "table", "steps") if has_codebook else tensors,
+            "table" if has_codebook else None,
+            spec.grid != "int4",
+            (spec.grid, spec.code_shape(1, head_dim)[1], has_codebook),
+            begin,
+            read,
+            is_scaled=True,
+        )
 
-    @property
-    def codebook(self) -> str | None:
-        return "table" if self.spec.num_centroids != 0 else None
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        shared = ("codes", "scales", "weights", "offset", "units", "phase")
-        return (*shared, "ids", "table", "steps") if self.codebook else shared
-
-    @property
-    def is_coarse(self) -> bool:
-        return self.spec.grid != "int4"
-
-    def decode(self, blocks: BlockTable, tiles: Tiles, target: DecodeTarget) -> None:
-        device, has_codebook = blocks.rows.device, self.codebook is not None
-        is_narrow = target.is_transposed or target.is_reordered
-        if self.spec.grid == "e8" and self.head_dim == 128 and launch.has_gluon(device) and not is_narrow:
-            from qvg_kernels.codecs.fitted.decode_hopper import decode_lattice
-
-            decode_lattice(blocks, tiles, target, has_codebook=has_codebook)
-            return
-        form = grid(self.spec.grid)
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        form = grid(self.settings[0])
         scalar = form.levels if isinstance(form, ScalarGrid) else None
         words = numbers.lattice_sums(device) if scalar is None else _levels(scalar, device)
-        launch_decode(
-            fitted_decode_kernel, self.head_dim, blocks, tiles, target,
-            words=words, flips=numbers.sign_flips(self.head_dim, device), GRID=self.spec.grid,
-            ROW_BYTES=self.spec.code_shape(1, self.head_dim)[1], HAS_CODEBOOK=has_codebook,
-        )  # fmt: skip
+        return words, numbers.sign_flips(self.head_dim, device)
+
+    def decode(self, blocks: BlockTable, tiles: Tiles, target: DecodeTarget) -> None:
+        is_wide = not (target.is_transposed or target.is_reordered)
+        has_kernel = (
+            self.settings[0] == "e8" and self.head_dim == 128 and launch.has_gluon(blocks.rows.device)
+        )
+        if has_kernel and is_wide:
+            from qvg_kernels.codecs.fitted.decode_hopper import decode_lattice
+
+            decode_lattice(blocks, tiles, target, has_codebook=self.settings[2])
+        else:
+            super().decode(blocks, tiles, target)
 
     def measure(self, blocks: BlockTable, *, is_key: bool) -> HeadScales:
-        return launch_measure(fitted_unit_kernel, self.head_dim, blocks, is_key=is_key)
+        return self._measure(_unit_kernel, blocks, is_key, PLACEMENT=blocks.placement.kind)
 
 
 @lru_cache(maxsize=8)

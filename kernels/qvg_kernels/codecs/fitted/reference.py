@@ -43,7 +43,7 @@ TINY = 1e-30
 """Stands in for a zero that would divide; far below any value that a model makes."""
 
 
-class FittedCodec(HeadwiseCodec[tuple[Tensor, Tensor]]):
+class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
     """Channel weights, k-means, token signs, Hadamard, fitted grid, unbiased scale, centroid refit.
 
     A token decodes to `offset + weight * (sign * (scale * levels) @ hadamard + step * table[id])`, with
@@ -53,12 +53,8 @@ class FittedCodec(HeadwiseCodec[tuple[Tensor, Tensor]]):
     kinds = KINDS
 
     def __init__(self, spec: FittedSpec) -> None:
-        self._spec = spec
+        super().__init__(spec)
         self.grid = grid(spec.grid)
-
-    @property
-    def spec(self) -> FittedSpec:
-        return self._spec
 
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The byte that shifts the sign patterns, all of the seed that is used, and the `[S, D]` signs."""
@@ -74,7 +70,7 @@ class FittedCodec(HeadwiseCodec[tuple[Tensor, Tensor]]):
     def reader(self, head_dim: int) -> BlockReader:
         from qvg_kernels.codecs.fitted.reader import FittedReader
 
-        return FittedReader(self.spec, head_dim)
+        return FittedReader.of(self.spec, head_dim)
 
     def encode_head(self, points: Tensor, draws: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         phase, signs = draws
@@ -123,7 +119,7 @@ class FittedCodec(HeadwiseCodec[tuple[Tensor, Tensor]]):
     def decode(
         self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
     ) -> Tensor:
-        """Values of `heads` and `tokens`, summed in float32; only the run that holds them is read."""
+        """Values of `heads` and `tokens`, summed in float32; only what holds them is read."""
         _, _, total, head_dim = packed.shape
         start, stop, stride = tokens.indices(total)
         stop = max(start, stop)

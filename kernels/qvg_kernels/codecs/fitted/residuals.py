@@ -61,11 +61,11 @@ def _flipped(values, flips, tokens, phase, HEAD_DIM: tl.constexpr):
 
 
 @triton.jit
-def _rotated(residual, signs, factor, BLOCK_S: tl.constexpr, CHUNK: tl.constexpr):
-    """Rotated channels of a chunk, times factors: eight tensors `[BLOCK_S, CHUNK / 8]` of every eighth."""
+def _rotated(residual, signs, factor, TILE_S: tl.constexpr, CHUNK: tl.constexpr):
+    """Rotated channels of a chunk, times factors: eight tensors `[TILE_S, CHUNK / 8]` of every eighth."""
     product = tl.dot(residual, signs.T, input_precision="ieee") * factor[:, None]
-    product = tl.reshape(product, [BLOCK_S, CHUNK // 32, 2, 2, 4, 2])
-    product = tl.reshape(tl.permute(product, (0, 1, 4, 5, 3, 2)), [BLOCK_S, CHUNK // 8, 2, 2, 2])
+    product = tl.reshape(product, [TILE_S, CHUNK // 32, 2, 2, 4, 2])
+    product = tl.reshape(tl.permute(product, (0, 1, 4, 5, 3, 2)), [TILE_S, CHUNK // 8, 2, 2, 2])
     low, high = tl.split(product)
     first, second = tl.split(low)
     third, fourth = tl.split(high)
@@ -73,13 +73,13 @@ def _rotated(residual, signs, factor, BLOCK_S: tl.constexpr, CHUNK: tl.constexpr
 
 
 @triton.jit
-def _add_turned_back(total, levels, signs, BLOCK_S: tl.constexpr, CHUNK: tl.constexpr):
+def _add_turned_back(total, levels, signs, TILE_S: tl.constexpr, CHUNK: tl.constexpr):
     """Add what the levels of a chunk are before the rotation, times the root of HEAD_DIM."""
     a, b, c, d, e, f, g, h = levels
     low = tl.join(tl.join(a, b), tl.join(c, d))
     high = tl.join(tl.join(e, f), tl.join(g, h))
-    both = tl.reshape(tl.join(low, high), [BLOCK_S, CHUNK // 32, 4, 2, 2, 2])
-    both = tl.reshape(tl.permute(both, (0, 1, 5, 4, 2, 3)), [BLOCK_S, CHUNK])
+    both = tl.reshape(tl.join(low, high), [TILE_S, CHUNK // 32, 4, 2, 2, 2])
+    both = tl.reshape(tl.permute(both, (0, 1, 5, 4, 2, 3)), [TILE_S, CHUNK])
     return tl.dot(both.to(OPERAND), signs, total, input_precision="ieee")
 
 
@@ -115,22 +115,32 @@ def _store_codes(
 
 @kernel(do_not_specialize=["phase", "count", "num_tokens", "num_chunks", "num_shifts", "unbiased"])
 def _residual_kernel(
-    span, head_stride, token_stride, offset, inverse, ids, table, steps,
+    block, head_stride, token_stride, offset, inverse, ids, table, steps,
     flips, matrix, patterns, codes, scales, largest, errors,
     phase, count, num_tokens, num_chunks, num_shifts, step, unbiased,
     GRID: tl.constexpr, LEVELS: tl.constexpr, NUM_LEVELS: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, CHUNK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Codes and exact scale of each token, the largest scale of the block, and the errors of the values.
+    """Codes and exact scale of each token, the largest scale of the tile, and the errors of the values.
+
+    Args:
+        block: `[H, S, D]`; `offset` and `inverse` as `points.Points` has them.
+        ids: `[H, S]` uint8, rows of `table`, `[H, count, D]` int8 in `steps`, `[H, D]`; `None` without a
+            codebook.
+        flips: `numbers.sign_flips`; `matrix` is `hadamard_chunks`, `patterns` is `levels.pattern_codes`.
+        codes: Receives the codes; `scales` `[H, S]`, `largest` `[H, tiles]` and `errors` `[H, S, D]`
+            likewise.
+        step: First step of the levels in deviations; `unbiased` as in the spec.
 
     The errors are those under scales rounded to four significant bits, as e4m3 rounds all but those below
     2**-14 of the head's largest, whose errors are too small to count.
     """
     head = tl.program_id(1)
-    tokens = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    tokens = tl.program_id(0) * TILE_S + tl.arange(0, TILE_S)
     is_token = tokens < num_tokens
     channels = tl.arange(0, HEAD_DIM)
-    values = load_tokens(span, head_stride, token_stride, tokens, is_token, HEAD_DIM)
+    # [TILE_S, HEAD_DIM]
+    values = load_tokens(block, head_stride, token_stride, tokens, is_token, HEAD_DIM)
     residual = centred(values, offset, inverse, HEAD_DIM)
     row = head.to(tl.int64) * num_tokens + tokens
     if ids is not None:
@@ -147,23 +157,25 @@ def _residual_kernel(
         factor = spread / QUARTER
     else:
         factor = spread / step
-        along = tl.zeros([BLOCK_S, CHUNK // 8], tl.float32)
-        square = tl.zeros([BLOCK_S, CHUNK // 8], tl.float32)
+        along = tl.zeros([TILE_S, CHUNK // 8], tl.float32)
+        square = tl.zeros([TILE_S, CHUNK // 8], tl.float32)
         for chunk in tl.range(num_chunks, num_stages=1):
+            # [CHUNK, HEAD_DIM]
             signs = tl.load(matrix + (CHUNK * HEAD_DIM) * chunk + at)
-            rotated = _rotated(residual, signs, factor, BLOCK_S, CHUNK)
+            rotated = _rotated(residual, signs, factor, TILE_S, CHUNK)
             levels, _ = nearest_levels(rotated, LEVELS, NUM_LEVELS)
             along = add_products(along, rotated, levels)
             square = add_products(square, levels, levels)
         # Each token's step is refined once, to the one that fits these levels best.
         ratio = tl.sum(along, 1) / tl.maximum(tl.sum(square, 1), 1e-9)
         factor = spread / tl.maximum(step * ratio, 1e-9)
-    along = tl.zeros([BLOCK_S, CHUNK // 8], tl.float32)
-    square = tl.zeros([BLOCK_S, CHUNK // 8], tl.float32)
-    turned = tl.zeros([BLOCK_S, HEAD_DIM], tl.float32)
+    along = tl.zeros([TILE_S, CHUNK // 8], tl.float32)
+    square = tl.zeros([TILE_S, CHUNK // 8], tl.float32)
+    turned = tl.zeros([TILE_S, HEAD_DIM], tl.float32)
     for chunk in tl.range(num_chunks, num_stages=1):
+        # [CHUNK, HEAD_DIM]
         signs = tl.load(matrix + (CHUNK * HEAD_DIM) * chunk + at)
-        rotated = _rotated(residual, signs, factor, BLOCK_S, CHUNK)
+        rotated = _rotated(residual, signs, factor, TILE_S, CHUNK)
         if GRID == "e8":
             levels, words = nearest_words(rotated, patterns, num_shifts)
             _store_codes(codes, words, (), chunk, row, is_token, GRID, HEAD_DIM, CHUNK)
@@ -172,7 +184,7 @@ def _residual_kernel(
             _store_codes(codes, None, indices, chunk, row, is_token, GRID, HEAD_DIM, CHUNK)
         along = add_products(along, rotated, levels)
         square = add_products(square, levels, levels)
-        turned = _add_turned_back(turned, levels, signs, BLOCK_S, CHUNK)
+        turned = _add_turned_back(turned, levels, signs, TILE_S, CHUNK)
 
     # In the products `rotated` was times its factor.
     along = tl.sum(along, 1) * (HEAD_DIM**-0.5 / factor)
@@ -192,12 +204,12 @@ def _residual_kernel(
 
 
 @kernel(do_not_specialize=["num_tokens", "num_rows"])
-def _trit_kernel(indices, codes, num_tokens, num_rows, HEAD_DIM: tl.constexpr, BLOCK_R: tl.constexpr):
+def _trit_kernel(indices, codes, num_tokens, num_rows, HEAD_DIM: tl.constexpr, TILE_R: tl.constexpr):
     """Five tokens a byte: `bitpack.pack_trits`."""
     head = tl.program_id(1).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    rows = tl.program_id(0) * TILE_R + tl.arange(0, TILE_R)
     channels = tl.arange(0, HEAD_DIM)
-    packed = tl.zeros([BLOCK_R, HEAD_DIM], tl.int32)
+    packed = tl.zeros([TILE_R, HEAD_DIM], tl.int32)
     for place in tl.static_range(4, -1, -1):
         tokens = 5 * rows + place
         at = indices + (head * num_tokens + tokens)[:, None] * HEAD_DIM + channels[None, :]
@@ -213,19 +225,19 @@ def round_residuals(
     """Round what the table leaves of every token.
 
     Args:
-        ids: `[H, S]` uint8; with `table` and `steps`, or none of them.
+        ids: `[H, S]` uint8; with `table` and `steps`, or all are `None`.
         steps: `[H, D]` float32, of the table.
-        phase: Of the span's sign patterns.
+        phase: Of the block's sign patterns.
         codes: `[H, rows, bytes]` uint8, contiguous; receives the codes.
 
     Returns:
-        Exact scales `[H, S]`, the largest of each block `[H, blocks]`, and what the rounding missed of each
+        Exact scales `[H, S]`, the largest of each tile `[H, tiles]`, and what the rounding missed of each
         point, `[H, S, D]` as products take it.
     """
-    tokens, head_dim, device = points.tokens, points.head_dim, points.span.device
+    tokens, head_dim, device = points.tokens, points.head_dim, points.block.device
     shape = launch.residuals(head_dim)
-    blocks = triton.cdiv(tokens, shape.rows)
-    scales, largest = points.empty(tokens), points.empty(blocks)
+    tiles = triton.cdiv(tokens, shape.rows)
+    scales, largest = points.empty(tokens), points.empty(tiles)
     errors = points.empty(tokens, head_dim, dtype=numbers.operand_dtype())
     name = spec.grid
     form = grid(name)
@@ -237,8 +249,8 @@ def round_residuals(
     else:
         target = codes.view(torch.int32) if name == "int4" else codes.view(torch.int16)
     count = 0 if table is None else table.shape[1]
-    _residual_kernel[(blocks, points.heads)](
-        points.span, *points.span.stride()[:2], points.offset, points.inverse, ids, table, steps,
+    _residual_kernel[(tiles, points.heads)](
+        points.block, *points.block.stride()[:2], points.offset, points.inverse, ids, table, steps,
         numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device), pattern_codes(device),
         target, scales, largest, errors, phase, count, tokens, head_dim // launch.CHUNK, 2,
         step, spec.unbiased, name, levels, len(levels), head_dim, shape.rows, launch.CHUNK,

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def _codec(spec: RtnSpec | KiviSpec | QuarotSpec) -> Codec:
-    from qvg_kernels.codecs.min_max.reference import build
+    from qvg_kernels.codecs.min_max.reference import CODECS
 
-    return build(spec)
+    codec: Codec = CODECS[spec.scheme](spec)
+    return codec
 
 
 SCHEMES = tuple(Scheme(spec, _codec) for spec in (RtnSpec, KiviSpec, QuarotSpec))

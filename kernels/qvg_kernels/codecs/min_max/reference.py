@@ -7,7 +7,7 @@ rotated first.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,18 +20,11 @@ from qvg_kernels.quant.hadamard import hadamard
 AnySpec = TypeVar("AnySpec", bound=RtnSpec | KiviSpec | QuarotSpec)
 
 
-class _MinMaxCodec(HeadwiseCodec[None], Generic[AnySpec]):
+class _MinMaxCodec(HeadwiseCodec[AnySpec, None]):
     """Groups of a token's channels as they are."""
 
     kinds = {"codes": "codes", "lows": "scales", "steps": "scales"}  # noqa: RUF012
     clip_ratio = 1.0
-
-    def __init__(self, spec: AnySpec) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> AnySpec:
-        return self._spec
 
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> None:
         """Nothing is drawn."""
@@ -114,8 +107,4 @@ class KiviCodec(_MinMaxCodec[KiviSpec]):
         return values.to(packed.dtype)
 
 
-def build(spec: RtnSpec | KiviSpec | QuarotSpec) -> RtnCodec | KiviCodec | QuarotCodec:
-    """The codec of any of the three."""
-    if isinstance(spec, RtnSpec):
-        return RtnCodec(spec)
-    return KiviCodec(spec) if isinstance(spec, KiviSpec) else QuarotCodec(spec)
+CODECS: dict[str, Any] = {"rtn": RtnCodec, "kivi": KiviCodec, "quarot": QuarotCodec}

@@ -46,7 +46,7 @@ class KiviSpec(_MinMaxSpec):
     Attributes:
         bits: Of a code.
         group_size: Neighbours that share a bf16 step and a bf16 lowest value.
-        along: What a group runs along: "tokens" for keys, "channels" for values.
+        along: What a group lies along: "tokens" for keys, "channels" for values.
 
     Source: KIVI (arXiv 2402.02750), which uses groups of 32 and keeps its newest 128 tokens unpacked; the
         group here is chosen for the bits of the other schemes, the newest tokens are the cache's
@@ -72,7 +72,7 @@ class QuarotSpec(_MinMaxSpec):
     Attributes:
         bits: Of a code.
         group_size: Consecutive rotated channels that share a bf16 step and a bf16 lowest value.
-        clip_ratio: Part of a group's lowest and highest value that the levels span.
+        clip_ratio: Part of a group's lowest and highest value that the levels block.
 
     Source: QuaRot (arXiv 2404.00456), section on the KV cache: asymmetric, group 128, clipping ratio 0.95.
         It packs keys after their positional rotation; this cache packs them before.

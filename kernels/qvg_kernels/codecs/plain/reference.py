@@ -39,6 +39,6 @@ class PlainCodec(Codec):
         return packed.tensors["values"][:, heads, tokens].to(packed.dtype)
 
     def reader(self, head_dim: int) -> BlockReader:
-        from qvg_kernels.codecs.plain.decode import PlainReader
+        from qvg_kernels.codecs.plain.decode import reader
 
-        return PlainReader(head_dim)
+        return reader(head_dim)

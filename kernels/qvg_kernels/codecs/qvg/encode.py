@@ -46,12 +46,12 @@ def encode(block: Tensor, spec: QvgSpec, seed: int) -> Packed:
                 if stage + 1 < spec.stages:
                     left = points.empty(tokens, head_dim)
                     _subtract_kernel[grid](
-                        points.span, *points.span.stride()[:2], rounded, ids, left, count, tokens,
+                        points.block, *points.block.stride()[:2], rounded, ids, left, count, tokens,
                         head_dim, tile, num_warps=4,
                     )  # fmt: skip
                     points = Points(left)
             _symmetric_kernel[grid](
-                points.span, *points.span.stride()[:2], rounded, ids, target["scales"], target["codes"],
+                points.block, *points.block.stride()[:2], rounded, ids, target["scales"], target["codes"],
                 count, tokens, spec.bits, size, head_dim, tile, num_warps=4,
             )  # fmt: skip
 
@@ -68,40 +68,34 @@ def encode(block: Tensor, spec: QvgSpec, seed: int) -> Packed:
 
 @kernel(do_not_specialize=["count", "num_tokens"])
 def _subtract_kernel(
-    span, head_stride, token_stride, centroids, ids, target, count, num_tokens,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    block, head_stride, token_stride, centroids, ids, target, count, num_tokens,
+    HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr,
 ):  # fmt: skip
     """Write residuals."""
-    tokens = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    is_token = tokens < num_tokens
-    residual = residual_of(
-        span, head_stride, token_stride, centroids, ids, count, num_tokens, tokens, is_token, HEAD_DIM
+    residual, row, is_token = residual_of(
+        block, head_stride, token_stride, centroids, ids, count, num_tokens, HEAD_DIM, TILE_S
     )
-    row = tl.program_id(1).to(tl.int64) * num_tokens + tokens
     at = target + row[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
     tl.store(at, residual, mask=is_token[:, None])
 
 
 @kernel(do_not_specialize=["count", "num_tokens"])
 def _symmetric_kernel(
-    span, head_stride, token_stride, centroids, ids, scales, codes, count, num_tokens,
-    BITS: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
+    block, head_stride, token_stride, centroids, ids, scales, codes, count, num_tokens,
+    BITS: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr,
 ):  # fmt: skip
     """Round groups of SIZE channels to levels that are symmetric about zero."""
     LARGEST: tl.constexpr = 2 ** (BITS - 1) - 1
     GROUPS: tl.constexpr = HEAD_DIM // SIZE
-    tokens = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    is_token = tokens < num_tokens
-    residual = residual_of(
-        span, head_stride, token_stride, centroids, ids, count, num_tokens, tokens, is_token, HEAD_DIM
+    residual, row, is_token = residual_of(
+        block, head_stride, token_stride, centroids, ids, count, num_tokens, HEAD_DIM, TILE_S
     )
-    groups = tl.reshape(residual, [BLOCK_S, GROUPS, SIZE])
+    groups = tl.reshape(residual, [TILE_S, GROUPS, SIZE])
     bits = e4m3_bits(tl.max(tl.abs(groups), 2) / LARGEST)
-    row = tl.program_id(1).to(tl.int64) * num_tokens + tokens
     at = scales + row[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
     tl.store(at, bits, mask=is_token[:, None])
     # A group whose scale underflows to zero keeps only its centroids.
     step = e4m3_value(bits)[:, :, None]
     levels = tl.where(step > 0, groups / tl.where(step > 0, step, 1.0), 0.0)
     levels = round_half_even(tl.clamp(levels, -LARGEST, LARGEST)) + LARGEST
-    store_codes(codes, tl.reshape(levels, [BLOCK_S, HEAD_DIM]), row, is_token, BITS, HEAD_DIM, BLOCK_S)
+    store_codes(codes, tl.reshape(levels, [TILE_S, HEAD_DIM]), row, is_token, BITS, HEAD_DIM, TILE_S)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KINDS = {"codes": "codes", "scales": "scales", "ids": "ids", "centroids": "tables"}
 
 
-class QvgCodec(HeadwiseCodec[list[Tensor]]):
+class QvgCodec(HeadwiseCodec[QvgSpec, list[Tensor]]):
     """K-means in stages, then a symmetric grid in blocks of channels.
 
     Source: QVG paper (arXiv 2602.02958), sections on semantic-aware smoothing and progressive residual
@@ -31,13 +31,6 @@ class QvgCodec(HeadwiseCodec[list[Tensor]]):
     """
 
     kinds = KINDS
-
-    def __init__(self, spec: QvgSpec) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> QvgSpec:
-        return self._spec
 
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> list[Tensor]:
         """Random starting tokens of each stage."""
@@ -51,9 +44,9 @@ class QvgCodec(HeadwiseCodec[list[Tensor]]):
         return encode(block, self.spec, seed)
 
     def reader(self, head_dim: int) -> BlockReader:
-        from qvg_kernels.codecs.qvg.decode import QvgReader
+        from qvg_kernels.codecs.qvg.decode import reader
 
-        return QvgReader(self.spec, head_dim)
+        return reader(self.spec, head_dim)
 
     def encode_head(self, points: Tensor, draws: list[Tensor]) -> dict[str, Tensor]:
         residual = points
@@ -66,11 +59,11 @@ class QvgCodec(HeadwiseCodec[list[Tensor]]):
             all_centroids.append(centroids)
         largest = 2 ** (self.spec.bits - 1) - 1
         tokens, head_dim = residual.shape
-        blocks = residual.reshape(tokens, -1, min(self.spec.block_size, head_dim))
-        scales = e4m3.to_bits(blocks.abs().amax(-1) / largest)
+        groups = residual.reshape(tokens, -1, min(self.spec.block_size, head_dim))
+        scales = e4m3.to_bits(groups.abs().amax(-1) / largest)
         steps = e4m3.from_bits(scales).unsqueeze(-1)
-        # A block whose scale underflows to zero keeps only its centroids.
-        levels = torch.where(steps > 0, blocks / steps, 0.0).round().clamp(-largest, largest)
+        # A group whose scale underflows to zero keeps only its centroids.
+        levels = torch.where(steps > 0, groups / steps, 0.0).round().clamp(-largest, largest)
         codes = (levels + largest).to(torch.uint8).flatten(-2)
         return {
             "codes": bitpack.pack(codes, self.spec.bits),
@@ -88,8 +81,8 @@ class QvgCodec(HeadwiseCodec[list[Tensor]]):
         codes = bitpack.unpack(stored["codes"][:, heads, tokens], self.spec.bits)
         steps = e4m3.from_bits(stored["scales"][:, heads, tokens])
         block_size = codes.shape[-1] // steps.shape[-1]
-        blocks = (codes.float() - largest).unflatten(-1, (steps.shape[-1], block_size))
-        values: Tensor = (blocks * steps.unsqueeze(-1)).flatten(-2)
+        groups = (codes.float() - largest).unflatten(-1, (steps.shape[-1], block_size))
+        values: Tensor = (groups * steps.unsqueeze(-1)).flatten(-2)
         ids = stored["ids"][:, heads, :, tokens].long()
         centroids = stored["centroids"][:, heads].float()
         for stage in range(self.spec.stages):

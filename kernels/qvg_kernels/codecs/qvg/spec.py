@@ -16,7 +16,7 @@ class QvgSpec(Spec):
         bits: Of a residual code; 2 gives the levels -1 0 1, 4 gives -7 to 7.
         block_size: Consecutive channels of a token that share one e4m3 scale.
         num_centroids: Of one stage.
-        stages: K-means runs, each on the residual of the one before.
+        stages: K-means one after the other, each on the residual of the one before.
         iterations: Assign-and-update rounds of one k-means.
 
     Source: QVG paper (arXiv 2602.02958); QVG is one stage and block 64, QVG-Pro four stages and block 16.

@@ -43,17 +43,10 @@ def _levels(bits: int, device: torch.device) -> Tensor:
     return torch.tensor(levels, device=device)
 
 
-class TurboQuantCodec(HeadwiseCodec[None]):
+class TurboQuantCodec(HeadwiseCodec[TurboQuantSpec, None]):
     """A token's norm in bf16 and its rotated direction on fixed levels."""
 
     kinds = KINDS
-
-    def __init__(self, spec: TurboQuantSpec) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> TurboQuantSpec:
-        return self._spec
 
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> None:
         """Nothing: the rotation is the same for every block."""

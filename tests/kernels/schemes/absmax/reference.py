@@ -9,17 +9,10 @@ from torch import Tensor
 from qvg_kernels.codec import HeadwiseCodec, PackedTensor
 
 
-class AbsmaxCodec(HeadwiseCodec[None]):
+class AbsmaxCodec(HeadwiseCodec[AbsmaxSpec, None]):
     """A token's values over its largest magnitude."""
 
     kinds = {"codes": "codes", "scales": "scales"}  # noqa: RUF012
-
-    def __init__(self, spec: AbsmaxSpec) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> AbsmaxSpec:
-        return self._spec
 
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> None:
         """Nothing is drawn."""
