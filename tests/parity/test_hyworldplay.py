@@ -9,6 +9,7 @@ folder.
 import pytest
 import torch
 from golden import golden_folder, load_golden
+from qvg_cli.models.hyworldplay.session import HyWorldPlaySession
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import open_cache
@@ -19,7 +20,6 @@ from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
 from qvg_cli.models.hyworldplay.model import prepare
 from qvg_cli.models.hyworldplay.plan import memory_of, plan_chunks
 from qvg_cli.models.hyworldplay.schedule import denoising_steps
-from qvg_cli.models.hyworldplay.session import HyWorldPlaySession
 from qvg_cli.models.hyworldplay.streams import RotaryStream
 from qvg_cli.models.hyworldplay.trajectory import camera_path
 from qvg_cli.models.hyworldplay.weights import transformer_from_published

@@ -15,6 +15,7 @@ from dataclasses import replace
 import pytest
 import torch
 from golden import golden_folder, load_golden
+from qvg_cli.models.longcat.session import LongCatSession
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,7 +32,6 @@ from qvg_cli.models.longcat.schedule import (
     guided_schedule_with_tail,
     projection_scale,
 )
-from qvg_cli.models.longcat.session import LongCatSession
 from qvg_cli.models.longcat.weights import INDEX_FILE, Checkpoint
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.chunks import VideoPlan

@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 from golden import golden_folder, load_golden
+from qvg_cli.models.self_forcing.session import SelfForcingSession
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import open_cache
@@ -19,7 +20,6 @@ from qvg_cli.models.self_forcing.config import BlockSamplerConfig
 from qvg_cli.models.self_forcing.model import attach, prepare
 from qvg_cli.models.self_forcing.plan import plan_chunks
 from qvg_cli.models.self_forcing.schedule import denoising_steps
-from qvg_cli.models.self_forcing.session import SelfForcingSession
 from qvg_cli.models.self_forcing.weights import diffusers_name, transformer_from_published
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_kernels.spec import NoneSpec

@@ -7,12 +7,12 @@ frames are the model's last, and frame 1,019 has no bf16 number.
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from qvg_cli.models.self_forcing.session import SelfForcingSession
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
 from qvg_cli.models.self_forcing.model import prepare
-from qvg_cli.models.self_forcing.session import SelfForcingSession
 from qvg_cli.models.self_forcing.weights import load_dtype
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_kernels.spec import NoneSpec

@@ -23,8 +23,9 @@ from qvg_cli.models.hyworldplay.model import prepare
 from qvg_cli.models.hyworldplay.plan import WalkPlanner
 from qvg_cli.models.hyworldplay.weights import load_transformer
 from qvg_cli.models.loading import load_pretrained, model_dtype
-from qvg_cli.models.offload import WAN_KEEPS, Residence
+from qvg_cli.models.offload import WAN_KEEPS, Residence, ResidentDecoder
 from qvg_cli.models.text_store import PromptEncoder
+from qvg_cli.models.vae import StreamingDecoder
 from qvg_cli.models.vae_encode import encode_frames
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.randomness import derive_seed
@@ -120,6 +121,11 @@ class HyWorldPlayPipeline:
             planner,
             None if image is None else self._encode_image(image, seed).repeat(len(prompt_embeds), 1, 1, 1, 1),
         )
+
+    def decoder(self) -> ResidentDecoder:
+        """See `Pipeline.decoder`."""
+        decoder = StreamingDecoder(self._models.vae)
+        return ResidentDecoder(decoder, self._models.residence, features=decoder)
 
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """See `Pipeline.encode_frames`; a draw from the encoder's posterior."""
