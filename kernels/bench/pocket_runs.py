@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.rollout import ChunkResult, rollout
-from qvg_cli.models.registry import load_pipeline, plan_video, planner
+from qvg_cli.models.registry import load_config, load_pipeline, plan_video, planner
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig, SourceConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import extension
+from qvg_cli.models.registry import extension_of, load_config
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.runs.folder import RunDir, slug
 from qvg_cli.video.clip import Clip, count_fitted, open_clip
@@ -94,7 +94,7 @@ def take_up(
     Raises:
         UsageError: The model cannot go on from it.
     """
-    rules = extension(config)
+    rules = extension_of(config)
     if start.run is None:
         return _after_clip(start.video, config, note, is_size_given=is_size_given)
     made_with = load_config(Request(file=start.run.config)).config
@@ -130,7 +130,7 @@ def take_picture(config: RunConfig, note: Callable[[str], None], *, is_size_give
     name = config.source.image
     width, height = open_image(name).size
     if not is_size_given:
-        config = _with_size(config, *extension(config).fit_size(height, width))
+        config = _with_size(config, *extension_of(config).fit_size(height, width))
     video = config.video
     scale = max(video.width / width, video.height / height)
     cut = 1 - video.width * video.height / (width * height * scale**2)
@@ -156,7 +156,7 @@ def _after_clip(
     path: Path, config: RunConfig, note: Callable[[str], None], *, is_size_given: bool
 ) -> RunConfig:
     clip = open_clip(path)
-    rules = extension(config)
+    rules = extension_of(config)
     if not is_size_given:
         config = _with_size(config, *rules.fit_size(clip.height, clip.width))
     video = config.video

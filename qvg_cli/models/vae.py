@@ -8,7 +8,7 @@ and differs by the rounding of the convolutions where they are large.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -81,6 +81,11 @@ class StreamingDecoder:
         frames = self.decode_float(latents)
         return to_pixels(frames if self._joint is None else self._joint.fade(frames))
 
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        """As `decode`, a latent frame at a time."""
+        for frame in latents.split(1, dim=2):
+            yield self.decode(frame)
+
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         """See `qvg_cli.models.base.Decoder.follow`."""
         self._joint = Joint(frames[:, :, -1], self.decode_float(latents)[:, :, -1])
@@ -90,10 +95,10 @@ class StreamingDecoder:
         """As `decode`, but `[B, 3, n, height, width]` in -1 .. 1 and the VAE's dtype."""
         mean, std = (numbers.to(latents.device, non_blocking=True) for numbers in (self._mean, self._std))
         latents = (latents.to(mean) * std + mean).to(self._vae.dtype)
-        latents = self._vae.post_quant_conv(latents)
         decoded = []
         for frame in latents.split(1, dim=2):
-            decoded.append(self._decode_frame(frame))
+            # Frame by frame: on some processors, the last bits of a product depend on how many rows it has.
+            decoded.append(self._decode_frame(self._vae.post_quant_conv(frame)))
             self._is_first = False
         pixels = torch.cat(decoded, dim=2)
         if self._vae.config.patch_size is not None:

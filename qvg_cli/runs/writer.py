@@ -22,7 +22,7 @@ from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError
 from qvg_cli.models.loading import attention_words
-from qvg_cli.models.registry import run_details
+from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.html import run_page
@@ -71,7 +71,7 @@ class Recording:
         self._run = run
         self._note = note
         self._cache: KVCache | None = None
-        self._details = run_details(video.config)
+        self._details = family_of(video.config).run_details(video.config)
         self._device = device
         self._state = state
         self._command = command

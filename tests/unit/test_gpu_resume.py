@@ -15,10 +15,10 @@ from safetensors.torch import load, load_file, save, save_file
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.cache.snapshot import block_tensors, is_packing, read_blocks
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.rollout import Done, rollout
-from qvg_cli.models.registry import load_pipeline, plan_video, planner
+from qvg_cli.models.registry import load_config, load_pipeline, plan_video, planner
 from qvg_cli.runs.chunk_store import CACHE, LATENTS, ChunkRecord, ChunkStore, Held
 from qvg_cli.runs.identity import identify
 

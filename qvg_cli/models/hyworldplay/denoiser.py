@@ -16,9 +16,9 @@ from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.hyworldplay.config import WalkSamplerConfig
 from qvg_cli.models.hyworldplay.model import attach
-from qvg_cli.models.hyworldplay.plan import WalkPlanner
 from qvg_cli.models.hyworldplay.schedule import denoising_steps
 from qvg_cli.models.hyworldplay.streams import Cameras
+from qvg_cli.models.hyworldplay.trajectory import Trajectory
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
 
@@ -29,7 +29,7 @@ class HyWorldPlayDenoiser(Denoiser):
     Args:
         model: Prepared transformer; this walk's cache, cameras and prompt are attached to it.
         prompt_embeds: `[B, text_tokens, C]`, zero rows after the prompt.
-        planner: Knows the camera's path as far as it has been walked or is known.
+        path: The camera's path as far as it is known when a chunk begins.
         image_latents: `[B, C, 1, h, w]` of frame 0; `None` leaves it to the model.
     """
 
@@ -39,7 +39,8 @@ class HyWorldPlayDenoiser(Denoiser):
         cache: KVCache,
         prompt_embeds: Tensor,
         sampler: WalkSamplerConfig,
-        planner: WalkPlanner,
+        path: Callable[[], Trajectory],
+        tokens_per_frame: int,
         image_latents: Tensor | None,
     ) -> None:
         self.cache = cache
@@ -47,7 +48,8 @@ class HyWorldPlayDenoiser(Denoiser):
         self._prompt_embeds = prompt_embeds
         self._steps = denoising_steps(sampler)
         self._context_noise = sampler.context_noise
-        self._planner = planner
+        self._path = path
+        self._tokens_per_frame = tokens_per_frame
         self._num_poses = 0
         self._image_latents = image_latents
         self._call = attach(model, cache)
@@ -90,10 +92,10 @@ class HyWorldPlayDenoiser(Denoiser):
     ) -> Tensor:
         """Flow `[B, C, F, h, w]` float32 of latents of `frames`, each with its own timestep."""
         batch = latents.shape[0]
-        path = self._planner.path
+        path = self._path()
         if len(path) != self._num_poses:
             self._num_poses = len(path)
-            self._call.cameras = Cameras.of(path, self._planner.geometry.tokens_per_frame, self.device)
+            self._call.cameras = Cameras.of(path, self._tokens_per_frame, self.device)
         self._call.chunk, self._call.frames = chunk, frames
         self._call.actions = self._to_device([path.actions[frame] for frame in frames]).repeat(batch)
         # Each frame is an item of the batch, with its own timestep and action: [B * F, C, 1, h, w].

@@ -118,7 +118,8 @@ class HyWorldPlayPipeline:
             cache,
             prompt_embeds,
             self._config.sampler,
-            planner,
+            lambda: planner.path,
+            planner.geometry.tokens_per_frame,
             None if image is None else self._encode_image(image, seed).repeat(len(prompt_embeds), 1, 1, 1, 1),
         )
 

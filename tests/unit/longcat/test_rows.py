@@ -2,10 +2,10 @@
 
 import torch
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.models.registry import load_pipeline, plan_video
+from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 
 SETTINGS = {
     "video.height": 32,

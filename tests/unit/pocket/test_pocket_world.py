@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser
 from qvg_cli.models.hyworldplay.model import prepare
 from qvg_cli.models.hyworldplay.plan import plan_video, planner
 from qvg_cli.models.hyworldplay.weights import load_transformer
+from qvg_cli.models.registry import load_config
 from qvg_cli.planning.cache_forecast import CacheShape
 from scripts.pocket.train_world import focal_lengths, parse_arguments, save_world, start_from_pocket, train
 from scripts.pocket.walk_prompts import WORLD_GRAMMAR_PATH
