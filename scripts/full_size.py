@@ -38,14 +38,13 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.rollout import rollout
-from qvg_cli.models import registry
 from qvg_cli.models.base import Pipeline
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.pipeline import LongCatPipeline
 from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
-from qvg_cli.models.registry import load_config
+from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
@@ -270,7 +269,7 @@ class Arm:
         embeds = self._models.text_states(rows, config.model.text_tokens)
         clock = Clock(device, options.budget_seconds)
         cache = open_cache(config.cache, plan, pipeline.cache_shape, options.seed)
-        denoiser = pipeline.denoiser(cache, registry.planner(config), embeds, options.seed)
+        denoiser = pipeline.denoiser(cache, family_of(config).planner(config), embeds, options.seed)
         decoder = TimedDecoder(pipeline.decoder() if options.decode else NoDecoder(), clock)
         noise = SeededNoise(plan, options.seed, pipeline.latents_dtype, device)
         results = rollout(plan.chunks, denoiser, decoder, noise, context=context, on_step=clock.step)

@@ -18,7 +18,7 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.rollout import ChunkResult, rollout
-from qvg_cli.models.registry import load_config, load_pipeline, plan_video, planner
+from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -73,7 +73,7 @@ def start_batch(config: RunConfig, prompts: Sequence[str], device_name: str) -> 
     shape = pipeline.cache_shape
     shape = replace(shape, heads=shape.heads * len(prompts))
     cache = open_cache(config.cache, plan, shape, config.seed)
-    denoiser = pipeline.denoiser(cache, planner(config), embeds, config.seed)
+    denoiser = pipeline.denoiser(cache, family_of(config).planner(config), embeds, config.seed)
     noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, device, batch=len(prompts))
     return Batch(cache, rollout(plan.chunks, denoiser, pipeline.decoder(), noise))
 

@@ -18,7 +18,7 @@ from qvg_cli.cache.snapshot import block_tensors, is_packing, read_blocks
 from qvg_cli.config.load import Request
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.rollout import Done, rollout
-from qvg_cli.models.registry import load_config, load_pipeline, plan_video, planner
+from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
 from qvg_cli.runs.chunk_store import CACHE, LATENTS, ChunkRecord, ChunkStore, Held
 from qvg_cli.runs.identity import identify
 
@@ -41,7 +41,9 @@ class Begun:
         self._pipeline = load_pipeline(config, device)
         self.cache = open_cache(config.cache, self.plan, self._pipeline.cache_shape, config.seed)
         embeds = self._pipeline.encode_prompt(config.prompt)
-        self._denoiser = self._pipeline.denoiser(self.cache, planner(config), embeds, config.seed)
+        self._denoiser = self._pipeline.denoiser(
+            self.cache, family_of(config).planner(config), embeds, config.seed
+        )
         self._noise = SeededNoise(self.plan, config.seed, self._pipeline.latents_dtype, device)
 
     def results(self, done=None):

@@ -17,7 +17,7 @@ from qvg_cli.engine.rollout import rollout
 from qvg_cli.main import app
 from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.window import WindowDecoder
-from qvg_cli.models.registry import load_config, load_pipeline, plan_video, planner
+from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
 from qvg_cli.models.vae import StreamingDecoder
 from qvg_cli.models.vae_encode import encode_frames
 from qvg_cli.planning.chunks import pixel_frames
@@ -72,7 +72,7 @@ def go_on_from(given, run, config):
     plan, pipeline = plan_longcat(config, context_frames=given.shape[2]), run.engine.pipeline
     cache = open_cache(config.cache, plan, pipeline.cache_shape, config.seed)
     denoiser = pipeline.denoiser(
-        cache, planner(config), pipeline.encode_prompt(run.config.prompt), config.seed
+        cache, family_of(config).planner(config), pipeline.encode_prompt(run.config.prompt), config.seed
     )
     noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, denoiser.device)
     return list(rollout(plan.chunks, denoiser, pipeline.decoder(), noise, context=given))
