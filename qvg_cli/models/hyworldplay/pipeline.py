@@ -88,6 +88,10 @@ class HyWorldPlayPipeline:
         self._config = config
         self._models = models
 
+    def with_config(self, config: HyWorldPlayConfig) -> HyWorldPlayPipeline:
+        """See `Pipeline.with_config`."""
+        return HyWorldPlayPipeline(config, self._models)
+
     @property
     def cache_shape(self) -> CacheShape:
         """See `Pipeline.cache_shape`."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.config.resources import weights_folder
+from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Planner, Rows
 from qvg_cli.models.loading import load_pretrained, model_dtype
 from qvg_cli.models.longcat.config import LongCatConfig
@@ -85,6 +86,15 @@ class LongCatPipeline:
         self._config = config
         self._models = models
         self._rows = rows
+
+    def with_config(self, config: LongCatConfig) -> LongCatPipeline:
+        """See `Pipeline.with_config`; another mode has other weights."""
+        if config.sampler.mode != self._config.sampler.mode:
+            raise UsageError(
+                f"sampler.mode={config.sampler.mode} needs other weights than those that are loaded",
+                hint="give it when the model is loaded",
+            )
+        return LongCatPipeline(config, self._models, self._rows)
 
     @property
     def cache_shape(self) -> CacheShape:

@@ -74,6 +74,10 @@ class SelfForcingPipeline:
         self._config = config
         self._models = models
 
+    def with_config(self, config: SelfForcingConfig) -> SelfForcingPipeline:
+        """See `Pipeline.with_config`."""
+        return SelfForcingPipeline(config, self._models)
+
     @property
     def cache_shape(self) -> CacheShape:
         """See `Pipeline.cache_shape`."""
