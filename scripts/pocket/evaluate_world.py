@@ -23,7 +23,7 @@ from PIL import Image
 
 from qvg_cli.config.load import Request
 from qvg_cli.engine.rollout import rollout
-from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline, Models
+from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline, WalkModels
 from qvg_cli.models.hyworldplay.plan import plan_video
 from qvg_cli.models.hyworldplay.trajectory import Array, Trajectory
 from qvg_cli.models.registry import load_config
@@ -87,7 +87,7 @@ class Engine:
 
     def __init__(self, device: torch.device, sets: list[str]) -> None:
         self.device, self.sets = device, sets
-        self.models: Models | None = None
+        self.models: WalkModels | None = None
 
     def generate(self, walk: Walk, image: Path, seed: int) -> np.ndarray:
         """Frames `[T, H, W, 3]` uint8 of a walk into a picture."""
@@ -95,7 +95,7 @@ class Engine:
         request = Request(backend="hyworldplay", pocket=True, sets=tuple(sets))
         config = load_config(request).config
         plan = plan_video(config)
-        self.models = self.models or Models(config, self.device)
+        self.models = self.models or WalkModels(config, self.device)
         pipeline = HyWorldPlayPipeline(config, self.models)
         session = pipeline.start(plan, pipeline.encode_prompt(walk.prompt), seed)
         chunks = rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, seed))
