@@ -224,11 +224,13 @@ def _with_pocket(layer: Layer, is_pocket: bool) -> Layer:
 
 def _with_option(layer: Layer, options: Sequence[FamilyOption]) -> Layer:
     """`layer` with what was given for a family's option at the setting that this family has for it."""
-    if layer.source not in layer.values:
+    if not (layer.source.startswith("--") and layer.source in layer.values):
         return layer
     for option in options:
         if option.flag == layer.source:
-            return Layer(layer.source, _nest(option.setting, option.parse(layer.values[layer.source])))
+            # From Python, a number may be given where the command line has its text.
+            value = option.parse(option.type(layer.values[layer.source]))
+            return Layer(layer.source, _nest(option.setting, value))
     raise UsageError(
         f"{layer.source} is not an option of this backend", hint="give the one that has it with --backend"
     )

@@ -9,8 +9,10 @@ import torch
 
 from qvg_cli.config.load import Request
 from qvg_cli.errors import MissingModelError
+from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.registry import load_config, load_pipeline
 from qvg_cli.models.text import PromptCutWarning, PromptEncoder, PromptNotKeptWarning
+from scripts.random_models import TINY
 
 CPU = torch.device("cpu")
 LONG = "red ball " * 20
@@ -89,13 +91,14 @@ def test_a_home_that_cannot_be_written_costs_a_warning(weights, home):
 
 
 def test_every_backend_keeps_the_text_of_its_prompts(tiny_weights, home, tmp_path):
-    (tmp_path / "dit").mkdir()
-    sets = [f"model.weights={tiny_weights}", "model.text_tokens=8"]
-    for backend, files in (("self-forcing", 1), ("hyworldplay", 1)):
+    walk_weights = shutil.copytree(tiny_weights, tmp_path / "walk")
+    WalkTransformer(**TINY["hyworldplay"].transformer).save_pretrained(walk_weights / "transformer")
+    for backend, folder in (("self-forcing", tiny_weights), ("hyworldplay", walk_weights)):
         shutil.rmtree(home, ignore_errors=True)
+        sets = [f"model.weights={folder}", "model.text_tokens=8"]
         config = load_config(Request(backend=backend, sets=sets)).config
         load_pipeline(config, CPU).encode_prompt("red ball")
-        assert len(kept(home)) == files
+        assert len(kept(home)) == 1
     shutil.rmtree(home)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
