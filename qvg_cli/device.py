@@ -6,8 +6,8 @@ import torch
 
 from qvg_cli.config.schema import ModelConfig, RunConfig
 from qvg_cli.errors import UsageError
-from qvg_kernels.attention import how_attended
-from qvg_kernels.dispatch import has_fp8
+from qvg_kernels.attention.attend import how_attended
+from qvg_kernels.runtime.dispatch import has_fp8
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

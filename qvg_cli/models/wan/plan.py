@@ -1,4 +1,4 @@
-"""What the plans of all Wan models check alike: the shape of frames, and blocks that would never be packed."""
+"""What the plans of all Wan models check alike: the shape of frames, and blocks that are never packed."""
 
 from __future__ import annotations
 
