@@ -7,6 +7,7 @@ its parts were made.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ import imageio_ffmpeg
 import numpy as np
 
 from qvg_cli.errors import QvgError
-from qvg_cli.video.io import Frames, count_frames, disk_error
+from qvg_cli.video.io import Frames, disk_error
 
 QUALITY = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "16")
+_TICKS = 1000
+"""Units of time of a frame in a file that grows."""
 
 
 def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
@@ -46,8 +49,9 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
         # Names without quotes or spaces, beside the list.
         listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
         arguments = ["-f", "concat", "-i", str(listing), "-c", "copy", "-movflags", "+faststart"]
-        _run([*arguments, "-f", "mp4", str(part)], path, None)
-        found = count_frames(part)
+        # It says how many frames it has copied; counting them afterwards would decode the whole video.
+        said = _run([*arguments, "-progress", "-", "-f", "mp4", str(part)], path, None)
+        found = int((re.findall(rb"^frame=(\d+)", said, re.M) or [0])[-1])
         if found != num_frames:
             raise QvgError(f"{path} would have {found} of {num_frames} frames: ffmpeg did not join its parts")
         descriptor = os.open(part, os.O_RDONLY)
@@ -61,10 +65,48 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
         part.unlink(missing_ok=True)
 
 
-def _run(arguments: list[str], path: Path, data: memoryview | None) -> None:
+def append_parts(parts: Sequence[Path], path: Path, *, num_before: int, fps: int) -> None:
+    """Append the frames of `parts`, all of one folder, to a file that plays while it grows.
+
+    It is a fragmented MP4: a head, written with the first parts, and a fragment for each key frame.
+
+    Args:
+        num_before: Frames that the file has already.
+
+    Raises:
+        QvgError: ffmpeg failed, or the disk is full.
+    """
+    listing = parts[0].parent / "preview.txt"
+    flags = "+frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets"
+    try:
+        listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
+        arguments = ["-f", "concat", "-i", str(listing), "-c", "copy", "-movflags", flags]
+        arguments += ["-video_track_timescale", str(_TICKS * fps), "-f", "mp4", "-"]
+        data = bytearray(_run(arguments, path, None))
+        with path.open("ab" if num_before else "wb") as stream:
+            start = 0
+            while start < len(data):
+                stop = start + int.from_bytes(data[start : start + 4], "big")
+                kind = data[start + 4 : start + 8]
+                if kind == b"moof":
+                    # Its time counts from the first of these parts; ISO/IEC 14496-12, 8.8.12, version 1.
+                    time = slice(at := data.index(b"tfdt", start) + 8, at + 8)
+                    ticks = int.from_bytes(data[time], "big") + _TICKS * num_before
+                    data[time] = ticks.to_bytes(8, "big")
+                if kind in (b"moof", b"mdat") or (not num_before and kind in (b"ftyp", b"moov")):
+                    stream.write(data[start:stop])
+                start = stop
+    except OSError as error:
+        raise disk_error(path, f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        listing.unlink(missing_ok=True)
+
+
+def _run(arguments: list[str], path: Path, data: memoryview | None) -> bytes:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *arguments]
     # In a session of its own: Ctrl-C is for us, and the part in hand is finished first.
     result = subprocess.run(command, input=data, capture_output=True, start_new_session=True)
     if result.returncode:
         said = result.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise disk_error(path, ": ".join([f"cannot write {path}: ffmpeg failed", *said]))
+    return result.stdout
