@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
-from qvg_cli.config.load import Layer, Request, load_config
+from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
@@ -21,11 +21,13 @@ from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.opening import open_video
 from qvg_cli.engine.rollout import ChunkResult, Done, rollout
 from qvg_cli.engine.session import Session
+from qvg_cli.engine.sources import Start, find_start
 from qvg_cli.engine.video import Video
 from qvg_cli.errors import UsageError
 from qvg_cli.logs import timed
-from qvg_cli.models.registry import load_pipeline, open_planner, planner
+from qvg_cli.models.registry import family_of, load_config, load_pipeline
 from qvg_cli.planning.chunks import prompt_begins
+from qvg_cli.planning.prompts import ScheduledPrompt
 
 if TYPE_CHECKING:
     from qvg_cli.models.base import Pipeline
@@ -128,8 +130,10 @@ class Engine:
         frames: int | None = None,
         segments: int | None = None,
         seed: int | None = None,
+        schedule: Mapping[float, str] | None = None,
         settings: Mapping[str, Any] | None = None,
         on_chunk: Callable[[ChunkResult], None] = lambda chunk: None,
+        **options: Any,
     ) -> Video:
         """Make a video.
 
@@ -139,8 +143,10 @@ class Engine:
             frames: Length in pixel frames, instead of `seconds`.
             segments: Length in segments after the first clip, for a model that makes such.
             seed: Seed of the noise and the codecs.
-            settings: Other settings by their dotted names, such as `{"walk.pose": "w-8"}`.
+            schedule: Prompts that come later, by the second at which each begins.
+            settings: Other settings by their dotted names, such as `{"video.fps": 24}`.
             on_chunk: Called with every chunk when it is whole.
+            options: Options of the model's family, such as `pose="w-8"` or `window=12`.
 
         Raises:
             UsageError: The request does not fit the model; the message names the nearest that does.
@@ -149,12 +155,64 @@ class Engine:
             >>> video = engine.generate("a large red ball bounces on grass", seconds=2, seed=1)
             >>> video.save("ball.mp4")
         """
-        planned, notes = self._plan(prompt, seed, settings, seconds=seconds, frames=frames, segments=segments)
-        results = []
-        for result in self.rollout(planned):
-            results.append(result)
-            on_chunk(result)
-        return Video.of(planned.config, results, notes)
+        planned, notes = self._plan(
+            prompt,
+            seed,
+            settings,
+            options,
+            seconds=seconds,
+            frames=frames,
+            segments=segments,
+            schedule=_scheduled(schedule),
+        )
+        return self._make(planned, notes, on_chunk)
+
+    def extend(
+        self,
+        video: str | Path,
+        prompt: str | None = None,
+        *,
+        seconds: float | None = None,
+        frames: int | None = None,
+        segments: int | None = None,
+        seed: int | None = None,
+        schedule: Mapping[float, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        on_chunk: Callable[[ChunkResult], None] = lambda chunk: None,
+        **options: Any,
+    ) -> Video:
+        """Go on from a video: the new one has its frames and then new ones.
+
+        Args:
+            video: The folder of a run, whose latents are used, so that nothing is lost; or any video file.
+            prompt: What comes next; `None` takes the last one of the run.
+            seconds: New length, rounded up to the next that the model can make.
+            frames: New length in pixel frames, instead of `seconds`.
+            segments: New length in segments, for a model that makes such.
+            seed: Seed of the noise and the codecs.
+            schedule: Prompts that come later, by the second after the given video at which each begins.
+            settings: Other settings by their dotted names.
+            on_chunk: Called with every chunk when it is whole.
+            options: Options of the model's family.
+
+        Raises:
+            UsageError: The model cannot go on from it.
+
+        Example:
+            >>> longer = engine.extend("results/self-forcing/NAME", seconds=5)
+        """
+        planned, notes = self._plan(
+            prompt,
+            seed,
+            settings,
+            options,
+            seconds=seconds,
+            frames=frames,
+            segments=segments,
+            schedule=_scheduled(schedule),
+            start=find_start(Path(video)),
+        )
+        return self._make(planned, notes, on_chunk)
 
     def session(
         self,
@@ -162,6 +220,7 @@ class Engine:
         *,
         seed: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Session:
         """Begin a video that has no end yet; its chunks are those of `generate`, bit for bit.
 
@@ -169,6 +228,7 @@ class Engine:
             prompt: What it shows; `None` takes the one of the settings.
             seed: Seed of the noise and the codecs.
             settings: Other settings by their dotted names.
+            options: Options of the model's family, such as `image="street.jpg"` or `window=12`.
 
         Raises:
             UsageError: The request does not fit the model.
@@ -177,11 +237,11 @@ class Engine:
             >>> session = engine.session("a large red ball bounces on grass", seed=1)
             >>> chunk = session.step()
         """
-        planned, _ = self._plan(prompt, seed, settings)
+        planned, _ = self._plan(prompt, seed, settings, options)
         config = planned.config
         if config.prompt_changes:
             raise UsageError("a session has no schedule", hint="give each prompt to step()")
-        return Session(config, self.pipeline, open_planner(config))
+        return Session(config, self.pipeline, family_of(config).open_planner(config))
 
     def rollout(
         self,
@@ -204,11 +264,12 @@ class Engine:
                 prompt_embeds = self.encode_prompts(video)
         begins = sorted(prompt_embeds)
         cache = open_cache(config.cache, plan, self.pipeline.cache_shape, config.seed)
-        denoiser = self.pipeline.denoiser(cache, planner(config), prompt_embeds[0], config.seed)
-        done = None if recorder is None else recorder.begin(cache)
-        opening = open_video(
-            config, plan, self.pipeline, denoiser.device, recorder.show_clip if recorder else _ignore
+        denoiser = self.pipeline.denoiser(
+            cache, family_of(config).planner(config), prompt_embeds[0], config.seed
         )
+        done = None if recorder is None else recorder.begin(cache)
+        show_clip = (lambda frames: None) if recorder is None else recorder.show_clip
+        opening = open_video(config, plan, self.pipeline, denoiser.device, show_clip)
         return rollout(
             plan.chunks[len(done.chunks) if done else 0 :],
             denoiser,
@@ -235,15 +296,28 @@ class Engine:
             for begin, prompt in zip((0, *begins), prompts, strict=True)
         }
 
+    def _make(
+        self, planned: Planned, notes: tuple[str, ...], on_chunk: Callable[[ChunkResult], None]
+    ) -> Video:
+        clip = _Clip()
+        results = []
+        for result in self.rollout(planned, clip):
+            results.append(result)
+            on_chunk(result)
+        return Video.of(planned.config, results, notes, clip.parts)
+
     def _plan(
         self,
         prompt: str | None,
         seed: int | None,
         settings: Mapping[str, Any] | None,
+        family_options: Mapping[str, Any],
         *,
         seconds: float | None = None,
         frames: int | None = None,
         segments: int | None = None,
+        schedule: Sequence[ScheduledPrompt] = (),
+        start: Start | None = None,
     ) -> tuple[Planned, tuple[str, ...]]:
         options = list(self._request.options)
         if prompt is not None:
@@ -251,10 +325,22 @@ class Engine:
         if seed is not None:
             options.append(Layer("seed", {"seed": seed}))
         options += _setting_layers(settings or {})
-        request = replace(self._request, options=options)
+        for name, value in family_options.items():
+            flag = f"--{name.replace('_', '-')}"
+            options.append(Layer(flag, {flag: value}))
+        # A run goes on with its own settings unless others are given.
+        file = start.settings_for(self.config.backend) if start is not None else None
+        request = replace(self._request, file=file or self._request.file, options=options)
         notes: list[str] = []
         (planned,) = plan_jobs(
-            request, notes.append, prompts=None, seconds=seconds, frames=frames, segments=segments
+            request,
+            notes.append,
+            prompts=None,
+            seconds=seconds,
+            frames=frames,
+            segments=segments,
+            schedule=schedule or None,
+            start=start,
         )
         for name in ("model", "memory", "device"):
             if getattr(planned.config, name) != getattr(self.config, name):
@@ -277,5 +363,21 @@ def _setting_layers(settings: Mapping[str, Any]) -> list[Layer]:
     return layers
 
 
-def _ignore(frames: Frames) -> None:
-    """A video without a recorder shows its clip to nobody."""
+def _scheduled(schedule: Mapping[float, str] | None) -> list[ScheduledPrompt]:
+    return [
+        ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
+        for begin, text in (schedule or {}).items()
+    ]
+
+
+class _Clip:
+    """Keeps the frames of the clip that a video in memory begins with."""
+
+    def __init__(self) -> None:
+        self.parts: list[Frames] = []
+
+    def begin(self, cache: KVCache) -> None:
+        return None
+
+    def show_clip(self, frames: Frames) -> None:
+        self.parts.append(frames)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvg_cli.config.load import DEFAULT_BACKEND, Request, load_config
+from qvg_cli.config.load import DEFAULT_BACKEND, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, fit_segments, given_pixel_frames
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import plan_video
+from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.prompts import (
     Job,
+    ScheduledPrompt,
     check_prompt,
     pocket_examples,
     read_jobs,
@@ -49,7 +50,7 @@ def plan_jobs(
     frames: int | None,
     segments: int | None = None,
     start: Start | None = None,
-    schedule: Path | None = None,
+    schedule: Path | Sequence[ScheduledPrompt] | None = None,
     bad: list[UsageError] | None = None,
     is_made: bool = True,
 ) -> list[Planned]:
@@ -59,7 +60,7 @@ def plan_jobs(
         note: Takes a line for the user.
         prompts: A file with a prompt a video; with `segments`, a prompt a segment of one video.
         start: The video that all of them go on from.
-        schedule: A file with the prompts of every video and where they begin.
+        schedule: The prompts of every video and where they begin, or the file that has them.
         bad: Takes what is wrong with lines of `prompts`; none refuses them all for one such line.
         is_made: Whether prompts matter: the videos are made and not only planned.
 
@@ -89,9 +90,11 @@ def plan_jobs(
     config, jobs = _read_prompts(
         config, plan, prompts, schedule, is_prompt_given=is_given, is_one=bool(segments), bad=bad
     )
+    # A change of the prompt may have chunks of its own.
+    plan = plan_video(config)
     if config.model.weights == "pocket":
         for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
-            _note_unknown_words(note, prompt, config.backend)
+            _note_unknown_words(note, prompt, config.family_name)
     planned = []
     for job in jobs:
         seed = config.seed if job.seed is None else job.seed
@@ -112,20 +115,24 @@ def _with_length(
     return config if seconds is None else fit_seconds(config, seconds)
 
 
-def _prompt_after(start: Start, schedule: Path | None) -> str:
+def _prompt_after(start: Start, schedule: Path | Sequence[ScheduledPrompt] | None) -> str:
     """The prompt with which a video goes on if none was given."""
     if start.last_prompt is not None:
         return start.last_prompt
-    if schedule is not None and (first := read_schedule(schedule)[0]).is_at_begin:
+    if schedule is not None and (first := _scheduled(schedule)[0]).is_at_begin:
         return first.prompt
     raise UsageError(f"no PROMPT given for what comes after {start.video}", hint="say what it shows")
+
+
+def _scheduled(schedule: Path | Sequence[ScheduledPrompt] | None) -> Sequence[ScheduledPrompt]:
+    return read_schedule(schedule) if isinstance(schedule, Path) else schedule or ()
 
 
 def _read_prompts(
     config: RunConfig,
     plan: VideoPlan,
     prompts: Path | None,
-    schedule: Path | None,
+    schedule: Path | Sequence[ScheduledPrompt] | None,
     *,
     is_prompt_given: bool,
     is_one: bool,
@@ -140,10 +147,11 @@ def _read_prompts(
     if prompts is not None or is_prompt_given:
         # Whoever gives a prompt does not mean the changes that a file had.
         config = config.model_copy(update={"prompt_changes": ()})
+    scheduled: Sequence[ScheduledPrompt]
     if prompts is not None and is_one:
         scheduled = prompt_a_chunk(read_jobs(prompts), plan, prompts)
     else:
-        scheduled = read_schedule(schedule) if schedule is not None else []
+        scheduled = _scheduled(schedule)
     first = config.prompt
     config = with_schedule(config, plan, scheduled)
     # Again: not every family takes prompts that change.
@@ -174,13 +182,13 @@ def _note_length(
     )
 
 
-def _note_unknown_words(note: Callable[[str], None], prompt: str, backend: str) -> None:
-    words = unknown_words(prompt, backend)
+def _note_unknown_words(note: Callable[[str], None], prompt: str, family: str) -> None:
+    words = unknown_words(prompt, family)
     if words:
         named = ", ".join(map(repr, words[:_MAX_WORDS]))
         if len(words) > _MAX_WORDS:
             named += f" and {len(words) - _MAX_WORDS} words more"
         note(
             f"the pocket model does not know {named} and may show something else; "
-            f"it knows {pocket_examples(backend)}"
+            f"it knows {pocket_examples(family)}"
         )

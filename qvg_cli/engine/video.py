@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -82,10 +83,17 @@ class Video:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: RunConfig, results: Sequence[ChunkResult], notes: tuple[str, ...] = ()) -> Video:
-        """The video of all chunks of a rollout."""
+    def of(
+        cls,
+        config: RunConfig,
+        results: Sequence[ChunkResult],
+        notes: tuple[str, ...] = (),
+        clip: Sequence[Frames] = (),
+    ) -> Video:
+        """The video of all chunks of a rollout, after the frames of the clip that it begins with."""
+        made = torch.cat([result.frames for result in results], dim=1)[0].numpy()
         return cls(
-            frames=torch.cat([result.frames for result in results], dim=1)[0].numpy(),
+            frames=np.concatenate([*clip, made]),
             fps=config.video.fps,
             latents=torch.cat([result.latents.cpu() for result in results], dim=2),
             memory=Memory(tuple(result.memory for result in results)),

@@ -1,16 +1,15 @@
-"""What every model family offers to the rollout.
+"""What a model family is: a `Family` to plan with and, once loaded, a `Pipeline` that makes videos. No torch.
 
-A family is a package with `plan.py` (torch-free: `plan_video(config) -> VideoPlan`), `sizes.py` (torch-free:
-`model_sizes(config, is_gpu) -> ModelSizes`), `pipeline.py`
-(`load_pipeline(config, device) -> Pipeline`) and, where it has settings of its own, `config.py` (torch-free:
-its class of `RunConfig`) and, where it can go on from a video, `extend.py` (torch-free:
-`extension(config) -> Extension`). Nothing outside a family's package knows how its model is called.
+Nothing outside a family's package knows how its model is called.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from qvg_cli.errors import MissingModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +18,15 @@ if TYPE_CHECKING:
     from torch import Tensor, device, dtype
 
     from qvg_cli.cache.kv_cache import KVCache
+    from qvg_cli.config.options import FamilyOption
+    from qvg_cli.config.schema import RunConfig
     from qvg_cli.models.decoder import Decoder
     from qvg_cli.planning.cache_forecast import CacheShape
     from qvg_cli.planning.cache_plan import Commit
-    from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry
+    from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan
+    from qvg_cli.planning.sizes import ModelSizes
+
+ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Extension(Protocol):
         ...
 
     def frames_of_segments(self, count: int) -> int | None:
-        """Latent frames of a video with `count` segments after its first clip, or after what is given; none
+        """Latent frames of a video with `count` segments after its first clip, or after what is given; None
         for a family whose videos have no segments."""
         ...
 
@@ -64,6 +68,82 @@ class Extension(Protocol):
             UsageError: They are too few.
         """
         ...
+
+
+class Family(ABC, Generic[ConfigT]):
+    """A model family: how its runs are checked, planned, counted and loaded. Several backends may use one.
+
+    Importing one is quick; a method imports what it needs.
+
+    Attributes:
+        name: In the registry, and as `family` in a backend's YAML.
+        options: That it adds to the command line.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[Sequence[FamilyOption]] = ()
+
+    @property
+    @abstractmethod
+    def config_class(self) -> type[ConfigT]:
+        """What its runs are checked against."""
+
+    @abstractmethod
+    def plan(self, config: ConfigT) -> VideoPlan:
+        """The plan of a run, without weights.
+
+        Raises:
+            UsageError: The request does not fit the model; the message names the nearest that does.
+        """
+
+    @abstractmethod
+    def planner(self, config: ConfigT) -> Planner:
+        """What has planned the video of a run, for its denoiser."""
+
+    @abstractmethod
+    def open_planner(self, config: ConfigT) -> Planner:
+        """What plans a video that has no end yet, chunk by chunk.
+
+        Raises:
+            UsageError: The request does not fit the model; the message names the nearest that does.
+        """
+
+    @abstractmethod
+    def sizes(self, config: ConfigT, *, is_gpu: bool) -> ModelSizes:
+        """How large the model of a run is, without weights.
+
+        Raises:
+            MissingModelError: It is in a folder of the user's, and that cannot be read.
+        """
+
+    def extension(self, config: ConfigT) -> Extension | None:
+        """How a run goes on from a given video; None where the family cannot."""
+        return None
+
+    def run_details(self, config: ConfigT) -> RunDetails:
+        """What a run's folder gets beside what all have."""
+        return RunDetails()
+
+    @abstractmethod
+    def load(self, config: ConfigT, device: device) -> Pipeline:
+        """The model of a run.
+
+        Raises:
+            MissingModelError: The weights are not there or not whole.
+        """
+
+    def convert_checkpoint(self, source: Path, config: Mapping[str, object], folder: Path) -> None:
+        """Write the published checkpoint `source` to `folder` as safetensors with a config.json.
+
+        Args:
+            config: What the model is built from.
+
+        Raises:
+            MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
+        """
+        raise MissingModelError(
+            f"a checkpoint of {self.name} is used as it is published", hint="leave convert out of the YAML"
+        )
 
 
 class Planner(Protocol):

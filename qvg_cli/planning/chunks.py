@@ -31,6 +31,7 @@ class ChunkPlan:
         commits: Frames of `makes` whose keys and values stay in the cache after the cache-update pass.
         evicts: Frames that leave the cache before this chunk begins. They may be committed again.
         positions: Time position of each frame in `view`; `None` stands every frame at its own number.
+        is_first_made: Whether it makes the first frames of the video, whose steps may be others.
     """
 
     index: int
@@ -42,6 +43,7 @@ class ChunkPlan:
     evicts: Frames = ()
     given: Frames = ()
     positions: tuple[int, ...] | None = None
+    is_first_made: bool = False
 
     @property
     def frames(self) -> Frames:
@@ -118,8 +120,13 @@ def prompt_begins(plan: VideoPlan, frames: Sequence[int]) -> list[int]:
         UsageError: Such a frame is inside a chunk, or not after the one before; the message names the nearest
             that fit.
     """
-    # The first chunk has the prompt that the video begins with.
-    begins = {plan.first_pixel_frame(chunk): chunk.index for chunk in plan.chunks[1:]}
+    begins: dict[int, int] = {}
+    end = 0
+    for chunk in plan.chunks:
+        # A chunk that adds no frame belongs to the next one, and the first has the video's first prompt.
+        if chunk.index:
+            begins.setdefault(pixel_frames(end, plan.pixel_frames_per_latent), chunk.index)
+        end = max(end, max(chunk.frames) + 1)
     possible = list(begins)
     for last, frame in zip((0, *frames), frames, strict=False):
         if frame not in possible:

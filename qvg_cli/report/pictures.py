@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from qvg_cli.errors import UsageError
 from qvg_cli.video.io import Frames, read_frames
 
 _POSTER_WIDTH = 480
@@ -28,7 +29,7 @@ def poster_jpeg(path: Path, seconds: float) -> bytes | None:
     frames = read_frames(path, start_seconds=seconds / 2)
     try:
         frame = next(frames)
-    except (OSError, RuntimeError, StopIteration):
+    except (OSError, RuntimeError, ValueError, StopIteration, UsageError):
         return None
     finally:
         frames.close()

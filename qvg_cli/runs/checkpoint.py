@@ -208,8 +208,11 @@ class Checkpoint:
     def describe(
         self, result: ChunkResult, plan: VideoPlan, cache: KVCache, *, seconds: float
     ) -> tuple[ChunkRecord, dict[str, Tensor]]:
-        """The record of a chunk that has just ended, without its files, and the tensors of the history that it
-        adds, where they are."""
+        """The record of a chunk that has just ended, without its files, and the history that it adds.
+
+        Returns:
+            The record, and tensors where the cache has them.
+        """
         chunk = result.chunk.index
         # After the last chunk nothing is left to be read.
         is_last = chunk + 1 == len(plan.chunks)

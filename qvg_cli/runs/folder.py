@@ -1,8 +1,7 @@
-"""A run's folder: one place for all that a run leaves behind, never written over, never half a file. No torch.
+"""A run's folder: one place for all that a run leaves behind, never written over, never half a file.
 
-Every file but the video is written under a temporary name and moved when whole; the video is written by
-`qvg_cli.video` in the same way, but for the preview, which grows. Nothing from a prompt or a name can lead out
-of the folder.
+Every file is written under a temporary name and moved when whole, but for log and preview, which grow.
+Nothing from a prompt or a name can lead out of the folder. No torch.
 """
 
 from __future__ import annotations

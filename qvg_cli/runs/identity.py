@@ -1,7 +1,7 @@
 """What makes a run this run and no other: settings, kind of device, weights, and the files it was given.
 
-Two runs of the same identity make the same frames, so one may go on where the other stopped. The hash of a large
-file is remembered by its place, size, time of change and inode, so a changed file is read again.
+Two runs of the same identity make the same frames, so one may go on where the other stopped. The hash of a
+large file is remembered by its place, size, time of change and inode, so a changed file is read again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from qvg_cli import __version__
 from qvg_cli.config.resources import qvg_home, weights_folder
@@ -52,7 +52,7 @@ class Identity(Config):
     device: str
     weights: str
     inputs: dict[str, str]
-    extra: dict[str, JsonValue] = {}
+    extra: dict[str, JsonValue] = Field(default_factory=dict)
     versions: dict[str, str]
 
     def hash(self) -> str:

@@ -1,7 +1,7 @@
 """A folder that is written while a video is made: what was made survives whatever stops it.
 
-Guarantee: a process that is killed loses at most the chunk in hand and the one that is being written; one that
-fails, or is stopped, loses only the chunk in hand.
+Guarantee: a process that is killed loses at most the chunk in hand and the one that is being written; one
+that fails, or is stopped, loses only the chunk in hand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError
 from qvg_cli.logs import timed
 from qvg_cli.models.loading import attention_words
-from qvg_cli.models.registry import run_details
+from qvg_cli.models.registry import family_of
 from qvg_cli.report.html import run_page
 from qvg_cli.report.lack_of_memory import memory_breakdown
 from qvg_cli.report.provenance import provenance
@@ -68,7 +68,7 @@ class Run:
         self.device = device
         self.summary = Summary(video, device, times or Times())
         self._note = note
-        self._details = run_details(video.config)
+        self._details = family_of(video.config).run_details(video.config)
         self._checkpoint: Checkpoint | None = None
         if folder.state.is_dir():
             self._checkpoint = Checkpoint.open(folder.state, identify(video.config, device.type), note)

@@ -31,7 +31,9 @@ def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
     """
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    _run([*source, "-an", *QUALITY, "-f", "mp4", str(path)], path, np.ascontiguousarray(frames).data)
+    _run(
+        [*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())], path, np.ascontiguousarray(frames).data
+    )
 
 
 def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
@@ -48,9 +50,11 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
     try:
         # Names without quotes or spaces, beside the list.
         listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
-        arguments = ["-f", "concat", "-i", str(listing), "-c", "copy", "-movflags", "+faststart"]
+        arguments = ["-f", "concat", "-i", listing.name, "-c", "copy", "-movflags", "+faststart"]
         # It says how many frames it has copied; counting them afterwards would decode the whole video.
-        said = _run([*arguments, "-progress", "-", "-f", "mp4", str(part)], path, None)
+        arguments += ["-progress", "-", "-f", "mp4", str(part.absolute())]
+        # In its folder: a list's own name is read as an address, in which # and ? have a meaning.
+        said = _run(arguments, path, None, folder=listing.parent)
         found = int((re.findall(rb"^frame=(\d+)", said, re.M) or [0])[-1])
         if found != num_frames:
             raise QvgError(f"{path} would have {found} of {num_frames} frames: ffmpeg did not join its parts")
@@ -80,32 +84,30 @@ def append_parts(parts: Sequence[Path], path: Path, *, num_before: int, fps: int
     flags = "+frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets"
     try:
         listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
-        arguments = ["-f", "concat", "-i", str(listing), "-c", "copy", "-movflags", flags]
+        arguments = ["-f", "concat", "-i", listing.name, "-c", "copy", "-movflags", flags]
         arguments += ["-video_track_timescale", str(_TICKS * fps), "-f", "mp4", "-"]
-        data = bytearray(_run(arguments, path, None))
+        data = _run(arguments, path, None, folder=listing.parent)
         with path.open("ab" if num_before else "wb") as stream:
-            start = 0
-            while start < len(data):
-                stop = start + int.from_bytes(data[start : start + 4], "big")
-                kind = data[start + 4 : start + 8]
+            while data:
+                size = int.from_bytes(data[:4], "big")
+                box, kind, data = data[:size], data[4:8], data[size:]
                 if kind == b"moof":
-                    # Its time counts from the first of these parts; ISO/IEC 14496-12, 8.8.12, version 1.
-                    time = slice(at := data.index(b"tfdt", start) + 8, at + 8)
-                    ticks = int.from_bytes(data[time], "big") + _TICKS * num_before
-                    data[time] = ticks.to_bytes(8, "big")
+                    # Its time counts from the first of these parts. Source: ISO/IEC 14496-12, 8.8.12.
+                    begin = box.index(b"tfdt") + 8
+                    ticks = int.from_bytes(box[begin : begin + 8], "big") + _TICKS * num_before
+                    box = box[:begin] + ticks.to_bytes(8, "big") + box[begin + 8 :]
                 if kind in (b"moof", b"mdat") or (not num_before and kind in (b"ftyp", b"moov")):
-                    stream.write(data[start:stop])
-                start = stop
+                    stream.write(box)
     except OSError as error:
         raise disk_error(path, f"cannot write {path}: {error.strerror or error}") from error
     finally:
         listing.unlink(missing_ok=True)
 
 
-def _run(arguments: list[str], path: Path, data: memoryview | None) -> bytes:
+def _run(arguments: list[str], path: Path, data: memoryview | None, folder: Path | None = None) -> bytes:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *arguments]
     # In a session of its own: Ctrl-C is for us, and the part in hand is finished first.
-    result = subprocess.run(command, input=data, capture_output=True, start_new_session=True)
+    result = subprocess.run(command, input=data, capture_output=True, start_new_session=True, cwd=folder)
     if result.returncode:
         said = result.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise disk_error(path, ": ".join([f"cannot write {path}: ffmpeg failed", *said]))

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import CodecPair, KVCache
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.layers import Call
 from qvg_cli.models.longcat.plan import fit_size, plan_chunks
@@ -33,6 +33,7 @@ from qvg_cli.models.longcat.schedule import (
     projection_scale,
 )
 from qvg_cli.models.longcat.weights import INDEX_FILE, Checkpoint
+from qvg_cli.models.registry import load_config
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.cache_plan import CachePlan, PackPolicy

@@ -149,14 +149,16 @@ def assert_flows(run: Run, golden: dict[str, Tensor], prefix: str = "") -> None:
 
 def test_schedule_is_the_published_table():
     golden = load_golden(FOLDER, "schedule.safetensors")
-    table = denoising_steps(sampler_config(steps=tuple(range(1000, 0, -1))))
+    table = denoising_steps(range(1000, 0, -1), CONFIG["timestep_shift"])
     torch.testing.assert_close(
         torch.tensor([step.timestep for step in table]), golden["timesteps"], rtol=0, atol=1e-3
     )
     torch.testing.assert_close(
         torch.tensor([step.sigma for step in table]), golden["sigmas"], rtol=0, atol=1e-6
     )
-    used = [step.timestep for step in denoising_steps(sampler_config())]
+    used = [
+        step.timestep for step in denoising_steps(CONFIG["denoising_step_list"], CONFIG["timestep_shift"])
+    ]
     torch.testing.assert_close(torch.tensor(used), golden["denoising_timesteps"], rtol=0, atol=1e-4)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from qvg_cli.models.vae import StreamingDecoder, to_pixels
 from qvg_cli.models import vae as vae_stream
+from qvg_cli.models.vae import StreamingDecoder, to_pixels
 
 CONFIGS = {
     "wan 2.1": {"base_dim": 16, "dim_mult": [1, 2], "temperal_downsample": [True]},

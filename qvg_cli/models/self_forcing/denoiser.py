@@ -1,4 +1,4 @@
-"""One Self-Forcing video in the making: four denoising calls a chunk, then the pass that fills the cache.
+"""One Self-Forcing video in the making: a few denoising calls a chunk, then the pass that fills the cache.
 
 Source: guandeh17/Self-Forcing at 33593df, `pipeline/causal_inference.py`.
 """
@@ -21,7 +21,7 @@ from qvg_cli.planning.chunks import ChunkPlan, Frames
 
 
 class SelfForcingDenoiser(Denoiser):
-    """Four calls a chunk, whose input is noised anew between them.
+    """A few calls a chunk, whose input is noised anew between them.
 
     Args:
         model: Prepared transformer; this video's cache and prompt are attached to it.
@@ -38,7 +38,8 @@ class SelfForcingDenoiser(Denoiser):
         self.cache = cache
         self._model = model
         self._prompt_embeds = prompt_embeds
-        self._steps = denoising_steps(sampler)
+        self._steps = denoising_steps(sampler.steps, sampler.shift)
+        self._first_steps = denoising_steps(sampler.first_chunk_steps or sampler.steps, sampler.shift)
         self._context_noise = sampler.context_noise
         self._call = attach(model, cache)
 
@@ -61,7 +62,8 @@ class SelfForcingDenoiser(Denoiser):
         self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]
     ) -> Tensor:
         latents = clean = draw_noise()
-        for step, following in zip(self._steps, (*self._steps[1:], None), strict=True):
+        steps = self._first_steps if chunk.is_first_made else self._steps
+        for step, following in zip(steps, (*steps[1:], None), strict=True):
             flow = self._predict_flow(latents, step.timestep, chunk, chunk.makes)
             clean = step.clean(latents, flow)
             if following is not None:

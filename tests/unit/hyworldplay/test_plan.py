@@ -125,6 +125,18 @@ def test_the_built_in_picture_is_named(walk_config):
     assert note.startswith("the walk begins in the built-in picture 'park'; --image FILE takes another one")
 
 
+def test_what_is_cut_off_a_picture_is_told(walk_config, tmp_path):
+    Image.new("RGB", (90, 160)).save(tmp_path / "portrait.png")
+    config = walk_config("walk.pose=w-7", f"walk.image={tmp_path / 'portrait.png'}")
+    (note,) = plan_video(config).notes
+    width, height = config.video.width, config.video.height
+    cut = 1 - (90 / 160) / (width / height)
+    assert note == (
+        f"{tmp_path / 'portrait.png'}, 90 x 160, fills the first frame, {width} x {height}; "
+        f"{cut:.0%} of it is cut away"
+    )
+
+
 def test_the_picture_is_checked_while_planning(walk_config, tmp_path):
     Image.new("RGB", (3, 3)).save(tmp_path / "picture.png")
     assert plan_video(walk_config(f"walk.image={tmp_path / 'picture.png'}")).num_frames == 16
