@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from qvg_cli.models.self_forcing.session import SelfForcingSession
 
 from qvg_cli.errors import QvgError
-from qvg_cli.models.self_forcing.session import SelfForcingSession
 
 SHORT = ("--frames", 9)
 

@@ -5,8 +5,9 @@ import re
 from logging import getLogger
 from pathlib import Path
 
-from qvg_cli.logs import run_log
 from qvg_cli.models.self_forcing.session import SelfForcingSession
+
+from qvg_cli.logs import run_log
 
 TOKEN = "hf_" + "AbCdEfGh" * 4
 

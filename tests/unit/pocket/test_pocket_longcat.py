@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from qvg_cli.models.longcat.session import LongCatSession
 
 from qvg_cli.cache.kv_cache import CodecPair, KVCache
 from qvg_cli.models.longcat.plan import plan_chunks
 from qvg_cli.models.longcat.schedule import Sampling, guided_schedule
-from qvg_cli.models.longcat.session import LongCatSession
 from qvg_cli.models.longcat.weights import Checkpoint
 from qvg_cli.planning.chunks import VideoPlan
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import NoneSpec
 from scripts.pocket.adapter import MODULES, Adapter
 from scripts.pocket.longcat import CONFIG, Prompts, WindowForward, build_transformer, sample
