@@ -22,8 +22,9 @@ from pydantic import Field, JsonValue, ValidationError
 from qvg_cli import __version__
 from qvg_cli.config.resources import qvg_home, weights_folder
 from qvg_cli.config.schema import Config, RunConfig
-from qvg_cli.errors import QvgError
+from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.logs import timed
+from qvg_cli.models.registry import find_family
 from qvg_cli.runs.folder import write_whole
 
 _PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae"}}
@@ -106,10 +107,12 @@ def differences(begun: Identity, now: Identity) -> list[str]:
 
 def _known_settings(identity: Identity) -> dict[str, JsonValue]:
     """The settings under their names of today; those that have come since are at their defaults."""
+    settings = identity.settings
     try:
-        config = RunConfig.model_validate_json(json.dumps(identity.settings))
-    except ValidationError:
-        return identity.settings
+        family = find_family(str(settings.get("family") or settings.get("backend")))
+        config = family.config_class.model_validate_json(json.dumps(settings))
+    except (UsageError, ValidationError):
+        return settings
     return config.model_dump(mode="json", exclude=_PLACES)
 
 

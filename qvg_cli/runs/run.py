@@ -188,7 +188,8 @@ class Run:
             checkpoint.close()
 
     def close(self) -> None:
-        """Leave the run to other processes, as it is."""
+        """Leave the run to other processes, with the chunks that were handed over."""
+        self._wait()
         if self._checkpoint is not None:
             self._checkpoint.close()
 

@@ -1,7 +1,7 @@
 """A cut-off run goes on in another process, on the same GPU, to the same latents, pixels and packed bytes.
 
-As a program, this file makes one half: the first process makes the whole videos and puts their first chunks
-away, the second goes on from what it finds on the disk.
+As a program, this file makes one half: the first process makes the whole videos and writes their first chunks,
+the second goes on from what it finds on the disk.
 """
 
 import os
@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
-from qvg_cli.cache.snapshot import entry_tensors, held_entries, is_packing, read_entries
+from qvg_cli.cache.snapshot import block_tensors
 from qvg_cli.config.load import Request
-from qvg_cli.engine.rollout import Done, rollout
-from qvg_cli.models.registry import load_config, load_pipeline, plan_video
-from qvg_cli.runs.chunk_store import CACHE, LATENTS, ChunkRecord, ChunkStore, Held
-from qvg_cli.runs.identity import identify
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.models.registry import load_config, plan_video
+from qvg_cli.runs.folder import RunDir
+from qvg_cli.runs.run import Run
 
 PRESETS = ("int2", "int2-qvg", "bf16")
 CUT = 3
@@ -31,65 +32,45 @@ def configured(preset):
     return load_config(Request(pocket=True, sets=(*SMALL, f"cache.preset={preset}"))).config
 
 
-def make_whole(folder, preset, device):
-    """One run without a cut; its chunks before `CUT` are put away as the command does."""
+class Looked(Run):
+    """A run whose cache can be looked into."""
+
+    def begin(self, cache):
+        self.cache = cache
+        return super().begin(cache)
+
+
+def begin(folder, preset, device):
+    """A run in `folder`, and its chunks."""
     config = configured(preset)
-    plan, pipeline = plan_video(config), load_pipeline(config, device)
-    session = pipeline.start(plan, pipeline.encode_prompt(config.prompt), config.seed)
-    store = ChunkStore(folder, identify(config, device.type).hash())
+    video = Planned(config, plan_video(config), "video")
+    (folder / "run").mkdir(exist_ok=True)
+    run = Looked(video, RunDir(folder / "run"), device, print)
+    return run, Engine.load_config(config, device).rollout(video, run)
+
+
+def make_whole(folder, preset, device):
+    """One run without a cut; its chunks before `CUT` are written as the command does."""
+    run, made = begin(folder, preset, device)
     results = []
-    for result in rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, config.seed)):
+    for result in made:
         if len(results) < CUT:
-            put_away(store, result, session.cache, plan.chunks[result.chunk.index + 1])
+            run.add(result)
         results.append(result)
-    keep(folder / "whole.safetensors", results[CUT:], session.cache, plan)
-
-
-def put_away(store, result, cache, following):
-    chunk = result.chunk.index
-    files = {LATENTS: store.write(chunk, LATENTS, save({"latents": result.latents.cpu()}))}
-    held = held_entries(cache, following) if is_packing(cache) else ()
-    tensors, about = entry_tensors(cache, held)
-    if tensors:
-        files[CACHE] = store.write(chunk, CACHE, save(tensors))
-    store.commit(
-        ChunkRecord(
-            run=store.run,
-            chunk=chunk,
-            files=files,
-            entries=about,
-            held=tuple(Held(entry=name, chunk=chunk) for name in held),
-            has_history=is_packing(cache),
-            memory=result.memory,
-            num_frames=0,
-            chunk_seconds=result.seconds,
-            seconds=result.seconds,
-        )
-    )
+    run.close()
+    keep(folder / "whole.safetensors", results[CUT:], run.cache)
 
 
 def go_on(folder, preset, device):
-    """The chunks after `CUT`, from what the other process has put away."""
-    config = configured(preset)
-    plan, pipeline = plan_video(config), load_pipeline(config, device)
-    session = pipeline.start(plan, pipeline.encode_prompt(config.prompt), config.seed)
-    store = ChunkStore(folder, identify(config, device.type).hash())
-    records = list(store.records())
-    assert len(records) == CUT
-    latents = torch.cat([load(store.read(record, LATENTS))["latents"] for record in records], dim=2)
-    last = records[-1]
-    if last.has_history:
-        found = read_entries(load(store.read(last, CACHE)), last.entries, session.cache, device)
-        layers = [[found[held.entry][layer.index] for held in last.held] for layer in session.cache.layers]
-        session.cache.restore(plan.chunks[:CUT], layers)
-    done = Done(CUT, latents.to(device), last.has_history)
-    noise = pipeline.noise(plan, config.seed)
-    rest = list(rollout(plan, session, pipeline.decoder(), noise, done=done))
-    keep(folder / "rest.safetensors", rest, session.cache, plan)
+    """The chunks after `CUT`, from what the other process has written."""
+    run, made = begin(folder, preset, device)
+    assert run.summary.resumed_after == CUT
+    keep(folder / "rest.safetensors", list(made), run.cache)
+    run.close()
 
 
-def keep(path, results, cache, plan):
-    packed, _ = entry_tensors(cache, held_entries(cache, plan.chunks[-1]))
+def keep(path, results, cache):
+    packed, _ = block_tensors(cache, cache.plan.blocks)
     made = {
         f"{name}/{result.chunk.index}": getattr(result, name).cpu()
         for result in results
