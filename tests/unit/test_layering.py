@@ -24,6 +24,7 @@ LAYERS = (
         "qvg_cli",
     ),
     (
+        "qvg_cli.text_files",
         "qvg_cli.yaml_text",
         "qvg_cli.run_dir",
         "qvg_cli.interrupts",

@@ -83,8 +83,8 @@ def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> 
         MissingModelError: The folder is not whole, or does not fit its config.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8-sig"))
         state: dict[str, Tensor] = {}
         for file_name in sorted(set(index["weight_map"].values())):
             with safe_open(folder / file_name, framework="pt") as shard:

@@ -82,7 +82,7 @@ def read_config(folder: Path) -> TransformerConfig:
     """
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise MissingModelError(f"cannot read {path}: {error}") from error
     return config_from(values, str(path))
@@ -126,7 +126,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if not index.exists():
         return sorted(folder.glob("*.safetensors"))
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
     except (OSError, ValueError, KeyError) as error:
         raise MissingModelError(f"cannot read {index}: {error}") from error
     return [folder / name for name in sorted(names)]
