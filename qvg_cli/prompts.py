@@ -21,7 +21,7 @@ _SCHEDULE_UNITS = ("frame", "seconds", "chunk")
 _SCHEDULE_EXAMPLE = '{"frame": 33, "prompt": "..."}'
 _JOB_KEYS = ("prompt", "seed", "name")
 _COMMENT = "#"
-_MAX_CHARACTERS = 50_000
+_MAX_WRITTEN = 500_000
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ def check_prompt(prompt: str, place: str = "the prompt") -> str:
         raise UsageError(
             f"{place}: {refused}", hint="leave it out; every other character of Unicode is taken"
         )
-    if len(text) > _MAX_CHARACTERS:
+    written = len(text.encode("ascii", "backslashreplace"))
+    if written > _MAX_WRITTEN:
         # run.yaml has to hold it, and is read back only up to a size.
-        raise UsageError(f"{place} has {len(text)} characters; at most {_MAX_CHARACTERS} are taken")
+        raise UsageError(f"{place} is {written} characters long when it is written; {_MAX_WRITTEN} are taken")
     return text
 
 

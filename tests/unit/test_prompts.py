@@ -116,8 +116,8 @@ def test_what_no_text_holds_is_refused_by_name_and_place(prompt, message):
 
 def test_a_prompt_longer_than_run_yaml_can_hold_is_refused():
     assert len(check_prompt("\U0001f468" * 50_000)) == 50_000
-    with pytest.raises(UsageError, match="has 50001 characters; at most 50000"):
-        check_prompt("a" * 50_001)
+    with pytest.raises(UsageError, match="is 500010 characters long when it is written; 500000 are taken"):
+        check_prompt("\U0001f468" * 50_001)
 
 
 def test_comments_are_no_prompts(tmp_path):
