@@ -5,7 +5,22 @@ Everything below `main.py` raises; only `main.py` prints and exits.
 
 from __future__ import annotations
 
+import errno
 import sys
+
+_DISK_HINTS = {
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space: your quota is used up",
+    errno.EIO: "the disk or the terminal has gone",
+    errno.EACCES: "you may not use it; give another one, or change its permissions",
+    errno.EPERM: "you may not use it; give another one, or change its permissions",
+    errno.EROFS: "it can only be read; give another folder",
+    errno.ELOOP: "its links lead in a circle",
+    errno.ENOTDIR: "a part of it is a file, not a folder",
+    errno.EISDIR: "it is a folder; give a file",
+}
+"""What the machine refuses, and what a user can do; anything else would be a defect."""
 
 
 class QvgError(Exception):
@@ -57,6 +72,12 @@ def shown_error(error: BaseException) -> QvgError:
         )
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("stopped")
+    if isinstance(error, OSError) and error.errno in _DISK_HINTS:
+        place = f" {error.filename}" if error.filename else ""
+        message = f"cannot use{place}: {error.strerror}" if place else str(error.strerror)
+        hint = _DISK_HINTS[error.errno]
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        return QvgError(message, hint=hint) if is_full else UsageError(message, hint=hint)
     return QvgError(
         f"{type(error).__name__}: {error}",
         hint="this is a defect of qvg; the same command with --debug shows where",

@@ -54,8 +54,20 @@ class Launch:
 
 
 def find_launch(environment: Mapping[str, str]) -> Launch:
-    """What torchrun tells each process; one process where it has not started this one."""
+    """What torchrun tells each process; one process where it has not started this one.
+
+    Raises:
+        UsageError: A variable that torchrun sets is missing or no number.
+    """
     if "TORCHELASTIC_RUN_ID" not in environment:
         return Launch()
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    return Launch(*(int(environment[name]) for name in names))
+    numbers = []
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        value = environment.get(name, "")
+        if not value.isdecimal():
+            raise UsageError(
+                f"{name}={value} is not a number, and TORCHELASTIC_RUN_ID says that torchrun started this",
+                hint="start it with torchrun, or unset TORCHELASTIC_RUN_ID",
+            )
+        numbers.append(int(value))
+    return Launch(*numbers)

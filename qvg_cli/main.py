@@ -23,8 +23,9 @@ from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
 from qvg_cli.commands.plan import plan
 from qvg_cli.commands.show import show
-from qvg_cli.console import show_error, visible
-from qvg_cli.errors import shown_error
+from qvg_cli.console import drop_stream, show_error, visible
+from qvg_cli.environment import check_environment
+from qvg_cli.errors import UsageError, shown_error
 from qvg_cli.launch import Launch, find_launch
 from qvg_cli.logs import set_up
 from qvg_cli.redaction import redact
@@ -84,12 +85,13 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            check_environment()
             set_up(is_verbose=bool(ctx.params.get("verbose")))
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, typer.Exit | typer.TyperException | typer.Abort):
                 raise
-            if ctx.params.get("debug"):
+            if ctx.params.get("debug") and sys.stderr is not None:
                 sys.stderr.write(visible(redact("".join(traceback.format_exception(error)))))
             raise typer.Exit(_tell(error)) from None
 
@@ -139,7 +141,10 @@ app.command(cls=_Command, epilog=EXIT_CODES)(clean)
 
 def main() -> None:
     """The entry point of the program `qvg`; of what torchrun starts, the first process runs the command."""
-    launch = find_launch(os.environ)
+    try:
+        launch = find_launch(os.environ)
+    except UsageError as error:
+        sys.exit(_tell(error))
     if launch.rank > 0:
         _follow(launch)
         return
@@ -147,7 +152,13 @@ def main() -> None:
         from qvg_cli.backends.pair import end_followers_at_exit
 
         end_followers_at_exit()
-    app()
+    try:
+        app()
+    except OSError as error:
+        # Help that cannot be written: what a command does is caught where it runs.
+        if sys.stdout is not None:
+            drop_stream(sys.stdout)
+        sys.exit(_tell(error))
 
 
 def _follow(launch: Launch) -> None:

@@ -71,7 +71,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.reader.ReaderError as error:
         raise UsageError(
             f"{source}: character {error.position + 1} is {name_character(chr(error.character))}",
-            hint="leave it out",
+            hint="leave it out, or write it as an escape in double quotes",
         ) from error
     except (yaml.YAMLError, ValueError) as error:
         # Such as a number of thousands of digits.

@@ -15,6 +15,7 @@ from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
 from qvg_cli.plan import pixel_frames
 from qvg_cli.run_dir import RunDir, slug
+from qvg_cli.text_files import find_unwritable
 from qvg_cli.video.clip import Clip, count_fitted, open_clip
 from qvg_cli.video.picture import open_image
 
@@ -64,6 +65,11 @@ def find_start(path: Path) -> Start:
     Raises:
         UsageError: There is nothing of the kind.
     """
+    if found := find_unwritable(str(path.absolute())):
+        raise UsageError(
+            f"cannot go on from {path.absolute()}: {found}",
+            hint="run.yaml is UTF-8 text; give the file another name",
+        )
     if not path.exists():
         raise UsageError(f"no video {path}", hint="give a video file, or the folder of a run")
     run = RunDir(path if path.is_dir() else path.parent)

@@ -10,12 +10,12 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from pydantic import JsonValue
 
 from qvg_cli import __version__
 from qvg_cli.config import Config, RunConfig
+from qvg_cli.environment import expand_user
 from qvg_cli.logs import timed
 from qvg_cli.resources import weights_folder
 from qvg_cli.resume.fingerprint import hash_file, hash_folder
@@ -69,7 +69,7 @@ def identify(config: RunConfig, device: str, extra: Mapping[str, JsonValue] | No
         settings=settings,
         device=device,
         weights=weights,
-        inputs={name: hash_file(Path(name).expanduser()) for name in files},
+        inputs={name: hash_file(expand_user(name)) for name in files},
         extra=dict(extra or {}),
         versions=_versions(device),
     )
@@ -133,6 +133,6 @@ def _leaves(values: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).expanduser().is_file()
+        return expand_user(text).is_file()
     except (OSError, ValueError, RuntimeError):
         return False

@@ -14,6 +14,7 @@ LAYERS = (
     ("qvg_kernels",),
     (
         "qvg_cli.errors",
+        "qvg_cli.environment",
         "qvg_cli.plan",
         "qvg_cli.config",
         "qvg_cli.randomness",

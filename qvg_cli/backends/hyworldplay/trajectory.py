@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvg_cli.backends.hyworldplay.pose import MAX_POSES, Command, parse_pose
+from qvg_cli.environment import expand_user
 from qvg_cli.errors import UsageError
 from qvg_cli.text_files import read_text
 
@@ -77,7 +78,7 @@ def camera_path(pose: str) -> Trajectory:
         UsageError: The text or the file is not what it has to be; the place is named.
     """
     if pose.strip().lower().endswith(".json"):
-        return read_trajectory(Path(pose.strip()).expanduser())
+        return read_trajectory(expand_user(pose.strip()))
     parsed = parse_pose(pose)
     return replace(walk(parsed.commands), notes=parsed.notes)
 

@@ -20,6 +20,7 @@ from qvg_cli.backends.self_forcing.weights import read_published, transformer_fr
 from qvg_cli.backends.text_store import PromptEncoder
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config import CacheConfig
+from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.resources import weights_folder
@@ -137,7 +138,7 @@ def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcin
 def _load_transformer(weights: Path, checkpoint: str | None, dtype: torch.dtype) -> WanTransformer3DModel:
     """The transformer in the file `checkpoint`, or else the one of a weights folder."""
     folder = weights / "transformer"
-    source = _find_transformer(weights, folder) if checkpoint is None else Path(checkpoint).expanduser()
+    source = _find_transformer(weights, folder) if checkpoint is None else expand_user(checkpoint)
     if source == folder:
         return load_pretrained(WanTransformer3DModel, folder, dtype)
     if not source.is_file():
