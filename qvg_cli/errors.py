@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import sys
 
+from qvg_cli.interrupts import Stopped
+
 _DISK_HINTS = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ENOSPC: "free some space",
@@ -61,6 +63,17 @@ class Interrupted(QvgError):
     exit_code = 130
 
 
+class Paused(Interrupted):
+    """SIGTERM or SIGUSR1 stopped the run, as schedulers do; what was made is kept, and the run can go on."""
+
+    exit_code = 75
+
+
+def interruption(stop: BaseException, message: str, *, hint: str | None = None) -> Interrupted:
+    """The error for a run that Ctrl-C or a signal has stopped."""
+    return (Paused if isinstance(stop, Stopped) else Interrupted)(message, hint=hint)
+
+
 def shown_error(error: BaseException) -> QvgError:
     """What the user is told about `error`."""
     if isinstance(error, QvgError):
@@ -71,7 +84,7 @@ def shown_error(error: BaseException) -> QvgError:
             hint="give a smaller --size, fewer --seconds, another --cache or --set memory.transformer=parked",
         )
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("stopped")
+        return interruption(error, f"stopped by {error}" if isinstance(error, Stopped) else "stopped")
     if isinstance(error, OSError) and error.errno in _DISK_HINTS:
         place = f" {error.filename}" if error.filename else ""
         message = f"cannot use{place}: {error.strerror}" if place else str(error.strerror)

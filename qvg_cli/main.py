@@ -26,6 +26,7 @@ from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_error, visible
 from qvg_cli.environment import check_environment
 from qvg_cli.errors import UsageError, shown_error
+from qvg_cli.interrupts import stop_on_signals
 from qvg_cli.launch import Launch, find_launch
 from qvg_cli.logs import set_up
 from qvg_cli.redaction import redact
@@ -37,6 +38,7 @@ Exit codes:
   2    the request cannot be carried out as it was written
   3    weights or ffmpeg are missing
   4    out of memory
+  75   stopped by SIGTERM or SIGUSR1; what was made until then is kept, and --resume goes on
   130  stopped with Ctrl-C; what was made until then is kept"""
 
 _GENERATE_EXAMPLES = """\b
@@ -85,9 +87,10 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            check_environment()
-            set_up(is_verbose=bool(ctx.params.get("verbose")))
-            return super().invoke(ctx)
+            with stop_on_signals():
+                check_environment()
+                set_up(is_verbose=bool(ctx.params.get("verbose")))
+                return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, typer.Exit | typer.TyperException | typer.Abort):
                 raise

@@ -188,7 +188,8 @@ def follow(launch: Launch, load_pipeline: Callable[[RunConfig, torch.device], Gu
         load_pipeline: Loads the model of a run.
     """
     # The first process hears Ctrl-C, puts away what there is, and ends both.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_leader, args=(open_store(),), daemon=True).start()
     channel = Channel(open_store(), launch)
     config, device_type = channel.receive()

@@ -21,6 +21,7 @@ from qvg_cli.commands.shards import Shard, find_begun
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory, shown_error
+from qvg_cli.interrupts import stop_if_asked
 from qvg_cli.report.words import short_prompt
 from qvg_cli.resume.identity import identify
 from qvg_cli.resume.state import RunState
@@ -113,6 +114,7 @@ class Batch:
             QvgError: The model cannot be loaded.
         """
         for number, video in enumerate(self._planned, start=1):
+            stop_if_asked()
             if len(self._planned) > 1:
                 self._console.note(
                     f"video {number}/{len(self._planned)}: {short_prompt(video.config.prompt)!r}"

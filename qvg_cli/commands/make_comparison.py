@@ -32,7 +32,7 @@ from qvg_cli.commands.resume import is_finished
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.errors import QvgError
-from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.interrupts import hold_interrupts, stop_if_asked
 from qvg_cli.report.compare_video import compare_video
 from qvg_cli.report.comparison_writer import SIDE_BY_SIDE, ComparisonWriter
 from qvg_cli.report.run_files import Result, read_result
@@ -203,6 +203,7 @@ def _compare_row(
     with _kept_if_filled(folder), _spools(folder, len(row), row[0]) as spools:
         runs = []
         for name, arm_folder, video, spool in zip(writer.names, arm_folders, row, spools, strict=True):
+            stop_if_asked()
             run = RunDir(folder / arm_folder)
             if is_finished(run):
                 console.note(f"{name}: decoding {run.path}")

@@ -29,8 +29,8 @@ from qvg_cli.commands.remedies import check_memory, remedies_after
 from qvg_cli.config import RunConfig
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
-from qvg_cli.errors import Interrupted, MissingModelError, QvgError, is_out_of_memory
-from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.errors import MissingModelError, QvgError, interruption, is_out_of_memory
+from qvg_cli.interrupts import Stopped, choose_moments, hold_interrupts, stop_if_asked
 from qvg_cli.launch import find_launch
 from qvg_cli.logs import run_log, timed
 from qvg_cli.plan import prompt_begins
@@ -184,7 +184,7 @@ def make_video(
         prompt_embeds: See `encode_prompts`; none encodes them here.
 
     Raises:
-        Interrupted: Ctrl-C; the part made so far is in the folder.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the part made so far is in the folder.
     """
     with run_log(recording.log):
         _make_video(recording, pipeline, console, prompt_embeds)
@@ -204,7 +204,13 @@ def _make_video(
         noise = pipeline.noise(plan, config.seed)
         done = recording.begin(session.cache, console.note)
         opening = open_video(config, plan, pipeline, session.device, recording.show_clip)
-        with console.progress(len(plan.chunks), 0 if done is None else done.num_chunks) as progress:
+        num_done = 0 if done is None else done.num_chunks
+        with choose_moments(), console.progress(len(plan.chunks), num_done) as progress:
+
+            def end_step() -> None:
+                progress.step()
+                stop_if_asked(in_chunk=True)
+
             for result in rollout(
                 plan,
                 session,
@@ -213,19 +219,21 @@ def _make_video(
                 context=opening.context,
                 num_shown=opening.num_shown,
                 done=done,
-                on_step=progress.step,
+                on_step=end_step,
             ):
                 with hold_interrupts(), timed("put away", logging.DEBUG):
                     recording.add(result, session.cache)
                 LOG.info("%s", recording.log_line(result))
                 progress.chunk_done(recording.status_line())
+                if result.chunk.index + 1 < len(plan.chunks):
+                    stop_if_asked()
         with hold_interrupts(), timed("video and reports"):
             recording.finish("complete")
-    except KeyboardInterrupt:
-        LOG.info("stopped with Ctrl-C")
+    except KeyboardInterrupt as stop:
+        LOG.info("stopped by %s", stop if isinstance(stop, Stopped) else "Ctrl-C")
         with hold_interrupts():
             recording.finish("interrupted")
-        raise Interrupted(f"stopped; {recording.kept()}", hint=recording.remedy()) from None
+        raise interruption(stop, f"stopped; {recording.kept()}", hint=recording.remedy()) from None
     except Exception as error:
         LOG.error("failed", exc_info=error)
         try:

@@ -14,6 +14,7 @@ LAYERS = (
     ("qvg_kernels",),
     (
         "qvg_cli.errors",
+        "qvg_cli.interrupts",
         "qvg_cli.environment",
         "qvg_cli.plan",
         "qvg_cli.config",
@@ -28,7 +29,6 @@ LAYERS = (
         "qvg_cli.text_files",
         "qvg_cli.yaml_text",
         "qvg_cli.run_dir",
-        "qvg_cli.interrupts",
         "qvg_cli.prompts",
         "qvg_cli.device",
         "qvg_cli.redaction",
