@@ -20,6 +20,7 @@ from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory, shown_error
+from qvg_cli.interrupts import stop_if_asked
 from qvg_cli.logs import command_began
 from qvg_cli.report.words import short_prompt
 from qvg_cli.runs.folder import RunDir, prepare_folder
@@ -114,6 +115,7 @@ class Batch:
         """
         times = Times(command_began())
         for number, video in enumerate(self._planned, start=1):
+            stop_if_asked()
             if len(self._planned) > 1:
                 self._console.note(
                     f"video {number}/{len(self._planned)}: {short_prompt(video.config.prompt)!r}"
