@@ -51,8 +51,8 @@ def settings_page() -> str:
 
 
 CODECS = """`cache.k` and `cache.v` hold the codec of the keys and of the values. `--cache PRESET` sets both,
-`--set cache.k.preset=int2 --set cache.v.preset=int3` one each. `--set cache.k.KEY=VALUE` changes one setting of
-those below, `--set cache.KEY=VALUE` changes it for both.
+`--set cache.k.preset=int2 --set cache.v.preset=int3` one each. `--set cache.k.KEY=VALUE` changes one of the
+settings below, `--set cache.KEY=VALUE` changes it for both.
 """
 
 
