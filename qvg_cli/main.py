@@ -5,9 +5,7 @@ Nothing heavy is imported here, so that `qvg --help` answers at once.
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 import traceback
 from typing import Annotated, Any
 
@@ -24,7 +22,6 @@ from qvg_cli.commands.generate import generate
 from qvg_cli.commands.plan import plan
 from qvg_cli.commands.show import show
 from qvg_cli.console import show_error, visible
-from qvg_cli.engine.launch import Launch, find_launch
 from qvg_cli.errors import shown_error
 from qvg_cli.logs import set_up
 from qvg_cli.redaction import redact
@@ -138,29 +135,8 @@ app.command(cls=_Command, epilog=EXIT_CODES)(clean)
 
 
 def main() -> None:
-    """The entry point of the program `qvg`; of what torchrun starts, the first process runs the command."""
-    launch = find_launch(os.environ)
-    if launch.rank > 0:
-        _follow(launch)
-        return
-    if launch.num_processes > 1:
-        from qvg_cli.engine.pair import end_followers_at_exit
-
-        end_followers_at_exit()
+    """The entry point of the program `qvg`."""
     app()
-
-
-def _follow(launch: Launch) -> None:
-    """Compute for the first process until it ends."""
-    from qvg_cli.commands.make_videos import load_to_follow
-    from qvg_cli.engine.pair import GRACE_SECONDS, follow
-
-    try:
-        follow(launch, load_to_follow)
-    except Exception as error:
-        code = _tell(error, "second process: ")
-        time.sleep(GRACE_SECONDS)
-        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -33,19 +33,19 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from qvg_cli.config.load import Layer, Request, load_config
+from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.launch import find_launch
 from qvg_cli.engine.pair import check_devices, end_followers_at_exit, follow, lead
 from qvg_cli.engine.rollout import rollout
-from qvg_cli.models import registry
 from qvg_cli.models.base import Pipeline, Rows
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
 from qvg_cli.models.longcat.pipeline import LongCatPipeline
 from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
 from qvg_cli.models.longcat.session import LongCatSession
+from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
@@ -317,7 +317,7 @@ class Arm:
         """The plan, and random latents of the frames that it takes as given."""
         config = self._config
         if config.backend != "longcat" or self._options.steps != 0:
-            return registry.plan_video(config), None
+            return plan_video(config), None
         frames = config.sampler.condition_frames
         plan = plan_longcat(config, context_frames=frames)
         channels, height, width = plan.latent_shape

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.rollout import ChunkResult, SeededNoise, rollout
 from qvg_cli.models.base import Session
-from qvg_cli.models.registry import load_pipeline, plan_video
+from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 

@@ -1,12 +1,12 @@
-"""The attention history of one video: per layer, packed spans and the chunks that still wait for theirs.
+"""The attention history of one video: per layer, packed blocks and the chunks that still wait to be packed.
 
 Keys are stored after the key norm and before any rotation, values raw. Invariants: reading changes nothing; a
-span is encoded once; what a layer holds is exactly the frames that the plan says, and nothing else.
+block is encoded once; what a layer holds is exactly what the cache plan says, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,9 +15,18 @@ from torch import Tensor
 
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
-from qvg_cli.planning.cache_plan import Frames, plan_packs, policy_of, unpacked_spec
-from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
-from qvg_cli.planning.ledger import Ledger, add
+from qvg_cli.planning.cache_forecast import CacheShape
+from qvg_cli.planning.cache_plan import (
+    Block,
+    CachePlan,
+    CacheStep,
+    Commit,
+    Packing,
+    PackPolicy,
+    unpacked_spec,
+)
+from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry
+from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.attention import Arithmetic, attend
 from qvg_kernels.codec import (
@@ -53,14 +62,13 @@ class CodecPair:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """Keys and values of some frames, as a pair of codecs stores them.
+    """Keys and values of one block in one layer, as a pair of codecs stores them.
 
     Attributes:
-        frames: Absolute ids, in the order of the tokens.
-        codecs: Those that made `key` and `value`.
+        codecs: The codecs that made `key` and `value`.
     """
 
-    frames: Frames
+    block: Block
     codecs: CodecPair
     key: PackedTensor
     value: PackedTensor
@@ -69,7 +77,7 @@ class Entry:
         """Bytes held, by kind."""
         return add(self.key.payload_bytes(), self.value.payload_bytes())
 
-    def decode(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
+    def decode(self, heads: slice = slice(None), tokens: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Keys, not rotated, and values of a part: two `[B, h, s, D]`."""
         return (
             self.codecs.key.decode(self.key, heads=heads, tokens=tokens),
@@ -79,7 +87,14 @@ class Entry:
 
 @dataclass
 class LayerCache:
-    """One layer's history."""
+    """One layer's history.
+
+    Attributes:
+        entries: What is held, in the order in which it was stored.
+        entry_of: The entry that a held frame is read from. A frame that was evicted is in none, even while a
+            block keeps its tokens beside those of other frames.
+        unsettled: Checks of new blocks that would have waited for the device.
+    """
 
     index: int
     seed: int
@@ -89,14 +104,10 @@ class LayerCache:
     workspace: Workspace
     ledger: Ledger
     arithmetic: Arithmetic = "auto"
-    entries: list[Entry] = field(default_factory=list)
+    entries: dict[Block, Entry] = field(default_factory=dict)
+    entry_of: dict[int, Entry] = field(default_factory=dict)
     unsettled: list[tuple[Frames, FiniteCheck]] = field(default_factory=list)
     _histories: dict[object, History] = field(default_factory=dict)
-
-    @property
-    def frames(self) -> Frames:
-        """Frames held, in stored order."""
-        return tuple(frame for entry in self.entries for frame in entry.frames)
 
     def attend(
         self,
@@ -116,47 +127,72 @@ class LayerCache:
             key: `[B, H, S, D]` of the chunk's own `frames`, not rotated.
             value: `[B, H, S, D]` of the chunk.
             reads: Frames of the history, all held.
-            value_rotation: Of the values; none leaves them as they are.
+            value_rotation: Rotation of the values; `None` leaves them as they are.
+
+        Raises:
+            QvgError: A frame of `reads` is not held.
         """
         history = self._history(reads, rotation, value_rotation)
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
         given = GivenSegment(key, value, rotation.placement(frames), value_placement)
         return attend(query, history, given, self.workspace, self.arithmetic)
 
-    def append(self, key: Tensor, value: Tensor, frames: Frames, packs: Sequence[Frames]) -> None:
-        """Store a finished chunk and pack the groups of frames that are due.
+    def commit(self, key: Tensor, value: Tensor, frames: Frames, commit: Commit) -> None:
+        """Store blocks of the frames that pass through the model, and pack those that are due.
 
         Args:
-            key: `[B, H, S, D]` after the key norm, before rotation.
+            key: `[B, H, S, D]` of `frames`, after the key norm, before rotation.
             value: `[B, H, S, D]`.
-            packs: Groups of unpacked frames, this chunk's among them or held; each becomes one span now.
 
         Raises:
             QvgError: A value is NaN or infinite, or the codecs do not take the head size; the message names
                 the layer, and the frame and head of the first such value.
         """
-        if tuple(frames) in packs:
-            self._store(self._encode(self.packed, key, value, frames))
-        else:
-            self._store(self._encode(self.unpacked, key, value, frames))
-        for group in packs:
-            if group != tuple(frames):
-                self._pack(group)
+        for block in commit.stores:
+            codecs = self.packed if block.is_packed else self.unpacked
+            self._hold(
+                self._encode(codecs, self._take(key, frames, block), self._take(value, frames, block), block)
+            )
+        for packing in commit.packings:
+            self._pack(packing)
 
-    def evict(self, gone: Set[int]) -> None:
-        """Drop the entries whose frames are all `gone`; a span stays until the last of its frames goes."""
-        for entry in [entry for entry in self.entries if set(entry.frames) <= gone]:
-            self._drop(entry)
+    def evict(self, step: CacheStep) -> None:
+        """Forget the frames that `step` evicts, and drop the blocks that none of their frames is left of."""
+        for frame in step.evicts:
+            self.entry_of.pop(frame, None)
+        for block in step.drops:
+            self._drop(block)
 
-    def restore(self, entries: Sequence[Entry]) -> None:
-        """Hold `entries` that this layer, or one like it, has made before."""
+    def restore(self, entries: Sequence[Entry], block_of: Mapping[int, Block]) -> None:
+        """Hold `entries` that this layer, or one like it, has made before.
+
+        Args:
+            block_of: The block that a frame is read from.
+        """
         for entry in entries:
-            self._store(entry)
+            self._hold(entry)
+        self.entry_of = {
+            frame: self.entries[block] for frame, block in block_of.items() if block in self.entries
+        }
+
+    def _take(self, states: Tensor, frames: Frames, block: Block) -> Tensor:
+        """The tokens of a block, out of `[B, H, S, D]` states of `frames`."""
+        if block.frames == frames:
+            return states
+        by_frame = states.unflatten(2, (len(frames), self.tokens_per_frame))
+        taken: Tensor = by_frame[:, :, [frames.index(frame) for frame in block.frames]].flatten(2, 3)
+        return taken
 
     def _history(self, reads: Frames, rotation: Rotation, value_rotation: Rotation | None) -> History:
         """What `reads` are stored in, made once for all steps of a chunk."""
         wanted = reads, rotation, value_rotation
         if wanted not in self._histories:
+            missing = [frame for frame in reads if frame not in self.entry_of]
+            if missing:
+                raise QvgError(
+                    f"latent frame {missing[0]} is not in the cache of layer {self.index}, which holds "
+                    f"{sorted(self.entry_of)}: the plan reads a frame that was not committed, or was evicted"
+                )
             self._histories[wanted] = History(tuple(self._segments(reads, rotation, value_rotation)))
         return self._histories[wanted]
 
@@ -166,14 +202,16 @@ class LayerCache:
         """A segment for each run of neighbouring frames of an entry."""
         wanted = set(reads)
         size = self.tokens_per_frame
-        for entry in self.entries:
-            placement = rotation.placement(entry.frames)
-            value_placement = None if value_rotation is None else value_rotation.placement(entry.frames)
+        for entry in self.entries.values():
+            frames = entry.block.frames
+            placement = rotation.placement(frames)
+            value_placement = None if value_rotation is None else value_rotation.placement(frames)
             start = None
-            for position, frame in enumerate((*entry.frames, None)):
-                if frame in wanted and start is None:
+            for position, frame in enumerate((*frames, None)):
+                is_read = frame in wanted and frame is not None and self.entry_of[frame] is entry
+                if is_read and start is None:
                     start = position
-                elif frame not in wanted and start is not None:
+                elif not is_read and start is not None:
                     yield StoredSegment(
                         entry.codecs.key,
                         entry.codecs.value,
@@ -186,99 +224,95 @@ class LayerCache:
                     )
                     start = None
 
-    def _pack(self, group: Frames) -> None:
-        """Replace the unpacked entries of `group` by one span."""
-        members = [entry for entry in self.entries if set(entry.frames) <= set(group)]
-        pairs = [entry.decode(slice(None), slice(None)) for entry in members]
+    def _pack(self, packing: Packing) -> None:
+        pairs = [self.entries[member].decode() for member in packing.members]
         key = torch.cat([key for key, _ in pairs], dim=2)
         value = torch.cat([value for _, value in pairs], dim=2)
-        span = self._encode(self.packed, key, value, group)
-        for entry in members:
-            self._drop(entry)
-        self._store(span)
+        packed = self._encode(self.packed, key, value, packing.block)
+        for member in packing.members:
+            self._drop(member)
+        self._hold(packed)
 
-    def _encode(self, codecs: CodecPair, key: Tensor, value: Tensor, frames: Frames) -> Entry:
-        key_seed = derive_seed(self.seed, "key", self.index, frames[0])
-        value_seed = derive_seed(self.seed, "value", self.index, frames[0])
+    def _encode(self, codecs: CodecPair, key: Tensor, value: Tensor, block: Block) -> Entry:
+        seeds = tuple(derive_seed(self.seed, side, self.index, block.frames[0]) for side in ("key", "value"))
         checks: list[FiniteCheck] = []
         try:
-            pair = encode_pair((codecs.key, codecs.value), (key, value), (key_seed, value_seed), checks)
+            pair = encode_pair((codecs.key, codecs.value), (key, value), (seeds[0], seeds[1]), checks)
         except NonFiniteError as error:
-            raise self.refuse(frames, error) from error
+            raise self.refuse(block.frames, error) from error
         except ValueError as error:
             raise QvgError(f"cannot cache layer {self.index}: {error}") from error
-        self.unsettled += [(frames, check) for check in checks]
-        return Entry(frames, codecs, *pair)
+        self.unsettled += [(block.frames, check) for check in checks]
+        return Entry(block, codecs, *pair)
 
     def refuse(self, frames: Frames, error: NonFiniteError) -> QvgError:
-        """What to tell about a value of `frames` that is not finite."""
+        """The error for a value of `frames` that is not finite."""
         frame = frames[error.token // self.tokens_per_frame]
         return QvgError(f"cannot cache layer {self.index}, latent frame {frame}: {error}")
 
-    def _store(self, entry: Entry) -> None:
+    def _hold(self, entry: Entry) -> None:
         self._histories.clear()
-        self.entries.append(entry)
+        self.entries[entry.block] = entry
+        self.entry_of.update(dict.fromkeys(entry.block.frames, entry))
         self.ledger.add(entry.payload_bytes())
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, block: Block) -> None:
         self._histories.clear()
-        self.entries.remove(entry)
-        self.ledger.remove(entry.payload_bytes())
+        # A block that the next chunk drops is not saved, so a resumed run does not hold it.
+        if entry := self.entries.pop(block, None):
+            self.ledger.remove(entry.payload_bytes())
 
 
 class KVCache:
-    """The history of all layers, driven by the plan.
+    """The history of all layers; carries out a `CachePlan`.
 
     Args:
-        plan: Of the whole video.
-        packs: For each chunk of the plan, the groups of frames to pack when it is committed.
-        num_layers: Self-attention layers.
-        layer_width: Channels of one layer's keys, heads times head size, times the batch.
-        packed: Codecs of the spans.
+        plan: Grows with the chunks that begin.
+        geometry: Shape of the video's frames.
+        shape: Keys and values of the model.
+        packed: Codecs of packed blocks.
         unpacked: Codecs of the chunks that wait or stay unpacked.
-        seed: Of the codecs' starting points.
-        workspace_bytes: For decoded keys and values of all layers together.
+        seed: Seed of the codecs' starting points.
+        workspace_bytes: Size of decoded keys and values of all layers together.
         arithmetic: How packed history is multiplied.
     """
 
     def __init__(
         self,
-        plan: VideoPlan,
-        packs: Sequence[tuple[Frames, ...]],
+        plan: CachePlan,
+        geometry: Geometry,
+        shape: CacheShape,
         *,
-        num_layers: int,
-        layer_width: int,
         packed: CodecPair,
         unpacked: CodecPair,
         seed: int,
         workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
         arithmetic: Arithmetic = "auto",
     ) -> None:
+        self.plan = plan
         self.ledger = Ledger()
-        self._packs = packs
-        self._gone: set[int] = set()
-        self._frames: set[int] = set()
-        self._bf16_frame_bytes = 2 * 2 * plan.tokens_per_frame * layer_width * num_layers
+        self._bf16_frame_bytes = bf16_frame_bytes(
+            geometry.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers
+        )
+        self._bf16_start_bytes = 0
+        self._num_held = 0
         workspace = Workspace(workspace_bytes)
         self.layers = [
             LayerCache(
-                index, seed, plan.tokens_per_frame, packed, unpacked, workspace, self.ledger, arithmetic
+                index, seed, geometry.tokens_per_frame, packed, unpacked, workspace, self.ledger, arithmetic
             )
-            for index in range(num_layers)
+            for index in range(shape.num_layers)
         ]
 
-    def begin(self, chunk: ChunkPlan) -> None:
-        """Drop what `chunk` no longer reads, and start its peak."""
-        self._gone.update(chunk.evicts)
-        self._frames.difference_update(chunk.evicts)
+    def begin(self, chunk: ChunkPlan) -> CacheStep:
+        """Drop what `chunk` evicts, start its peak, and return what its passes leave in every layer."""
+        step = self.plan.advance(chunk)
         for layer in self.layers:
-            layer.evict(self._gone)
+            layer.evict(step)
         self.ledger.begin_peak()
-
-    @property
-    def gone(self) -> frozenset[int]:
-        """Frames that no chunk will read again."""
-        return frozenset(self._gone)
+        self._num_held -= len(step.evicts)
+        self._bf16_start_bytes = self.bf16_bytes
+        return step
 
     def restore(self, done: Sequence[ChunkPlan], layers: Sequence[Sequence[Entry]]) -> None:
         """Hold what was held after the chunks `done`; the cache is empty before.
@@ -287,27 +321,18 @@ class KVCache:
             layers: Entries of each layer, in stored order.
         """
         for chunk in done:
-            self._gone.update(chunk.evicts)
-            self._frames.difference_update(chunk.evicts)
-            self._frames.update(chunk.commits)
+            self.plan.advance(chunk)
         for layer, entries in zip(self.layers, layers, strict=True):
-            layer.restore(entries)
+            layer.restore(entries, self.plan.block_of)
+        self._num_held = len(self.plan.block_of)
 
-    def packs(self, chunk: ChunkPlan) -> tuple[Frames, ...]:
-        """Groups of frames that become spans when `chunk` is committed."""
-        return self._packs[chunk.index]
-
-    def commit(self, frames: Frames) -> None:
-        """Note that a clean pass has filled every layer with `frames`.
+    def settle(self, commit: Commit) -> None:
+        """Count the frames of a commit that has filled every layer.
 
         Raises:
-            QvgError: A value of them is NaN or infinite, as in `LayerCache.append`; kernels find out without
-                waiting for the device, and are asked here, once for all layers.
+            QvgError: A value of them is NaN or infinite; kernels find out without waiting for the device, and
+                are asked here, once for all layers.
         """
-        self._settle()
-        self._frames.update(frames)
-
-    def _settle(self) -> None:
         unsettled = [(layer, *item) for layer in self.layers for item in layer.unsettled]
         for layer in self.layers:
             layer.unsettled.clear()
@@ -316,28 +341,39 @@ class KVCache:
             number, error = found
             layer, frames, _ = unsettled[number]
             raise layer.refuse(frames, error) from error
+        self._num_held += len(commit.frames)
 
     @property
     def bf16_bytes(self) -> int:
-        """What a BF16 cache would hold for the frames that are in reach now."""
-        return len(self._frames) * self._bf16_frame_bytes
+        """Size of a BF16 cache of the frames that are held now."""
+        return self._num_held * self._bf16_frame_bytes
 
     def payload_bytes(self) -> PayloadBytes:
         """Bytes held by all layers, by kind."""
         return dict(self.ledger.held)
 
+    def sample(self, chunk: ChunkPlan, device_peak_bytes: int | None) -> MemorySample:
+        """The account of the chunk that has just ended."""
+        return MemorySample(
+            chunk=chunk.index,
+            num_frames=max(chunk.frames) + 1,
+            peak_bytes=dict(self.ledger.peak),
+            end_bytes=dict(self.ledger.held),
+            bf16_peak_bytes=max(self._bf16_start_bytes, self.bf16_bytes),
+            bf16_end_bytes=self.bf16_bytes,
+            device_peak_bytes=device_peak_bytes,
+        )
 
-def open_cache(
-    config: CacheConfig, plan: VideoPlan, *, num_layers: int, layer_width: int, sink_frames: int, seed: int
-) -> KVCache:
-    """An empty cache for the planned video, as configured; see `KVCache` for the arguments."""
-    policy = policy_of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=sink_frames)
+
+def open_cache(config: CacheConfig, geometry: Geometry, shape: CacheShape, seed: int) -> KVCache:
+    """An empty cache of a video, as configured."""
     unpacked = build_codec(unpacked_spec(config))
     return KVCache(
-        plan,
-        plan_packs(plan.chunks, policy),
-        num_layers=num_layers,
-        layer_width=layer_width,
+        CachePlan(
+            PackPolicy.of(config, tokens_per_frame=geometry.tokens_per_frame, sink_frames=shape.sink_frames)
+        ),
+        geometry,
+        shape,
         packed=CodecPair(build_codec(config.k), build_codec(config.v)),
         unpacked=CodecPair(unpacked, unpacked),
         seed=seed,

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from qvg_cli.commands.make_videos import load, make_and_show, read_prompts, warn_of_memory
+from qvg_cli.commands.make_videos import load, make_video, read_prompts, warn_of_memory
 from qvg_cli.commands.resume import is_finished
 from qvg_cli.commands.shards import Shard, find_begun
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
+from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory, shown_error
-from qvg_cli.models.base import Pipeline
 from qvg_cli.report.words import short_prompt
 from qvg_cli.runs.checkpoint import RunState
 from qvg_cli.runs.folder import RunDir, prepare_folder
@@ -103,7 +103,7 @@ class Batch:
         self._console = console
         self._is_json = is_json
         self._is_restarted = is_restarted
-        self._pipeline: Pipeline | None = None
+        self._engine: Engine | None = None
 
     def make(self) -> None:
         """Make them all.
@@ -121,12 +121,12 @@ class Batch:
             if begun is not None and is_finished(begun):
                 self._show_finished(video, begun)
                 continue
-            if self._pipeline is None:
-                self._pipeline = load(video.config, self._device, self._console)
-                read_prompts(self._pipeline, self._planned[number - 1 :], self._console)
+            if self._engine is None:
+                self._engine = load(video.config, self._device, self._console)
+                read_prompts(self._engine, self._planned[number - 1 :], self._console)
             run = begun or RunDir.create(self._folder.parent, self._folder.name, video.name)
             try:
-                self._make_one(video, run, self._pipeline, is_begun=begun is not None)
+                self._make_one(video, run, self._engine, is_begun=begun is not None)
             except (Interrupted, KeyboardInterrupt):
                 raise
             except Exception as error:
@@ -135,13 +135,13 @@ class Batch:
             else:
                 self._add(video, run, "complete")
 
-    def _make_one(self, video: Planned, run: RunDir, pipeline: Pipeline, *, is_begun: bool) -> None:
+    def _make_one(self, video: Planned, run: RunDir, engine: Engine, *, is_begun: bool) -> None:
         state = None
         if is_begun and run.state.is_dir():
             identity = identify(video.config, self._device.type)
             state = RunState.open(run.state, identity, self._console.note)
-        recording = Recording(video, run, self._device, state=state)
-        make_and_show(recording, run, pipeline, self._console, is_json=self._is_json)
+        recording = Recording(video, run, self._device, self._console.note, state=state)
+        make_video(recording, engine, self._console, is_json=self._is_json)
 
     def _show_finished(self, video: Planned, run: RunDir) -> None:
         self._console.note(f"it is there: {run.path}")

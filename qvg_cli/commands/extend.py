@@ -123,7 +123,7 @@ def extend(
     request = replace(request, file=config or start.settings_for(backend))
     planned = plan_jobs(
         request,
-        console,
+        console.note,
         prompts=prompts,
         seconds=seconds,
         frames=frames,

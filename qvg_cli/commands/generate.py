@@ -116,7 +116,7 @@ def generate(
     bad: list[UsageError] = []
     planned: list[Planned] = plan_jobs(
         request,
-        console,
+        console.note,
         prompts=prompts,
         seconds=seconds,
         frames=frames,

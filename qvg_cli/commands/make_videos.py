@@ -1,39 +1,29 @@
-"""The run itself: a planned video in, a run folder out. What was made survives whatever stops it."""
+"""A planned video in, a run folder out, told to the user. What was made survives whatever stops it."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import cast
 
-import diffusers
 import torch
-import transformers
 from torch import Tensor
 
 from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
+from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.launch import find_launch
-from qvg_cli.engine.opening import open_video
-from qvg_cli.engine.pair import GuidedPipeline, check_devices, lead
-from qvg_cli.engine.rollout import rollout
 from qvg_cli.engine.suggestions import check_memory, remedies_after
 from qvg_cli.errors import Interrupted, MissingModelError, QvgError, is_out_of_memory
 from qvg_cli.interrupts import hold_interrupts
 from qvg_cli.logs import run_log, timed
-from qvg_cli.models.base import Pipeline
 from qvg_cli.models.loading import attention_words
-from qvg_cli.models.registry import load_pipeline
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
-from qvg_cli.planning.chunks import prompt_begins
 from qvg_cli.runs.checkpoint import RunState
 from qvg_cli.runs.folder import RunDir
 from qvg_cli.runs.identity import identify
@@ -55,12 +45,12 @@ def resume_video(video: Planned, run: RunDir, console: Console, *, is_json: bool
     state = RunState.open(run.state, identify(video.config, device.type), console.note)
     try:
         warn_of_memory(video, device, console)
-        pipeline = load(video.config, device, console)
+        engine = load(video.config, device, console)
     except BaseException:
         state.close()
         raise
-    recording = Recording(video, run, device, state=state)
-    make_and_show(recording, run, pipeline, console, is_json=is_json)
+    recording = Recording(video, run, device, console.note, state=state)
+    make_video(recording, engine, console, is_json=is_json)
 
 
 def warn_of_memory(
@@ -69,7 +59,7 @@ def warn_of_memory(
     """Say before the wait that a video may not fit the GPU, and what would.
 
     Args:
-        name: Of the arm that it belongs to; none for a video that is not compared.
+        name: The variant that it belongs to; `None` for a video that is not compared.
 
     Raises:
         OutOfMemoryError: It needs far more than there is.
@@ -83,75 +73,17 @@ def warn_of_memory(
                 console.note(warning if name is None else f"{name}: {warning}")
 
 
-def load(config: RunConfig, device: torch.device, console: Console) -> Pipeline:
-    """The pipeline of `config`, with a word to the user before the wait."""
+def load(config: RunConfig, device: torch.device, console: Console) -> Engine:
+    """The engine of `config`, with a word to the user before the wait."""
     attention = attention_words(config, device)
     cache = cache_label(config.cache)
     console.note(f"loading {config.model.name} on {device}, cache {cache}, attention by {attention}")
-    return open_pipeline(config, device, console)
-
-
-def open_pipeline(config: RunConfig, device: torch.device, console: Console) -> Pipeline:
-    """The pipeline of `config`, in this process, or also in a second one where torchrun has started it.
-
-    Raises:
-        UsageError: The processes that torchrun has started cannot make this run.
-    """
-    launch = find_launch(os.environ)
-    launch.check(config)
-    check_devices(device, launch)
-    quiet_libraries()
-    with timed("model"):
-        pipeline = load_pipeline(config, device)
-    if launch.num_processes == 1:
-        return pipeline
-    console.note("two processes: each computes one row of the guidance, with a cache of its own")
-    return lead(cast(GuidedPipeline, pipeline), config, device, launch)
-
-
-def load_to_follow(config: RunConfig, device: torch.device) -> GuidedPipeline:
-    """The pipeline of `config` in a second process, which says nothing."""
-    quiet_libraries()
-    return cast(GuidedPipeline, load_pipeline(config, device))
-
-
-def make_and_show(
-    recording: Recording, run: RunDir, pipeline: Pipeline, console: Console, *, is_json: bool
-) -> None:
-    """Make one video, and say what was made of it, however it ends."""
-    try:
-        make_video(recording, pipeline, console)
-    finally:
-        if recording.samples:
-            console.note(recording.summary())
-            show_data(json.dumps(recording.figures()) if is_json else str(run.video))
-
-
-def quiet_libraries() -> None:
-    """Keep the loading bars and advice of the model libraries out of our own lines."""
-    for library in (transformers, diffusers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-
-def encode_prompt(pipeline: Pipeline, prompt: str, console: Console) -> Tensor:
-    """The prompt's text states; says so if the model reads only a part of it."""
-    with _heard(console):
-        return pipeline.encode_prompt(prompt)
-
-
-def read_prompts(pipeline: Pipeline, videos: Sequence[Planned], console: Console) -> None:
-    """Let the pipeline read every prompt of the videos at once."""
-    prompts = []
-    for video in videos:
-        prompts += [video.config.prompt, *(change.prompt for change in video.config.prompt_changes)]
-    with _heard(console):
-        pipeline.read_prompts(prompts)
+    return Engine.load_config(config, device)
 
 
 @contextmanager
-def _heard(console: Console) -> Iterator[None]:
-    """Tell the user what there is to say about reading prompts."""
+def prompts_heard(console: Console) -> Iterator[None]:
+    """Tell the user what there is to say about encoding prompts."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", PromptWarning)
@@ -160,63 +92,55 @@ def _heard(console: Console) -> Iterator[None]:
         console.note(text)
 
 
-def encode_prompts(pipeline: Pipeline, video: Planned, console: Console) -> Mapping[int, Tensor]:
-    """The text states of a video's prompts, by the index of the chunk that each begins with."""
-    read_prompts(pipeline, [video], console)
-    begins = prompt_begins(video.plan, [change.frame for change in video.config.prompt_changes])
-    prompts = [video.config.prompt, *(change.prompt for change in video.config.prompt_changes)]
-    return {
-        begin: encode_prompt(pipeline, prompt, console)
-        for begin, prompt in zip((0, *begins), prompts, strict=True)
-    }
+def read_prompts(engine: Engine, videos: Sequence[Planned], console: Console) -> None:
+    """Encode every prompt of the videos at once."""
+    with prompts_heard(console):
+        engine.read_prompts(videos)
 
 
 def make_video(
     recording: Recording,
-    pipeline: Pipeline,
+    engine: Engine,
     console: Console,
     *,
+    is_json: bool = False,
+    is_shown: bool = True,
     prompt_embeds: Mapping[int, Tensor] | None = None,
 ) -> None:
-    """Make one video into its folder.
+    """Make one video into its folder, and say what was made of it, however it ends.
 
     Args:
-        prompt_embeds: See `encode_prompts`; none encodes them here.
+        is_shown: Whether the summary and the paths are shown.
+        prompt_embeds: What `Engine.encode_prompts` gave for it; `None` encodes its prompts here.
 
     Raises:
         Interrupted: Ctrl-C; the part made so far is in the folder.
     """
-    with run_log(recording.log):
-        _make_video(recording, pipeline, console, prompt_embeds)
+    try:
+        with run_log(recording.log):
+            _make_video(recording, engine, console, prompt_embeds)
+    finally:
+        if recording.samples and is_shown:
+            console.note(recording.summary())
+            show_data(json.dumps(recording.figures()) if is_json else str(recording.video_path))
 
 
 def _make_video(
-    recording: Recording, pipeline: Pipeline, console: Console, prompt_embeds: Mapping[int, Tensor] | None
+    recording: Recording, engine: Engine, console: Console, prompt_embeds: Mapping[int, Tensor] | None
 ) -> None:
     config, plan = recording.video.config, recording.video.plan
     LOG.info("video of %d frames in %d chunks: %s", plan.num_pixel_frames, len(plan.chunks), recording.log)
     try:
         if prompt_embeds is None:
-            with timed("prompts"):
-                prompt_embeds = encode_prompts(pipeline, recording.video, console)
-        changes = {begin: embeds for begin, embeds in prompt_embeds.items() if begin}
-        session = pipeline.start(plan, prompt_embeds[0], config.seed, changes)
-        noise = pipeline.noise(plan, config.seed)
-        done = recording.begin(session.cache, console.note)
-        opening = open_video(config, plan, pipeline, session.device, recording.show_clip)
-        with console.progress(len(plan.chunks), 0 if done is None else done.num_chunks) as progress:
-            for result in rollout(
-                plan,
-                session,
-                opening.decoder,
-                noise,
-                context=opening.context,
-                num_shown=opening.num_shown,
-                done=done,
-                on_step=progress.step,
-            ):
+            with timed("prompts"), prompts_heard(console):
+                prompt_embeds = engine.encode_prompts(recording.video)
+        results = engine.rollout(
+            recording.video, recording, prompt_embeds=prompt_embeds, on_step=lambda: progress.step()
+        )
+        with console.progress(len(plan.chunks), recording.num_done) as progress:
+            for result in results:
                 with hold_interrupts(), timed("put away", logging.DEBUG):
-                    recording.add(result, session.cache)
+                    recording.add(result)
                 LOG.info("%s", recording.log_line(result))
                 progress.chunk_done(recording.status_line())
         with hold_interrupts(), timed("video and reports"):

@@ -205,18 +205,15 @@ def option_layers(
         layers.append(Layer("--seed", {"seed": seed}))
     if device is not None:
         layers.append(Layer("--device", {"device": device}))
-    if context is not None:
-        layers.append(Layer("--context", {"sampler": {"context": context}}))
-    if image is not None:
-        layers.append(Layer("--image", {"--image": str(image)}))
-    if window is not None:
-        layers.append(Layer("--window", {"--window": _parse_window(window)}))
-    if sink is not None:
-        layers.append(Layer("--sink", {"--sink": sink}))
-    walk = {"pose": pose, "pad_pose": pad_pose}
-    for name, value in walk.items():
-        if value is not None:
-            layers.append(Layer(f"--{name.replace('_', '-')}", {"walk": {name: value}}))
+    of_a_family = {
+        "--pose": pose,
+        "--pad-pose": pad_pose,
+        "--image": image,
+        "--context": context,
+        "--window": window,
+        "--sink": sink,
+    }
+    layers += [Layer(flag, {flag: value}) for flag, value in of_a_family.items() if value is not None]
     return layers
 
 
@@ -274,14 +271,6 @@ def check_length_options(seconds: float | None, frames: int | None, segments: in
     given = [name for name, value in lengths.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{given[0]} and {given[1]} were both given", hint="give one of them")
-
-
-def _parse_window(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not text.isdecimal():
-        raise UsageError(f"--window {text} is not a number of latent frames", hint="or all")
-    return int(text)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -83,7 +83,7 @@ def plan(
         arms += plan_jobs(
             replace(request, sets=sets),
             # What is said of the video is said once.
-            Console(is_quiet=quiet or index > 0),
+            Console(is_quiet=quiet or index > 0).note,
             prompts=None,
             seconds=seconds,
             frames=frames,

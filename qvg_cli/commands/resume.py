@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.console import Console, show_data
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import plan_video
+from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.folder import RunDir, finish_removal
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.console import show_data
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.suggestions import find_remedies, verdict
+from qvg_cli.engine.suggestions import find_remedies, forecast_run, verdict
 from qvg_cli.planning.cards import Card, find_card, parse_card
-from qvg_cli.planning.forecast import forecast, is_for_gpu
+from qvg_cli.planning.forecast import is_for_gpu
 from qvg_cli.report.forecasts import Planning, plan_json, plan_text
 
 
@@ -38,7 +38,7 @@ def show_plan(arms: Sequence[Planned], card: str | None, *, num_videos: int, is_
 
 def _planning(arm: Planned, card: Card | None) -> Planning:
     is_gpu = is_for_gpu(arm.config, has_card=card is not None)
-    found = forecast(arm.config, arm.plan, is_gpu=is_gpu)
+    found = forecast_run(arm.config, arm.plan, is_gpu=is_gpu)
     said = None if card is None else verdict(found, card)
     remedies = {}
     if card is not None and said != "fits":

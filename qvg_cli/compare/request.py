@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.models.registry import backend_names, config_class, plan_video
+from qvg_cli.models.registry import find_family, plan_video
 from qvg_cli.runs.folder import slug, unique_names, write_whole
 
 BEGUN = "begun.json"
@@ -83,8 +83,7 @@ def read_begun(folder: Path) -> Begun:
 
 def _planned(video: dict[str, object]) -> Planned:
     text = json.dumps(video["config"])
-    backend = json.loads(text)["backend"]
-    if backend not in backend_names():
-        raise ValueError(f"unknown backend {backend!r}")
-    config = config_class(backend).model_validate_json(text)
+    values = json.loads(text)
+    family = find_family(values.get("family") or values["backend"])
+    config = family.config_class.model_validate_json(text)
     return Planned(config, plan_video(config), str(video["name"]))

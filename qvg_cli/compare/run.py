@@ -15,13 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
-from qvg_cli.commands.make_videos import (
-    encode_prompts,
-    make_video,
-    open_pipeline,
-    quiet_libraries,
-    warn_of_memory,
-)
+from qvg_cli.commands.make_videos import make_video, prompts_heard, warn_of_memory
 from qvg_cli.commands.resume import is_finished
 from qvg_cli.compare.lpips import PerceptualDistance, load_perceptual_distance
 from qvg_cli.compare.request import BEGUN, Begun, read_begun
@@ -31,12 +25,12 @@ from qvg_cli.compare.video import compare_video
 from qvg_cli.compare.writer import SIDE_BY_SIDE, ComparisonWriter
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
+from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.rollout import ChunkResult, Done, redecode
+from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError
 from qvg_cli.interrupts import hold_interrupts
-from qvg_cli.models.base import Pipeline
-from qvg_cli.models.registry import load_pipeline
+from qvg_cli.models.decoder import redecode
 from qvg_cli.report.run_files import Result, read_result
 from qvg_cli.report.tables import comparison_tables
 from qvg_cli.report.words import short_prompt
@@ -54,7 +48,7 @@ class SpooledRecording(Recording):
     """A run of a comparison: its frames are also kept as they are.
 
     Args:
-        pipeline: Decodes the chunks that are there already.
+        engine: Decodes the chunks that are there already.
         note: Takes a line for the user.
     """
 
@@ -64,29 +58,28 @@ class SpooledRecording(Recording):
         run: RunDir,
         device: torch.device,
         spool: FrameSpool,
-        pipeline: Pipeline,
+        engine: Engine,
         note: Callable[[str], None],
     ) -> None:
         state = None
         if run.state.is_dir():
             state = RunState.open(run.state, identify(video.config, device.type), note)
-        super().__init__(video, run, device, state=state)
+        super().__init__(video, run, device, note, state=state)
         self._spool = spool
-        self._pipeline = pipeline
+        self._engine = engine
         self._comparison = run.path.parents[1]
 
-    def begin(self, cache: KVCache, note: Callable[[str], None]) -> Done | None:
+    def begin(self, cache: KVCache) -> Done | None:
         """See `Recording.begin`."""
-        done = super().begin(cache, note)
+        done = super().begin(cache)
         if done is not None:
-            plan, decoder = self.video.plan, self._pipeline.decoder()
-            for frames in redecode(decoder, plan, done.latents, num_chunks=done.num_chunks):
+            for frames in redecode(self._engine.pipeline.decoder(), done.chunks, done.latents):
                 self._spool.write(frames[0].numpy())
         return done
 
-    def add(self, result: ChunkResult, cache: KVCache) -> None:
+    def add(self, result: ChunkResult) -> None:
         """See `Recording.add`."""
-        super().add(result, cache)
+        super().add(result)
         self._spool.write(result.frames[0].numpy())
 
     def remedy(self) -> str | None:
@@ -139,14 +132,14 @@ def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> 
     for name, video in zip(begun.names, first, strict=True):
         warn_of_memory(video, device, console, name=name)
     console.note(f"loading {config.model.name} on {device}, to compare {', '.join(begun.names)}")
-    pipeline = open_pipeline(config, device, console)
+    engine = Engine.load_config(config, device)
     writer = ComparisonWriter(folder, begun.names, [video.config for video in first], device, FROM_RUNS)
     try:
         for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):
             if len(begun.rows) > 1:
                 seed, prompt = row[0].config.seed, short_prompt(row[0].config.prompt)
                 console.note(f"video {number}/{len(begun.rows)}, seed {seed}: {prompt!r}")
-            _compare_row(row, folder / name, begun.arm_folders, writer, pipeline, device, perceptual, console)
+            _compare_row(row, folder / name, begun.arm_folders, writer, engine, device, perceptual, console)
     except BaseException as error:
         _keep_report(writer, error)
         raise
@@ -176,13 +169,12 @@ def compare_runs(
     with _new_folder(out / "compare", comparison_name(names, [video])) as folder:
         _check_space(folder, len(arms), video)
         console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
-        quiet_libraries()
-        pipeline = load_pipeline(video.config, device)
+        engine = Engine.load_config(video.config, device)
         writer = ComparisonWriter(folder, names, [arm.video.config for arm in arms], device, FROM_LATENTS)
         with _spools(folder, len(arms), video) as spools:
             for arm, spool in zip(arms, spools, strict=True):
                 console.note(f"{arm.name}: decoding {arm.run.folder}")
-                _decode_run(arm, pipeline, spool)
+                _decode_run(arm, engine, spool)
             runs = [arm.run for arm in arms]
             _measure(video, folder, runs, spools, writer, device, perceptual, console)
         _report(writer, console, is_json=is_json)
@@ -193,7 +185,7 @@ def _compare_row(
     folder: Path,
     arm_folders: Sequence[str],
     writer: ComparisonWriter,
-    pipeline: Pipeline,
+    engine: Engine,
     device: torch.device,
     perceptual: PerceptualDistance | None,
     console: Console,
@@ -206,16 +198,16 @@ def _compare_row(
             run = RunDir(folder / arm_folder)
             if is_finished(run):
                 console.note(f"{name}: decoding {run.path}")
-                _decode_run(FinishedArm(name, video, read_result(run.path)), pipeline, spool)
+                _decode_run(FinishedArm(name, video, read_result(run.path)), engine, spool)
                 runs.append(read_result(run.path))
                 continue
             if prompt_embeds is None:
-                prompt_embeds = encode_prompts(pipeline, row[0], console)
+                with prompts_heard(console):
+                    prompt_embeds = engine.encode_prompts(row[0])
             console.note(f"making it with {name}")
             run.path.mkdir(exist_ok=True)
-            arm_pipeline = pipeline.with_cache(video.config.cache)
-            recording = SpooledRecording(video, run, device, spool, arm_pipeline, console.note)
-            make_video(recording, arm_pipeline, console, prompt_embeds=prompt_embeds)
+            recording = SpooledRecording(video, run, device, spool, engine, console.note)
+            make_video(recording, engine, console, is_shown=False, prompt_embeds=prompt_embeds)
             console.note(recording.summary())
             runs.append(read_result(run.path))
         _measure(row[0], folder, runs, spools, writer, device, perceptual, console)
@@ -242,14 +234,14 @@ def _measure(
     writer.add(video.config, path, runs, compared)
 
 
-def _decode_run(arm: FinishedArm, pipeline: Pipeline, spool: FrameSpool) -> None:
+def _decode_run(arm: FinishedArm, engine: Engine, spool: FrameSpool) -> None:
     """Decode the latents of a run chunk by chunk, as the rollout that made them did."""
     path = arm.run.folder / "latents.safetensors"
     try:
         latents = load_file(path)["latents"]
     except (OSError, KeyError, SafetensorError) as error:
         raise QvgError(f"cannot read {path}: {error}") from error
-    for frames in redecode(pipeline.decoder(), arm.video.plan, latents):
+    for frames in redecode(engine.pipeline.decoder(), arm.video.plan.chunks, latents):
         spool.write(frames[0].numpy())
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.config.cache_presets import cache_label
-from qvg_cli.config.load import Request, load_config, unknown_name
+from qvg_cli.config.load import Request, unknown_name
 from qvg_cli.config.resources import preset_names
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.console import Console
 from qvg_cli.engine.jobs import Planned, plan_jobs
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import plan_video
+from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.report.run_files import Result, read_result
 from qvg_cli.runs.folder import run_name, slug, unique_names
 
@@ -90,7 +90,7 @@ def plan_arms(
         arm_request = replace(request, sets=(f"cache.preset={preset}", *request.sets))
         # What is said of the videos is said once.
         heard = console if index == 0 else Console(is_quiet=True)
-        jobs = plan_jobs(arm_request, heard, prompts=prompts, seconds=seconds, frames=frames)
+        jobs = plan_jobs(arm_request, heard.note, prompts=prompts, seconds=seconds, frames=frames)
         planned.append(_with_seeds(jobs, num_seeds))
     names = unique_names([cache_label(videos[0].config.cache) for videos in planned], "{} ({})")
     return [Arm(name, videos) for name, videos in zip(names, planned, strict=True)]

@@ -56,8 +56,6 @@ def _describe_one(problem: Any, path: str, source: str, known: Sequence[str]) ->
     kind = problem["type"]
     context = problem.get("ctx", {})
     value = problem["input"]
-    if kind in _UNKNOWN and source.startswith(" (--") and not source.startswith(" (--set"):
-        return f"{source[2:-1]} is not an option of this backend", "give the one that has it with --backend"
     if kind in _UNKNOWN:
         near = _nearest(path, known)
         return f"unknown setting {path}{source}", f"nearest: {near}" if near else None

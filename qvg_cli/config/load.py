@@ -1,12 +1,14 @@
 """From files and options to one checked `RunConfig`.
 
 Later sources win: the backend's YAML, its `pocket` section, the user's file, `--set`, the other options. All
-are checked alike, and a message names the source of the value that it is about. No torch.
+are checked alike, and a message names the source of the value that it is about. What a family adds comes as
+data: its class of `RunConfig` and its options. No torch.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +20,16 @@ from pydantic import ValidationError
 
 from qvg_cli.config.cache_presets import KNOBS, merge_cache
 from qvg_cli.config.errors import describe
+from qvg_cli.config.options import FamilyOption
 from qvg_cli.config.resources import configs_dir
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import backend_names, config_class, option_setting
 
 DEFAULT_BACKEND = "self-forcing"
-FAMILY_OPTIONS = ("--image", "--window", "--sink")
-"""Options whose setting is the backend's matter; their layers hold the value under the option's name."""
 _ABOUT_THE_FILE = ("summary", "licence", "provenance", "details", "download")
 """Sections of a file that describe it and set nothing."""
+_NAMES_BACKEND = re.compile(r"^(backend|family):", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Layer:
 
     Attributes:
         source: What messages call it.
+        values: By section and name; of a family's option, what was given under the flag.
     """
 
     source: str
@@ -48,7 +50,7 @@ class Request:
     """What the user asked for, before any file is read.
 
     Attributes:
-        backend: Name of the model family.
+        backend: Name of a file in configs/.
         pocket: Whether the built-in small weights are used.
         file: The user's YAML.
         sets: `key=value` texts, in their order.
@@ -76,35 +78,81 @@ class LoadedConfig:
     has_default_prompt: bool
 
 
-def load_config(request: Request) -> LoadedConfig:
-    """Resolve and check a request.
+@dataclass(frozen=True)
+class Backend:
+    """The backend of a request, its settings and the user's not yet checked.
+
+    Attributes:
+        family: Name of the model family that the file belongs to; its own name if it says none.
+        builtin: The backend's file.
+        user: What the user changes, the last on top.
+        is_default: No source named it.
+    """
+
+    name: str
+    family: str
+    builtin: Layer
+    user: Sequence[Layer]
+    is_default: bool
+
+
+def read_backend(request: Request) -> Backend:
+    """The backend that a request names, so that its family can be asked for the rules of its settings.
 
     Raises:
-        UsageError: A file cannot be read, or a setting is unknown or has an impossible value.
+        UsageError: There is no such backend, or a file cannot be read.
     """
-    user_layers = [_read_layer(request.file)] if request.file else []
-    user_layers += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
-    named = [layer.values["backend"] for layer in user_layers if "backend" in layer.values]
-    backend = request.backend or (named[-1] if named else DEFAULT_BACKEND)
-    has_default_backend = request.backend is None and not named
-    if backend not in backend_names():
-        raise unknown_name("backend", backend, backend_names())
+    user = [_read_layer(request.file)] if request.file else []
+    user += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
+    named = [layer.values["backend"] for layer in user if "backend" in layer.values]
+    name = request.backend or (named[-1] if named else DEFAULT_BACKEND)
+    if name not in backend_names():
+        raise unknown_name("backend", name, backend_names())
+    builtin = _read_layer(configs_dir() / f"{name}.yaml")
+    family = str(builtin.values.get("family") or name)
+    for layer in user:
+        other = layer.values.get("family") or family
+        if other != family:
+            raise UsageError(
+                f"family={other} ({layer.source}): the backend {name} is of the family {family}",
+                hint="leave it out, or name another backend",
+            )
+    return Backend(name, family, builtin, user, is_default=request.backend is None and not named)
 
-    is_pocket = request.pocket or has_default_backend
-    builtin = _read_layer(configs_dir() / f"{backend}.yaml")
-    if is_pocket and "pocket" not in builtin.values:
+
+def resolve(
+    backend: Backend, request: Request, model: type[RunConfig], options: Sequence[FamilyOption]
+) -> LoadedConfig:
+    """Lay the settings of a request over one another and check them.
+
+    Args:
+        model: What its family checks them against.
+        options: That its family adds to the command line.
+
+    Raises:
+        UsageError: A setting is unknown or has an impossible value.
+    """
+    is_pocket = request.pocket or backend.is_default
+    if is_pocket and "pocket" not in backend.builtin.values:
         raise UsageError(
-            f"{backend} has no built-in weights",
+            f"{backend.name} has no built-in weights",
             hint=f"leave --pocket out, or take it with --backend {DEFAULT_BACKEND}",
         )
-    user_layers = [_with_option(layer, backend) for layer in user_layers]
-    layers = [_with_pocket(layer, is_pocket) for layer in (builtin, *user_layers)]
-    layers.append(Layer("--backend", {"backend": backend}))
+    user = [_with_option(layer, options) for layer in backend.user]
+    layers = [_with_pocket(layer, is_pocket) for layer in (backend.builtin, *user)]
+    family = None if backend.family == backend.name else backend.family
+    layers.append(Layer("--backend", {"backend": backend.name, "family": family}))
     return LoadedConfig(
-        config=_check(layers, config_class(backend)),
-        has_default_backend=has_default_backend,
-        has_default_prompt=not any("prompt" in layer.values for layer in user_layers),
+        config=_check(layers, model),
+        has_default_backend=backend.is_default,
+        has_default_prompt=not any("prompt" in layer.values for layer in user),
     )
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names that `--backend` takes: the files of configs/ that say what backend or family they are."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(configs_dir().glob("*.yaml"))}
+    return tuple(name for name, text in texts.items() if _NAMES_BACKEND.search(text))
 
 
 def unknown_name(kind: str, name: object, known: Sequence[str]) -> UsageError:
@@ -163,16 +211,18 @@ def _with_pocket(layer: Layer, is_pocket: bool) -> Layer:
     return Layer(layer.source, values)
 
 
-def _with_option(layer: Layer, backend: str) -> Layer:
-    """`layer` with the value of an option at the setting that this backend has for it."""
-    if layer.source not in FAMILY_OPTIONS:
+def _with_option(layer: Layer, options: Sequence[FamilyOption]) -> Layer:
+    """`layer` with what was given for a family's option at the setting that this family has for it."""
+    if not (layer.source.startswith("--") and layer.source in layer.values):
         return layer
-    setting = option_setting(backend, layer.source)
-    if setting is None:
-        raise UsageError(
-            f"{layer.source} is not an option of this backend", hint="give the one that has it with --backend"
-        )
-    return Layer(layer.source, _nest(setting, layer.values[layer.source]))
+    for option in options:
+        if option.flag == layer.source:
+            # From Python, a number may be given where the command line has its text.
+            value = option.parse(option.type(layer.values[layer.source]))
+            return Layer(layer.source, _nest(option.setting, value))
+    raise UsageError(
+        f"{layer.source} is not an option of this backend", hint="give the one that has it with --backend"
+    )
 
 
 def _merge(

@@ -10,7 +10,7 @@ from qvg_cli.errors import MissingModelError
 
 _PACKAGE = Path(__file__).parents[1]
 _OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
-"""Of the backends whose built-in model understands other prompts than the first one."""
+"""Of the families whose built-in model understands other prompts than the first one."""
 
 
 @cache
@@ -78,10 +78,9 @@ def _check_links(folder: Path) -> None:
             raise MissingModelError(f"{path} links to a file that has gone", hint=hint)
 
 
-def pocket_grammar(backend: str) -> Path:
-    """The file that says which prompts a backend's built-in model was trained on."""
-    pocket = _PACKAGE / "data" / "pocket"
-    return pocket / _OWN_GRAMMARS.get(backend, "grammar.yaml")
+def pocket_grammar(family: str) -> Path:
+    """The file that says which prompts a family's built-in model was trained on."""
+    return _PACKAGE / "data" / "pocket" / _OWN_GRAMMARS.get(family, "grammar.yaml")
 
 
 def lpips_heads() -> Path:

@@ -148,12 +148,15 @@ class RunConfig(Config):
     """One run, whole.
 
     Attributes:
+        backend: Name of the file in configs/ that it comes from.
+        family: Model family of the backend; None where it has the backend's name.
         prompt: From the first frame on.
         prompt_changes: The prompts after it, in the order of their frames.
         source: What is there already; none starts from nothing but the prompt.
     """
 
     backend: str
+    family: str | None = Field(None, exclude_if=lambda family: family is None)
     prompt: str
     prompt_changes: Annotated[tuple[PromptChange, ...], Field(strict=False)] = ()
     source: SourceConfig | None = None
@@ -164,6 +167,16 @@ class RunConfig(Config):
     sampler: SamplerConfig
     cache: CacheConfig
     memory: MemoryConfig = MemoryConfig()
+
+    @property
+    def family_name(self) -> str:
+        """Name of the model family."""
+        return self.family or self.backend
+
+    @property
+    def has_published_weights(self) -> bool:
+        """Whether its weights are those of its backend or family, be they on this machine or not."""
+        return self.model.weights in (self.backend, self.family_name)
 
     @property
     def num_rows(self) -> int:

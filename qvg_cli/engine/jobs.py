@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qvg_cli.config.load import DEFAULT_BACKEND, Request, load_config
+from qvg_cli.config.load import DEFAULT_BACKEND, Request
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.console import Console
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, fit_segments, given_pixel_frames
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import plan_video
+from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.prompts import (
     Job,
+    ScheduledPrompt,
     check_prompt,
     pocket_examples,
     read_jobs,
@@ -42,23 +43,24 @@ class Planned:
 
 def plan_jobs(
     request: Request,
-    console: Console,
+    note: Callable[[str], None],
     *,
     prompts: Path | None,
     seconds: float | None,
     frames: int | None,
     segments: int | None = None,
     start: Start | None = None,
-    schedule: Path | None = None,
+    schedule: Path | Sequence[ScheduledPrompt] | None = None,
     bad: list[UsageError] | None = None,
     is_made: bool = True,
 ) -> list[Planned]:
     """Resolve and plan every video of a command, and say what was chosen for the user.
 
     Args:
+        note: Takes a line for the user.
         prompts: A file with a prompt a video; with `segments`, a prompt a segment of one video.
         start: The video that all of them go on from.
-        schedule: A file with the prompts of every video and where they begin.
+        schedule: The prompts of every video and where they begin, or the file that has them.
         bad: Takes what is wrong with lines of `prompts`; none refuses them all for one such line.
         is_made: Whether prompts matter: the videos are made and not only planned.
 
@@ -68,29 +70,31 @@ def plan_jobs(
     loaded = load_config(request)
     config = loaded.config
     if loaded.has_default_backend:
-        console.note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
+        note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
     if is_made and loaded.has_default_prompt and prompts is None:
         if start is not None:
             config = config.model_copy(update={"prompt": _prompt_after(start, schedule)})
         if schedule is None:
-            console.note(f"no PROMPT given: {config.prompt!r}")
+            note(f"no PROMPT given: {config.prompt!r}")
     if start is not None:
-        config = take_up(start, config, console, is_size_given=has_size(request))
+        config = take_up(start, config, note, is_size_given=has_size(request))
     elif config.source is not None and config.source.image is not None:
-        config = take_picture(config, console, is_size_given=has_size(request))
+        config = take_picture(config, note, is_size_given=has_size(request))
     config = _with_length(config, seconds=seconds, frames=frames, segments=segments)
     plan = plan_video(config)
-    _note_length(console, config, plan, seconds)
-    for note in plan.notes:
-        console.note(note)
+    _note_length(note, config, plan, seconds)
+    for text in plan.notes:
+        note(text)
 
     is_given = any("prompt" in layer.values for layer in request.options)
     config, jobs = _read_prompts(
         config, plan, prompts, schedule, is_prompt_given=is_given, is_one=bool(segments), bad=bad
     )
+    # A change of the prompt may have chunks of its own.
+    plan = plan_video(config)
     if config.model.weights == "pocket":
         for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
-            _note_unknown_words(console, prompt, config.backend)
+            _note_unknown_words(note, prompt, config.family_name)
     planned = []
     for job in jobs:
         seed = config.seed if job.seed is None else job.seed
@@ -111,20 +115,24 @@ def _with_length(
     return config if seconds is None else fit_seconds(config, seconds)
 
 
-def _prompt_after(start: Start, schedule: Path | None) -> str:
+def _prompt_after(start: Start, schedule: Path | Sequence[ScheduledPrompt] | None) -> str:
     """The prompt with which a video goes on if none was given."""
     if start.last_prompt is not None:
         return start.last_prompt
-    if schedule is not None and (first := read_schedule(schedule)[0]).is_at_begin:
+    if schedule is not None and (first := _scheduled(schedule)[0]).is_at_begin:
         return first.prompt
     raise UsageError(f"no PROMPT given for what comes after {start.video}", hint="say what it shows")
+
+
+def _scheduled(schedule: Path | Sequence[ScheduledPrompt] | None) -> Sequence[ScheduledPrompt]:
+    return read_schedule(schedule) if isinstance(schedule, Path) else schedule or ()
 
 
 def _read_prompts(
     config: RunConfig,
     plan: VideoPlan,
     prompts: Path | None,
-    schedule: Path | None,
+    schedule: Path | Sequence[ScheduledPrompt] | None,
     *,
     is_prompt_given: bool,
     is_one: bool,
@@ -139,10 +147,11 @@ def _read_prompts(
     if prompts is not None or is_prompt_given:
         # Whoever gives a prompt does not mean the changes that a file had.
         config = config.model_copy(update={"prompt_changes": ()})
+    scheduled: Sequence[ScheduledPrompt]
     if prompts is not None and is_one:
         scheduled = prompt_a_chunk(read_jobs(prompts), plan, prompts)
     else:
-        scheduled = read_schedule(schedule) if schedule is not None else []
+        scheduled = _scheduled(schedule)
     first = config.prompt
     config = with_schedule(config, plan, scheduled)
     # Again: not every family takes prompts that change.
@@ -156,28 +165,30 @@ def _read_prompts(
     return config, read_jobs(prompts, bad)
 
 
-def _note_length(console: Console, config: RunConfig, plan: VideoPlan, seconds: float | None) -> None:
+def _note_length(
+    note: Callable[[str], None], config: RunConfig, plan: VideoPlan, seconds: float | None
+) -> None:
     given = given_pixel_frames(config)
     lasts = (plan.num_pixel_frames - given) / config.video.fps
     if seconds is not None and abs(lasts - seconds) > 1e-6:
-        console.note(f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s")
+        note(f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s")
     frames = f"{plan.num_pixel_frames} frames ({plan.num_frames} latent)"
     if given and config.source is not None:
         new = plan.num_frames - config.source.frames
         frames = f"{plan.num_pixel_frames - given} new frames ({new} latent)"
-    console.note(
+    note(
         f"{plan.width} pixels wide, {plan.height} high, {frames} at {config.video.fps} a second: "
         f"{lasts:.2f} s in {sum(bool(chunk.makes) for chunk in plan.chunks)} chunks"
     )
 
 
-def _note_unknown_words(console: Console, prompt: str, backend: str) -> None:
-    words = unknown_words(prompt, backend)
+def _note_unknown_words(note: Callable[[str], None], prompt: str, family: str) -> None:
+    words = unknown_words(prompt, family)
     if words:
         named = ", ".join(map(repr, words[:_MAX_WORDS]))
         if len(words) > _MAX_WORDS:
             named += f" and {len(words) - _MAX_WORDS} words more"
-        console.note(
+        note(
             f"the pocket model does not know {named} and may show something else; "
-            f"it knows {pocket_examples(backend)}"
+            f"it knows {pocket_examples(family)}"
         )

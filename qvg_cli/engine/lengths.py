@@ -6,7 +6,7 @@ import math
 
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import can_extend, extension, plan_video
+from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import VideoPlan, pixel_frames
 
 _REACH = 64
@@ -32,7 +32,8 @@ def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
     """
     if wanted < 1:
         raise UsageError(f"--segments {wanted} is not a number of segments", hint="give 1 or more")
-    num_frames = extension(config).frames_of_segments(wanted) if can_extend(config.backend) else None
+    rules = family_of(config).extension(config)
+    num_frames = None if rules is None else rules.frames_of_segments(wanted)
     if num_frames is None:
         raise UsageError(
             f"--segments is not an option of {config.backend}", hint="give --seconds or --frames"
@@ -48,10 +49,10 @@ def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
     """
     if wanted < 1:
         raise UsageError(f"--frames {wanted} is not a length", hint="the shortest video has 1 frame")
-    given = given_pixel_frames(config)
+    family, given = family_of(config), given_pixel_frames(config)
     latent = _latent_frames(given + wanted)
     # Where no length near this one is possible, planning it says why.
-    above = _next_possible(config, latent) or plan_video(with_frames(config, latent))
+    above = _next_possible(config, latent) or family.plan(with_frames(config, latent))
     if above.num_pixel_frames == given + wanted:
         return with_frames(config, above.num_frames)
     below = _next_possible(config, above.num_frames - 1, direction=-1)
@@ -98,11 +99,12 @@ def _latent_frames(wanted: int) -> int:
 
 def _next_possible(config: RunConfig, latent: int, *, direction: int = 1) -> VideoPlan | None:
     """The plan of the possible length nearest to `latent` in one direction, itself included."""
+    family = family_of(config)
     for num_frames in range(latent, latent + direction * _REACH, direction):
         if num_frames < 1:
             break
         try:
-            return plan_video(with_frames(config, num_frames))
+            return family.plan(with_frames(config, num_frames))
         except UsageError:
             continue
     return None

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from qvg_cli.config.schema import RunConfig, SourceConfig
 from qvg_cli.errors import QvgError
-from qvg_cli.models.base import Decoder, Pipeline
-from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.models.base import Pipeline
+from qvg_cli.models.decoder import Decoder
+from qvg_cli.planning.chunks import Geometry, pixel_frames
 from qvg_cli.video.clip import fitted_frames
 from qvg_cli.video.io import Frames
 from qvg_cli.video.picture import fill_frame, open_image
@@ -39,7 +40,7 @@ class Opening:
 
 def open_video(
     config: RunConfig,
-    plan: VideoPlan,
+    geometry: Geometry,
     pipeline: Pipeline,
     device: torch.device,
     show: Callable[[Frames], None],
@@ -61,11 +62,11 @@ def open_video(
         pixels = fill_frame(open_image(source.image), height=video.height, width=video.width)
         return Opening(decoder, pipeline.encode_frames(_to_tensor(pixels[None]), config.seed))
     if source.clip is None:
-        return Opening(decoder, _load_latents(source, plan).to(device))
+        return Opening(decoder, _load_latents(source, geometry).to(device))
     frames = _show_clip(source, config, show)
     latents = pipeline.encode_frames(frames, config.seed) if source.latents is None else None
     if latents is None:
-        latents = _load_latents(source, plan).to(device)
+        latents = _load_latents(source, geometry).to(device)
     decoder.follow(frames, latents[:, :, : source.clip_frames])
     return Opening(decoder, latents, source.clip_frames)
 
@@ -91,13 +92,13 @@ def _to_tensor(frames: Frames) -> Tensor:
     return torch.tensor(frames, dtype=torch.float32).permute(3, 0, 1, 2)[None] / 127.5 - 1
 
 
-def _load_latents(source: SourceConfig, plan: VideoPlan) -> Tensor:
+def _load_latents(source: SourceConfig, geometry: Geometry) -> Tensor:
     assert source.latents is not None
     try:
         latents = load_file(source.latents)["latents"]
     except (OSError, KeyError, SafetensorError) as error:
         raise QvgError(f"cannot read {source.latents}: {error}") from error
-    channels, height, width = plan.latent_shape
+    channels, height, width = geometry.latent_shape
     expected = (1, channels, source.frames, height, width)
     found = tuple(latents.shape)
     if len(found) != 5 or found[2] < source.frames or (*found[:2], source.frames, *found[3:]) != expected:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig, SourceConfig
-from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import extension
+from qvg_cli.models.registry import extension_of, load_config
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.runs.folder import RunDir, slug
 from qvg_cli.video.clip import Clip, count_fitted, open_clip
@@ -83,7 +83,9 @@ def find_start(path: Path) -> Start:
     return Start(path, run if is_run and path.name == run.video.name else None)
 
 
-def take_up(start: Start, config: RunConfig, console: Console, *, is_size_given: bool) -> RunConfig:
+def take_up(
+    start: Start, config: RunConfig, note: Callable[[str], None], *, is_size_given: bool
+) -> RunConfig:
     """`config` of a run that goes on from `start`, of the default length.
 
     Args:
@@ -92,17 +94,17 @@ def take_up(start: Start, config: RunConfig, console: Console, *, is_size_given:
     Raises:
         UsageError: The model cannot go on from it.
     """
-    rules = extension(config)
+    rules = extension_of(config)
     if start.run is None:
-        return _after_clip(start.video, config, console, is_size_given=is_size_given)
+        return _after_clip(start.video, config, note, is_size_given=is_size_given)
     made_with = load_config(Request(file=start.run.config)).config
     num_frames = _count_latents(start.run.latents)
     obstacle = _obstacle(made_with, config)
     if obstacle is None and rules.default_frames(num_frames) == 0:
         obstacle = f"its {num_frames} latent frames leave no room in the positions of the model"
     if obstacle is not None:
-        console.note(f"{start.run.path}: {obstacle}; going on from {start.video.name} as from any clip")
-        return _after_clip(start.video, config, console, is_size_given=is_size_given)
+        note(f"{start.run.path}: {obstacle}; going on from {start.video.name} as from any clip")
+        return _after_clip(start.video, config, note, is_size_given=is_size_given)
     old = made_with.source
     source = SourceConfig(
         frames=num_frames,
@@ -110,14 +112,14 @@ def take_up(start: Start, config: RunConfig, console: Console, *, is_size_given:
         clip_frames=old.clip_frames if old is not None else 0,
         latents=str(start.run.latents.absolute()),
     )
-    console.note(
+    note(
         f"going on from the {num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) of "
         f"{start.run.path}"
     )
     return _with_source(config, source, rules.default_frames(num_frames))
 
 
-def take_picture(config: RunConfig, console: Console, *, is_size_given: bool) -> RunConfig:
+def take_picture(config: RunConfig, note: Callable[[str], None], *, is_size_given: bool) -> RunConfig:
     """`config` of a run that begins with a picture, of the picture's shape unless a size was asked for.
 
     Raises:
@@ -128,11 +130,11 @@ def take_picture(config: RunConfig, console: Console, *, is_size_given: bool) ->
     name = config.source.image
     width, height = open_image(name).size
     if not is_size_given:
-        config = _with_size(config, *extension(config).fit_size(height, width))
+        config = _with_size(config, *extension_of(config).fit_size(height, width))
     video = config.video
     scale = max(video.width / width, video.height / height)
     cut = 1 - video.width * video.height / (width * height * scale**2)
-    console.note(
+    note(
         f"{name}, {width} x {height}, fills the first frame, {video.width} x {video.height}"
         + (f"; {cut:.0%} of it is cut away" if cut > _NO_CUT else "")
     )
@@ -150,9 +152,11 @@ def has_size(request: Request) -> bool:
     return any(name.strip() in ("--size", "video.height", "video.width") for name in asked)
 
 
-def _after_clip(path: Path, config: RunConfig, console: Console, *, is_size_given: bool) -> RunConfig:
+def _after_clip(
+    path: Path, config: RunConfig, note: Callable[[str], None], *, is_size_given: bool
+) -> RunConfig:
     clip = open_clip(path)
-    rules = extension(config)
+    rules = extension_of(config)
     if not is_size_given:
         config = _with_size(config, *rules.fit_size(clip.height, clip.width))
     video = config.video
@@ -166,8 +170,8 @@ def _after_clip(path: Path, config: RunConfig, console: Console, *, is_size_give
         )
     num_frames = count_fitted(clip, video.fps)
     clip_frames = rules.clip_frames(num_frames)
-    console.note(_fitting(clip, config, num_frames, kept))
-    console.note(f"the model goes on from its last {pixel_frames(clip_frames)} frames ({clip_frames} latent)")
+    note(_fitting(clip, config, num_frames, kept))
+    note(f"the model goes on from its last {pixel_frames(clip_frames)} frames ({clip_frames} latent)")
     source = SourceConfig(frames=clip_frames, clip=str(path.absolute()), clip_frames=clip_frames)
     return _with_source(config, source, rules.default_frames(clip_frames))
 

@@ -11,7 +11,7 @@ from qvg_cli.config.cache_presets import read_preset
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.lengths import given_pixel_frames, shorter_lengths
 from qvg_cli.errors import OutOfMemoryError, UsageError
-from qvg_cli.models.registry import plan_video
+from qvg_cli.models.registry import family_of, plan_video
 from qvg_cli.planning.cards import MIB, Card
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.forecast import Forecast, forecast, without_remedy
@@ -44,6 +44,15 @@ class Remedy:
     device_bytes: int
 
 
+def forecast_run(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> Forecast:
+    """What a run needs; see `forecast`.
+
+    Raises:
+        MissingModelError: The model is in a folder of the user's, and that cannot be read.
+    """
+    return forecast(config, plan, family_of(config).sizes(config, is_gpu=is_gpu), is_gpu=is_gpu)
+
+
 def verdict(found: Forecast, card: Card) -> str:
     """Whether a run fits: "fits", "tight" where it needs what a plan does not count on, or "does not fit"."""
     if found.device_bytes <= card.usable_bytes:
@@ -60,7 +69,7 @@ def find_remedies(
     Args:
         has_text: Whether prompts are still to be read.
     """
-    now = forecast(config, plan, is_gpu=is_gpu)
+    now = forecast_run(config, plan, is_gpu=is_gpu)
     trial = _Trial(limit_bytes, is_gpu, has_text)
     found = []
     smaller = list(_smaller_caches(config, plan, now, is_gpu=is_gpu))
@@ -79,7 +88,7 @@ def check_memory(config: RunConfig, plan: VideoPlan, card: Card) -> str | None:
     Raises:
         OutOfMemoryError: It needs far more than the card has.
     """
-    found = forecast(config, plan, is_gpu=True)
+    found = forecast_run(config, plan, is_gpu=True)
     if verdict(found, card) == "fits":
         return None
     if found.device_bytes == found.text_stage_bytes:
@@ -99,7 +108,7 @@ def check_memory(config: RunConfig, plan: VideoPlan, card: Card) -> str | None:
 
 def remedies_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> str:
     """What to try after a run that ran out of memory, whatever its forecast was."""
-    found = forecast(config, plan, is_gpu=is_gpu)
+    found = forecast_run(config, plan, is_gpu=is_gpu)
     # A tenth less than what was too much; prompts have been read.
     limit_bytes = int(0.9 * found.peak.total_bytes)
     return _in_words(config, plan, found, limit_bytes, is_gpu=is_gpu, has_text=False)
@@ -130,7 +139,7 @@ def _smaller_caches(
         cache = config.cache.model_copy(update={"preset": preset, **specs})
         smaller = config.model_copy(update={"cache": cache})
         try:
-            peak = forecast(smaller, plan, is_gpu=is_gpu).cache_peak
+            peak = forecast_run(smaller, plan, is_gpu=is_gpu).cache_peak
         except UsageError:
             # A head size that cannot be packed.
             return
@@ -171,7 +180,7 @@ class _Trial:
 
     def needed(self, config: RunConfig, plan: VideoPlan) -> int:
         """Bytes at the fullest moment that is still to come."""
-        found = forecast(config, plan, is_gpu=self.is_gpu)
+        found = forecast_run(config, plan, is_gpu=self.is_gpu)
         return found.device_bytes if self.has_text else found.peak.total_bytes
 
     def first(self, choices: Sequence[tuple[str, RunConfig]], plan: VideoPlan) -> list[Remedy]:

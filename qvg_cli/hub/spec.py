@@ -71,12 +71,14 @@ class Download(Config):
 
     Attributes:
         name: Of the YAML: a backend's, or that of a model which measures.
+        family: Of the backend.
         summary: What the model is.
         licence: What the weights' licence allows.
         use: A command that needs it.
     """
 
     name: str
+    family: str
     summary: str
     licence: str
     use: str
@@ -91,6 +93,7 @@ def read_downloads() -> dict[str, Download]:
         if "download" in values:
             found[path.stem] = Download(
                 name=path.stem,
+                family=values.get("family") or path.stem,
                 summary=values["summary"],
                 licence=values["licence"],
                 use=values.get("use", f'qvg generate --backend {path.stem} "..."'),

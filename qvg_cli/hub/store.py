@@ -31,9 +31,9 @@ from qvg_cli.hub.record import (
     are_whole,
     read_record,
 )
-from qvg_cli.hub.spec import ConvertConfig
+from qvg_cli.hub.spec import ConvertConfig, Download
 from qvg_cli.interrupts import hold_interrupts
-from qvg_cli.models.registry import convert_checkpoint
+from qvg_cli.models.registry import find_family
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +91,7 @@ def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callabl
         for repository in plan.repositories:
             if (convert := repository.config.convert) is not None:
                 source = repository.path_of(convert.file)
-                converted.append(_convert(name, convert, source, paths[source], old, note))
+                converted.append(_convert(plan.download, convert, source, paths[source], old, note))
         record = _record(plan, tuple(converted))
         with (part / RECORD).open("w", encoding="utf-8") as stream:
             stream.write(record.model_dump_json(indent=2) + "\n")
@@ -105,7 +105,7 @@ def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callabl
 
 
 def _convert(
-    name: str,
+    download: Download,
     convert: ConvertConfig,
     source: RemoteFile,
     path: Path,
@@ -113,6 +113,7 @@ def _convert(
     note: Callable[[str], None],
 ) -> ConvertedRecord:
     """Put the converted checkpoint into the folder that is being made; an older result is used again."""
+    name = download.name
     into = _part(name) / convert.into
     config_text = (into / "config.json").read_bytes()
     record = ConvertedRecord(
@@ -134,7 +135,7 @@ def _convert(
         raise MissingModelError(f"the config.json that came for {convert.into} is not readable") from error
     fresh = _part(name) / f".{convert.into}"
     try:
-        convert_checkpoint(name, path, settings, fresh)
+        find_family(download.family).convert_checkpoint(path, settings, fresh)
     except SafetensorError as error:
         raise QvgError(
             f"cannot write at {fresh}: {error}", hint="free some space, or set QVG_HOME"

@@ -1,28 +1,32 @@
-"""What every model family offers to the rollout.
+"""What a model family is: a `Family` to plan with and, once loaded, a `Pipeline` that makes videos. No torch.
 
-A family is a package with `plan.py` (torch-free: `plan_video(config) -> VideoPlan`), `sizes.py` (torch-free:
-`model_sizes(config, is_gpu) -> ModelSizes`), `pipeline.py`
-(`load_pipeline(config, device) -> Pipeline`) and, where it has settings of its own, `config.py` (torch-free:
-its class of `RunConfig`) and, where it can go on from a video, `extend.py` (torch-free:
-`extension(config) -> Extension`). Nothing outside a family's package knows how its model is called.
+Nothing outside a family's package knows how its model is called.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from qvg_cli.errors import MissingModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor, device
+    from torch import Tensor, device, dtype
 
     from qvg_cli.cache.kv_cache import KVCache
-    from qvg_cli.config.schema import CacheConfig
-    from qvg_cli.engine.rollout import SeededNoise
-    from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
+    from qvg_cli.config.options import FamilyOption
+    from qvg_cli.config.schema import RunConfig
+    from qvg_cli.models.decoder import Decoder
+    from qvg_cli.planning.cache_forecast import CacheShape
+    from qvg_cli.planning.cache_plan import Commit
+    from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan
+    from qvg_cli.planning.sizes import ModelSizes
+
+ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Extension(Protocol):
         ...
 
     def frames_of_segments(self, count: int) -> int | None:
-        """Latent frames of a video with `count` segments after its first clip, or after what is given; none
+        """Latent frames of a video with `count` segments after its first clip, or after what is given; None
         for a family whose videos have no segments."""
         ...
 
@@ -66,8 +70,105 @@ class Extension(Protocol):
         ...
 
 
-class Session(Protocol):
-    """One video in the making: a prompt, a cache, and the model that reads and fills it."""
+class Family(ABC, Generic[ConfigT]):
+    """A model family: how its runs are checked, planned, counted and loaded. Several backends may use one.
+
+    Importing one is quick; a method imports what it needs.
+
+    Attributes:
+        name: In the registry, and as `family` in a backend's YAML.
+        options: That it adds to the command line.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[Sequence[FamilyOption]] = ()
+
+    @property
+    @abstractmethod
+    def config_class(self) -> type[ConfigT]:
+        """What its runs are checked against."""
+
+    @abstractmethod
+    def plan(self, config: ConfigT) -> VideoPlan:
+        """The plan of a run, without weights.
+
+        Raises:
+            UsageError: The request does not fit the model; the message names the nearest that does.
+        """
+
+    @abstractmethod
+    def planner(self, config: ConfigT) -> Planner:
+        """What has planned the video of a run, for its denoiser."""
+
+    @abstractmethod
+    def open_planner(self, config: ConfigT) -> Planner:
+        """What plans a video that has no end yet, chunk by chunk.
+
+        Raises:
+            UsageError: The request does not fit the model; the message names the nearest that does.
+        """
+
+    @abstractmethod
+    def sizes(self, config: ConfigT, *, is_gpu: bool) -> ModelSizes:
+        """How large the model of a run is, without weights.
+
+        Raises:
+            MissingModelError: It is in a folder of the user's, and that cannot be read.
+        """
+
+    def extension(self, config: ConfigT) -> Extension | None:
+        """How a run goes on from a given video; None where the family cannot."""
+        return None
+
+    def run_details(self, config: ConfigT) -> RunDetails:
+        """What a run's folder gets beside what all have."""
+        return RunDetails()
+
+    @abstractmethod
+    def load(self, config: ConfigT, device: device) -> Pipeline:
+        """The model of a run.
+
+        Raises:
+            MissingModelError: The weights are not there or not whole.
+        """
+
+    def convert_checkpoint(self, source: Path, config: Mapping[str, object], folder: Path) -> None:
+        """Write the published checkpoint `source` to `folder` as safetensors with a config.json.
+
+        Args:
+            config: What the model is built from.
+
+        Raises:
+            MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
+        """
+        raise MissingModelError(
+            f"a checkpoint of {self.name} is used as it is published", hint="leave convert out of the YAML"
+        )
+
+
+class Planner(Protocol):
+    """Cuts one video into chunks, one after the other, from what is known of it so far. No torch."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """The shape of the video's frames."""
+        ...
+
+    def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
+        """The next chunk of a video that has no end yet, after chunks that only change the cache, if any.
+
+        Args:
+            pose: How the camera goes on; for a family that has one.
+            is_new_prompt: Whether another prompt begins with this chunk.
+
+        Raises:
+            UsageError: The family has no camera, or the video cannot go on.
+        """
+        ...
+
+
+class Denoiser(Protocol):
+    """One video in the making: the model, its prompt, and the cache that it reads and fills."""
 
     cache: KVCache
 
@@ -76,8 +177,16 @@ class Session(Protocol):
         """Where the model computes."""
         ...
 
-    def clean_pass(self, chunk: ChunkPlan, frames: tuple[int, ...], latents: Tensor) -> None:
-        """Compute keys and values of finished `frames`, `[B, C, F, h, w]`, and commit them to the cache."""
+    def set_prompt(self, prompt_embeds: Tensor) -> None:
+        """Take `[rows, text_tokens, C]` prompt embeddings for the calls that follow; the history stays."""
+        ...
+
+    def update_cache(self, chunk: ChunkPlan, frames: Frames, latents: Tensor, commit: Commit) -> None:
+        """Pass finished `frames` through the model, and store keys and values of those that `commit` names.
+
+        Args:
+            latents: `[B, C, F, h, w]`, clean.
+        """
         ...
 
     def denoise(
@@ -90,10 +199,6 @@ class Session(Protocol):
             on_step: Called after every model call.
         """
         ...
-
-
-NO_CHANGES: Mapping[int, Tensor] = MappingProxyType({})
-"""One prompt for the whole video."""
 
 
 class Rows(Protocol):
@@ -112,67 +217,37 @@ class AllRows:
         return predict(slice(0, num_rows))
 
 
-class Decoder(Protocol):
-    """From latents to pixels, and to the latents that the model is shown again."""
-
-    def recall(self, latents: Tensor) -> Tensor:
-        """What a prefill reads of frames that were made, or given, as `latents`; `[B, C, F, h, w]` both."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels `[B, n, height, width, 3]` uint8, on the CPU, of the next latent frames."""
-        ...
-
-    def follow(self, frames: Tensor, latents: Tensor) -> None:
-        """Go on after a clip, as if its end had been decoded here.
-
-        Args:
-            frames: `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1.
-            latents: `[B, C, F, h, w]` that they were encoded to.
-        """
-        ...
-
-    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
-        """Come to where the first `num_chunks` of a video would have led.
-
-        Args:
-            latents: `[B, C, F, h, w]` of their frames.
-            num_shown: Of them, the first so many were followed.
-        """
-        ...
-
-
 class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""
 
-    def with_cache(self, cache: CacheConfig) -> Pipeline:
-        """The same weights, not loaded again, for sessions whose history is kept as `cache` says."""
+    @property
+    def cache_shape(self) -> CacheShape:
+        """Keys and values of one video."""
+        ...
+
+    @property
+    def latents_dtype(self) -> dtype:
+        """Dtype of noise and latents between denoising steps."""
         ...
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
-        """Read prompts that will be asked for, so that the text encoder is loaded once for all of them."""
+        """Encode prompts that will be asked for, so that the text encoder is loaded once for all of them."""
         ...
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Text states `[rows, text_tokens, C]` of a prompt; two rows for a family with guidance."""
+        """Prompt embeddings `[rows, text_tokens, C]`; two rows for a family with guidance."""
         ...
 
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """Latents `[B, C, F, h, w]` of `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1."""
         ...
 
-    def start(
-        self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES
-    ) -> Session:
-        """A session with an empty cache for the planned video.
+    def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> Denoiser:
+        """What makes one video, with an empty cache.
 
         Args:
-            changes: Text states of later prompts, by the index of the chunk that each begins with.
+            planner: The family's own, which knows what beside the prompt decides the frames.
         """
-        ...
-
-    def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
-        """The noise of the planned video, in the model's dtype and on its device."""
         ...
 
     def decoder(self) -> Decoder:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.base import Decoder
-from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.models.decoder import Decoder
+from qvg_cli.planning.chunks import ChunkPlan
 
 STORAGE_DTYPE = torch.float8_e4m3fn
 WAN_KEEPS = ("patch_embedding", "condition_embedder", "norm_out", "proj_out")
@@ -170,10 +170,10 @@ class ResidentDecoder:
         with self._residence.pixels(self._features):
             self._decoder.follow(frames, latents)
 
-    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
         """See `Decoder.skip`."""
         with self._residence.pixels(self._features):
-            self._decoder.skip(plan, num_chunks, latents, num_shown)
+            self._decoder.skip(chunks, latents, num_shown)
 
 
 def store_fp8(model: nn.Module, dtype: torch.dtype) -> None:

@@ -8,14 +8,16 @@ and differs by the rounding of the convolutions where they are large.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, unpatchify
 from torch import Tensor
 
 from qvg_cli.errors import QvgError
-from qvg_cli.models.longcat.seam import Joint
-from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.models.seam import Joint
+from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 
 _PASS_PIXELS = 2**18
 """Of the frames that pass through the last blocks together, but for one frame at least: at 480x832 and more,
@@ -50,8 +52,8 @@ class StreamingDecoder:
         """Finished latents as the model reads them again: as it made them."""
         return latents
 
-    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
-        """See `qvg_cli.models.base.Decoder`. Only frames within reach of what follows are decoded."""
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        """Come to where the first chunks would have led; decodes only frames within reach of what follows."""
         # A convolution sees two frames of the past, so this is the farthest that all of them together see.
         reach = 2 * len(self._features)
         if self._joint is not None:
@@ -65,7 +67,7 @@ class StreamingDecoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode the next latent frames.
+        """Decode the next latent frames, if any.
 
         Args:
             latents: `[B, C, F, h, w]`, normalised as the transformer makes them.
@@ -74,6 +76,8 @@ class StreamingDecoder:
             `[B, n, height, width, 3]` uint8 on the CPU, `n = 4 F`, or `4 F - 3` at the video's beginning;
             values are rounded to nearest.
         """
+        if not latents.shape[2]:
+            return no_pixels(latents, self._vae)
         frames = self.decode_float(latents)
         return to_pixels(frames if self._joint is None else self._joint.fade(frames))
 
@@ -86,10 +90,10 @@ class StreamingDecoder:
         """As `decode`, but `[B, 3, n, height, width]` in -1 .. 1 and the VAE's dtype."""
         mean, std = (numbers.to(latents.device, non_blocking=True) for numbers in (self._mean, self._std))
         latents = (latents.to(mean) * std + mean).to(self._vae.dtype)
-        latents = self._vae.post_quant_conv(latents)
         decoded = []
         for frame in latents.split(1, dim=2):
-            decoded.append(self._decode_frame(frame))
+            # Frame by frame: on some processors, the last bits of a product depend on how many rows it has.
+            decoded.append(self._decode_frame(self._vae.post_quant_conv(frame)))
             self._is_first = False
         pixels = torch.cat(decoded, dim=2)
         if self._vae.config.patch_size is not None:
@@ -153,6 +157,13 @@ class StreamingDecoder:
         for index, feature in enumerate(self._features):
             if isinstance(feature, Tensor):
                 self._features[index] = feature.to(self._device, non_blocking=True, copy=True)
+
+
+def no_pixels(latents: Tensor, vae: AutoencoderKLWan) -> Tensor:
+    """`[B, 0, height, width, 3]` uint8 pixels: those of no latent frame."""
+    side: int = vae.config.scale_factor_spatial
+    height, width = latents.shape[-2] * side, latents.shape[-1] * side
+    return torch.empty(len(latents), 0, height, width, 3, dtype=torch.uint8)
 
 
 def to_pixels(frames: Tensor) -> Tensor:

@@ -1,19 +1,22 @@
 """What the cache of a planned video will hold, to the byte, before any tensor exists. No torch.
 
-Goes through the plan as `kv_cache.KVCache` does, with sizes in place of tensors. All layers hold the same
-frames in the same way, so one layer's entries are followed, and its changes repeated for the others.
+Sums a `CachePlan` as `kv_cache.KVCache` carries it out, with sizes in place of tensors. All layers hold the
+same blocks, so one layer is followed and its changes are repeated for the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from qvg_cli.config.schema import CacheConfig
-from qvg_cli.planning.cache_plan import Frames, plan_packs, policy_of, unpacked_spec
+from qvg_cli.planning.cache_plan import Block, CachePlan, CacheStep, Commit, PackPolicy, unpacked_spec
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
-from qvg_cli.planning.ledger import Ledger, MemorySample, add, total
-from qvg_kernels.spec import CodecSpec, PayloadBytes
+from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes, total
+from qvg_kernels.spec import PayloadBytes
+
+BlockBytes = Callable[[Block], PayloadBytes]
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class CacheShape:
 
     Attributes:
         num_layers: Self-attention layers.
-        heads: Of one layer, times the batch.
+        heads: Heads of one layer, times the batch.
         head_dim: Channels of one head.
-        element_bytes: Of a value as the model makes it.
+        element_bytes: Size of a value as the model makes it.
         sink_frames: First latent frames that a window never drops.
     """
 
@@ -36,140 +39,104 @@ class CacheShape:
 
 
 def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[MemorySample]:
-    """What `memory.json` of a run will say of the cache, a sample a chunk; the device's peak is none.
+    """What `memory.json` of a run will say of the cache, a sample a chunk; the device's peak is `None`.
 
     Raises:
         ValueError: The codecs do not take the head size.
     """
-    return _Layers(config, plan, shape).run()
+    block_bytes = _block_bytes(config, plan, shape)
+    frame_bytes = bf16_frame_bytes(plan.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers)
+    ledger = Ledger()
+    samples = []
+    num_held = 0
+    for chunk, step, num_left in _steps(config, plan, shape):
+        num_held -= len(step.evicts)
+        for _ in range(shape.num_layers):
+            for block in step.drops:
+                ledger.remove(block_bytes(block))
+        ledger.begin_peak()
+        for commit in (step.prefill, step.commit):
+            if commit is not None:
+                for _ in range(shape.num_layers):
+                    _book(ledger, commit, block_bytes)
+        samples.append(
+            MemorySample(
+                chunk=chunk.index,
+                num_frames=max(chunk.frames) + 1,
+                peak_bytes=dict(ledger.peak),
+                end_bytes=dict(ledger.held),
+                bf16_peak_bytes=max(num_held, num_left) * frame_bytes,
+                bf16_end_bytes=num_left * frame_bytes,
+                device_peak_bytes=None,
+            )
+        )
+        num_held = num_left
+    return samples
 
 
 def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> int:
     """The most bytes that a run's `state/` holds of its history at once, headers left out.
 
-    Only a history that is packed is put away, each entry once; a file goes when nothing of it was held after
-    the last two chunks.
+    Only a history that is packed is saved, each block once; a file goes when nothing of it was held after the
+    last two chunks.
 
     Raises:
-        ValueError: As `predict_payload`.
+        ValueError: The codecs do not take the head size.
     """
     if not {config.k.scheme, config.v.scheme}.isdisjoint(("none", "bf16")):
         return 0
-    layers = _Layers(config, plan, shape)
-    layers.run()
-    return layers.most_file_bytes
+    block_bytes = _block_bytes(config, plan, shape)
+    blocks = _plan_cache(config, plan, shape)
+    file_bytes: dict[int, int] = {}
+    saved: set[Block] = set()
+    most = 0
+    for chunk, following in zip(plan.chunks, (*plan.chunks[1:], None), strict=True):
+        blocks.advance(chunk)
+        held = set() if following is None else set(blocks.blocks_after(following.evicts))
+        file_bytes[chunk.index] = shape.num_layers * sum(total(block_bytes(block)) for block in held - saved)
+        most = max(most, sum(file_bytes.values()))
+        alive = {block.chunk for block in saved | held} | {chunk.index}
+        file_bytes = {index: count for index, count in file_bytes.items() if index in alive}
+        saved = held
+    return most
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """What one layer holds of some frames."""
-
-    frames: Frames
-    is_packed: bool
-    payload: PayloadBytes
-
-    @property
-    def name(self) -> tuple[Frames, bool]:
-        """What tells it from any other."""
-        return self.frames, self.is_packed
+def _plan_cache(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> CachePlan:
+    policy = PackPolicy.of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
+    return CachePlan(policy)
 
 
-class _Layers:
-    """One layer's entries and the ledger of all."""
+def _steps(
+    config: CacheConfig, plan: VideoPlan, shape: CacheShape
+) -> Iterator[tuple[ChunkPlan, CacheStep, int]]:
+    """Every chunk with its step, and how many frames the cache holds after it."""
+    blocks = _plan_cache(config, plan, shape)
+    for chunk in plan.chunks:
+        step = blocks.advance(chunk)
+        yield chunk, step, len(blocks.block_of)
 
-    def __init__(self, config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> None:
-        self._plan = plan
-        self._shape = shape
-        self._packed: tuple[CodecSpec, CodecSpec] = (config.k, config.v)
-        self._unpacked: tuple[CodecSpec, CodecSpec] = (unpacked_spec(config), unpacked_spec(config))
-        policy = policy_of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
-        self._packs = plan_packs(plan.chunks, policy)
-        self._entries: list[_Entry] = []
-        self._changes: list[tuple[PayloadBytes, bool]] = []
-        self._known: dict[tuple[bool, int], PayloadBytes] = {}
-        self.most_file_bytes = 0
-        self._file_bytes: dict[int, int] = {}
-        self._born: dict[tuple[Frames, bool], int] = {}
 
-    def run(self) -> list[MemorySample]:
-        """Go through the plan."""
-        ledger, gone, frames = Ledger(), set[int](), set[int]()
-        shape = self._shape
-        frame_bytes = 4 * self._plan.tokens_per_frame * shape.heads * shape.head_dim * shape.num_layers
-        samples = []
-        for chunk, packs in zip(self._plan.chunks, self._packs, strict=True):
-            gone.update(chunk.evicts)
-            frames.difference_update(chunk.evicts)
-            self._changes = []
-            for entry in [entry for entry in self._entries if gone.issuperset(entry.frames)]:
-                self._drop(entry)
-            self._book(ledger)
-            ledger.begin_peak()
-            start = len(frames)
-            self._changes = []
-            if chunk.commits:
-                self._commit(chunk, packs)
-            self._book(ledger)
-            frames.update(chunk.commits)
-            self._put_away(chunk.index, gone)
-            samples.append(
-                MemorySample(
-                    chunk=chunk.index,
-                    num_frames=max(chunk.frames) + 1,
-                    peak_bytes=dict(ledger.peak),
-                    end_bytes=dict(ledger.held),
-                    bf16_peak_bytes=max(start, len(frames)) * frame_bytes,
-                    bf16_end_bytes=len(frames) * frame_bytes,
-                    device_peak_bytes=None,
-                )
-            )
-        return samples
+def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> BlockBytes:
+    """The bytes that one layer holds of a block."""
+    unpacked = unpacked_spec(config)
 
-    def _commit(self, chunk: ChunkPlan, packs: Sequence[Frames]) -> None:
-        """As `LayerCache.append`."""
-        self._store(chunk.commits, is_packed=chunk.commits in packs)
-        for group in packs:
-            if group != chunk.commits:
-                for entry in [entry for entry in self._entries if set(entry.frames) <= set(group)]:
-                    self._drop(entry)
-                self._store(group, is_packed=True)
+    @cache
+    def sized(num_frames: int, is_packed: bool) -> PayloadBytes:
+        tokens = num_frames * plan.tokens_per_frame
+        key, value = (
+            spec.payload_bytes(shape.heads, tokens, shape.head_dim, shape.element_bytes)
+            for spec in ((config.k, config.v) if is_packed else (unpacked, unpacked))
+        )
+        return add(key, value)
 
-    def _store(self, frames: Frames, *, is_packed: bool) -> None:
-        wanted = is_packed, len(frames)
-        if wanted not in self._known:
-            tokens, shape = len(frames) * self._plan.tokens_per_frame, self._shape
-            key, value = (
-                spec.payload_bytes(shape.heads, tokens, shape.head_dim, shape.element_bytes)
-                for spec in (self._packed if is_packed else self._unpacked)
-            )
-            self._known[wanted] = add(key, value)
-        self._entries.append(_Entry(frames, is_packed, self._known[wanted]))
-        self._changes.append((self._known[wanted], True))
+    return lambda block: sized(len(block.frames), block.is_packed)
 
-    def _drop(self, entry: _Entry) -> None:
-        self._entries.remove(entry)
-        self._changes.append((entry.payload, False))
 
-    def _put_away(self, index: int, gone: set[int]) -> None:
-        """As `RunState.save` and `ChunkStore.commit`, on sizes."""
-        is_last = index + 1 == len(self._plan.chunks)
-        gone = gone if is_last else gone.union(self._plan.chunks[index + 1].evicts)
-        held = [entry for entry in self._entries if not is_last and not gone.issuperset(entry.frames)]
-        new = [entry for entry in held if entry.name not in self._born]
-        self._file_bytes[index] = self._shape.num_layers * sum(total(entry.payload) for entry in new)
-        self.most_file_bytes = max(self.most_file_bytes, sum(self._file_bytes.values()))
-        alive = set(self._born.values())
-        self._born = {entry.name: self._born.get(entry.name, index) for entry in held}
-        alive.update(self._born.values())
-        self._file_bytes = {
-            chunk: count for chunk, count in self._file_bytes.items() if chunk in alive or chunk == index
-        }
-
-    def _book(self, ledger: Ledger) -> None:
-        """Enter the changes of one layer for every layer, one layer after the other."""
-        for _ in range(self._shape.num_layers):
-            for payload, is_added in self._changes:
-                if is_added:
-                    ledger.add(payload)
-                else:
-                    ledger.remove(payload)
+def _book(ledger: Ledger, commit: Commit, block_bytes: BlockBytes) -> None:
+    """Enter a commit of one layer, in the order of `LayerCache.commit`."""
+    for block in commit.stores:
+        ledger.add(block_bytes(block))
+    for packing in commit.packings:
+        for member in packing.members:
+            ledger.remove(block_bytes(member))
+        ledger.add(block_bytes(packing.block))

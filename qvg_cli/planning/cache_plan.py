@@ -1,22 +1,20 @@
-"""Which finished chunks become a packed span, and when. Integers only, no torch.
+"""Which blocks of keys and values the cache drops, stores and packs at each chunk. Integers only, no torch.
 
-Made from the plan before anything runs, so every layer packs the same frames at the same time, and the bytes
-that a run will hold are known in advance. Invariants: a chunk boundary never lies inside a span, sink frames
-share a span with no others (a rolling window would keep such a span alive for ever), and a span is packed
-once.
+A fold over the chunks of a video, so it grows with an open session. The cache carries it out, the forecast
+sums it and the checkpoint names its files by it: every layer holds the same blocks, and the bytes that a run
+will hold are known in advance. Invariants: a chunk boundary never lies inside a packed block, sink frames
+share a packed block with no others (a rolling window would keep it alive for ever), a block is packed once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from qvg_cli.config.schema import CacheConfig
-from qvg_cli.planning.chunks import ChunkPlan
+from qvg_cli.planning.chunks import ChunkPlan, Frames
 from qvg_kernels.spec import Bf16Spec, NoneSpec
-
-Frames = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -25,71 +23,166 @@ class PackPolicy:
 
     Attributes:
         keep_recent_chunks: Newest finished chunks that stay unpacked.
-        keep_sink: Whether the first committed chunk stays unpacked.
-        span_frames: Chunks wait until together they have this many latent frames.
+        keep_sink: Whether the first committed block stays unpacked.
+        block_frames: Chunks wait until together they have this many latent frames.
         sink_frames: Frames `0 .. sink_frames - 1` outlive a rolling window and are packed on their own.
     """
 
     keep_recent_chunks: int = 0
     keep_sink: bool = False
-    span_frames: int = 1
+    block_frames: int = 1
     sink_frames: int = 0
 
-    def is_sink(self, frames: Frames) -> bool:
-        """Whether a chunk belongs to the sink."""
-        return frames[0] < self.sink_frames
+    @classmethod
+    def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> PackPolicy:
+        """The policy of `config` for frames of so many tokens."""
+        return cls(
+            keep_recent_chunks=config.keep_recent_chunks,
+            keep_sink=config.keep_sink,
+            block_frames=math.ceil(config.span_tokens / tokens_per_frame),
+            sink_frames=sink_frames,
+        )
 
 
-def policy_of(config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> PackPolicy:
-    """What `config` says of packing, for frames of so many tokens."""
-    return PackPolicy(
-        keep_recent_chunks=config.keep_recent_chunks,
-        keep_sink=config.keep_sink,
-        span_frames=math.ceil(config.span_tokens / tokens_per_frame),
-        sink_frames=sink_frames,
-    )
+@dataclass(frozen=True)
+class Block:
+    """Keys and values of some frames that are stored together, in every layer.
+
+    Attributes:
+        frames: In the order of the tokens.
+        is_packed: Whether the codecs of the preset hold it, and not those of chunks that wait.
+        chunk: Index of the chunk that stored it; tells it from an older block of the same frames.
+    """
+
+    frames: Frames
+    is_packed: bool
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Waiting blocks that become one packed block."""
+
+    members: tuple[Block, ...]
+    block: Block
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one pass through the model leaves in every layer, in this order.
+
+    Attributes:
+        stores: Blocks of frames that pass through the model.
+        packings: Waiting blocks, those just stored among them, that are packed then.
+    """
+
+    stores: tuple[Block, ...]
+    packings: tuple[Packing, ...] = ()
+
+    @property
+    def frames(self) -> Frames:
+        """Frames whose keys and values are stored."""
+        return tuple(frame for block in self.stores for frame in block.frames)
+
+
+@dataclass(frozen=True)
+class CacheStep:
+    """What one chunk does to the cache.
+
+    Attributes:
+        evicts: Frames that are not held any more when the chunk begins.
+        drops: Blocks that go with them: none of their frames is left.
+        prefill: What the prefill leaves, if anything.
+        commit: What the cache-update pass after denoising leaves, if anything.
+    """
+
+    evicts: Frames
+    drops: tuple[Block, ...]
+    prefill: Commit | None
+    commit: Commit | None
+
+
+class CachePlan:
+    """The blocks of one video, chunk after chunk.
+
+    Attributes:
+        blocks: Those held after the last chunk, in the order in which they were stored.
+        block_of: The block that a held frame is read from.
+    """
+
+    def __init__(self, policy: PackPolicy) -> None:
+        self.blocks: list[Block] = []
+        self.block_of: dict[int, Block] = {}
+        self._policy = policy
+        self._waiting: list[Block] = []
+        self._is_first = True
+
+    def advance(self, chunk: ChunkPlan) -> CacheStep:
+        """Plan the next chunk."""
+        evicts = tuple(frame for frame in chunk.evicts if self.block_of.pop(frame, None) is not None)
+        alive = set(self.block_of.values())
+        drops = tuple(block for block in self.blocks if block not in alive)
+        self.blocks = [block for block in self.blocks if block in alive]
+        self._waiting = [block for block in self._waiting if block in alive]
+        prefill = self._commit(chunk.index, chunk.prefill_commits) if chunk.prefill_commits else None
+        commit = self._commit(chunk.index, (chunk.commits,)) if chunk.commits else None
+        return CacheStep(evicts, drops, prefill, commit)
+
+    def blocks_after(self, evicts: Collection[int]) -> tuple[Block, ...]:
+        """Blocks that stay when the frames `evicts` leave."""
+        alive = {block for frame, block in self.block_of.items() if frame not in evicts}
+        return tuple(block for block in self.blocks if block in alive)
+
+    def _commit(self, chunk: int, groups: tuple[Frames, ...]) -> Commit:
+        stored = []
+        for frames in groups:
+            block = Block(frames, False, chunk)
+            stored.append(block)
+            if not (self._is_first and self._policy.keep_sink):
+                self._waiting.append(block)
+            self._is_first = False
+        packings = []
+        for members in self._take_groups():
+            packed = Block(tuple(frame for member in members for frame in member.frames), True, chunk)
+            if members[0] in stored and len(members) == 1:
+                # It is packed as it is stored.
+                stored[stored.index(members[0])] = packed
+            else:
+                packings.append(Packing(members, packed))
+        for block in stored:
+            self._hold(block)
+        for packing in packings:
+            self.blocks = [block for block in self.blocks if block not in packing.members]
+            self._hold(packing.block)
+        return Commit(tuple(stored), tuple(packings))
+
+    def _hold(self, block: Block) -> None:
+        self.blocks.append(block)
+        for frame in block.frames:
+            self.block_of[frame] = block
+
+    def _take_groups(self) -> list[tuple[Block, ...]]:
+        """Remove the groups that are ready from the front of the waiting blocks, oldest first.
+
+        A group waits for `block_frames` frames; a smaller one is packed early when it ends the sink.
+        """
+        policy, waiting = self._policy, self._waiting
+        groups: list[tuple[Block, ...]] = []
+        start = 0
+        for stop in range(1, len(waiting) - policy.keep_recent_chunks + 1):
+            group = waiting[start:stop]
+            ends_sink = (
+                group[0].frames[0] < policy.sink_frames
+                and stop < len(waiting)
+                and waiting[stop].frames[0] >= policy.sink_frames
+            )
+            if sum(len(block.frames) for block in group) >= policy.block_frames or ends_sink:
+                groups.append(tuple(group))
+                start = stop
+        del waiting[:start]
+        return groups
 
 
 def unpacked_spec(config: CacheConfig) -> NoneSpec | Bf16Spec:
     """How chunks are kept that wait or stay unpacked: in bf16, unless nothing is rounded at all."""
     return NoneSpec() if config.k.scheme == config.v.scheme == "none" else Bf16Spec()
-
-
-def plan_packs(chunks: Sequence[ChunkPlan], policy: PackPolicy) -> list[tuple[Frames, ...]]:
-    """For each chunk, the groups of frames that become a span once the chunk is committed.
-
-    A group waits for `span_frames` frames; a smaller one is packed early when it ends the sink.
-    """
-    waiting: list[Frames] = []
-    packs: list[tuple[Frames, ...]] = []
-    gone: set[int] = set()
-    is_first = True
-    for chunk in chunks:
-        gone |= set(chunk.evicts)
-        waiting = [frames for frames in waiting if not gone.issuperset(frames)]
-        if chunk.commits and not (is_first and policy.keep_sink):
-            waiting.append(chunk.commits)
-        is_first = is_first and not chunk.commits
-        packs.append(tuple(_take_groups(waiting, policy)) if chunk.commits else ())
-    return packs
-
-
-def _take_groups(waiting: list[Frames], policy: PackPolicy) -> list[Frames]:
-    """Remove the groups that are ready from the front of `waiting`, oldest first."""
-    groups: list[Frames] = []
-    group: Frames = ()
-    ready = len(waiting) - policy.keep_recent_chunks
-    taken = 0
-    for position in range(max(0, ready)):
-        group += waiting[position]
-        ends_sink = (
-            policy.is_sink(group)
-            and position + 1 < len(waiting)
-            and not policy.is_sink(waiting[position + 1])
-        )
-        if len(group) >= policy.span_frames or ends_sink:
-            groups.append(group)
-            group = ()
-            taken = position + 1
-    del waiting[:taken]
-    return groups

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from qvg_cli.errors import UsageError
 
+Frames = tuple[int, ...]
+"""Absolute ids of latent frames."""
+
 
 @dataclass(frozen=True)
 class ChunkPlan:
@@ -20,47 +23,78 @@ class ChunkPlan:
         index: Position in the plan, from 0.
         makes: Frames that this chunk generates; empty for a chunk that only reads given frames.
         given: Frames that are there already and are only shown: they do not pass through the model here.
-        prefill: Given or finished frames that are recalled before denoising, and that pass through the model
-            if some of them are committed.
+        prefill: Given or finished frames that are recalled before denoising. They pass through the model if
+            some of them are committed.
         reads: Cached frames attended to while denoising, oldest first, without the chunk's own.
-        commits: Frames whose keys and values stay in the cache after the clean pass.
-        evicts: Frames that leave the cache before this chunk begins.
+        prefill_commits: Frames of the prefill whose keys and values stay in the cache, by the blocks that
+            they are stored in.
+        commits: Frames of `makes` whose keys and values stay in the cache after the cache-update pass.
+        evicts: Frames that leave the cache before this chunk begins. They may be committed again.
+        positions: Time position of each frame in `view`; `None` stands every frame at its own number.
+        is_first_made: Whether it makes the first frames of the video, whose steps may be others.
     """
 
     index: int
-    makes: tuple[int, ...]
-    prefill: tuple[int, ...] = ()
-    reads: tuple[int, ...] = ()
-    commits: tuple[int, ...] = ()
-    evicts: tuple[int, ...] = ()
-    given: tuple[int, ...] = ()
+    makes: Frames
+    prefill: Frames = ()
+    reads: Frames = ()
+    prefill_commits: tuple[Frames, ...] = ()
+    commits: Frames = ()
+    evicts: Frames = ()
+    given: Frames = ()
+    positions: tuple[int, ...] | None = None
+    is_first_made: bool = False
 
     @property
-    def frames(self) -> tuple[int, ...]:
+    def frames(self) -> Frames:
         """Frames that this chunk handles, given, finished or made."""
         return self.prefill + self.given + self.makes
 
+    @property
+    def view(self) -> Frames:
+        """Frames that the model sees in this chunk: those that it reads, then those that pass through it."""
+        return (*self.reads, *(frame for frame in self.prefill + self.makes if frame not in self.reads))
 
-@dataclass(frozen=True)
-class VideoPlan:
-    """A whole video.
+    @property
+    def kept(self) -> Frames:
+        """Frames that this chunk leaves in the cache, in the order in which they are stored."""
+        return (*(frame for block in self.prefill_commits for frame in block), *self.commits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """The shape of a video's frames.
 
     Attributes:
-        chunks: In the order in which they run.
         tokens_per_frame: Attention tokens of one latent frame.
         latent_shape: `(C, h, w)` of one latent frame.
-        height: Of the decoded frames, in pixels.
-        width: Of the decoded frames, in pixels.
+        height: Height of the decoded frames, in pixels.
+        width: Width of the decoded frames, in pixels.
         pixel_frames_per_latent: Pixel frames of every latent frame but the first, which gives one.
-        notes: What of the request does not come true as it was written, to be shown to the user.
     """
 
-    chunks: tuple[ChunkPlan, ...]
     tokens_per_frame: int
     latent_shape: tuple[int, int, int]
     height: int
     width: int
     pixel_frames_per_latent: int = 4
+
+    def first_pixel_frame(self, chunk: ChunkPlan) -> int:
+        """The first frame of the decoded video that `chunk` adds."""
+        added = chunk.makes or chunk.given or chunk.prefill
+        return pixel_frames(min(added), self.pixel_frames_per_latent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoPlan(Geometry):
+    """A whole video.
+
+    Attributes:
+        chunks: In the order in which they run.
+        notes: What of the request does not come true as it was written, to be shown to the user.
+    """
+
+    chunks: tuple[ChunkPlan, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -72,11 +106,6 @@ class VideoPlan:
     def num_pixel_frames(self) -> int:
         """Frames of the decoded video."""
         return pixel_frames(self.num_frames, self.pixel_frames_per_latent)
-
-    def first_pixel_frame(self, chunk: ChunkPlan) -> int:
-        """The first frame of the decoded video that `chunk` adds."""
-        added = chunk.makes or chunk.given or chunk.prefill
-        return pixel_frames(min(added), self.pixel_frames_per_latent)
 
 
 def pixel_frames(num_frames: int, pixel_frames_per_latent: int = 4) -> int:
@@ -91,8 +120,13 @@ def prompt_begins(plan: VideoPlan, frames: Sequence[int]) -> list[int]:
         UsageError: Such a frame is inside a chunk, or not after the one before; the message names the nearest
             that fit.
     """
-    # The first chunk has the prompt that the video begins with.
-    begins = {plan.first_pixel_frame(chunk): chunk.index for chunk in plan.chunks[1:]}
+    begins: dict[int, int] = {}
+    end = 0
+    for chunk in plan.chunks:
+        # A chunk that adds no frame belongs to the next one, and the first has the video's first prompt.
+        if chunk.index:
+            begins.setdefault(pixel_frames(end, plan.pixel_frames_per_latent), chunk.index)
+        end = max(end, max(chunk.frames) + 1)
     possible = list(begins)
     for last, frame in zip((0, *frames), frames, strict=False):
         if frame not in possible:

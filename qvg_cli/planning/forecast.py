@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from qvg_cli.config.schema import MemoryConfig, RunConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import model_sizes
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
@@ -102,14 +101,12 @@ def is_for_gpu(config: RunConfig, *, has_card: bool) -> bool:
     )
 
 
-def forecast(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> Forecast:
-    """What a run of `config` needs, whose plan is `plan`.
+def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: bool) -> Forecast:
+    """What a run of `config` needs, whose plan is `plan` and whose model has these `sizes`.
 
     Raises:
         UsageError: The cache's codecs do not take the model's head size.
-        MissingModelError: The model is in a folder of the user's, and that cannot be read.
     """
-    sizes = model_sizes(config, is_gpu=is_gpu)
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
     shape = CacheShape(sizes.num_layers, sizes.heads, sizes.head_dim, size, sizes.sink_frames)
     try:

@@ -1,21 +1,14 @@
 """What the cache holds, in bytes by kind, against a BF16 cache of the same frames.
 
-Payload bytes are sums of tensor sizes and are ours; the device peak is the allocator's. Both are reported.
-torch is imported when a device is asked, so that a planned video can be accounted for without it.
+Payload bytes are sums of tensor sizes and are ours; the device peak is the allocator's. Both are reported. No
+torch, so that a planned video can be accounted for as a real one is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qvg_kernels.spec import PayloadBytes
-
-if TYPE_CHECKING:
-    import torch
-
-    from qvg_cli.cache.kv_cache import KVCache
-    from qvg_cli.planning.chunks import ChunkPlan
 
 
 @dataclass(frozen=True)
@@ -29,7 +22,7 @@ class MemorySample:
         end_bytes: Payload by kind after the chunk.
         bf16_peak_bytes: What a BF16 cache would hold for the same frames at its fullest moment.
         bf16_end_bytes: What a BF16 cache would hold for the same frames after the chunk.
-        device_peak_bytes: Allocator's peak during the chunk; none on a CPU.
+        device_peak_bytes: The allocator's peak during the chunk; `None` on a CPU.
     """
 
     chunk: int
@@ -74,35 +67,10 @@ class Ledger:
         self.peak = dict(self.held)
 
 
-class MemoryRecorder:
-    """Takes one `MemorySample` a chunk."""
+def bf16_frame_bytes(tokens_per_frame: int, layer_width: int, num_layers: int) -> int:
+    """Keys and values of one latent frame in a BF16 cache, in all layers.
 
-    def __init__(self, cache: KVCache, device: torch.device) -> None:
-        self._cache = cache
-        self._device = device
-        self._bf16_start_bytes = 0
-
-    def begin(self) -> None:
-        """Start a chunk; the cache has dropped what the chunk does not read."""
-        self._bf16_start_bytes = self._cache.bf16_bytes
-        if self._device.type == "cuda":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats(self._device)
-
-    def sample(self, chunk: ChunkPlan, num_frames: int) -> MemorySample:
-        """Account for the chunk that has just ended, the video being `num_frames` latent frames long."""
-        device_peak_bytes = None
-        if self._device.type == "cuda":
-            import torch
-
-            device_peak_bytes = torch.cuda.max_memory_allocated(self._device)
-        return MemorySample(
-            chunk=chunk.index,
-            num_frames=num_frames,
-            peak_bytes=dict(self._cache.ledger.peak),
-            end_bytes=dict(self._cache.ledger.held),
-            bf16_peak_bytes=max(self._bf16_start_bytes, self._cache.bf16_bytes),
-            bf16_end_bytes=self._cache.bf16_bytes,
-            device_peak_bytes=device_peak_bytes,
-        )
+    Args:
+        layer_width: Channels of one layer's keys, heads times head size, times the batch.
+    """
+    return 2 * 2 * tokens_per_frame * layer_width * num_layers

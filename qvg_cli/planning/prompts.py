@@ -183,9 +183,9 @@ def read_schedule(path: Path) -> list[ScheduledPrompt]:
     return scheduled
 
 
-def unknown_words(prompt: str, backend: str) -> list[str]:
-    """Words of `prompt` that the built-in model of `backend` has never seen, in their order."""
-    grammar = _grammar(backend)
+def unknown_words(prompt: str, family: str) -> list[str]:
+    """Words of `prompt` that the built-in model of `family` has never seen, in their order."""
+    grammar = _grammar(family)
     templates = " ".join(grammar["templates"])
     known = set(_words(re.sub(r"{\w+}", " ", templates)))
     for text in (*_texts(grammar["concepts"]), *grammar["fillers"]):
@@ -193,14 +193,14 @@ def unknown_words(prompt: str, backend: str) -> list[str]:
     return [word for word in dict.fromkeys(_words(prompt)) if word not in known]
 
 
-def pocket_examples(backend: str) -> str:
-    """What a prompt for the built-in model of `backend` can name, for a message."""
-    concepts = _grammar(backend)["concepts"]
+def pocket_examples(family: str) -> str:
+    """What a prompt for the built-in model of `family` can name, for a message."""
+    concepts = _grammar(family)["concepts"]
     return "; ".join(f"{concept}: {', '.join(values)}" for concept, values in concepts.items())
 
 
-def _grammar(backend: str) -> dict[str, Any]:
-    grammar: dict[str, Any] = yaml.safe_load(pocket_grammar(backend).read_text(encoding="utf-8"))
+def _grammar(family: str) -> dict[str, Any]:
+    grammar: dict[str, Any] = yaml.safe_load(pocket_grammar(family).read_text(encoding="utf-8"))
     return grammar
 
 

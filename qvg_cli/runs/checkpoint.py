@@ -19,9 +19,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache
-from qvg_cli.cache.snapshot import HeldEntry, entry_tensors, held_entries, is_packing, read_entries
+from qvg_cli.cache.snapshot import block_tensors, is_packing, read_blocks
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.runs.chunk_store import (
@@ -75,7 +76,7 @@ class RunState:
         self._lock = lock
         self._store = ChunkStore(folder, identity.hash())
         self._records: list[ChunkRecord] = []
-        self._born: dict[HeldEntry, int] = {}
+        self._saved: set[Block] = set()
         self._clip: VideoWriter | None = None
         self._is_clip_whole = False
 
@@ -157,7 +158,7 @@ class RunState:
         if not records:
             return None
         has_history = records[-1].has_history and self._fill(plan, cache, device, note)
-        return Restored(tuple(records), Done(len(records), latents.to(device), has_history))
+        return Restored(tuple(records), Done(plan.chunks[: len(records)], latents.to(device), has_history))
 
     def save(self, result: ChunkResult, plan: VideoPlan, cache: KVCache, *, fps: int, seconds: float) -> None:
         """Put a finished chunk away; it is safe when this returns.
@@ -171,21 +172,22 @@ class RunState:
         with ThreadPoolExecutor(1) as pool:
             # ffmpeg computes while the other files are written.
             encoded = pool.submit(self._save_video, chunk, result.frames[0].numpy(), fps)
-            held = held_entries(cache, following)
+            # After the last chunk nothing is left to be read.
+            held = () if following is None else cache.plan.blocks_after(following.evicts)
             has_history = not held or is_packing(cache)
             held = held if has_history else ()
             files = {LATENTS: self._store.write(chunk, LATENTS, save({"latents": result.latents.cpu()}))}
-            tensors, about = entry_tensors(cache, [name for name in held if name not in self._born])
+            tensors, about = block_tensors(cache, [block for block in held if block not in self._saved])
             if tensors:
-                files[CACHE] = self._store.write(chunk, CACHE, save(tensors))
+                on_cpu = {name: tensor.cpu() for name, tensor in tensors.items()}
+                files[CACHE] = self._store.write(chunk, CACHE, save(on_cpu))
             files.update(encoded.result())
-        born = {name: self._born.get(name, chunk) for name in held}
         record = ChunkRecord(
             run=self._store.run,
             chunk=chunk,
             files=files,
             entries=about,
-            held=tuple(Held(entry=name, chunk=number) for name, number in born.items()),
+            held=tuple(Held.of(block) for block in held),
             has_history=has_history,
             memory=result.memory,
             num_frames=result.frames.shape[1],
@@ -194,7 +196,7 @@ class RunState:
         )
         self._store.commit(record)
         self._records.append(record)
-        self._born = born
+        self._saved = set(held)
 
     def join_video(self, path: Path) -> None:
         """Write the video of all chunks that are whole.
@@ -255,9 +257,9 @@ class RunState:
         except DamagedError as error:
             note(f"{error}: the history is computed again")
             return False
-        held = [item.entry for item in records[-1].held]
-        self._born = {item.entry: item.chunk for item in records[-1].held}
-        layers = [[entries[name][index] for name in held] for index in range(len(cache.layers))]
+        held = [item.block for item in records[-1].held]
+        self._saved = set(held)
+        layers = [[entries[block][index] for block in held] for index in range(len(cache.layers))]
         cache.restore(plan.chunks[: len(records)], layers)
         return True
 
@@ -270,18 +272,17 @@ class RunState:
 
     def _read_history(
         self, records: Sequence[ChunkRecord], cache: KVCache, device: torch.device
-    ) -> dict[HeldEntry, list[Entry]]:
-        """Entries that were alive after the last record, one a layer."""
-        held = records[-1].held
-        entries: dict[HeldEntry, list[Entry]] = {}
-        for chunk in sorted({item.chunk for item in held}):
+    ) -> dict[Block, list[Entry]]:
+        """Blocks that were alive after the last record, one entry a layer."""
+        wanted = [item.block for item in records[-1].held]
+        entries: dict[Block, list[Entry]] = {}
+        for chunk in sorted({block.chunk for block in wanted}):
             if chunk >= len(records):
                 raise DamagedError(f"the record of chunk {len(records)} names a later one")
-            wanted = {item.entry for item in held if item.chunk == chunk}
             tensors = self._tensors(records[chunk], CACHE)
             try:
-                found = read_entries(tensors, records[chunk].entries, cache, device)
-                entries.update({name: found[name] for name in wanted})
+                found = read_blocks(tensors, records[chunk].entries, chunk, cache, device)
+                entries.update({block: found[block] for block in wanted if block.chunk == chunk})
             except (ValueError, KeyError) as error:
                 raise DamagedError(f"the history of chunk {chunk + 1} does not fit: {error}") from error
         return entries

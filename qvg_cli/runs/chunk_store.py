@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
-from qvg_cli.cache.snapshot import HeldEntry
 from qvg_cli.config.schema import Config
 from qvg_cli.errors import QvgError
+from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.runs.folder import sync_folder, write_whole
 
@@ -34,15 +34,32 @@ class StoredFile(Config):
     sha256: str
 
 
+class HeldEntry(Config):
+    """Frames of a block, and whether it is packed."""
+
+    frames: tuple[int, ...]
+    is_packed: bool
+
+
 class Held(Config):
-    """An entry of the history that is alive after a chunk.
+    """A block of the history that is alive after a chunk.
 
     Attributes:
-        chunk: Whose file it is in.
+        chunk: The chunk that stored it, and whose file it is in.
     """
 
     entry: HeldEntry
     chunk: int
+
+    @classmethod
+    def of(cls, block: Block) -> Held:
+        """The record of a block."""
+        return cls(entry=HeldEntry(frames=block.frames, is_packed=block.is_packed), chunk=block.chunk)
+
+    @property
+    def block(self) -> Block:
+        """The block of the record."""
+        return Block(self.entry.frames, self.entry.is_packed, self.chunk)
 
 
 class ChunkRecord(Config):
@@ -51,7 +68,7 @@ class ChunkRecord(Config):
     Attributes:
         run: Hash of the run's identity, so that files of two runs are never mixed.
         files: By kind; without history or frames of its own, a chunk has no `CACHE` or no `VIDEO`.
-        entries: What its `CACHE` holds; see `qvg_cli.cache.snapshot.entry_tensors`.
+        entries: What its `CACHE` holds, as `qvg_cli.cache.snapshot.block_tensors` describes it.
         held: The history after the chunk, in order, if it is kept.
         has_history: Whether it is kept; one that is not packed is larger than it is slow to compute again.
         num_frames: Pixel frames that the chunk added.

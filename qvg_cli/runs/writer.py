@@ -22,7 +22,7 @@ from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError
 from qvg_cli.models.loading import attention_words
-from qvg_cli.models.registry import run_details
+from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.html import run_page
@@ -41,6 +41,7 @@ class Recording:
     """What one run has made so far, and the files it leaves.
 
     Args:
+        note: Takes a line for the user.
         state: Left by an earlier process, to go on from; none begins the run.
         command: Continues the run when the options `--resume FOLDER` are added.
         extra: What decides the frames beside the configuration; see `qvg_cli.runs.identity`.
@@ -56,6 +57,7 @@ class Recording:
         video: Planned,
         run: RunDir,
         device: torch.device,
+        note: Callable[[str], None],
         *,
         state: RunState | None = None,
         command: str = "qvg generate",
@@ -65,8 +67,11 @@ class Recording:
         self.samples: list[MemorySample] = []
         self.status = "running"
         self.log = run.log
+        self.video_path = run.video
         self._run = run
-        self._details = run_details(video.config)
+        self._note = note
+        self._cache: KVCache | None = None
+        self._details = family_of(video.config).run_details(video.config)
         self._device = device
         self._state = state
         self._command = command
@@ -90,37 +95,39 @@ class Recording:
         return self._state.video_frames if self._state else 0
 
     @property
+    def num_done(self) -> int:
+        """Chunks that an earlier process has made."""
+        return self._resumed_after or 0
+
+    @property
     def num_made(self) -> int:
         """Of the pixel frames written, those that were not there before."""
         return max(0, self.num_frames - self._num_given)
 
-    def begin(self, cache: KVCache, note: Callable[[str], None]) -> Done | None:
+    def begin(self, cache: KVCache) -> Done | None:
         """Write what is known before the first chunk, or fill the empty `cache` from what is there.
-
-        Args:
-            note: Takes a line for the user.
 
         Returns:
             The chunks that are there already, if any.
         """
-        done = None
+        self._cache, done = cache, None
         if self._state is None:
             self._write_config()
             identity = identify(self.video.config, self._device.type, self._extra)
             self._state = RunState.create(self._run.state, identity)
-        elif restored := self._state.restore(self.video.plan, cache, self._device, note):
+        elif restored := self._state.restore(self.video.plan, cache, self._device, self._note):
             done = restored.done
             self.samples = restored.memory
             self._latents = [done.latents.cpu()]
             self._chunk_seconds = [record.chunk_seconds for record in restored.records]
             self._seconds = restored.records[-1].seconds
-            self._resumed_after = done.num_chunks
+            self._resumed_after = len(done.chunks)
             self._num_given = sum(
                 record.num_frames
                 for record, chunk in zip(restored.records, self.video.plan.chunks, strict=False)
                 if not chunk.makes
             )
-            note(f"going on after chunk {done.num_chunks} of {len(self.video.plan.chunks)}")
+            self._note(f"going on after chunk {len(done.chunks)} of {len(self.video.plan.chunks)}")
         self._started = time.perf_counter() - self._seconds
         return done
 
@@ -131,12 +138,13 @@ class Recording:
         self._num_clip += len(frames)
         self._num_given += len(frames)
 
-    def add(self, result: ChunkResult, cache: KVCache) -> None:
+    def add(self, result: ChunkResult) -> None:
         """Put one chunk away; what has been added survives whatever comes."""
         assert self._state is not None
+        assert self._cache is not None
         seconds = time.perf_counter() - self._started
         self._state.save(
-            result, self.video.plan, cache, fps=self.video.config.video.fps, seconds=round(seconds, 4)
+            result, self.video.plan, self._cache, fps=self.video.config.video.fps, seconds=round(seconds, 4)
         )
         if not result.chunk.makes:
             self._num_given += result.frames.shape[1]

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline, Models
 from qvg_cli.models.hyworldplay.plan import plan_video
 from qvg_cli.models.hyworldplay.trajectory import Array, Trajectory
+from qvg_cli.models.registry import load_config
 from scripts.pocket.camera_motion import name_moves
 from scripts.pocket.landscape import Landscape, Renderer, draw_landscape
 from scripts.pocket.training import psnr

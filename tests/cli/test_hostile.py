@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.cache.snapshot import entry_tensors, held_entries, read_entries
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.models.hyworldplay.trajectory import camera_path
+from qvg_cli.models.registry import load_config
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.planning.prompts import read_jobs, read_schedule
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from qvg_cli.commands.make_videos import warn_of_memory
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.console import Console
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import OutOfMemoryError
-from qvg_cli.models.registry import plan_video
+from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.cards import GIB
 
 

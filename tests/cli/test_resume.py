@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from qvg_cli.commands import make_videos
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.errors import QvgError
 from qvg_cli.main import app
+from qvg_cli.models.registry import load_config
 from qvg_cli.runs.checkpoint import RunState, read_identity
 from qvg_cli.runs.chunk_store import ChunkRecord, ChunkStore, describe
 from qvg_cli.runs.identity import differences, identify, other_versions

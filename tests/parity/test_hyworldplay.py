@@ -15,15 +15,15 @@ from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.models.hyworldplay.config import WalkSamplerConfig
+from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
 from qvg_cli.models.hyworldplay.model import prepare
-from qvg_cli.models.hyworldplay.plan import memory_of, plan_chunks
+from qvg_cli.models.hyworldplay.plan import plan_chunks
 from qvg_cli.models.hyworldplay.schedule import denoising_steps
-from qvg_cli.models.hyworldplay.session import HyWorldPlaySession
-from qvg_cli.models.hyworldplay.streams import RotaryStream
 from qvg_cli.models.hyworldplay.trajectory import camera_path
 from qvg_cli.models.hyworldplay.weights import transformer_from_published
 from qvg_cli.models.wan.rope import FrameRotation
+from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_kernels.placement import RotaryTables
 from qvg_kernels.spec import NoneSpec
@@ -75,7 +75,7 @@ class Run:
         noise = golden["latents_init"]
         self.path = camera_path(case["pose"]).take(noise.shape[2])
         self.plan = VideoPlan(
-            chunks=plan_chunks(noise.shape[2], sampler.context, memory_of(self.path, sampler)),
+            chunks=plan_chunks(self.path, sampler),
             tokens_per_frame=CONFIG["tokens_per_latent_frame"],
             latent_shape=tuple(noise.shape[1:2] + noise.shape[3:]),
             height=16 * CONFIG["latent_height"],
@@ -84,14 +84,18 @@ class Run:
         self.cache = open_cache(
             CacheConfig(preset="none", k=NoneSpec(), v=NoneSpec()),
             self.plan,
-            num_layers=MODEL["num_layers"],
-            layer_width=MODEL["num_attention_heads"] * MODEL["attention_head_dim"],
-            sink_frames=0,
+            CacheShape(MODEL["num_layers"], MODEL["num_attention_heads"], MODEL["attention_head_dim"]),
             seed=0,
         )
         image = golden.get("image_latent")
-        self.session = HyWorldPlaySession(
-            model, self.cache, golden["prompt_embeds"], sampler, self.plan, self.path, image
+        self.denoiser = HyWorldPlayDenoiser(
+            model,
+            self.cache,
+            golden["prompt_embeds"],
+            sampler,
+            lambda: self.path,
+            self.plan.tokens_per_frame,
+            image,
         )
         self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
         self.raw: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -101,7 +105,7 @@ class Run:
         parts = []
         try:
             draw = lambda chunk: lambda: noise[:, :, list(chunk.makes)]  # noqa: E731
-            for result in rollout(self.plan, self.session, KeepLatents(), draw):
+            for result in rollout(self.plan.chunks, self.denoiser, KeepLatents(), draw):
                 parts.append(result.latents)
                 if result.chunk.index in cached:
                     self.raw[result.chunk.index] = [self._held(layer) for layer in self.cache.layers]
@@ -110,7 +114,7 @@ class Run:
         self.latents = torch.cat(parts, dim=2)
 
     def _held(self, layer) -> tuple[Tensor, Tensor]:
-        pairs = [entry.decode(slice(None), slice(None)) for entry in layer.entries]
+        pairs = [entry.decode(slice(None), slice(None)) for entry in layer.entries.values()]
         return torch.cat([key for key, _ in pairs], dim=2), torch.cat([value for _, value in pairs], dim=2)
 
 
@@ -175,8 +179,8 @@ def test_both_streams_are_rebuilt_from_raw_keys_and_values(run):
     rows, columns = CONFIG["latent_height"] // 2, CONFIG["latent_width"] // 2
     for index, layers in done.raw.items():
         frames = done.plan.chunks[index].reads
-        rotary = RotaryStream(FrameRotation(tables, rows, columns), frames)
-        cameras = done.session._call.cameras
+        rotary = FrameRotation(tables, rows, columns, frames, tuple(range(len(frames))))
+        cameras = done.denoiser._call.cameras
         for layer, (key, value) in enumerate(layers):
             tokens = slice(0, key.shape[2])
             streams = {
@@ -199,8 +203,14 @@ def test_pixel_frames():
     golden = load_golden(FOLDER, "schedule.json")
     for num_chunks, expected in golden["pixel_frames_by_num_chunk"].items():
         path = camera_path(f"w-{CHUNK_FRAMES * int(num_chunks)}").take(CHUNK_FRAMES * int(num_chunks))
-        chunks = plan_chunks(len(path), "append", memory_of(path, sampler_config()))
-        assert VideoPlan(chunks, 880, (48, 44, 80), 704, 1280).num_pixel_frames == expected
+        plan = VideoPlan(
+            chunks=plan_chunks(path, sampler_config()),
+            tokens_per_frame=880,
+            latent_shape=(48, 44, 80),
+            height=704,
+            width=1280,
+        )
+        assert plan.num_pixel_frames == expected
 
 
 def test_camera_stream():

@@ -6,6 +6,7 @@ another root folder.
 """
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
+from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 from qvg_cli.models.self_forcing.model import attach, prepare
 from qvg_cli.models.self_forcing.plan import plan_chunks
 from qvg_cli.models.self_forcing.schedule import denoising_steps
-from qvg_cli.models.self_forcing.session import SelfForcingSession
 from qvg_cli.models.self_forcing.weights import diffusers_name, transformer_from_published
+from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_kernels.spec import NoneSpec
 
@@ -28,6 +30,7 @@ TOLERANCE = 1e-4
 FOLDER = golden_folder("selfforcing")
 CONFIG = load_golden(FOLDER, "config.json")
 INPUTS = load_golden(FOLDER, "inputs.safetensors")
+SHAPE = CacheShape(CONFIG["num_layers"], CONFIG["num_heads"], CONFIG["dim"] // CONFIG["num_heads"])
 WINDOWS = [(case["local_attn_size"], case["sink_size"]) for case in CONFIG["rolling"]]
 
 
@@ -103,26 +106,24 @@ class Run:
         self.cache = open_cache(
             CacheConfig(preset="none", k=NoneSpec(), v=NoneSpec()),
             plan,
-            num_layers=CONFIG["num_layers"],
-            layer_width=CONFIG["dim"],
-            sink_frames=sampler.sink,
+            replace(SHAPE, sink_frames=sampler.sink),
             seed=0,
         )
-        session = SelfForcingSession(model, self.cache, INPUTS["prompt_embeds"], sampler)
+        denoiser = SelfForcingDenoiser(model, self.cache, INPUTS["prompt_embeds"], sampler)
         self.flows: list[Tensor] = []
         hook = model.register_forward_hook(lambda *call: self.flows.append(frames_second(call[2][0])))
         draw = given_noise(noise, renoise)
         parts = [] if context is None else [context]
         try:
             for chunk in plan.chunks:
-                session.cache.begin(chunk)
+                step = self.cache.begin(chunk)
                 if chunk.prefill:
                     given = context[:, list(chunk.prefill)]
-                    session.clean_pass(chunk, chunk.prefill, frames_second(given))
+                    denoiser.update_cache(chunk, chunk.prefill, frames_second(given), step.prefill)
                     continue
-                made = session.denoise(chunk, draw(chunk), lambda: None)
-                if chunk.commits:
-                    session.clean_pass(chunk, chunk.makes, made)
+                made = denoiser.denoise(chunk, draw(chunk), lambda: None)
+                if step.commit:
+                    denoiser.update_cache(chunk, chunk.makes, made, step.commit)
                 parts.append(frames_second(made))
         finally:
             hook.remove()
@@ -148,14 +149,16 @@ def assert_flows(run: Run, golden: dict[str, Tensor], prefix: str = "") -> None:
 
 def test_schedule_is_the_published_table():
     golden = load_golden(FOLDER, "schedule.safetensors")
-    table = denoising_steps(sampler_config(steps=tuple(range(1000, 0, -1))))
+    table = denoising_steps(range(1000, 0, -1), CONFIG["timestep_shift"])
     torch.testing.assert_close(
         torch.tensor([step.timestep for step in table]), golden["timesteps"], rtol=0, atol=1e-3
     )
     torch.testing.assert_close(
         torch.tensor([step.sigma for step in table]), golden["sigmas"], rtol=0, atol=1e-6
     )
-    used = [step.timestep for step in denoising_steps(sampler_config())]
+    used = [
+        step.timestep for step in denoising_steps(CONFIG["denoising_step_list"], CONFIG["timestep_shift"])
+    ]
     torch.testing.assert_close(torch.tensor(used), golden["denoising_timesteps"], rtol=0, atol=1e-4)
 
 
@@ -173,7 +176,7 @@ def test_global_attention(global_run):
 def test_cached_keys_are_normed_and_not_rotated(global_run):
     golden = load_golden(FOLDER, "global.safetensors")
     for layer in global_run.cache.layers:
-        pairs = [entry.decode(slice(None), slice(None)) for entry in layer.entries]
+        pairs = [entry.decode(slice(None), slice(None)) for entry in layer.entries.values()]
         for name, tensors in zip("kv", zip(*pairs, strict=True), strict=True):
             held = torch.cat(tensors, dim=2).transpose(1, 2)
             label = f"cache.layer{layer.index}.{name}"
@@ -236,13 +239,11 @@ def test_timesteps_per_frame_with_every_intermediate(model):
     cache = open_cache(
         CacheConfig(preset="none", k=NoneSpec(), v=NoneSpec()),
         plan,
-        num_layers=CONFIG["num_layers"],
-        layer_width=CONFIG["dim"],
-        sink_frames=0,
+        SHAPE,
         seed=0,
     )
     call = attach(model, cache)
-    call.frames = plan.chunks[0].makes
+    call.chunk, call.frames = plan.chunks[0], plan.chunks[0].makes
     seen: dict[str, Tensor] = {}
     watched = {
         "time_sinusoid": model.condition_embedder.timesteps_proj,

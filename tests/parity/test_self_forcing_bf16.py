@@ -11,9 +11,10 @@ from diffusers import WanTransformer3DModel
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
+from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 from qvg_cli.models.self_forcing.model import prepare
-from qvg_cli.models.self_forcing.session import SelfForcingSession
 from qvg_cli.models.self_forcing.weights import load_dtype
+from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_kernels.spec import NoneSpec
 
@@ -23,7 +24,7 @@ HISTORY, MADE = (1017, 1018, 1019), (1020, 1021, 1022)
 """The last positions of the model."""
 PLAN = VideoPlan(
     chunks=(
-        ChunkPlan(0, (), prefill=HISTORY, commits=HISTORY),
+        ChunkPlan(0, (), prefill=HISTORY, prefill_commits=(HISTORY,)),
         ChunkPlan(1, MADE, reads=HISTORY),
     ),
     tokens_per_frame=16,
@@ -71,20 +72,18 @@ def make(state, dtype):
     cache = open_cache(
         CacheConfig(preset="none", k=NoneSpec(), v=NoneSpec()),
         PLAN,
-        num_layers=2,
-        layer_width=1536,
-        sink_frames=0,
+        CacheShape(2, 12, 128),
         seed=0,
     )
-    session = SelfForcingSession(model, cache, text.to(dtype), SAMPLER)
+    denoiser = SelfForcingDenoiser(model, cache, text.to(dtype), SAMPLER)
     flows = []
     hook = model.register_forward_hook(lambda *call: flows.append(call[2][0].float()))
     past, chunk = PLAN.chunks
-    cache.begin(past)
-    session.clean_pass(past, HISTORY, given)
+    step = cache.begin(past)
+    denoiser.update_cache(past, HISTORY, given, step.prefill)
     cache.begin(chunk)
     draws = iter(noise)
-    latents = session.denoise(chunk, lambda: next(draws), lambda: None)
+    latents = denoiser.denoise(chunk, lambda: next(draws), lambda: None)
     hook.remove()
     return [*flows, latents.float()]
 

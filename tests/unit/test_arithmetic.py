@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.errors import UsageError
 from qvg_cli.models.loading import attention_words
+from qvg_cli.models.registry import load_config
 from qvg_kernels.attention import how_attended
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qvg_cli.errors import UsageError
-from qvg_cli.models.longcat.seam import FADE_FRAMES, Joint
+from qvg_cli.models.seam import FADE_FRAMES, Joint
 from qvg_cli.video.clip import count_fitted, fitted_frames, open_clip
 from qvg_cli.video.io import VideoWriter
 

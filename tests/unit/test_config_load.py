@@ -3,11 +3,11 @@
 import pytest
 
 from qvg_cli.config.cache_presets import cache_label
-from qvg_cli.config.load import Layer, Request, load_config
+from qvg_cli.config.load import Layer, Request, backend_names
 from qvg_cli.config.resources import configs_dir, preset_names
 from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import backend_names
+from qvg_cli.models.registry import load_config
 from qvg_kernels.spec import Bf16Spec, QvgSpec
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from qvg_cli.commands.options import option_layers
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import plan_video
+from qvg_cli.models.registry import load_config, plan_video
 
 NONE = {"prompt": None, "cache": None, "size": None, "seed": None, "device": None}
 

@@ -8,18 +8,17 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.engine.rollout import rollout
-from qvg_cli.engine.suggestions import check_memory, find_remedies, remedies_after
+from qvg_cli.engine.suggestions import check_memory, find_remedies, forecast_run, remedies_after
 from qvg_cli.errors import OutOfMemoryError, UsageError
 from qvg_cli.models.hyworldplay import model as walk_model
 from qvg_cli.models.hyworldplay import weights as walk_weights
 from qvg_cli.models.longcat import weights as longcat_weights
-from qvg_cli.models.registry import model_sizes, plan_video
+from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.models.self_forcing import weights as self_forcing_weights
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
 from qvg_cli.planning.cards import GIB, Card, parse_card
-from qvg_cli.planning.forecast import forecast
 from qvg_cli.runs.checkpoint import RunState
 from qvg_cli.runs.identity import identify
 from scripts import full_size
@@ -68,7 +67,7 @@ def test_the_cache_of_a_real_run_is_predicted_to_the_byte(backend, preset, optio
 
 def test_a_folder_of_weights_is_counted(tiny_weights):
     config, _ = load("self-forcing", f"model.weights={tiny_weights}", "model.text_tokens=8")
-    sizes = model_sizes(config, is_gpu=False)
+    sizes = family_of(config).sizes(config, is_gpu=False)
     folder = tiny_weights / "transformer"
     transformer = WanTransformer3DModel.from_pretrained(folder)
     assert sizes.transformer_bytes == 4 * sum(tensor.numel() for tensor in transformer.parameters())
@@ -79,7 +78,8 @@ def test_a_folder_of_weights_is_counted(tiny_weights):
 
 @pytest.mark.parametrize("backend", sorted(FULL))
 def test_sizes_of_the_published_models_are_those_of_their_classes(backend):
-    sizes = model_sizes(load(backend)[0], is_gpu=True)
+    config, _ = load(backend)
+    sizes = family_of(config).sizes(config, is_gpu=True)
     layout = FULL[backend]
     with torch.device("meta"):
         if backend == "longcat":
@@ -106,7 +106,7 @@ def test_every_place_for_weights_needs_less():
 
     def needed(**memory):
         moved = config.model_copy(update={"memory": config.memory.model_copy(update=memory)})
-        return forecast(moved, plan, is_gpu=True)
+        return forecast_run(moved, plan, is_gpu=True)
 
     resident = needed()
     for memory in ({"weights": "fp8"}, {"transformer": "streamed"}, {"vae": "parked"}):
@@ -117,17 +117,17 @@ def test_every_place_for_weights_needs_less():
 def test_remedies_fit_when_they_are_taken():
     config, plan = load("self-forcing", "cache.preset=bf16", "video.frames=180")
     limit = 20 * GIB
-    assert forecast(config, plan, is_gpu=True).device_bytes > limit
+    assert forecast_run(config, plan, is_gpu=True).device_bytes > limit
     remedies = find_remedies(config, plan, limit, is_gpu=True)
     assert [remedy.options.split()[0] for remedy in remedies] == ["--cache", "--frames"]
     preset, frames = (remedy.options.split()[1] for remedy in remedies)
     taken, _ = load("self-forcing", f"cache.preset={preset}", "video.frames=180")
-    assert forecast(taken, plan, is_gpu=True).device_bytes == remedies[0].device_bytes <= limit
+    assert forecast_run(taken, plan, is_gpu=True).device_bytes == remedies[0].device_bytes <= limit
     latent = 1 + (int(frames) - 1) // 4
     cut, shorter = load("self-forcing", "cache.preset=bf16", f"video.frames={latent}")
-    assert forecast(cut, shorter, is_gpu=True).device_bytes == remedies[1].device_bytes <= limit
+    assert forecast_run(cut, shorter, is_gpu=True).device_bytes == remedies[1].device_bytes <= limit
     cut, longer = load("self-forcing", "cache.preset=bf16", f"video.frames={latent + 3}")
-    assert forecast(cut, longer, is_gpu=True).device_bytes > limit
+    assert forecast_run(cut, longer, is_gpu=True).device_bytes > limit
 
 
 def test_a_run_is_warned_of_and_refused_only_far_beyond_the_card():

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load, load_file, save, save_file
 
 from qvg_cli.cache.snapshot import entry_tensors, held_entries, is_packing, read_entries
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.engine.rollout import Done, rollout
-from qvg_cli.models.registry import load_pipeline, plan_video
+from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 from qvg_cli.runs.chunk_store import CACHE, LATENTS, ChunkRecord, ChunkStore, Held
 from qvg_cli.runs.identity import identify
 

@@ -10,7 +10,8 @@ from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
 from qvg_cli.models.self_forcing.plan import plan_chunks
-from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.cache_forecast import CacheShape, predict_payload
+from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.planning.ledger import add, total
 from qvg_kernels.codec import FiniteCheck
 from qvg_kernels.spec import Bf16Spec, CodecSpec, NoneSpec, QvgSpec
@@ -35,12 +36,13 @@ class ByFrame:
 
 def video_plan(num_frames=12, **changes) -> VideoPlan:
     settings = {"steps": (1000,), "shift": 5.0, "frames_per_chunk": 3, **changes}
-    return VideoPlan(plan_chunks(num_frames, BlockSamplerConfig(**settings)), TOKENS, (16, 8, 12), 64, 96)
+    chunks = plan_chunks(num_frames, BlockSamplerConfig(**settings))
+    return VideoPlan(chunks=chunks, tokens_per_frame=TOKENS, latent_shape=(16, 8, 12), height=64, width=96)
 
 
 def empty_cache(plan: VideoPlan, spec: CodecSpec, **changes) -> KVCache:
     config = CacheConfig(preset="test", k=spec, v=spec, **changes)
-    return open_cache(config, plan, num_layers=LAYERS, layer_width=HEADS * HEAD_DIM, sink_frames=0, seed=1)
+    return open_cache(config, plan, CacheShape(LAYERS, HEADS, HEAD_DIM), seed=1)
 
 
 def keys_of(frames, generator=None) -> torch.Tensor:
@@ -50,19 +52,23 @@ def keys_of(frames, generator=None) -> torch.Tensor:
 
 def run(plan: VideoPlan, cache: KVCache) -> None:
     for chunk in plan.chunks:
-        cache.begin(chunk)
-        if chunk.commits:
+        make(chunk, cache)
+
+
+def make(chunk: ChunkPlan, cache: KVCache) -> None:
+    """Commit what `chunk` commits, without a model."""
+    step = cache.begin(chunk)
+    for frames, commit in ((chunk.prefill, step.prefill), (chunk.makes, step.commit)):
+        if commit is not None:
             for layer in cache.layers:
-                layer.append(
-                    keys_of(chunk.commits), -keys_of(chunk.commits), chunk.commits, cache.packs(chunk)
-                )
-            cache.commit(chunk.commits)
+                layer.commit(keys_of(frames), -keys_of(frames), frames, commit)
+            cache.settle(commit)
 
 
 def held_by_tensors(cache: KVCache) -> dict[str, int]:
     held: dict[str, int] = {}
     for layer in cache.layers:
-        for entry in layer.entries:
+        for entry in layer.entries.values():
             for packed in (entry.key, entry.value):
                 for name, tensor in packed.tensors.items():
                     held = add(held, {packed.kinds[name]: tensor.untyped_storage().nbytes()})
@@ -93,7 +99,7 @@ def test_layers_hold_what_the_last_chunk_read():
     cache = empty_cache(plan, NoneSpec())
     run(plan, cache)
     for layer in cache.layers:
-        assert set(plan.chunks[-1].reads) <= set(layer.frames)
+        assert set(plan.chunks[-1].reads) <= set(layer.entry_of)
 
 
 @pytest.mark.parametrize("reads", [(0, 1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 7), (0, 8), ()])
@@ -136,19 +142,22 @@ def test_a_value_that_is_not_a_number_is_refused_with_its_place():
     cache = empty_cache(plan, QVG)
     keys = keys_of((0, 1, 2))
     keys[0, 1, TOKENS + 5, 7] = float("nan")
+    step = cache.begin(plan.chunks[0])
     with pytest.raises(QvgError, match=r"layer 1, latent frame 1: .*head 1"):
-        cache.layers[1].append(keys, keys, (0, 1, 2), ((0, 1, 2),))
+        cache.layers[1].commit(keys, keys, (0, 1, 2), step.commit)
 
 
 def test_a_check_that_was_put_off_is_settled_when_the_chunk_is_committed():
-    cache = empty_cache(video_plan(), QVG)
+    plan = video_plan()
+    cache = empty_cache(plan, QVG)
+    commit = cache.begin(plan.chunks[0]).commit
     keys = keys_of((0, 1, 2))
     cache.layers[0].unsettled.append(((0, 1, 2), FiniteCheck.of(keys)))
     keys[0, 1, TOKENS + 5, 7] = float("inf")
     cache.layers[1].unsettled.append(((0, 1, 2), FiniteCheck.of(keys)))
     with pytest.raises(QvgError, match=r"layer 1, latent frame 1: .*holds 1 NaN .*head 1"):
-        cache.commit((0, 1, 2))
-    cache.commit((0, 1, 2))
+        cache.settle(commit)
+    cache.settle(commit)
 
 
 def test_the_peak_is_the_fullest_moment_of_a_chunk():
@@ -157,10 +166,60 @@ def test_the_peak_is_the_fullest_moment_of_a_chunk():
     dense = 2 * HEADS * 3 * TOKENS * HEAD_DIM * 2
     first, second = plan.chunks[:2]
     for chunk in (first, second):
-        cache.begin(chunk)
-        for layer in cache.layers:
-            layer.append(keys_of(chunk.commits), keys_of(chunk.commits), chunk.commits, cache.packs(chunk))
+        make(chunk, cache)
     # The second chunk is stored beside the first one layer at a time, and both are packed before the next
     # layer.
     assert cache.ledger.peak["bf16"] == dense * LAYERS + dense
     assert "bf16" not in cache.ledger.held
+
+
+def test_reading_a_frame_that_is_not_held_is_an_error():
+    plan = video_plan()
+    cache = empty_cache(plan, NoneSpec())
+    run(plan, cache)
+    own = (9, 10, 11)
+    query = keys_of(own)
+    with pytest.raises(QvgError, match=r"latent frame 12 is not in the cache of layer 0, which holds \[0, 1"):
+        cache.layers[0].attend(query, query, query, frames=own, reads=(0, 12), rotation=ByFrame())
+
+
+def test_an_evicted_frame_is_not_read_from_a_block_that_others_keep_alive():
+    cache = empty_cache(video_plan(), NoneSpec(), span_tokens=2 * 3 * TOKENS)
+    make(ChunkPlan(0, (0, 1, 2), commits=(0, 1, 2)), cache)
+    make(ChunkPlan(1, (3, 4, 5), reads=(0, 1, 2), commits=(3, 4, 5)), cache)
+    cache.begin(ChunkPlan(2, (6, 7, 8), reads=(3, 4, 5), evicts=(0, 1, 2)))
+    query = keys_of((6, 7, 8))
+    with pytest.raises(QvgError, match="latent frame 2 is not in the cache"):
+        cache.layers[0].attend(query, query, query, frames=(6, 7, 8), reads=(2, 3), rotation=ByFrame())
+
+
+RECACHED = (
+    ChunkPlan(0, (0, 1, 2), commits=(0, 1, 2)),
+    ChunkPlan(1, (3, 4, 5), reads=(0, 1, 2), commits=(3, 4, 5)),
+    ChunkPlan(2, (), prefill=(3, 4, 5), reads=(0, 1, 2), prefill_commits=((3, 4, 5),), evicts=(3, 4, 5)),
+    ChunkPlan(3, (6, 7, 8), reads=(0, 1, 2, 3, 4, 5), commits=(6, 7, 8)),
+    ChunkPlan(4, (9, 10, 11), reads=(3, 4, 5, 6, 7, 8), evicts=(0, 1, 2)),
+)
+"""Frames 3 to 5 pass through the model a second time, as when the prompt changes."""
+
+
+@pytest.mark.parametrize("spec", [NoneSpec(), Bf16Spec(), QVG], ids=lambda spec: spec.scheme)
+@pytest.mark.parametrize("settings", [{}, {"span_tokens": 2 * 3 * TOKENS}])
+def test_frames_committed_again_are_read_once_and_counted_once(spec, settings):
+    plan = VideoPlan(chunks=RECACHED, tokens_per_frame=TOKENS, latent_shape=(16, 8, 12), height=64, width=96)
+    cache = empty_cache(plan, spec, **settings)
+    samples = []
+    for chunk in RECACHED:
+        make(chunk, cache)
+        samples.append(cache.sample(chunk, None))
+        assert set(chunk.reads) <= set(cache.layers[0].entry_of)
+    assert cache.payload_bytes() == held_by_tensors(cache)
+    assert cache.bf16_bytes == 2 * 2 * 2 * HEADS * HEAD_DIM * TOKENS * 6
+    assert (
+        predict_payload(
+            CacheConfig(preset="test", k=spec, v=spec, **settings),
+            plan,
+            CacheShape(LAYERS, HEADS, HEAD_DIM, 4),
+        )
+        == samples
+    )

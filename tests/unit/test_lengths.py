@@ -2,9 +2,10 @@
 
 import pytest
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
 from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import load_config
 
 
 @pytest.fixture

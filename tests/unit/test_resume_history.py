@@ -2,7 +2,8 @@
 
 import pytest
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
+from qvg_cli.models.registry import load_config
 
 SMALL = ("video.height=32", "video.width=64", "video.frames=18", "model.text_tokens=8", "prompt=red ball")
 

@@ -7,9 +7,9 @@ import warnings
 import pytest
 import torch
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.errors import MissingModelError
-from qvg_cli.models.registry import load_pipeline
+from qvg_cli.models.registry import load_config, load_pipeline
 from qvg_cli.models.text import PromptCutWarning
 from qvg_cli.models.text_store import PromptEncoder, TextNotKeptWarning
 

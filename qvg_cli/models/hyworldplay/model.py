@@ -20,37 +20,24 @@ from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedd
 from torch import Tensor, nn
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache
-from qvg_cli.models.hyworldplay.streams import Cameras, RotaryStream
-from qvg_cli.models.self_forcing.model import FrameRope, TextCrossAttention
+from qvg_cli.models.hyworldplay.streams import Cameras
+from qvg_cli.models.self_forcing.model import Call, FrameRope, TextCrossAttention
 from qvg_cli.models.wan.rope import FrameRotation
-from qvg_cli.planning.cache_plan import Frames
+from qvg_cli.planning.chunks import ChunkPlan
 from qvg_kernels.placement import RotaryTables
 
 
 @dataclass
-class Call:
+class WalkCall(Call):
     """What the parts of the model need to know about a call, set by the session before it.
 
     Attributes:
-        cameras: Of the whole video.
-        frames: Frames of the input, in order.
+        cameras: Camera of every frame that is known.
         actions: `[B * F]` action labels of the input's frames.
-        reads: Frames of the history to attend to.
-        keeps: Frames of the input whose keys and values are stored.
-        packs: Groups to pack as the call passes each layer.
     """
 
-    cameras: Cameras
-    actions: Tensor
-    frames: Frames = ()
-    reads: Frames = ()
-    keeps: Frames = ()
-    packs: tuple[Frames, ...] = ()
-
-    @property
-    def order(self) -> Frames:
-        """Frames in the order of their time positions: history first, then the input, without gaps."""
-        return (*self.reads, *self.frames)
+    cameras: Cameras | None = None
+    actions: Tensor | None = None
 
 
 class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # diffusers has no types
@@ -62,7 +49,7 @@ class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # di
     def __init__(self, dim: int, freq_dim: int, text_dim: int) -> None:
         super().__init__(dim=dim, time_freq_dim=freq_dim, time_proj_dim=6 * dim, text_embed_dim=text_dim)
         self.action_embedder = TimestepEmbedding(in_channels=freq_dim, time_embed_dim=dim)
-        self.call: Call | None = None
+        self.call: WalkCall | None = None
 
     def forward(
         self,
@@ -73,8 +60,10 @@ class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # di
     ) -> tuple[Tensor, Tensor, Tensor, None]:
         """`[B * F]` timesteps and `[B, N, C]` text states to `[B * F, C]`, `[B * F, 6 * C]` and the text."""
         assert self.call is not None
+        actions = self.call.actions
+        assert actions is not None
         time = self._embed(self.time_embedder, timestep)
-        states = (time + self._embed(self.action_embedder, self.call.actions)).type_as(encoder_hidden_states)
+        states = (time + self._embed(self.action_embedder, actions)).type_as(encoder_hidden_states)
         return states, self.time_proj(self.act_fn(states)), self.text_embedder(encoder_hidden_states), None
 
     def _embed(self, embedder: TimestepEmbedding, numbers: Tensor) -> Tensor:
@@ -89,7 +78,7 @@ class TwoStreamSelfAttention:
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, layer: LayerCache, call: Call) -> None:
+    def __init__(self, layer: LayerCache, call: WalkCall) -> None:
         self.layer = layer
         self.call = call
 
@@ -103,15 +92,15 @@ class TwoStreamSelfAttention:
     ) -> Tensor:
         """`[B * F, P, C]` to `[B * F, P, C]`."""
         assert rotary_emb is not None
+        assert self.call.cameras is not None
         frames = self.call.frames
         query = self._join_frames(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         key = self._join_frames(attn.norm_k(attn.to_k(hidden_states)), attn.heads)
         value = self._join_frames(attn.to_v(hidden_states), attn.heads)
 
-        rotary = RotaryStream(rotary_emb, self.call.order)
-        rotated = rotary.rotate(query, frames)
+        rotated = rotary_emb.rotate(query, frames)
         attended = self.layer.attend(
-            rotated, key, value, frames=frames, reads=self.call.reads, rotation=rotary
+            rotated, key, value, frames=frames, reads=self.call.reads, rotation=rotary_emb
         )
         output: Tensor = attn.to_out[0](self._split_frames(attended))
 
@@ -126,16 +115,9 @@ class TwoStreamSelfAttention:
             value_rotation=cameras,
         )
         output = output + attn.to_out_prope[0](self._split_frames(cameras.restore(attended, frames)))
-        if self.call.keeps:
-            self._store(key, value)
+        if self.call.commit is not None:
+            self.layer.commit(key, value, frames, self.call.commit)
         return output
-
-    def _store(self, key: Tensor, value: Tensor) -> None:
-        """Keep the keys and values of some of the input's frames."""
-        at = [self.call.frames.index(frame) for frame in self.call.keeps]
-        shape = (len(self.call.frames), -1)
-        kept = [states.unflatten(2, shape)[:, :, at].flatten(2, 3) for states in (key, value)]
-        self.layer.append(kept[0], kept[1], self.call.keeps, self.call.packs)
 
     def _join_frames(self, states: Tensor, heads: int) -> Tensor:
         """`[B * F, P, H * D]` to `[B, H, F * P, D]`."""
@@ -189,13 +171,14 @@ def prepare(model: WanTransformer3DModel, device: torch.device | None = None) ->
     model.rope = FrameRope(tables, tuple(settings.patch_size))
 
 
-def attach(model: WanTransformer3DModel, cache: KVCache, cameras: Cameras) -> Call:
-    """Make the model read and fill `cache`, see through `cameras` and forget the last prompt.
+def attach(model: WanTransformer3DModel, cache: KVCache) -> WalkCall:
+    """Make the model read and fill `cache` and forget the last prompt.
 
     Returns:
         What the session sets before every model call.
     """
-    call = Call(cameras=cameras, actions=torch.empty(0, device=cameras.project.device))
+    call = WalkCall(ChunkPlan(0, ()))
+    model.rope.call = call
     processors: dict[str, object] = {}
     for index, layer in enumerate(cache.layers):
         processors[f"blocks.{index}.attn1.processor"] = TwoStreamSelfAttention(layer, call)

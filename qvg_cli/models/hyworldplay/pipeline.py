@@ -6,30 +6,28 @@ is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
-from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.config.resources import weights_folder
-from qvg_cli.config.schema import CacheConfig
-from qvg_cli.engine.rollout import SeededNoise
 from qvg_cli.errors import MissingModelError
-from qvg_cli.models.base import NO_CHANGES
+from qvg_cli.models.base import Planner
 from qvg_cli.models.hyworldplay.config import HyWorldPlayConfig
+from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser
 from qvg_cli.models.hyworldplay.model import prepare
-from qvg_cli.models.hyworldplay.session import HyWorldPlaySession
-from qvg_cli.models.hyworldplay.trajectory import camera_path
+from qvg_cli.models.hyworldplay.plan import WalkPlanner
 from qvg_cli.models.hyworldplay.weights import load_transformer
 from qvg_cli.models.loading import load_pretrained, model_dtype
 from qvg_cli.models.offload import WAN_KEEPS, Residence, ResidentDecoder
 from qvg_cli.models.text_store import PromptEncoder
 from qvg_cli.models.vae import StreamingDecoder
 from qvg_cli.models.vae_encode import encode_frames
-from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.randomness import derive_seed
 from qvg_cli.video.picture import fill_frame, open_image
 
@@ -90,9 +88,16 @@ class HyWorldPlayPipeline:
         self._config = config
         self._models = models
 
-    def with_cache(self, cache: CacheConfig) -> HyWorldPlayPipeline:
-        """See `Pipeline.with_cache`."""
-        return HyWorldPlayPipeline(self._config.model_copy(update={"cache": cache}), self._models)
+    @property
+    def cache_shape(self) -> CacheShape:
+        """See `Pipeline.cache_shape`."""
+        model = self._models.transformer.config
+        return CacheShape(model.num_layers, model.num_attention_heads, model.attention_head_dim)
+
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """See `Pipeline.latents_dtype`."""
+        return torch.float32
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
         """See `Pipeline.read_prompts`."""
@@ -102,35 +107,21 @@ class HyWorldPlayPipeline:
         """See `Pipeline.encode_prompt`."""
         return self._models.prompts.encode(prompt)
 
-    def start(
-        self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES
-    ) -> HyWorldPlaySession:
-        """See `Pipeline.start`. The plan has refused changes of the prompt."""
-        assert not changes
-        model = self._models.transformer.config
-        batch = prompt_embeds.shape[0]
-        cache = open_cache(
-            self._config.cache,
-            plan,
-            num_layers=model.num_layers,
-            layer_width=batch * model.num_attention_heads * model.attention_head_dim,
-            sink_frames=0,
-            seed=seed,
-        )
+    def denoiser(
+        self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int
+    ) -> HyWorldPlayDenoiser:
+        """See `Pipeline.denoiser`."""
+        assert isinstance(planner, WalkPlanner)
         image = self._config.walk.image
-        return HyWorldPlaySession(
+        return HyWorldPlayDenoiser(
             self._models.transformer,
             cache,
             prompt_embeds,
             self._config.sampler,
-            plan,
-            camera_path(self._config.walk.pose).take(plan.num_frames),
-            None if image is None else self._encode_image(image, seed).repeat(batch, 1, 1, 1, 1),
+            lambda: planner.path,
+            planner.geometry.tokens_per_frame,
+            None if image is None else self._encode_image(image, seed).repeat(len(prompt_embeds), 1, 1, 1, 1),
         )
-
-    def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
-        """See `Pipeline.noise`; in float32, as the state between the steps."""
-        return SeededNoise(plan, seed, like=torch.empty(0, dtype=torch.float32, device=self._models.device))
 
     def decoder(self) -> ResidentDecoder:
         """See `Pipeline.decoder`."""

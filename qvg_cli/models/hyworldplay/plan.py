@@ -1,7 +1,7 @@
 """Chunks of the HY-WorldPlay family: four frames that look back at the newest, and at those of the same view.
 
-Invariant: frames looked back at are chosen from the camera's path alone, so the whole plan is known before
-anything runs. `sampler.window` counts the chunk's own frames too.
+Invariant: frames looked back at are chosen from the camera's path up to the chunk, so a walk that is planned
+move by move reads what one reads that is planned whole. `sampler.window` counts the chunk's own frames too.
 
 Source: Tencent-Hunyuan/HY-WorldPlay, `wan/inference` (context "rebuild"); svg-project/Quant-VideoGen,
 `experiments/HY-WorldPlay` ("append"). "incremental" is ours.
@@ -9,18 +9,21 @@ Source: Tencent-Hunyuan/HY-WorldPlay, `wan/inference` (context "rebuild"); svg-p
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from qvg_cli.errors import UsageError
+from qvg_cli.models.base import Planner
 from qvg_cli.models.hyworldplay.config import Context, HyWorldPlayConfig, WalkSamplerConfig
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap, ball_points
-from qvg_cli.models.hyworldplay.trajectory import Trajectory, camera_path
-from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
+from qvg_cli.models.hyworldplay.pose import Command, parse_pose
+from qvg_cli.models.hyworldplay.trajectory import Trajectory, camera_path, walk
+from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, pixel_frames
 from qvg_cli.video.picture import is_shipped, open_image
 
 PATCH_SIZE = 2
 MAX_SLOTS = 1024
 """Positions of the temporal rotary table that the model was built with."""
-
-Frames = tuple[int, ...]
 
 
 def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
@@ -29,12 +32,9 @@ def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
     Raises:
         UsageError: Pose, picture, size, length or context do not fit; the message says what would.
     """
-    if config.source is not None:
-        raise UsageError("source is not a setting of this model", hint="a walk begins in walk.image")
     if config.prompt_changes:
         raise UsageError("this model has one prompt for a whole walk", hint="leave the schedule out")
-    _check_sampler(config.sampler)
-    _check_size(config)
+    geometry = _geometry(config)
     path, notes = fit_path(config)
     image = config.walk.image
     if image is not None:
@@ -44,27 +44,16 @@ def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
                 f"the walk begins in the built-in picture {image!r}; --image FILE takes another one, "
                 "--set walk.image=null none",
             )
-    factor = config.model.spatial_factor
-    latent_height, latent_width = config.video.height // factor, config.video.width // factor
-    tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
-    if config.sampler.context == "rebuild":
-        _check_rebuilt_cache(config, tokens_per_frame)
-    return VideoPlan(
-        chunks=plan_chunks(len(path), config.sampler.context, memory_of(path, config.sampler)),
-        tokens_per_frame=tokens_per_frame,
-        latent_shape=(config.model.latent_channels, latent_height, latent_width),
-        height=config.video.height,
-        width=config.video.width,
-        notes=notes,
-    )
+    return VideoPlan(**vars(geometry), chunks=plan_chunks(path, config.sampler), notes=notes)
 
 
-def plan_chunks(num_frames: int, context: Context, memory: Memory) -> tuple[ChunkPlan, ...]:
-    """Cut `num_frames` latent frames into chunks.
+def plan_chunks(path: Trajectory, sampler: WalkSamplerConfig) -> tuple[ChunkPlan, ...]:
+    """Cut a walk along the whole of `path` into chunks.
 
     A frame leaves the cache as soon as no chunk to come looks back at it.
     """
-    starts = range(0, num_frames, CHUNK_FRAMES)
+    memory = memory_of(path, sampler)
+    starts = range(0, len(path), CHUNK_FRAMES)
     reads = [memory.context(start) for start in starts]
     needed: list[set[int]] = [set()]
     for frames in reversed(reads):
@@ -73,27 +62,117 @@ def plan_chunks(num_frames: int, context: Context, memory: Memory) -> tuple[Chun
 
     chunks: list[ChunkPlan] = []
     cached: Frames = ()
-    for index, start in enumerate(starts):
-        own = tuple(range(start, start + CHUNK_FRAMES))
-        kept = () if context == "rebuild" else tuple(frame for frame in cached if frame in needed[index])
-        if context == "incremental":
-            prefill: Frames = ()
-            commits = own if needed[index + 1] else ()
-        else:
-            prefill = reads[index]
-            commits = tuple(frame for frame in prefill if frame not in kept)
-        chunks.append(
-            ChunkPlan(
-                index=index,
-                makes=own,
-                prefill=prefill,
-                reads=reads[index],
-                commits=commits,
-                evicts=tuple(frame for frame in cached if frame not in kept),
-            )
-        )
-        cached = kept + commits
+    for index in range(len(starts)):
+        chunk = _chunk(index, sampler.context, reads[index], cached, needed[index])
+        if not needed[index + 1]:
+            chunk = replace(chunk, commits=())
+        chunks.append(chunk)
+        cached = _cached_after(chunk, cached)
     return tuple(chunks)
+
+
+class WalkPlanner(Planner):
+    """Plans a walk move by move, and holds the camera's path so far.
+
+    Nothing that a later move may look back at leaves the cache, whatever that will be.
+
+    Args:
+        path: The whole path, if it is known; `None` begins one that grows with every step.
+
+    Attributes:
+        path: One pose a latent frame, the start's first.
+    """
+
+    def __init__(self, config: HyWorldPlayConfig, path: Trajectory | None = None) -> None:
+        self._config = config
+        self._geometry = _geometry(config)
+        self._commands: tuple[Command, ...] = ()
+        self.path = walk(()) if path is None else path
+        self._num_chunks = 0
+        self._cached: Frames = ()
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._geometry
+
+    def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
+        if is_new_prompt:
+            raise UsageError("this model has one prompt for a whole walk", hint="start a new session")
+        commands = self._commands if pose is None else self._commands + parse_pose(pose).commands
+        path = self.path if pose is None else walk(commands)
+        index, sampler = self._num_chunks, self._config.sampler
+        start = index * CHUNK_FRAMES
+        missing = start + CHUNK_FRAMES - len(path)
+        if missing > 0:
+            raise UsageError(
+                f"the next chunk needs {missing} more latent frames of camera path",
+                hint=f"give a pose such as w-{CHUNK_FRAMES}",
+            )
+        self._commands, self.path = commands, path
+        reads = memory_of(path, sampler).context(start)
+        needed = set(self._cached)
+        if sampler.window is not None and not sampler.recall:
+            needed = set(range(max(0, start + CHUNK_FRAMES - sampler.window), start))
+        chunk = _chunk(index, sampler.context, reads, self._cached, needed)
+        self._num_chunks, self._cached = index + 1, _cached_after(chunk, self._cached)
+        return (chunk,)
+
+
+def open_planner(config: HyWorldPlayConfig) -> WalkPlanner:
+    """The planner of a walk that goes on move by move."""
+    return WalkPlanner(config)
+
+
+def planner(config: HyWorldPlayConfig) -> WalkPlanner:
+    """The planner of a walk whose whole path is known."""
+    path, _ = fit_path(config)
+    return WalkPlanner(config, path)
+
+
+def _chunk(index: int, context: Context, reads: Frames, cached: Frames, needed: Collection[int]) -> ChunkPlan:
+    """One chunk that looks back at `reads`.
+
+    Args:
+        cached: Frames that are in the cache before it.
+        needed: Frames that it or a later one may look back at.
+    """
+    own = tuple(range(index * CHUNK_FRAMES, (index + 1) * CHUNK_FRAMES))
+    kept = () if context == "rebuild" else tuple(frame for frame in cached if frame in needed)
+    is_incremental = context == "incremental"
+    added = tuple(frame for frame in reads if frame not in kept)
+    return ChunkPlan(
+        index=index,
+        makes=own,
+        prefill=() if is_incremental else reads,
+        reads=reads,
+        prefill_commits=(added,) if added and not is_incremental else (),
+        commits=own if is_incremental else (),
+        evicts=tuple(frame for frame in cached if frame not in kept),
+        # Time has no gaps: the history first, then the chunk.
+        positions=tuple(range(len(reads) + len(own))),
+    )
+
+
+def _cached_after(chunk: ChunkPlan, cached: Frames) -> Frames:
+    return tuple(frame for frame in cached if frame not in chunk.evicts) + chunk.kept
+
+
+def _geometry(config: HyWorldPlayConfig) -> Geometry:
+    if config.source is not None:
+        raise UsageError("source is not a setting of this model", hint="a walk begins in walk.image")
+    _check_sampler(config.sampler)
+    _check_size(config)
+    factor = config.model.spatial_factor
+    latent_height, latent_width = config.video.height // factor, config.video.width // factor
+    tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
+    if config.sampler.context == "rebuild":
+        _check_rebuilt_cache(config, tokens_per_frame)
+    return Geometry(
+        tokens_per_frame=tokens_per_frame,
+        latent_shape=(config.model.latent_channels, latent_height, latent_width),
+        height=config.video.height,
+        width=config.video.width,
+    )
 
 
 def memory_of(path: Trajectory, sampler: WalkSamplerConfig) -> Memory:

@@ -22,6 +22,5 @@ LAYOUT = WanLayout(
 
 def model_sizes(config: HyWorldPlayConfig, *, is_gpu: bool) -> ModelSizes:
     """See `wan_sizes`. The latents are float32."""
-    model = config.model
-    sizes = wan_sizes(model, "hyworldplay", LAYOUT, WAN_22_VAE, is_gpu=is_gpu, transformer=model.transformer)
+    sizes = wan_sizes(config, LAYOUT, WAN_22_VAE, is_gpu=is_gpu, transformer=config.model.transformer)
     return replace(sizes, latent_bytes=4, text_beside_vae=False)

@@ -1,7 +1,7 @@
-"""The two ways in which self-attention sees a token: by its place and time, and by its camera.
+"""The second way in which self-attention sees a token, beside its place and time: by its camera.
 
-Both are rebuilt from the same raw keys and values whenever these are read. Matrices are kept in float32,
-whatever the dtype of the model.
+Rebuilt from the raw keys and values whenever these are read. Matrices are kept in float32, whatever the dtype
+of the model.
 """
 
 from __future__ import annotations
@@ -12,30 +12,8 @@ import torch
 from torch import Tensor
 
 from qvg_cli.models.hyworldplay.trajectory import Trajectory
-from qvg_cli.models.wan.rope import FrameRotation
-from qvg_cli.planning.cache_plan import Frames
-from qvg_kernels.placement import FrameMatrices, Rotary
-
-
-@dataclass(frozen=True)
-class RotaryStream:
-    """Rotation by row, column, and the frame's place among the frames in hand.
-
-    Attributes:
-        order: Frames in hand. Others are never read.
-    """
-
-    rotation: FrameRotation
-    order: Frames
-
-    def placement(self, frames: Frames) -> Rotary:
-        """Where the tokens of `frames` stand."""
-        slots = {frame: slot for slot, frame in enumerate(self.order)}
-        return self.rotation.placement(tuple(slots.get(frame, 0) for frame in frames))
-
-    def rotate(self, query: Tensor, frames: Frames) -> Tensor:
-        """All queries `[B, H, S, D]` of `frames`, rotated."""
-        return self.placement(frames).apply(query, slice(0, query.shape[2]))
+from qvg_cli.planning.chunks import Frames
+from qvg_kernels.placement import FrameMatrices
 
 
 @dataclass(frozen=True, eq=False)

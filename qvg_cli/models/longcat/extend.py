@@ -44,8 +44,3 @@ class LongCatExtension:
                 hint="give a longer clip; a larger sampler.frames_per_chunk needs fewer frames",
             )
         return count
-
-
-def extension(config: LongCatConfig) -> LongCatExtension:
-    """How a run with these settings goes on from a given video."""
-    return LongCatExtension(config)

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import LayerCache
 from qvg_cli.models.wan.rope import FrameRotation
-from qvg_cli.planning.cache_plan import Frames
+from qvg_cli.planning.cache_plan import Commit
+from qvg_cli.planning.chunks import ChunkPlan, Frames
 
 NORM_EPS = 1e-6
 _FFN_MULTIPLE = 256
@@ -84,17 +85,20 @@ class Call:
 
     Attributes:
         layers: The cache, one entry a block.
+        chunk: The plan of the chunk.
         frames: Frames of the input, in order.
-        reads: Frames of the history to attend to.
-        packs: Groups to pack as the call passes each layer; none when the call leaves no keys and values.
-        first_frame: Id of the frame at position 0.
+        commit: What the call leaves in each layer; `None` leaves nothing.
     """
 
     layers: Sequence[LayerCache]
+    chunk: ChunkPlan
     frames: Frames
-    reads: Frames = ()
-    packs: tuple[Frames, ...] | None = None
-    first_frame: int = 0
+    commit: Commit | None = None
+
+    @property
+    def reads(self) -> Frames:
+        """Frames of the history to attend to: not those that pass through the model in this call."""
+        return tuple(frame for frame in self.chunk.reads if frame not in self.frames)
 
 
 class PatchEmbedder(nn.Module):
@@ -163,8 +167,8 @@ class SelfAttention(nn.Module):
         query, key = self.q_norm(query), self.k_norm(key)
         query = rotation.rotate(query, call.frames)
         attended = layer.attend(query, key, value, frames=call.frames, reads=call.reads, rotation=rotation)
-        if call.packs is not None:
-            layer.append(key, value, call.frames, call.packs)
+        if call.commit is not None:
+            layer.commit(key, value, call.frames, call.commit)
         output: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return output
 

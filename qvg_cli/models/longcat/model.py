@@ -86,17 +86,21 @@ class LongCatTransformer(nn.Module):
         # The timestep is rounded to the model's dtype first: 998.27 becomes 1000 in bf16, as in training.
         rounded = timesteps.to(self.dtype).float()
         time = self.t_embedder(rounded.flatten()).unflatten(0, rounded.shape)
-        rotation = self._rotation(latents, call.first_frame)
+        rotation = self._rotation(latents, call)
         for block, layer in zip(self.blocks, call.layers, strict=True):
             states = block(states, time, text, rotation, layer, call)
         return self._unpatchify(self.final_layer(states, time), latents)
 
-    def _rotation(self, latents: Tensor, first_frame: int) -> FrameRotation:
+    def _rotation(self, latents: Tensor, call: Call) -> FrameRotation:
         if self._tables is None:
             self._tables = RotaryTables.of(self.config.head_dim, MAX_POSITIONS, self.device)
         _, rows, columns = self.config.patch_size
         return FrameRotation(
-            self._tables, latents.shape[-2] // rows, latents.shape[-1] // columns, first_frame
+            self._tables,
+            latents.shape[-2] // rows,
+            latents.shape[-1] // columns,
+            call.chunk.view,
+            call.chunk.positions,
         )
 
     def _unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:

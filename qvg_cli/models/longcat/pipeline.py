@@ -6,29 +6,27 @@ that they do not lie beside each other while the first prompt is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.config.resources import weights_folder
-from qvg_cli.config.schema import CacheConfig
-from qvg_cli.engine.rollout import SeededNoise
-from qvg_cli.models.base import NO_CHANGES, Rows
+from qvg_cli.models.base import Planner, Rows
 from qvg_cli.models.loading import load_pretrained, model_dtype
 from qvg_cli.models.longcat.config import LongCatConfig
+from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.longcat.schedule import sampling_of
-from qvg_cli.models.longcat.session import LongCatSession
 from qvg_cli.models.longcat.weights import Checkpoint
 from qvg_cli.models.longcat.window import WindowDecoder
 from qvg_cli.models.offload import LONGCAT_KEEPS, STORAGE_DTYPE, Residence, ResidentDecoder
 from qvg_cli.models.text_store import PromptEncoder
 from qvg_cli.models.vae_encode import encode_frames
-from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.randomness import derive_seed
 
 DISTILLED_ADAPTER = "lora/cfg_step_lora.safetensors"
@@ -88,9 +86,16 @@ class LongCatPipeline:
         self._models = models
         self._rows = rows
 
-    def with_cache(self, cache: CacheConfig) -> LongCatPipeline:
-        """See `Pipeline.with_cache`."""
-        return LongCatPipeline(self._config.model_copy(update={"cache": cache}), self._models, self._rows)
+    @property
+    def cache_shape(self) -> CacheShape:
+        """See `Pipeline.cache_shape`. Both rows of the guidance share one row of cache."""
+        model = self._models.transformer.config
+        return CacheShape(model.depth, model.num_heads, model.head_dim)
+
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """See `Pipeline.latents_dtype`."""
+        return torch.float32
 
     def with_rows(self, rows: Rows) -> LongCatPipeline:
         """See `qvg_cli.engine.pair.GuidedPipeline.with_rows`."""
@@ -109,27 +114,10 @@ class LongCatPipeline:
         sampler = self._config.sampler
         return [sampler.negative_prompt, prompt] if sampler.is_guided else [prompt]
 
-    def start(
-        self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES
-    ) -> LongCatSession:
-        """See `Pipeline.start`. Both rows of the guidance share one row of cache."""
-        model = self._models.transformer
-        cache = open_cache(
-            self._config.cache,
-            plan,
-            num_layers=model.config.depth,
-            layer_width=model.config.hidden_size,
-            sink_frames=0,
-            seed=seed,
-        )
-        # The encoder's states are zero after the prompt and nowhere else.
-        text, *others = (model.embed_text(e, e.any(dim=-1)) for e in (prompt_embeds, *changes.values()))
-        later = dict(zip(changes, others, strict=True))
-        return LongCatSession(model, cache, text, sampling_of(self._config.sampler), later, self._rows)
-
-    def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
-        """See `Pipeline.noise`; float32, since latents are between the steps."""
-        return SeededNoise(plan, seed, like=torch.empty(0, dtype=torch.float32, device=self._models.device))
+    def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> LongCatDenoiser:
+        """See `Pipeline.denoiser`."""
+        sampling = sampling_of(self._config.sampler)
+        return LongCatDenoiser(self._models.transformer, cache, prompt_embeds, sampling, self._rows)
 
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """See `Pipeline.encode_frames`; a draw from the encoder's posterior."""

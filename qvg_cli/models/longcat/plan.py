@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import UsageError
+from qvg_cli.models.base import Planner
 from qvg_cli.models.longcat.config import LongCatConfig, WindowSamplerConfig
-from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import ChunkPlan, Geometry, VideoPlan, pixel_frames
 
 LATENT_CHANNELS = 16
 SPATIAL_FACTOR = 8
@@ -72,29 +73,66 @@ def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
     Raises:
         UsageError: Size, length, window or cache do not fit; the message names what would.
     """
+    geometry = _geometry(config)
+    source, finished_frames = config.source, 0
+    if source is not None:
+        context_frames = source.clip_frames if source.image is None else 1
+        finished_frames = source.frames
+    chunks = plan_chunks(
+        config.video.frames,
+        window=config.sampler.window,
+        condition_frames=config.sampler.condition_frames,
+        context_frames=context_frames,
+        finished_frames=finished_frames,
+    )
+    return VideoPlan(**vars(geometry), chunks=chunks, notes=_about_mode(config.sampler))
+
+
+class SegmentPlanner(Planner):
+    """Plans a video clip by clip, without an end.
+
+    Raises:
+        UsageError: Size, window or cache do not fit; the message names what would.
+    """
+
+    def __init__(self, config: LongCatConfig) -> None:
+        self._config = config
+        self._geometry = _geometry(config)
+        self._num_frames = 0
+        self._num_chunks = 0
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._geometry
+
+    def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
+        if pose is not None:
+            raise UsageError("this model has no camera: pose is not an option of it")
+        sampler = self._config.sampler
+        num_frames = self._num_frames + sampler.frames_per_chunk if self._num_frames else sampler.window
+        config = self._config.model_copy(
+            update={"video": self._config.video.model_copy(update={"frames": num_frames})}
+        )
+        chunks = plan_video(config).chunks[self._num_chunks :]
+        self._num_frames, self._num_chunks = num_frames, self._num_chunks + len(chunks)
+        return chunks
+
+
+planner = open_planner = SegmentPlanner
+
+
+def _geometry(config: LongCatConfig) -> Geometry:
     _check_size(config.video.height, config.video.width)
     _check_sampler(config.sampler)
     latent_height = config.video.height // SPATIAL_FACTOR
     latent_width = config.video.width // SPATIAL_FACTOR
     tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
     _check_cache(config.cache, config.sampler.condition_frames * tokens_per_frame)
-    source, finished_frames = config.source, 0
-    if source is not None:
-        context_frames = source.clip_frames if source.image is None else 1
-        finished_frames = source.frames
-    return VideoPlan(
-        chunks=plan_chunks(
-            config.video.frames,
-            window=config.sampler.window,
-            condition_frames=config.sampler.condition_frames,
-            context_frames=context_frames,
-            finished_frames=finished_frames,
-        ),
+    return Geometry(
         tokens_per_frame=tokens_per_frame,
         latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
         height=config.video.height,
         width=config.video.width,
-        notes=_about_mode(config.sampler),
     )
 
 
@@ -155,14 +193,20 @@ def plan_chunks(
         if own[-1] < finished_frames:
             chunks.append(ChunkPlan(index, (), prefill=tuple(condition), given=tuple(own)))
         else:
-            cached = chunks[-1].commits if chunks else ()
-            chunks.append(_chunk(index, condition, own, cached))
+            frames = tuple(condition)
+            chunks.append(
+                ChunkPlan(
+                    index,
+                    tuple(own),
+                    prefill=frames,
+                    reads=frames,
+                    prefill_commits=(frames,) if frames else (),
+                    evicts=chunks[-1].kept if chunks else (),
+                    # Every window begins at position 0.
+                    positions=tuple(range(len(frames) + len(own))),
+                )
+            )
     return tuple(chunks)
-
-
-def _chunk(index: int, condition: range, made: range, cached: tuple[int, ...]) -> ChunkPlan:
-    frames = tuple(condition)
-    return ChunkPlan(index, tuple(made), prefill=frames, reads=frames, commits=frames, evicts=cached)
 
 
 def _check_finished(finished: int, context: int, first_end: int, step: int) -> None:

@@ -16,7 +16,6 @@ from qvg_cli.planning.sizes import (
     read_vae,
 )
 
-PUBLISHED = "longcat"
 _DEPTH, _HEADS, _HEAD_DIM = 48, 32, 128
 _VALUES = 13_581_071_424
 _FLOAT32_VALUES = 610_018_368
@@ -50,7 +49,7 @@ def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
         vae_bytes=WAN_21_VAE.values * size,
         rows=config.num_rows,
     )
-    if config.model.weights == PUBLISHED:
+    if config.has_published_weights:
         return published
     folder = weights_folder(config.model.weights)
     layout, values = read_layout(folder / "dit"), count_values(folder / "dit")

@@ -9,15 +9,17 @@ condition frames are decoded anew with every segment, and rounded; here each fra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from qvg_cli.engine.rollout import redecode
-from qvg_cli.models.longcat.seam import Joint
-from qvg_cli.models.vae import StreamingDecoder, to_pixels
+from qvg_cli.models.decoder import redecode
+from qvg_cli.models.seam import Joint
+from qvg_cli.models.vae import StreamingDecoder, no_pixels, to_pixels
 from qvg_cli.models.vae_encode import encode_frames
-from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.randomness import derive_seed
 
 
@@ -61,14 +63,16 @@ class WindowDecoder:
         self._encoded = latents
         self._is_after_clip = True
 
-    def skip(self, plan: VideoPlan, num_chunks: int, latents: Tensor, num_shown: int) -> None:
-        """See `Decoder.skip`. Every window goes on from the pixels of the one before, so all are decoded."""
-        for _ in redecode(self, plan, latents, num_chunks=num_chunks, num_shown=num_shown):
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        # Every window goes on from the pixels of the one before, so all are decoded.
+        for _ in redecode(self, chunks, latents, num_shown=num_shown):
             pass
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode the frames of a window that are new; rounded to nearest."""
+        if not latents.shape[2]:
+            return no_pixels(latents, self._vae)
         decoder = StreamingDecoder(self._vae)
         if self._condition is not None:
             # Decoded for the decoder's memory alone.

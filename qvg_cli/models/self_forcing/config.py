@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from qvg_cli.config.schema import ModelConfig, RunConfig, SamplerConfig
@@ -13,14 +15,27 @@ class BlockSamplerConfig(SamplerConfig):
     Attributes:
         context_noise: Timestep of the clean pass whose keys and values stay.
         independent_first_frame: Whether the first chunk is a single frame.
-        window: Latent frames attended to, the chunk's own included; none means the whole history.
+        window: Latent frames attended to, the chunk's own included; `None` means the whole history.
         sink: First latent frames that a window never drops.
+        position_span: Time positions that the frames in view are kept within: those after the sink end at
+            `position_span - 1`. Equal to the window, every frame stands at its rank in view. `None` stands
+            every frame at its own number.
+        first_chunk_steps: Steps of the first chunk that is made, where they are others than `steps`.
+        recache: What happens to the cache when the prompt changes. "keep_sink": the newest frames pass
+            through the model again under the new prompt and read the sink; "renew_sink": as many frames as
+            the window has pass again, and the first of them become the sink.
+        image_frames: Latent frames that a start picture stands for, 1 for the picture itself, more for the
+            picture repeated; `None` where the model was not made for one.
     """
 
     context_noise: float = Field(0.0, ge=0, le=1000)
     independent_first_frame: bool = False
     window: int | None = Field(None, gt=0)
     sink: int = Field(0, ge=0)
+    position_span: int | None = Field(None, gt=0)
+    first_chunk_steps: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] | None = None
+    recache: Literal["off", "keep_sink", "renew_sink"] = "off"
+    image_frames: int | None = Field(None, gt=0)
 
 
 class CheckpointModelConfig(ModelConfig):

@@ -19,7 +19,10 @@ class SelfForcingExtension:
     def default_frames(self, given: int) -> int:
         """As many as the model was trained to make, in whole chunks, or what its positions leave."""
         size = self.config.sampler.frames_per_chunk
-        return min(max(1, TRAINED_FRAMES // size), (MAX_FRAMES - given) // size) * size
+        chunks = max(1, TRAINED_FRAMES // size)
+        if self.config.sampler.position_span is None:
+            chunks = min(chunks, (MAX_FRAMES - given) // size)
+        return chunks * size
 
     def frames_of_segments(self, count: int) -> None:
         """See `Extension.frames_of_segments`."""
@@ -40,8 +43,3 @@ class SelfForcingExtension:
             f"the clip has {num_frames} frames at {self.config.video.fps} a second; this model goes on from "
             f"{pixel_frames(size)} or more ({size} latent frames)"
         )
-
-
-def extension(config: SelfForcingConfig) -> SelfForcingExtension:
-    """How a run with these settings goes on from a given video."""
-    return SelfForcingExtension(config)

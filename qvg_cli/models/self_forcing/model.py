@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache
 from qvg_cli.models.wan.rope import FrameRotation
-from qvg_cli.planning.cache_plan import Frames
+from qvg_cli.planning.cache_plan import Commit
+from qvg_cli.planning.chunks import ChunkPlan, Frames
 from qvg_kernels.placement import RotaryTables
 
 
@@ -26,14 +27,19 @@ class Call:
     """What the processors of one model call need to know, set by the session before the call.
 
     Attributes:
+        chunk: The plan of the chunk.
         frames: Frames of the input, in order.
-        reads: Frames of the history to attend to.
-        packs: Groups to pack as the call passes each layer; none when the call leaves no keys and values.
+        commit: What the call leaves in each layer; `None` leaves nothing.
     """
 
+    chunk: ChunkPlan
     frames: Frames = ()
-    reads: Frames = ()
-    packs: tuple[Frames, ...] | None = None
+    commit: Commit | None = None
+
+    @property
+    def reads(self) -> Frames:
+        """Frames of the history to attend to: not those that pass through the model in this call."""
+        return tuple(frame for frame in self.chunk.reads if frame not in self.frames)
 
 
 class FrameRope(nn.Module):
@@ -43,11 +49,19 @@ class FrameRope(nn.Module):
         super().__init__()
         self.tables = tables
         self.patch_size = patch_size
+        self.call: Call | None = None
 
     def forward(self, hidden_states: Tensor) -> FrameRotation:
         """The rotation for latents of this height and width, `[B, C, F, h, w]`."""
         _, rows, columns = self.patch_size
-        return FrameRotation(self.tables, hidden_states.shape[-2] // rows, hidden_states.shape[-1] // columns)
+        assert self.call is not None
+        return FrameRotation(
+            self.tables,
+            hidden_states.shape[-2] // rows,
+            hidden_states.shape[-1] // columns,
+            self.call.chunk.view,
+            self.call.chunk.positions,
+        )
 
 
 class TimestepSinusoid(nn.Module):
@@ -97,8 +111,8 @@ class CachedSelfAttention:
         attended = self.layer.attend(
             query, key, value, frames=call.frames, reads=call.reads, rotation=rotary_emb
         )
-        if call.packs is not None:
-            self.layer.append(key, value, call.frames, call.packs)
+        if call.commit is not None:
+            self.layer.commit(key, value, call.frames, call.commit)
         output: Tensor = attn.to_out[0](_join_heads(attended))
         return output
 
@@ -155,7 +169,8 @@ def attach(model: WanTransformer3DModel, cache: KVCache) -> Call:
     Returns:
         What the session sets before every model call.
     """
-    call = Call()
+    call = Call(ChunkPlan(0, ()))
+    model.rope.call = call
     processors: dict[str, object] = {}
     for index, layer in enumerate(cache.layers):
         processors[f"blocks.{index}.attn1.processor"] = CachedSelfAttention(layer, call)

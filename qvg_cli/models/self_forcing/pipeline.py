@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -10,22 +10,20 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
-from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.config.resources import weights_folder
-from qvg_cli.config.schema import CacheConfig
-from qvg_cli.engine.rollout import SeededNoise
 from qvg_cli.errors import MissingModelError
-from qvg_cli.models.base import NO_CHANGES
+from qvg_cli.models.base import Planner
 from qvg_cli.models.loading import load_pretrained, model_dtype
 from qvg_cli.models.offload import WAN_KEEPS, Residence, ResidentDecoder
 from qvg_cli.models.self_forcing.config import SelfForcingConfig
+from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 from qvg_cli.models.self_forcing.model import prepare
-from qvg_cli.models.self_forcing.session import SelfForcingSession
 from qvg_cli.models.self_forcing.weights import read_published, transformer_from_published
 from qvg_cli.models.text_store import PromptEncoder
 from qvg_cli.models.vae import StreamingDecoder
 from qvg_cli.models.vae_encode import encode_frames
-from qvg_cli.planning.chunks import VideoPlan
+from qvg_cli.planning.cache_forecast import CacheShape
 
 
 class Models:
@@ -76,9 +74,21 @@ class SelfForcingPipeline:
         self._config = config
         self._models = models
 
-    def with_cache(self, cache: CacheConfig) -> SelfForcingPipeline:
-        """See `Pipeline.with_cache`."""
-        return SelfForcingPipeline(self._config.model_copy(update={"cache": cache}), self._models)
+    @property
+    def cache_shape(self) -> CacheShape:
+        """See `Pipeline.cache_shape`."""
+        model, sampler = self._models.transformer.config, self._config.sampler
+        return CacheShape(
+            model.num_layers,
+            model.num_attention_heads,
+            model.attention_head_dim,
+            sink_frames=0 if sampler.window is None else sampler.sink,
+        )
+
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """See `Pipeline.latents_dtype`."""
+        return self._models.dtype
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
         """See `Pipeline.read_prompts`."""
@@ -88,26 +98,11 @@ class SelfForcingPipeline:
         """See `Pipeline.encode_prompt`."""
         return self._models.prompts.encode(prompt)
 
-    def start(
-        self, plan: VideoPlan, prompt_embeds: Tensor, seed: int, changes: Mapping[int, Tensor] = NO_CHANGES
-    ) -> SelfForcingSession:
-        """See `Pipeline.start`."""
-        model = self._models.transformer.config
-        sampler = self._config.sampler
-        cache = open_cache(
-            self._config.cache,
-            plan,
-            num_layers=model.num_layers,
-            layer_width=prompt_embeds.shape[0] * model.num_attention_heads * model.attention_head_dim,
-            sink_frames=0 if sampler.window is None else sampler.sink,
-            seed=seed,
-        )
-        return SelfForcingSession(self._models.transformer, cache, prompt_embeds, sampler, changes)
-
-    def noise(self, plan: VideoPlan, seed: int) -> SeededNoise:
-        """See `Pipeline.noise`."""
-        models = self._models
-        return SeededNoise(plan, seed, like=torch.empty(0, dtype=models.dtype, device=models.device))
+    def denoiser(
+        self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int
+    ) -> SelfForcingDenoiser:
+        """See `Pipeline.denoiser`."""
+        return SelfForcingDenoiser(self._models.transformer, cache, prompt_embeds, self._config.sampler)
 
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """See `Pipeline.encode_frames`; the mean of the encoder's posterior."""

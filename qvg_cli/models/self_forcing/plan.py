@@ -1,16 +1,23 @@
 """Chunks of the Self-Forcing family: blocks of frames, the whole history or a rolling window with a sink.
 
-A block that covers frames `s .. e-1` attends to everything while `e <= window`; afterwards to the sink and to
-the newest `window - sink` frames, its own included. Positions are absolute and never renumbered.
+A chunk that ends before frame `end` attends to everything while `end <= window`; afterwards to the sink and
+to the newest `window - sink` frames, its own included. A frame of the sink stands at its rank in the sink,
+another frame `f` at `f - max(0, end - position_span)`; without a span every frame stands at its own number.
 
-Source: guandeh17/Self-Forcing at 33593df, the rolling update of `causal_model.py`, as a rule on frame ids.
+Source: guandeh17/Self-Forcing at 33593df, the rolling update of `causal_model.py`, as a rule on frame ids;
+positions and prompt changes: SOTAMak1r/Infinite-Forcing at b8feaf5, NVlabs/LongLive at e52d9ef.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
 from qvg_cli.errors import UsageError
+from qvg_cli.models.base import Planner
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig, SelfForcingConfig
-from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, pixel_frames
 
 MAX_FRAMES = 1024
 """Positions of the temporal rotary table that the models were built with."""
@@ -33,26 +40,65 @@ def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_las
     Raises:
         UsageError: Size, length, window or context do not fit; the message names the nearest that do.
     """
-    _check_size(config.video.height, config.video.width)
+    geometry = _geometry(config)
     if config.source is not None:
-        if config.source.image is not None:
-            raise UsageError("source.image is not a setting of this model", hint="it begins with a text")
         context_frames = config.source.frames
     chunks = plan_chunks(
-        config.video.frames, config.sampler, context_frames=context_frames, commit_last=commit_last
+        config.video.frames,
+        config.sampler,
+        context_frames=context_frames,
+        is_begun=_is_begun(config),
+        commit_last=commit_last,
+        prompt_begins=[change.frame for change in config.prompt_changes],
     )
+    return VideoPlan(**vars(geometry), chunks=chunks, notes=_about_length(config))
+
+
+def open_planner(config: SelfForcingConfig) -> BlockPlanner:
+    """The planner of a video without an end.
+
+    Raises:
+        UsageError: Size, window or context do not fit; the message names the nearest that do.
+    """
+    context_frames = 0 if config.source is None else config.source.frames
+    return BlockPlanner(config.sampler, _geometry(config), context_frames, is_begun=_is_begun(config))
+
+
+planner = open_planner
+
+
+def _is_begun(config: SelfForcingConfig) -> bool:
+    """Whether frames of the video were made by the model before, in the run that it goes on from."""
+    source = config.source
+    return source is not None and source.latents is not None
+
+
+def _geometry(config: SelfForcingConfig) -> Geometry:
+    _check_size(config.video.height, config.video.width)
+    _check_image(config)
     latent_height = config.video.height // SPATIAL_FACTOR
     latent_width = config.video.width // SPATIAL_FACTOR
     tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
     _check_spans(config, tokens_per_frame)
-    return VideoPlan(
-        chunks=chunks,
+    return Geometry(
         tokens_per_frame=tokens_per_frame,
         latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
         height=config.video.height,
         width=config.video.width,
-        notes=_about_length(config),
     )
+
+
+def _check_image(config: SelfForcingConfig) -> None:
+    source, image_frames = config.source, config.sampler.image_frames
+    if source is None or source.image is None:
+        return
+    if image_frames is None:
+        raise UsageError(
+            f"{config.backend} begins with a text: nothing is published of it that begins with a picture",
+            hint="leave --image out, or take a model that has it: qvg download --list",
+        )
+    if source.frames != image_frames:
+        raise UsageError(f"source.frames={source.frames}: a picture stands for {image_frames} latent frames")
 
 
 def _about_length(config: SelfForcingConfig) -> tuple[str, ...]:
@@ -68,49 +114,160 @@ def _about_length(config: SelfForcingConfig) -> tuple[str, ...]:
 
 
 def plan_chunks(
-    num_frames: int, sampler: BlockSamplerConfig, *, context_frames: int = 0, commit_last: bool = False
+    num_frames: int,
+    sampler: BlockSamplerConfig,
+    *,
+    context_frames: int = 0,
+    is_begun: bool = False,
+    commit_last: bool = False,
+    prompt_begins: Sequence[int] = (),
 ) -> tuple[ChunkPlan, ...]:
     """Cut `num_frames` latent frames, the first `context_frames` of them given, into chunks.
+
+    Args:
+        is_begun: Whether some of the given frames were made by the model, as part of the same video.
+        prompt_begins: Pixel frames at which the prompt changes.
 
     Raises:
         UsageError: See `plan_video`.
     """
-    size = sampler.frames_per_chunk
-    given = _context_blocks(context_frames, size)
-    first = [1] if sampler.independent_first_frame and not given else []
-    _check_length(num_frames, context_frames + sum(first), size)
-    _check_window(sampler)
-    made = first + [size] * ((num_frames - context_frames - sum(first)) // size)
-
+    planner = BlockPlanner(sampler, None, context_frames, is_begun=is_begun)
+    _check_length(num_frames, context_frames + planner.first_length, sampler)
     chunks: list[ChunkPlan] = []
-    cached: tuple[int, ...] = ()
-    start = 0
-    for index, length in enumerate(given + made):
-        own = tuple(range(start, start + length))
-        start += length
-        kept = _window(cached, start, sampler)
-        is_given = index < len(given)
-        commits = own if commit_last or start < num_frames else ()
-        chunks.append(
-            ChunkPlan(
-                index=index,
-                makes=() if is_given else own,
-                prefill=own if is_given else (),
-                reads=kept,
-                commits=commits,
-                evicts=tuple(frame for frame in cached if frame not in kept),
-            )
-        )
-        cached = kept + commits
+    while planner.num_frames < num_frames:
+        if pixel_frames(planner.num_frames) in prompt_begins:
+            chunks += planner.recache()
+        chunks.append(planner.chunk())
+    if not commit_last:
+        chunks[-1] = replace(chunks[-1], commits=(), prefill_commits=())
     return tuple(chunks)
 
 
-def _window(cached: tuple[int, ...], end: int, sampler: BlockSamplerConfig) -> tuple[int, ...]:
-    """Frames of `cached` that a chunk ending before frame `end` reads."""
-    if sampler.window is None or end <= sampler.window:
-        return cached
-    newest = end - (sampler.window - sampler.sink)
-    return tuple(frame for frame in cached if frame < sampler.sink or frame >= newest)
+class BlockPlanner(Planner):
+    """Cuts a video into blocks of frames, the given ones first.
+
+    Args:
+        geometry: Shape of the frames; `None` for the chunks alone.
+        is_begun: Whether some of the given frames were made by the model, as part of the same video.
+
+    Attributes:
+        num_frames: Latent frames planned so far.
+        first_length: Frames of a first chunk that is shorter than the others; 0 if there is none.
+
+    Raises:
+        UsageError: Window or context do not fit; the message names the nearest that do.
+    """
+
+    def __init__(
+        self,
+        sampler: BlockSamplerConfig,
+        geometry: Geometry | None,
+        context_frames: int = 0,
+        *,
+        is_begun: bool = False,
+    ) -> None:
+        self.num_frames = 0
+        self._sampler = sampler
+        self._geometry = geometry
+        self._given = _context_blocks(context_frames, sampler.frames_per_chunk)
+        self.first_length = 1 if sampler.independent_first_frame and not self._given else 0
+        self._num_chunks = 0
+        self._num_given = 0
+        self._has_made = is_begun
+        self._cached: Frames = ()
+        self._sink: Frames = tuple(range(sampler.sink))
+        _check_window(sampler)
+
+    @property
+    def geometry(self) -> Geometry:
+        assert self._geometry is not None
+        return self._geometry
+
+    def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
+        if pose is not None:
+            raise UsageError("this model has no camera: pose is not an option of it")
+        sampler = self._sampler
+        if sampler.position_span is None and self.num_frames + sampler.frames_per_chunk > MAX_FRAMES:
+            raise UsageError(f"the video is as long as the model's {MAX_FRAMES} positions allow")
+        given = [self.chunk() for _ in range(len(self._given) - self._num_given)]
+        return (*given, *(self.recache() if is_new_prompt else ()), self.chunk())
+
+    def chunk(self) -> ChunkPlan:
+        """The next chunk: a block of the given frames, or one that is made."""
+        is_given = self._num_given < len(self._given)
+        length = self._given[self._num_given] if is_given else self._sampler.frames_per_chunk
+        self._num_given += is_given
+        if self.num_frames == 0:
+            length = self.first_length or length
+        own = tuple(range(self.num_frames, self.num_frames + length))
+        self.num_frames += length
+        kept = self._window(self.num_frames)
+        chunk = self._planned(
+            ChunkPlan(
+                index=self._num_chunks,
+                makes=() if is_given else own,
+                prefill=own if is_given else (),
+                reads=kept,
+                prefill_commits=(own,) if is_given else (),
+                commits=() if is_given else own,
+                evicts=tuple(frame for frame in self._cached if frame not in kept),
+                is_first_made=not is_given and not self._has_made,
+            )
+        )
+        self._has_made = self._has_made or not is_given
+        self._cached = kept + own
+        return chunk
+
+    def recache(self) -> tuple[ChunkPlan, ...]:
+        """The chunk in which the newest frames pass through the model again, under another prompt; if any."""
+        sampler, end = self._sampler, self.num_frames
+        if sampler.recache == "off" or not self._cached:
+            return ()
+        window = end if sampler.window is None else sampler.window
+        reads: Frames = ()
+        first = max(0, end - window)
+        if end > window and sampler.recache == "keep_sink":
+            reads, first = self._sink, end - (window - sampler.sink)
+        elif end > window:
+            self._sink = tuple(range(first, first + sampler.sink))
+        again = tuple(range(first, end))
+        chunk = self._planned(
+            ChunkPlan(
+                index=self._num_chunks,
+                makes=(),
+                prefill=again,
+                reads=reads,
+                prefill_commits=self._blocks(again),
+                evicts=tuple(frame for frame in self._cached if frame not in reads),
+            )
+        )
+        self._cached = reads + again
+        return (chunk,)
+
+    def _planned(self, chunk: ChunkPlan) -> ChunkPlan:
+        """Count `chunk`, and stand the frames in its view where the rule has them."""
+        self._num_chunks += 1
+        span = self._sampler.position_span
+        if span is None:
+            return chunk
+        rank = {frame: number for number, frame in enumerate(self._sink)}
+        shift = max(0, self.num_frames - span)
+        return replace(chunk, positions=tuple(rank.get(frame, frame - shift) for frame in chunk.view))
+
+    def _window(self, end: int) -> Frames:
+        """Cached frames that a chunk ending before frame `end` reads."""
+        sampler = self._sampler
+        if sampler.window is None or end <= sampler.window:
+            return self._cached
+        newest = end - (sampler.window - sampler.sink)
+        return tuple(frame for frame in self._cached if frame in self._sink or frame >= newest)
+
+    def _blocks(self, frames: Frames) -> tuple[Frames, ...]:
+        """Frames that pass together, cut where chunks and the sink end: they leave as they came."""
+        size = self._sampler.frames_per_chunk
+        first = (self._given or [self.first_length])[0] % size
+        grouped = groupby(frames, lambda frame: (frame in self._sink, (frame - first) // size))
+        return tuple(tuple(group) for _, group in grouped)
 
 
 def _context_blocks(context_frames: int, size: int) -> list[int]:
@@ -133,16 +290,19 @@ def _check_size(height: int, width: int) -> None:
             raise UsageError(f"{name} {value} is not a multiple of {multiple}; nearest: {near}")
 
 
-def _check_length(num_frames: int, first: int, size: int) -> None:
-    if num_frames > MAX_FRAMES:
+def _check_length(num_frames: int, first: int, sampler: BlockSamplerConfig) -> None:
+    size = sampler.frames_per_chunk
+    if sampler.position_span is None and num_frames > MAX_FRAMES:
         longest = first + (MAX_FRAMES - first) // size * size
         raise UsageError(
             f"{num_frames} latent frames exceed the model's {MAX_FRAMES} positions; "
-            f"longest: {longest} latent frames ({pixel_frames(longest)} pixel frames)"
+            f"longest: {longest} latent frames ({pixel_frames(longest)} pixel frames)",
+            hint="with --window and --position-span there is no longest video",
         )
     if num_frames <= first - 1 or (num_frames - first) % size:
         below = first + max(0, (num_frames - first) // size) * size
-        lengths = [length for length in (below, below + size) if 0 < length <= MAX_FRAMES]
+        longest = num_frames + size if sampler.position_span is not None else MAX_FRAMES
+        lengths = [length for length in (below, below + size) if 0 < length <= longest]
         near = ", ".join(f"{length} ({pixel_frames(length)} pixel frames)" for length in lengths)
         raise UsageError(
             f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) do not fit chunks of "
@@ -172,4 +332,20 @@ def _check_window(sampler: BlockSamplerConfig) -> None:
         raise UsageError(
             f"window {sampler.window} is too small for sink {sampler.sink} and chunks of "
             f"{sampler.frames_per_chunk} frames; smallest: {least}"
+        )
+    if sampler.position_span is not None:
+        if sampler.window is None:
+            raise UsageError(
+                f"sampler.position_span={sampler.position_span} needs a window",
+                hint=f"give --window {sampler.position_span} or less",
+            )
+        if not sampler.window <= sampler.position_span <= MAX_FRAMES:
+            raise UsageError(
+                f"sampler.position_span={sampler.position_span} does not fit a window of {sampler.window}: "
+                f"{sampler.window} to {MAX_FRAMES} do"
+            )
+    if sampler.recache != "off" and sampler.window is None:
+        raise UsageError(
+            f"sampler.recache={sampler.recache} needs a window: the whole history would pass again",
+            hint="give --window, or set sampler.recache=off",
         )

@@ -8,12 +8,11 @@ Source: guandeh17/Self-Forcing at 33593df, `utils/scheduler.py` and `warp_denois
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from qvg_cli.config.schema import SamplerConfig
 
 NUM_TRAIN_TIMESTEPS = 1000
 
@@ -34,9 +33,9 @@ class Step:
         return ((1 - self.sigma) * clean.float() + self.sigma * noise.float()).to(clean.dtype)
 
 
-def denoising_steps(sampler: SamplerConfig) -> tuple[Step, ...]:
-    """The steps of a chunk, noisiest first."""
-    return tuple(_warp(step / NUM_TRAIN_TIMESTEPS, sampler.shift) for step in sampler.steps)
+def denoising_steps(steps: Sequence[int], shift: float) -> tuple[Step, ...]:
+    """The steps of a chunk, noisiest first, of nominal `steps` on the 1000-step scale."""
+    return tuple(_warp(step / NUM_TRAIN_TIMESTEPS, shift) for step in steps)
 
 
 def _warp(fraction: float, shift: float) -> Step:

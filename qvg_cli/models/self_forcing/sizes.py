@@ -15,5 +15,5 @@ LAYOUT = WanLayout(num_layers=30, heads=12, head_dim=128, ffn_dim=8960, in_chann
 def model_sizes(config: SelfForcingConfig, *, is_gpu: bool) -> ModelSizes:
     """See `wan_sizes`. A window keeps its sink."""
     sampler = config.sampler
-    sizes = wan_sizes(config.model, "self-forcing", LAYOUT, WAN_21_VAE, is_gpu=is_gpu)
+    sizes = wan_sizes(config, LAYOUT, WAN_21_VAE, is_gpu=is_gpu)
     return replace(sizes, sink_frames=0 if sampler.window is None else sampler.sink)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from qvg_cli.planning.cache_plan import Frames
+from qvg_cli.planning.chunks import Frames
 from qvg_kernels.placement import Rotary, RotaryTables
 
 
@@ -17,18 +17,22 @@ class FrameRotation:
     Attributes:
         rows: Tokens of a frame, from top to bottom.
         columns: Tokens of a frame, from left to right.
-        first_frame: Id of the frame at position 0; 0 makes positions absolute.
+        view: Frames that have a position of their own; the others are never read.
+        positions: Time position of each frame in `view`; `None` stands every frame at its own number.
     """
 
     tables: RotaryTables
     rows: int
     columns: int
-    first_frame: int = 0
+    view: Frames = ()
+    positions: Frames | None = None
 
     def placement(self, frames: Frames) -> Rotary:
         """Where the tokens of `frames` stand."""
-        slots = tuple(frame - self.first_frame for frame in frames)
-        return Rotary(self.tables, self.rows, self.columns, slots)
+        if self.positions is not None:
+            position_of = dict(zip(self.view, self.positions, strict=True))
+            frames = tuple(position_of.get(frame, 0) for frame in frames)
+        return Rotary(self.tables, self.rows, self.columns, frames)
 
     def rotate(self, query: Tensor, frames: Frames) -> Tensor:
         """All queries `[B, H, S, D]` of `frames`, rotated."""

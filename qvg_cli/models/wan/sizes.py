@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qvg_cli.config.resources import weights_folder
-from qvg_cli.config.schema import ModelConfig
+from qvg_cli.config.schema import RunConfig
 from qvg_cli.errors import MissingModelError
 from qvg_cli.planning.sizes import (
     TEXT_ENCODER_VALUES,
@@ -104,8 +104,7 @@ class WanLayout:
 
 
 def wan_sizes(
-    config: ModelConfig,
-    published: str,
+    config: RunConfig,
     layout: WanLayout,
     vae: VaeSizes,
     *,
@@ -115,7 +114,6 @@ def wan_sizes(
     """Sizes of the published model, or of that in the folder that `weights` names.
 
     Args:
-        published: What `weights` calls the published model.
         layout: Of the published transformer.
         vae: The published one.
         transformer: Its folder in the one that `weights` names.
@@ -124,11 +122,11 @@ def wan_sizes(
         MissingModelError: There is no such folder, or what it holds cannot be counted.
     """
     text_values = TEXT_ENCODER_VALUES
-    if config.weights != published:
-        folder = weights_folder(config.weights)
+    if not config.has_published_weights:
+        folder = weights_folder(config.model.weights)
         layout = WanLayout.read(read_layout(folder / transformer), has_camera=layout.has_camera)
         vae, text_values = read_vae(folder / "vae"), count_values(folder / "text_encoder")
-    size = element_bytes(config.dtype, is_gpu=is_gpu)
+    size = element_bytes(config.model.dtype, is_gpu=is_gpu)
     return ModelSizes(
         num_layers=layout.num_layers,
         heads=layout.heads,
@@ -138,7 +136,7 @@ def wan_sizes(
         matrix_values=layout.matrix_values,
         text_encoder_bytes=text_values * size,
         token_bytes=layout.token_bytes(size),
-        text_bytes=layout.text_bytes(config.text_tokens, size),
+        text_bytes=layout.text_bytes(config.model.text_tokens, size),
         latent_bytes=size,
         vae=vae,
         vae_bytes=vae.values * size,

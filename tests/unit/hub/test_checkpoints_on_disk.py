@@ -9,10 +9,10 @@ from published import saved
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.errors import MissingModelError
 from qvg_cli.main import app
-from qvg_cli.models.registry import load_pipeline
+from qvg_cli.models.registry import load_config, load_pipeline
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 

@@ -5,9 +5,10 @@ import shutil
 import pytest
 import torch
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.models.hyworldplay.weights import build_transformer, convert_checkpoint
+from qvg_cli.models.registry import load_config
 
 TRANSFORMER = {
     "num_attention_heads": 2,

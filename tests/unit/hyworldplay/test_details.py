@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvg_cli.config.load import DEFAULT_BACKEND, Request, load_config
+from qvg_cli.config.load import DEFAULT_BACKEND, Request
 from qvg_cli.config.yaml_text import format_yaml, parse_yaml
 from qvg_cli.models.hyworldplay.trajectory import camera_path
-from qvg_cli.models.registry import run_details
+from qvg_cli.models.registry import family_of, load_config
 
 
 def test_run_yaml_gets_labels_matrices_and_lenses(walk_config):
     config = walk_config("walk.pose=w-4,right-4,up-3")
-    about = parse_yaml(format_yaml({"details": run_details(config).about}), "run.yaml")
+    about = parse_yaml(format_yaml({"details": family_of(config).run_details(config).about}), "run.yaml")
     camera = about["details"]["camera"]
     path = camera_path(config.walk.pose)
     assert camera["actions"] == list(path.actions)
@@ -23,7 +23,8 @@ def test_run_yaml_gets_labels_matrices_and_lenses(walk_config):
 
 @pytest.mark.parametrize("pose", ["w-4,right-30,w-4,up-9", "left-7", "down-40,w-11"])
 def test_the_path_is_drawn(walk_config, tmp_path, pose):
-    files = run_details(walk_config(f"walk.pose={pose}")).files
+    config = walk_config(f"walk.pose={pose}")
+    files = family_of(config).run_details(config).files
     assert list(files) == ["path.png"]
     files["path.png"](tmp_path / "path.png")
     with Image.open(tmp_path / "path.png") as image:
@@ -31,7 +32,8 @@ def test_the_path_is_drawn(walk_config, tmp_path, pose):
 
 
 def test_other_families_add_nothing():
-    details = run_details(load_config(Request(backend=DEFAULT_BACKEND)).config)
+    config = load_config(Request(backend=DEFAULT_BACKEND)).config
+    details = family_of(config).run_details(config)
     assert not details.about
     assert not details.files
 
@@ -39,6 +41,6 @@ def test_other_families_add_nothing():
 def test_run_yaml_with_its_details_is_a_configuration(walk_config, tmp_path):
     config = walk_config("walk.pose=w-7")
     file = tmp_path / "run.yaml"
-    values = {**config.model_dump(mode="json"), "details": run_details(config).about}
+    values = {**config.model_dump(mode="json"), "details": family_of(config).run_details(config).about}
     file.write_text(format_yaml(values), encoding="utf-8")
     assert load_config(Request(file=file)).config == config

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from qvg_cli.commands.options import option_layers
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.config.resources import weights_folder
 from qvg_cli.errors import UsageError
 from qvg_cli.models.hyworldplay.plan import plan_video
 from qvg_cli.models.hyworldplay.sizes import model_sizes
+from qvg_cli.models.registry import load_config
 
 NONE = {"prompt": None, "cache": None, "size": None, "seed": None, "device": None}
 GIVEN = {

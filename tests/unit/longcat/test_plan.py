@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.errors import UsageError
 from qvg_cli.models.longcat.plan import plan_chunks, plan_video
+from qvg_cli.models.registry import load_config
 from qvg_cli.planning.chunks import pixel_frames
 
 

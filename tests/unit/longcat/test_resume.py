@@ -2,7 +2,8 @@
 
 import pytest
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
+from qvg_cli.models.registry import load_config
 
 SETS = (
     "video.height=32",

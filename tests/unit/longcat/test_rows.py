@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.main import app
-from qvg_cli.models.registry import load_pipeline, plan_video
+from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 from qvg_cli.report.run_files import read_result
 
 SETTINGS = {

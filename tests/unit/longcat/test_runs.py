@@ -9,12 +9,12 @@ from diffusers import AutoencoderKLWan
 from typer.testing import CliRunner
 
 from qvg_cli.cache.kv_cache import LayerCache
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.main import app
 from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.window import WindowDecoder
-from qvg_cli.models.registry import load_pipeline, plan_video
+from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 from qvg_cli.models.vae import StreamingDecoder
 from qvg_cli.models.vae_encode import encode_frames
 from qvg_cli.planning.chunks import pixel_frames

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config.load import Request, load_config
+from qvg_cli.config.load import Request
 from qvg_cli.models.hyworldplay.model import prepare
 from qvg_cli.models.hyworldplay.plan import fit_path, plan_video
 from qvg_cli.models.hyworldplay.session import HyWorldPlaySession
 from qvg_cli.models.hyworldplay.weights import load_transformer
+from qvg_cli.models.registry import load_config
 from scripts.pocket.train_world import focal_lengths, parse_arguments, save_world, start_from_pocket, train
 from scripts.pocket.walk_prompts import WORLD_GRAMMAR_PATH
 from scripts.pocket.world import WalkForward, build_world, camera_matrices, rollout, world_config

@@ -9,27 +9,25 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
-from qvg_cli.models.base import AllRows, Rows
+from qvg_cli.models.base import AllRows, Denoiser, Rows
 from qvg_cli.models.longcat.layers import Call, TextStates
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.longcat.schedule import Sampling, Step, guide
-from qvg_cli.planning.cache_plan import Frames
-from qvg_cli.planning.chunks import ChunkPlan
+from qvg_cli.planning.cache_plan import Commit
+from qvg_cli.planning.chunks import ChunkPlan, Frames
 
 
-class LongCatSession:
-    """See `qvg_cli.models.base.Session`.
+class LongCatDenoiser(Denoiser):
+    """Many guided steps a clip, or few distilled ones.
 
     Args:
-        text: One row, or two for guidance: the negative prompt, then the prompt.
-        changes: The same of later prompts, by the chunk that each begins with.
+        prompt_embeds: `[1, N, C]`, or `[2, N, C]` for guidance: the negative prompt, then the prompt.
         rows: Who computes them.
     """
 
@@ -37,39 +35,41 @@ class LongCatSession:
         self,
         model: LongCatTransformer,
         cache: KVCache,
-        text: TextStates,
+        prompt_embeds: Tensor,
         sampling: Sampling,
-        changes: Mapping[int, TextStates] = MappingProxyType({}),
         rows: Rows | None = None,
     ) -> None:
         self.cache = cache
         self._model = model
-        self._texts = {0: text, **changes}
         self._sampling = sampling
         self._rows = rows or AllRows()
+        self._prompt_embeds: Tensor | None = None
+        self.set_prompt(prompt_embeds)
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
         return self._model.device
 
-    def clean_pass(self, chunk: ChunkPlan, frames: Frames, latents: Tensor) -> None:
-        """See `Session.clean_pass`. Frames attend to each other; the prediction itself is of no use."""
-        call = Call(self.cache.layers, frames, packs=self.cache.packs(chunk), first_frame=frames[0])
+    def set_prompt(self, prompt_embeds: Tensor) -> None:
+        if prompt_embeds is not self._prompt_embeds:
+            self._prompt_embeds = prompt_embeds
+            # The encoder's states are zero after the prompt and nowhere else.
+            self._text = self._model.embed_text(prompt_embeds, prompt_embeds.any(dim=-1))
+
+    def update_cache(self, chunk: ChunkPlan, frames: Frames, latents: Tensor, commit: Commit) -> None:
+        # Frames attend to each other and to no text; the prediction itself is of no use.
+        call = Call(self.cache.layers, chunk, frames, commit)
         timesteps = latents.new_zeros(latents.shape[0], len(frames), dtype=torch.float32)
         self._model(latents, timesteps, None, call)
-        self.cache.commit(frames)
 
     def denoise(
         self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]
     ) -> Tensor:
-        """See `Session.denoise`. Latents are float32 between the steps."""
-        first_frame = (chunk.reads or chunk.makes)[0]
-        call = Call(self.cache.layers, chunk.makes, chunk.reads, first_frame=first_frame)
+        # Latents are float32 between the steps.
+        call = Call(self.cache.layers, chunk, chunk.makes)
         latents = draw_noise().float()
-        text = self._texts[max(begin for begin in self._texts if begin <= chunk.index)]
         for step in self._sampling.schedule(chunk):
-            latents = step.advance(latents, self._predict_flow(latents, step, text, call))
+            latents = step.advance(latents, self._predict_flow(latents, step, self._text, call))
             on_step()
         return latents
 

@@ -1,0 +1,383 @@
+"""A loaded model: the one place that joins plan, cache, prompts, noise, decoder and loop to a video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import diffusers
+import torch
+import transformers
+from torch import Tensor
+
+from qvg_cli.cache.kv_cache import KVCache, open_cache
+from qvg_cli.config.load import Layer, Request
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.device import resolve_device
+from qvg_cli.engine.jobs import Planned, plan_jobs
+from qvg_cli.engine.noise import SeededNoise
+from qvg_cli.engine.opening import open_video
+from qvg_cli.engine.rollout import ChunkResult, Done, rollout
+from qvg_cli.engine.session import Session
+from qvg_cli.engine.sources import Start, find_start
+from qvg_cli.engine.video import Video
+from qvg_cli.errors import UsageError
+from qvg_cli.logs import timed
+from qvg_cli.models.registry import family_of, load_config, load_pipeline
+from qvg_cli.planning.chunks import prompt_begins
+from qvg_cli.planning.prompts import ScheduledPrompt
+
+if TYPE_CHECKING:
+    from qvg_cli.models.base import Pipeline
+    from qvg_cli.video.io import Frames
+
+
+class Recorder(Protocol):
+    """What keeps a video while it is made."""
+
+    def begin(self, cache: KVCache) -> Done | None:
+        """Start to keep it, or fill the empty `cache` with what an earlier process has kept of it.
+
+        Returns:
+            The chunks that are there already, if any.
+        """
+        ...
+
+    def show_clip(self, frames: Frames) -> None:
+        """Take frames `[n, height, width, 3]` uint8 of the clip that the video begins with."""
+        ...
+
+
+class Engine:
+    """One loaded model.
+
+    Args:
+        config: Settings of the model, and the defaults of its videos.
+        request: What `config` was resolved from.
+    """
+
+    def __init__(
+        self, config: RunConfig, pipeline: Pipeline, device: torch.device, request: Request | None = None
+    ) -> None:
+        self.config = config
+        self.pipeline = pipeline
+        self.device = device
+        self._request = request or Request(backend=config.backend)
+
+    @classmethod
+    def load(
+        cls,
+        backend: str | None = None,
+        *,
+        pocket: bool = False,
+        cache: str | None = None,
+        device: str | None = None,
+        file: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Engine:
+        """Load the weights of a model.
+
+        Args:
+            backend: Name of the model, such as "self-forcing"; `None` with `pocket` or `file`, or for the
+                built-in model.
+            pocket: Use the small weights that ship with the package.
+            cache: Preset of the cache, such as "int2" or "bf16".
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            file: A YAML file of settings, such as a run's run.yaml.
+            settings: Settings by their dotted names, such as `{"sampler.window": 12}`.
+
+        Raises:
+            UsageError: A setting is unknown or has an impossible value.
+            MissingModelError: The weights are not there or not whole.
+
+        Example:
+            >>> engine = Engine.load(pocket=True, cache="int2")
+        """
+        options = []
+        if cache is not None:
+            options.append(Layer("cache", {"cache": {"preset": cache}}))
+        if device is not None:
+            options.append(Layer("device", {"device": device}))
+        options += _setting_layers(settings or {})
+        request = Request(
+            backend=backend, pocket=pocket, file=None if file is None else Path(file), options=options
+        )
+        config = load_config(request).config
+        return cls.load_config(config, resolve_device(config.device), request)
+
+    @classmethod
+    def load_config(cls, config: RunConfig, device: torch.device, request: Request | None = None) -> Engine:
+        """Load the weights that a resolved configuration names.
+
+        Raises:
+            MissingModelError: The weights are not there or not whole.
+        """
+        # Their loading bars and advice would stand among our own lines.
+        for library in (transformers, diffusers):
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()
+        with timed("model"):
+            pipeline = load_pipeline(config, device)
+        return cls(config, pipeline, device, request)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        seconds: float | None = None,
+        frames: int | None = None,
+        segments: int | None = None,
+        seed: int | None = None,
+        schedule: Mapping[float, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        on_chunk: Callable[[ChunkResult], None] = lambda chunk: None,
+        **options: Any,
+    ) -> Video:
+        """Make a video.
+
+        Args:
+            prompt: What it shows; `None` takes the one of the settings.
+            seconds: Length, rounded up to the next that the model can make.
+            frames: Length in pixel frames, instead of `seconds`.
+            segments: Length in segments after the first clip, for a model that makes such.
+            seed: Seed of the noise and the codecs.
+            schedule: Prompts that come later, by the second at which each begins.
+            settings: Other settings by their dotted names, such as `{"video.fps": 24}`.
+            on_chunk: Called with every chunk when it is whole.
+            options: Options of the model's family, such as `pose="w-8"` or `window=12`.
+
+        Raises:
+            UsageError: The request does not fit the model; the message names the nearest that does.
+
+        Example:
+            >>> video = engine.generate("a large red ball bounces on grass", seconds=2, seed=1)
+            >>> video.save("ball.mp4")
+        """
+        planned, notes = self._plan(
+            prompt,
+            seed,
+            settings,
+            options,
+            seconds=seconds,
+            frames=frames,
+            segments=segments,
+            schedule=_scheduled(schedule),
+        )
+        return self._make(planned, notes, on_chunk)
+
+    def extend(
+        self,
+        video: str | Path,
+        prompt: str | None = None,
+        *,
+        seconds: float | None = None,
+        frames: int | None = None,
+        segments: int | None = None,
+        seed: int | None = None,
+        schedule: Mapping[float, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        on_chunk: Callable[[ChunkResult], None] = lambda chunk: None,
+        **options: Any,
+    ) -> Video:
+        """Go on from a video: the new one has its frames and then new ones.
+
+        Args:
+            video: The folder of a run, whose latents are used, so that nothing is lost; or any video file.
+            prompt: What comes next; `None` takes the last one of the run.
+            seconds: New length, rounded up to the next that the model can make.
+            frames: New length in pixel frames, instead of `seconds`.
+            segments: New length in segments, for a model that makes such.
+            seed: Seed of the noise and the codecs.
+            schedule: Prompts that come later, by the second after the given video at which each begins.
+            settings: Other settings by their dotted names.
+            on_chunk: Called with every chunk when it is whole.
+            options: Options of the model's family.
+
+        Raises:
+            UsageError: The model cannot go on from it.
+
+        Example:
+            >>> longer = engine.extend("results/self-forcing/NAME", seconds=5)
+        """
+        planned, notes = self._plan(
+            prompt,
+            seed,
+            settings,
+            options,
+            seconds=seconds,
+            frames=frames,
+            segments=segments,
+            schedule=_scheduled(schedule),
+            start=find_start(Path(video)),
+        )
+        return self._make(planned, notes, on_chunk)
+
+    def session(
+        self,
+        prompt: str | None = None,
+        *,
+        seed: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Session:
+        """Begin a video that has no end yet; its chunks are those of `generate`, bit for bit.
+
+        Args:
+            prompt: What it shows; `None` takes the one of the settings.
+            seed: Seed of the noise and the codecs.
+            settings: Other settings by their dotted names.
+            options: Options of the model's family, such as `image="street.jpg"` or `window=12`.
+
+        Raises:
+            UsageError: The request does not fit the model.
+
+        Example:
+            >>> session = engine.session("a large red ball bounces on grass", seed=1)
+            >>> chunk = session.step()
+        """
+        planned, _ = self._plan(prompt, seed, settings, options)
+        config = planned.config
+        if config.prompt_changes:
+            raise UsageError("a session has no schedule", hint="give each prompt to step()")
+        return Session(config, self.pipeline, family_of(config).open_planner(config))
+
+    def rollout(
+        self,
+        video: Planned,
+        recorder: Recorder | None = None,
+        *,
+        prompt_embeds: Mapping[int, Tensor] | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Iterator[ChunkResult]:
+        """Begin a planned video, whose chunks are made as they are asked for.
+
+        Args:
+            recorder: Keeps it, and knows what of it is there.
+            prompt_embeds: What `encode_prompts` gave for it; `None` encodes its prompts here.
+            on_step: Called after every model call.
+        """
+        config, plan = video.config, video.plan
+        if prompt_embeds is None:
+            with timed("prompts"):
+                prompt_embeds = self.encode_prompts(video)
+        begins = sorted(prompt_embeds)
+        cache = open_cache(config.cache, plan, self.pipeline.cache_shape, config.seed)
+        denoiser = self.pipeline.denoiser(
+            cache, family_of(config).planner(config), prompt_embeds[0], config.seed
+        )
+        done = None if recorder is None else recorder.begin(cache)
+        show_clip = (lambda frames: None) if recorder is None else recorder.show_clip
+        opening = open_video(config, plan, self.pipeline, denoiser.device, show_clip)
+        return rollout(
+            plan.chunks[len(done.chunks) if done else 0 :],
+            denoiser,
+            opening.decoder,
+            SeededNoise(plan, config.seed, self.pipeline.latents_dtype, denoiser.device),
+            prompt_at=lambda index: prompt_embeds[max(begin for begin in begins if begin <= index)],
+            context=opening.context,
+            num_shown=opening.num_shown,
+            done=done,
+            on_step=on_step,
+        )
+
+    def read_prompts(self, videos: Sequence[Planned]) -> None:
+        """Encode every prompt of the videos at once, so that the text encoder is loaded once."""
+        self.pipeline.read_prompts([prompt for video in videos for prompt in _prompts(video.config)])
+
+    def encode_prompts(self, video: Planned) -> Mapping[int, Tensor]:
+        """The embeddings of a video's prompts, by the index of the chunk that each begins with."""
+        self.read_prompts([video])
+        begins = prompt_begins(video.plan, [change.frame for change in video.config.prompt_changes])
+        prompts = _prompts(video.config)
+        return {
+            begin: self.pipeline.encode_prompt(prompt)
+            for begin, prompt in zip((0, *begins), prompts, strict=True)
+        }
+
+    def _make(
+        self, planned: Planned, notes: tuple[str, ...], on_chunk: Callable[[ChunkResult], None]
+    ) -> Video:
+        clip = _Clip()
+        results = []
+        for result in self.rollout(planned, clip):
+            results.append(result)
+            on_chunk(result)
+        return Video.of(planned.config, results, notes, clip.parts)
+
+    def _plan(
+        self,
+        prompt: str | None,
+        seed: int | None,
+        settings: Mapping[str, Any] | None,
+        family_options: Mapping[str, Any],
+        *,
+        seconds: float | None = None,
+        frames: int | None = None,
+        segments: int | None = None,
+        schedule: Sequence[ScheduledPrompt] = (),
+        start: Start | None = None,
+    ) -> tuple[Planned, tuple[str, ...]]:
+        options = list(self._request.options)
+        if prompt is not None:
+            options.append(Layer("prompt", {"prompt": prompt}))
+        if seed is not None:
+            options.append(Layer("seed", {"seed": seed}))
+        options += _setting_layers(settings or {})
+        for name, value in family_options.items():
+            flag = f"--{name.replace('_', '-')}"
+            options.append(Layer(flag, {flag: value}))
+        # A run goes on with its own settings unless others are given.
+        file = start.settings_for(self.config.backend) if start is not None else None
+        request = replace(self._request, file=file or self._request.file, options=options)
+        notes: list[str] = []
+        (planned,) = plan_jobs(
+            request,
+            notes.append,
+            prompts=None,
+            seconds=seconds,
+            frames=frames,
+            segments=segments,
+            schedule=schedule or None,
+            start=start,
+        )
+        for name in ("model", "memory", "device"):
+            if getattr(planned.config, name) != getattr(self.config, name):
+                raise UsageError(
+                    f"settings of {name} belong to the loaded model", hint="give them to Engine.load"
+                )
+        return planned, tuple(notes)
+
+
+def _prompts(config: RunConfig) -> list[str]:
+    return [config.prompt, *(change.prompt for change in config.prompt_changes)]
+
+
+def _setting_layers(settings: Mapping[str, Any]) -> list[Layer]:
+    layers = []
+    for name, value in settings.items():
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        layers.append(Layer(name, value))
+    return layers
+
+
+def _scheduled(schedule: Mapping[float, str] | None) -> list[ScheduledPrompt]:
+    return [
+        ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
+        for begin, text in (schedule or {}).items()
+    ]
+
+
+class _Clip:
+    """Keeps the frames of the clip that a video in memory begins with."""
+
+    def __init__(self) -> None:
+        self.parts: list[Frames] = []
+
+    def begin(self, cache: KVCache) -> None:
+        return None
+
+    def show_clip(self, frames: Frames) -> None:
+        self.parts.append(frames)

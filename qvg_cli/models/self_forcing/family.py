@@ -1,0 +1,83 @@
+"""What the engine knows of the Self-Forcing family; everything else is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvg_cli.config.options import FamilyOption, parse_window
+from qvg_cli.models.base import Family
+
+if TYPE_CHECKING:
+    import torch
+
+    from qvg_cli.models.base import Planner
+    from qvg_cli.models.self_forcing.config import SelfForcingConfig
+    from qvg_cli.models.self_forcing.extend import SelfForcingExtension
+    from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
+    from qvg_cli.planning.chunks import VideoPlan
+    from qvg_cli.planning.sizes import ModelSizes
+
+
+class SelfForcing(Family["SelfForcingConfig"]):
+    """Wan 2.1 made causal: text to video in blocks, with the whole history or a window and a sink."""
+
+    name = "self-forcing"
+    options = (
+        FamilyOption(
+            "--window",
+            "sampler.window",
+            "Latent frames that are attended to, the chunk's own included; all is the whole history.",
+            metavar="N",
+            parse=parse_window,
+        ),
+        FamilyOption(
+            "--sink",
+            "sampler.sink",
+            "First latent frames that a window never drops.",
+            metavar="N",
+            type=int,
+        ),
+    )
+
+    @property
+    def config_class(self) -> type[SelfForcingConfig]:
+        from qvg_cli.models.self_forcing.config import SelfForcingConfig
+
+        return SelfForcingConfig
+
+    def plan(self, config: SelfForcingConfig) -> VideoPlan:
+        from qvg_cli.models.self_forcing.plan import plan_video
+
+        return plan_video(config)
+
+    def planner(self, config: SelfForcingConfig) -> Planner:
+        from qvg_cli.models.self_forcing.plan import planner
+
+        return planner(config)
+
+    def open_planner(self, config: SelfForcingConfig) -> Planner:
+        from qvg_cli.models.self_forcing.plan import open_planner
+
+        return open_planner(config)
+
+    def sizes(self, config: SelfForcingConfig, *, is_gpu: bool) -> ModelSizes:
+        from qvg_cli.models.self_forcing.sizes import model_sizes
+
+        return model_sizes(config, is_gpu=is_gpu)
+
+    def extension(self, config: SelfForcingConfig) -> SelfForcingExtension:
+        from qvg_cli.models.self_forcing.extend import SelfForcingExtension
+
+        return SelfForcingExtension(config)
+
+    def load(self, config: SelfForcingConfig, device: torch.device) -> SelfForcingPipeline:
+        from qvg_cli.models.self_forcing.pipeline import load_pipeline
+
+        return load_pipeline(config, device)
+
+    def convert_checkpoint(self, source: Path, config: Mapping[str, object], folder: Path) -> None:
+        from qvg_cli.models.self_forcing.weights import convert_checkpoint
+
+        convert_checkpoint(source, config, folder)
