@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from scripts.docs.planned import GIB, USABLE, predict
 
-CACHES = {"bf16": ("BF16 cache", "#dc2626", (80, 84)), "int2": ("2-bit cache (int2)", "#16a34a", (150, 34))}
+CACHES = {"bf16": ("BF16 cache", "#dc2626", (80, 84)), "int2": ("2-bit cache (int2)", "#16a34a", (150, 39))}
 """Label, colour, and where the label stands."""
 GPUS_GIB = (12, 24, 32, 80)
 

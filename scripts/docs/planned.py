@@ -45,7 +45,7 @@ class Prediction:
     moments: list[Moment]
 
     def longest(self, gpu_gib: int) -> float | None:
-        """Seconds of the longest video that fits; infinite where memory stops growing, `None` if none does."""
+        """Seconds of the longest video that fits; infinite where memory stops growing, `None` if none."""
         usable = USABLE * gpu_gib * GIB
         if self.text_bytes > usable or self.moments[0].device_bytes > usable:
             return None

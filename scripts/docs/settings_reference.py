@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 import re
 import types
 import typing
@@ -15,9 +13,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-import qvg_cli.models
 from qvg_cli.config.resources import configs_dir
 from qvg_cli.config.schema import CacheConfig, RunConfig
+from qvg_cli.models.registry import find_family
 
 HEAD = """# Settings
 
@@ -34,8 +32,9 @@ $ qvg generate --set cache.keep_recent_chunks=1 --set video.fps=24
 def settings_page() -> str:
     """The page: what every model has, what each adds, the cache presets, the settings of the codecs."""
     families = dict(read_families())
-    configs = {kind.__name__: kind for kind in family_configs()}
-    by_family = {name: configs[config_name(name, configs)] for name in families}
+    by_family = {
+        name: find_family(values.get("family") or name).config_class for name, values in families.items()
+    }
     parts = [HEAD, "## Every model\n"]
     parts.append(table(rows_of(RunConfig, "", list(families.values()))))
     for name, kind in by_family.items():
@@ -60,7 +59,7 @@ def read_families() -> Iterator[tuple[str, dict[str, Any]]]:
     """The models that have a YAML file, with its settings."""
     for path in sorted(configs_dir().glob("*.yaml")):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if "backend" in values:
+        if "backend" in values or "family" in values:
             yield path.stem, values
 
 
@@ -68,21 +67,6 @@ def summary_of(name: str) -> str:
     """What the YAML file says of its model."""
     values = yaml.safe_load((configs_dir() / f"{name}.yaml").read_text(encoding="utf-8"))
     return f"{values['summary']}."
-
-
-def family_configs() -> list[type[RunConfig]]:
-    """The configuration class of every family."""
-    for module in pkgutil.walk_packages(qvg_cli.models.__path__, "qvg_cli.models."):
-        if module.name.rpartition(".")[2] == "config":
-            importlib.import_module(module.name)
-    return RunConfig.__subclasses__()
-
-
-def config_name(family: str, configs: dict[str, type[RunConfig]]) -> str:
-    """The class whose package is named after the family."""
-    package = family.replace("-", "_")
-    (found,) = [name for name, kind in configs.items() if kind.__module__.split(".")[-2] == package]
-    return found
 
 
 Row = tuple[str, str, str, str]
@@ -101,7 +85,7 @@ def rows_of(kind: type[BaseModel], prefix: str, values: list[dict[str, Any]]) ->
             continue
         if kind is CacheConfig and name in ("k", "v"):
             continue
-        if name == "backend":
+        if name in ("backend", "family"):
             continue
         default = field.default if not field.is_required() else None
         told = [value[name] for value in values if name in value]

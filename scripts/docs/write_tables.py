@@ -19,6 +19,8 @@ from scripts.docs.planned import Prediction, predict
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "guides" / "long-videos.md"]
 GPUS_GIB = (12, 16, 24, 32, 80)
+SHORTEST_SECONDS = 4
+"""What is shorter is not worth a cell."""
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "": (),
@@ -95,7 +97,7 @@ def gpus_table(predictions: dict[tuple[str, str], Prediction]) -> str:
             best = 0.0
             for key in SETTINGS:
                 seconds = predictions[name, key].longest(gib)
-                if seconds is not None and seconds > 1.05 * best:
+                if seconds is not None and seconds > max(SHORTEST_SECONDS, 1.05 * best):
                     best = seconds
                     shown.append(length_text(seconds) + (f" ({key})" if key else ""))
             cells.append(" · ".join(shown) or "too small")
