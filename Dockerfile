@@ -1,5 +1,5 @@
 # docker build -t qvg .
-# docker run --rm --gpus all --user "$(id -u):$(id -g)" --env HOME=/work --volume "$PWD:/work" qvg generate
+# docker run --rm --gpus all --user "$(id -u):$(id -g)" --env HOME=/videos --volume "$PWD:/videos" qvg generate
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
@@ -22,11 +22,11 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev python3 python3-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home qvg \
-    && mkdir /work \
-    && chown qvg:qvg /work
+    && mkdir /videos \
+    && chown qvg:qvg /videos
 COPY --from=build /opt/qvg /opt/qvg
 ENV PATH=/opt/qvg/bin:$PATH
 USER 10001
-WORKDIR /work
+WORKDIR /videos
 ENTRYPOINT ["qvg"]
 CMD ["--help"]

@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-slow lint fix docs docs-check docs-pictures docs-site build size
+.PHONY: demo test test-slow lint fix docs docs-check docs-pictures docs-site docs-screenshots build size
 
 demo: $(VENV)/run.stamp  ## one video from the built-in pocket model, with its memory report
 	$(BIN)/qvg generate
@@ -40,6 +40,9 @@ docs-pictures: $(VENV)/dev.stamp  ## the README's badges, animation and plots
 
 docs-site: $(VENV)/docs.stamp  ## the documentation as a site, into build/site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs-screenshots: docs-site  ## its pages at desktop and phone width, into build/screenshots/; needs Chromium
+	$(BIN)/python -m scripts.docs.take_screenshots build/screenshots
 
 build: $(VENV)/dev.stamp  ## the wheel, into dist/
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
