@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from qvg_cli.plotting import color_levels
 from qvg_cli.video.io import Frames
 
 ERROR_LEVELS = 64
@@ -18,7 +18,7 @@ _MAX_WIDTH = 1920
 _LEAST_PANEL = 240
 _STRIP, _GAP = 24, 4
 _BACKGROUND, _INK = (18, 18, 18), (235, 235, 235)
-_COLORS = (np.array(matplotlib.colormaps["inferno"](np.arange(256)))[:, :3] * 255).round().astype(np.uint8)
+_COLORS = color_levels("inferno")
 
 
 class SideBySide:

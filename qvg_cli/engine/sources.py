@@ -15,11 +15,11 @@ from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import extension_of, load_config
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.runs.folder import RunDir, slug
-from qvg_cli.video.clip import Clip, count_fitted, open_clip
-from qvg_cli.video.picture import open_image
+from qvg_cli.video.clip import Clip, open_clip, survey_clip
+from qvg_cli.video.picture import address_in, fitting_note, open_image
 
 _NO_CUT = 0.005
-"""Of a picture: what is not worth a word."""
+"""Of a clip's picture: what is not worth a word."""
 _LEAST_KEPT = 0.7
 """Of a clip's picture: fitting it into the video must not cut away more than the rest."""
 
@@ -64,6 +64,10 @@ def find_start(path: Path) -> Start:
     Raises:
         UsageError: There is nothing of the kind.
     """
+    if (address := address_in(str(path))) is not None:
+        raise UsageError(
+            f"{address} is an address, not a file", hint="save the video first, and give its file"
+        )
     if not path.exists():
         raise UsageError(f"no video {path}", hint="give a video file, or the folder of a run")
     run = RunDir(path if path.is_dir() else path.parent)
@@ -132,12 +136,7 @@ def take_picture(config: RunConfig, note: Callable[[str], None], *, is_size_give
     if not is_size_given:
         config = _with_size(config, *extension_of(config).fit_size(height, width))
     video = config.video
-    scale = max(video.width / width, video.height / height)
-    cut = 1 - video.width * video.height / (width * height * scale**2)
-    note(
-        f"{name}, {width} x {height}, fills the first frame, {video.width} x {video.height}"
-        + (f"; {cut:.0%} of it is cut away" if cut > _NO_CUT else "")
-    )
+    note(fitting_note(name, height=video.height, width=video.width))
     return config
 
 
@@ -168,9 +167,12 @@ def _after_clip(
             f"at least {_LEAST_KEPT:.0%} is needed",
             hint="give a --size of its shape, or cut it first",
         )
-    num_frames = count_fitted(clip, video.fps)
+    survey = survey_clip(clip, video.fps)
+    num_frames = survey.num_frames
     clip_frames = rules.clip_frames(num_frames)
     note(_fitting(clip, config, num_frames, kept))
+    for line in survey.notes:
+        note(f"{path}: {line}")
     note(f"the model goes on from its last {pixel_frames(clip_frames)} frames ({clip_frames} latent)")
     source = SourceConfig(frames=clip_frames, clip=str(path.absolute()), clip_frames=clip_frames)
     return _with_source(config, source, rules.default_frames(clip_frames))

@@ -165,6 +165,11 @@ class ResidentDecoder:
         with self._residence.pixels(self._features):
             return self._decoder.decode(latents)
 
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        """See `Decoder.decode_each`; room is made once for all parts."""
+        with self._residence.pixels(self._features):
+            yield from self._decoder.decode_each(latents)
+
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         """See `Decoder.follow`."""
         with self._residence.pixels(self._features):

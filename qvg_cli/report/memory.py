@@ -13,6 +13,7 @@ from typing import Any
 
 from qvg_cli.planning.chunks import VideoPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
+from qvg_cli.plotting import new_figure
 from qvg_cli.report.words import MIB, describe_bytes
 from qvg_kernels.spec import PayloadBytes
 
@@ -76,29 +77,26 @@ class MemoryReport:
 
     def save_plot(self, path: Path) -> None:
         """Draw what the cache held after each chunk over the video's time, beside BF16."""
-        # Not pyplot: it would look for a screen.
-        from matplotlib.figure import Figure
-
         seconds = [0.0, *(self._pixel_frames(sample) / self.fps for sample in self.samples)]
         curves = (
             ("BF16, same frames", "#9a9a9a", [s.bf16_end_bytes for s in self.samples]),
             (self.label, "#0b6bcb", [total(s.end_bytes) for s in self.samples]),
         )
-        figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-        axes = figure.add_subplot()
-        for label, color, held in curves:
-            mib = [0.0, *(value / MIB for value in held)]
-            # What is held after a chunk is held while the next one is made.
-            axes.step(seconds, mib, where="post", color=color, linewidth=2, label=label)
-        axes.set_xlabel("video time [s]")
-        axes.set_ylabel("cache after each chunk [MiB]")
-        axes.set_xlim(0, seconds[-1])
-        axes.set_ylim(bottom=0)
-        axes.set_title(f"At the peak: {self.peak_text()}", loc="left", fontsize=10)
-        axes.legend(loc="upper left", frameon=False)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(path, format="png")
+        with new_figure(7, 4, dpi=120) as figure:
+            axes = figure.add_subplot()
+            for label, color, held in curves:
+                mib = [0.0, *(value / MIB for value in held)]
+                # What is held after a chunk is held while the next one is made.
+                axes.step(seconds, mib, where="post", color=color, linewidth=2, label=label)
+            axes.set_xlabel("video time [s]")
+            axes.set_ylabel("cache after each chunk [MiB]")
+            axes.set_xlim(0, seconds[-1])
+            axes.set_ylim(bottom=0)
+            axes.set_title(f"At the peak: {self.peak_text()}", loc="left", fontsize=10)
+            axes.legend(loc="upper left", frameon=False)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            figure.savefig(path, format="png")
 
     def _pixel_frames(self, sample: MemorySample) -> int:
         return self.frames_ahead + pixel_frames(sample.num_frames, self.plan.pixel_frames_per_latent)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from qvg_cli.errors import UsageError
 from qvg_cli.video.io import Frames, count_frames_and_seconds, read_frames
 
 _POSTER_WIDTH = 480
@@ -24,12 +25,12 @@ def jpeg(picture: Frames, *, max_width: int) -> bytes:
 
 
 def poster_jpeg(path: Path) -> bytes | None:
-    """A frame from the middle of a video; none if the file does not play."""
+    """A frame from the middle of a video; `None` if the file does not play."""
     _, seconds = count_frames_and_seconds(path)
     frames = read_frames(path, start_seconds=seconds / 2)
     try:
         frame = next(frames)
-    except (OSError, RuntimeError, StopIteration):
+    except (OSError, RuntimeError, ValueError, StopIteration, UsageError):
         return None
     finally:
         frames.close()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qvg_cli.plotting import new_figure
 from qvg_cli.report.tables import has_lpips
 from qvg_cli.report.words import MIB
 
@@ -32,18 +33,15 @@ def save_cost_plot(comparison: Mapping[str, Any], path: Path) -> None:
 def _save(
     path: Path, comparison: Mapping[str, Any], *draw: Callable[[Axes, Mapping[str, Any]], None]
 ) -> None:
-    # Not pyplot: it would look for a screen.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3 * len(draw)), dpi=130, layout="constrained")
-    all_axes = figure.subplots(len(draw), 1, sharex=True)
-    for axes, draw_one in zip(all_axes, draw, strict=True):
-        draw_one(axes, comparison)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    all_axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    all_axes[-1].set_xlabel("video time [s]")
-    figure.savefig(path, format="png")
+    with new_figure(8, 3 * len(draw), dpi=130) as figure:
+        all_axes = figure.subplots(len(draw), 1, sharex=True)
+        for axes, draw_one in zip(all_axes, draw, strict=True):
+            draw_one(axes, comparison)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        all_axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        all_axes[-1].set_xlabel("video time [s]")
+        figure.savefig(path, format="png")
 
 
 def _draw_psnr(axes: Axes, comparison: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from qvg_cli import __version__
 from qvg_cli.config.resources import checkout_dir
 from qvg_cli.redaction import redact
 
-_PACKAGES = ("torch", "diffusers", "transformers", "imageio-ffmpeg")
+_PACKAGES = ("torch", "diffusers", "transformers", "av", "imageio-ffmpeg")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

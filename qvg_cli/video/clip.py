@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
-import imageio_ffmpeg
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
 
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.video.io import LOCAL_ONLY, TRUE_COLORS, Frames, read_frames, source_name
+from qvg_cli.video.decode import Source
+from qvg_cli.video.render import Frames, Renderer, shown_size
+from qvg_cli.video.tones import tones_of
 
-_UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, AssertionError, StopIteration)
-"""What reading raises where ffmpeg finds no picture."""
+_LEAST_MISSING_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Clip:
     """A video file that can be read.
 
     Attributes:
-        height: Of a frame as it is shown, in pixels.
+        height: Of a frame as it is shown, upright and with square pixels.
         fps: Frames a second, on average.
     """
 
@@ -35,35 +40,57 @@ class Clip:
         return min(ratio, 1 / ratio)
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What a clip holds from its begin to its end.
+
+    Attributes:
+        num_frames: That `fitted_frames` gives.
+        notes: What of it is not kept as it is, each a sentence's end.
+    """
+
+    num_frames: int
+    notes: tuple[str, ...]
+
+
 def open_clip(path: Path) -> Clip:
-    """Look at a video file.
+    """Look at a video file's first frame.
 
     Raises:
         UsageError: It cannot be read, or it is not a video.
     """
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    reader = imageio_ffmpeg.read_frames(source_name(path), input_params=LOCAL_ONLY)
-    try:
-        about = next(reader)
-        width, height = about["size"]
-        next(reader)
-        fps = float(about["fps"])
-    except _UNREADABLE as error:
-        raise _not_a_video(path) from error
-    finally:
-        reader.close()
-    if not (width > 0 and height > 0 and fps > 0):
-        raise _not_a_video(path)
-    return Clip(path, height, width, fps)
+    with _reading(path), Source(path) as source:
+        frame = next(source.frames(), None)
+        if frame is None:
+            what = "an animated WebP" if source.codec == "webp" else f"its {source.codec} frames"
+            raise UsageError(
+                f"{path} is not a video that can be read: {what} cannot be decoded",
+                hint="turn it into MP4, WebM, MOV or GIF",
+            )
+        height, width = shown_size(frame, source.pixel_aspect)
+        return Clip(path, height, width, float(source.fps))
 
 
-def count_fitted(clip: Clip, fps: int) -> int:
-    """How many frames `fitted_frames` gives at this rate; decodes the whole file to be sure."""
-    return sum(1 for _ in _read(clip.path, f"fps={fps},scale=16:16"))
+def survey_clip(clip: Clip, fps: int) -> Survey:
+    """Decode a whole clip, to be sure of what `fitted_frames` gives at this rate.
+
+    Raises:
+        QvgError: The file cannot be read.
+    """
+    with _reading(clip.path), Source(clip.path) as source:
+        renderer = Renderer()
+        first: VideoFrame | None = None
+        num_frames = 0
+        for frame, count in _at_rate(source, fps):
+            first = first or frame
+            renderer.look(frame)
+            num_frames += count
+        notes = [] if first is None else list(_notes(source, first, num_frames / fps))
+        if renderer.has_alpha:
+            notes.append("its transparent parts are on white")
+        if source.has_sound:
+            notes.append("its sound is left out: videos are made without")
+        return Survey(num_frames, tuple(notes))
 
 
 def fitted_frames(path: Path, *, height: int, width: int, fps: int) -> Iterator[Frames]:
@@ -74,16 +101,57 @@ def fitted_frames(path: Path, *, height: int, width: int, fps: int) -> Iterator[
     Raises:
         QvgError: The file cannot be read.
     """
-    scale = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags={TRUE_COLORS}"
-    return _read(path, f"fps={fps},{scale},crop={width}:{height}")
+    with _reading(path), Source(path) as source:
+        renderer = Renderer((height, width), pixel_aspect=source.pixel_aspect)
+        for frame, count in _at_rate(source, fps):
+            picture = renderer.render(frame)
+            for _ in range(count):
+                yield picture
 
 
-def _read(path: Path, filters: str) -> Iterator[Frames]:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        yield from read_frames(path, filters=filters)
-    except _UNREADABLE as error:
-        raise QvgError(f"cannot read the video {path}: {error}") from error
+        yield
+    except FFmpegError as error:
+        raise QvgError(f"cannot read the video {path}: {error.strerror}") from error
 
 
-def _not_a_video(path: Path) -> UsageError:
-    return UsageError(f"{path} is not a video that can be read", hint="MP4, WebM and MOV can be")
+def _at_rate(source: Source, fps: int) -> Iterator[tuple[VideoFrame, int]]:
+    """Frames and how often each is shown when there are `fps` a second, the same as ffmpeg's filter `fps`.
+
+    Each begins at the picture that is nearest to its time; of several that begin at one, the last is shown.
+    Nothing is shown before the first frame where the sound begins earlier.
+    """
+    kept: VideoFrame | None = None
+    place, end, has_shown = 0, Fraction(0), False
+    for start, length, frame in source.timed_frames():
+        number = _nearest(start * fps)
+        if kept is not None and number > place:
+            yield kept, number - place
+            has_shown = True
+        kept, place, end = frame, number, start + length
+    count = max(_nearest(end * fps) - place, 0 if has_shown else 1)
+    if kept is not None and count:
+        yield kept, count
+
+
+def _nearest(value: Fraction) -> int:
+    return math.floor(value + Fraction(1, 2))
+
+
+def _notes(source: Source, frame: VideoFrame, seconds: float) -> Iterator[str]:
+    told = source.told_seconds
+    if told is not None and seconds < told - _LEAST_MISSING_SECONDS:
+        yield f"cut off: {seconds:.1f} of its {told:.1f} seconds can be decoded"
+    elif source.is_damaged:
+        yield "damaged: what can be decoded of it is used"
+    aspect = source.pixel_aspect
+    if aspect != 1:
+        height, width = shown_size(frame, aspect)
+        yield f"pixels of {aspect.numerator}:{aspect.denominator} made square: {width} x {height}"
+    if source.is_interlaced:
+        yield "interlaced: the two fields of a frame are made one picture"
+    tones = tones_of(frame.color_trc, frame.color_primaries)
+    if tones is not None:
+        yield tones.words

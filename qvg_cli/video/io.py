@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -13,16 +12,11 @@ from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
-from numpy.typing import NDArray
 
 from qvg_cli.errors import MissingModelError, QvgError, UsageError
-
-Frames = NDArray[np.uint8]
-
-LOCAL_ONLY = ["-protocol_whitelist", "file"]
-"""A playlist must not make ffmpeg open a network connection."""
-TRUE_COLORS = "lanczos+accurate_rnd+full_chroma_int"
-"""Without the last two, the conversion to RGB darkens every frame by a level."""
+from qvg_cli.video.decode import Source
+from qvg_cli.video.render import Frames as Frames
+from qvg_cli.video.render import Renderer
 
 _LEAST_FREE_BYTES = 1 << 20
 _LEAST_VERSION = (7, 1)
@@ -74,7 +68,8 @@ class VideoWriter:
         self._shape = (height, width, 3)
         self._part = path.with_name(f"{path.name}.part")
         self._encoder: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
-            str(self._part),
+            # Absolute: ffmpeg takes the begin of a name such as a:b for a protocol.
+            str(self._part.absolute()),
             (width, height),
             fps=fps,
             codec="libx264",
@@ -157,36 +152,19 @@ def _output_params(comment: str) -> list[str]:
     return [*params, "-metadata", f"comment={comment}"] if comment else params
 
 
-def read_frames(
-    path: Path, *, start_seconds: float = 0.0, filters: str = f"scale=flags={TRUE_COLORS}"
-) -> Generator[Frames]:
-    """Frames of a video file in their order, each `[height, width, 3]` uint8 RGB.
+def read_frames(path: Path, *, start_seconds: float = 0.0) -> Generator[Frames]:
+    """Frames of a video file in their order, each `[height, width, 3]` uint8 RGB, as large as it is shown.
 
     Args:
         start_seconds: Of the first frame.
-        filters: What ffmpeg does to them first; a scale among them needs `TRUE_COLORS`.
 
     Raises:
-        OSError, RuntimeError, LookupError, ValueError, AssertionError: ffmpeg finds no picture.
+        UsageError: The file is not a video that can be read.
     """
-    # It warns of the very change of size that is asked for.
-    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
-    reader = imageio_ffmpeg.read_frames(
-        source_name(path),
-        input_params=[*LOCAL_ONLY, "-ss", f"{start_seconds:.3f}"],
-        output_params=["-vf", f"{filters},format=rgb24"],
-    )
-    try:
-        width, height = next(reader)["size"]
-        for data in reader:
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-    finally:
-        reader.close()
-
-
-def source_name(path: Path) -> str:
-    """What ffmpeg takes for the file `path` and for nothing else, such as the protocol of `concat:a`."""
-    return str(path.absolute())
+    with Source(path) as source:
+        renderer = Renderer(pixel_aspect=source.pixel_aspect)
+        for frame in source.frames(start_seconds=start_seconds):
+            yield renderer.render(frame)
 
 
 def count_frames(path: Path) -> int:
@@ -197,7 +175,8 @@ def count_frames(path: Path) -> int:
 def count_frames_and_seconds(path: Path) -> tuple[int, float]:
     """Frames of a video file, and how long it is; 0 and 0 if it cannot be read as one."""
     try:
-        frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(path))
-    except RuntimeError:
+        with Source(path) as source:
+            num_frames = source.count_packets()
+            return num_frames, float(num_frames / source.fps)
+    except UsageError:
         return 0, 0.0
-    return int(frames), float(seconds)

@@ -28,7 +28,9 @@ def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
     """
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    _run([*source, "-an", *QUALITY, "-f", "mp4", str(path)], path, np.ascontiguousarray(frames).data)
+    _run(
+        [*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())], path, np.ascontiguousarray(frames).data
+    )
 
 
 def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
@@ -45,8 +47,9 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
     try:
         # Names without quotes or spaces, beside the list.
         listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
-        arguments = ["-f", "concat", "-i", str(listing), "-c", "copy", "-movflags", "+faststart"]
-        _run([*arguments, "-f", "mp4", str(part)], path, None)
+        arguments = ["-f", "concat", "-i", listing.name, "-c", "copy", "-movflags", "+faststart"]
+        # In its folder: a list's own name is read as an address, in which # and ? have a meaning.
+        _run([*arguments, "-f", "mp4", str(part.absolute())], path, None, folder=listing.parent)
         found = count_frames(part)
         if found != num_frames:
             raise QvgError(f"{path} would have {found} of {num_frames} frames: ffmpeg did not join its parts")
@@ -61,10 +64,10 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
         part.unlink(missing_ok=True)
 
 
-def _run(arguments: list[str], path: Path, data: memoryview | None) -> None:
+def _run(arguments: list[str], path: Path, data: memoryview | None, folder: Path | None = None) -> None:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *arguments]
     # In a session of its own: Ctrl-C is for us, and the part in hand is finished first.
-    result = subprocess.run(command, input=data, capture_output=True, start_new_session=True)
+    result = subprocess.run(command, input=data, capture_output=True, start_new_session=True, cwd=folder)
     if result.returncode:
         said = result.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise disk_error(path, ": ".join([f"cannot write {path}: ffmpeg failed", *said]))

@@ -19,10 +19,17 @@ from pathlib import Path
 
 SITE = Path(__file__).parents[2] / "build" / "site"
 SIZES = {"desktop": (1400, 2000), "phone": (400, 2400)}
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=3000"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--virtual-time-budget=3000",
+]
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

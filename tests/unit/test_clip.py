@@ -6,7 +6,7 @@ import torch
 
 from qvg_cli.errors import UsageError
 from qvg_cli.models.seam import FADE_FRAMES, Joint
-from qvg_cli.video.clip import count_fitted, fitted_frames, open_clip
+from qvg_cli.video.clip import fitted_frames, open_clip, survey_clip
 from qvg_cli.video.io import VideoWriter
 
 
@@ -22,7 +22,7 @@ def test_a_clip_that_fits_keeps_its_frames_and_tones(tmp_path):
     clip = open_clip(write(tmp_path / "a.mp4", frames, 16))
     assert (clip.height, clip.width, clip.fps, clip.share_kept(32, 48)) == (32, 48, 16, 1)
     read = np.stack(list(fitted_frames(clip.path, height=32, width=48, fps=16)))
-    assert len(read) == count_fitted(clip, 16) == 20
+    assert len(read) == survey_clip(clip, 16).num_frames == 20
     # The usual conversion to RGB would be a level darker.
     assert abs((read.astype(float) - frames).mean()) < 0.5
 
@@ -30,7 +30,7 @@ def test_a_clip_that_fits_keeps_its_frames_and_tones(tmp_path):
 @pytest.mark.parametrize(("fps", "count"), [(8, 10), (16, 20), (32, 40), (15, 19)])
 def test_frames_are_left_out_or_shown_twice(tmp_path, fps, count):
     frames = np.zeros((20, 32, 32, 3), np.uint8)
-    assert count_fitted(open_clip(write(tmp_path / "a.mp4", frames, 16)), fps) == count
+    assert survey_clip(open_clip(write(tmp_path / "a.mp4", frames, 16)), fps).num_frames == count
 
 
 def test_the_middle_is_kept(tmp_path):

@@ -11,6 +11,7 @@ from qvg_cli.models.hyworldplay.config import HyWorldPlayConfig
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
 from qvg_cli.models.hyworldplay.plan import fit_path
 from qvg_cli.models.hyworldplay.trajectory import Trajectory
+from qvg_cli.plotting import new_figure
 
 _DIGITS = 9
 
@@ -33,38 +34,35 @@ def run_details(config: HyWorldPlayConfig) -> RunDetails:
 
 def draw_path(path: Trajectory, title: str, file: Path) -> None:
     """Draw a path from above, ahead being up: a dot a latent frame, an arrow of the heading at each chunk."""
-    # Not pyplot: it would look for a screen.
-    from matplotlib.figure import Figure
-
     poses = np.linalg.inv(path.viewmats)
     right, ahead = poses[:, 0, 3], poses[:, 2, 3]
-    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(right, ahead, color="#9a9a9a", linewidth=1)
-    axes.scatter(right, ahead, c=np.arange(len(path)), cmap="viridis", s=12, zorder=2)
-    starts = slice(0, len(path), CHUNK_FRAMES)
-    axes.quiver(
-        right[starts],
-        ahead[starts],
-        poses[starts, 0, 2],
-        poses[starts, 2, 2],
-        np.arange(len(path))[starts],
-        cmap="viridis",
-        width=0.006,
-        zorder=3,
-    )
-    axes.annotate("start", (right[0], ahead[0]), xytext=(6, -10), textcoords="offset points", fontsize=9)
-    # A camera that only turns stays in one point; it gets some room too.
-    reach = 0.2 + max(np.ptp(right), np.ptp(ahead)) / 2
-    axes.set_xlim((right.max() + right.min()) / 2 - reach, (right.max() + right.min()) / 2 + reach)
-    axes.set_ylim((ahead.max() + ahead.min()) / 2 - reach, (ahead.max() + ahead.min()) / 2 + reach)
-    axes.set_aspect("equal")
-    axes.set_xlabel("right")
-    axes.set_ylabel("ahead")
-    axes.set_title(title if len(title) <= 60 else f"{title[:57]}...", loc="left", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, format="png")
+    with new_figure(5, 5, dpi=120) as figure:
+        axes = figure.add_subplot()
+        axes.plot(right, ahead, color="#9a9a9a", linewidth=1)
+        axes.scatter(right, ahead, c=np.arange(len(path)), cmap="viridis", s=12, zorder=2)
+        starts = slice(0, len(path), CHUNK_FRAMES)
+        axes.quiver(
+            right[starts],
+            ahead[starts],
+            poses[starts, 0, 2],
+            poses[starts, 2, 2],
+            np.arange(len(path))[starts],
+            cmap="viridis",
+            width=0.006,
+            zorder=3,
+        )
+        axes.annotate("start", (right[0], ahead[0]), xytext=(6, -10), textcoords="offset points", fontsize=9)
+        # A camera that only turns stays in one point; it gets some room too.
+        reach = 0.2 + max(np.ptp(right), np.ptp(ahead)) / 2
+        axes.set_xlim((right.max() + right.min()) / 2 - reach, (right.max() + right.min()) / 2 + reach)
+        axes.set_ylim((ahead.max() + ahead.min()) / 2 - reach, (ahead.max() + ahead.min()) / 2 + reach)
+        axes.set_aspect("equal")
+        axes.set_xlabel("right")
+        axes.set_ylabel("ahead")
+        axes.set_title(title if len(title) <= 60 else f"{title[:57]}...", loc="left", fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(file, format="png")
 
 
 def _rounded(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[float]:

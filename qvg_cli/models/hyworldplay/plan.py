@@ -19,7 +19,7 @@ from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap,
 from qvg_cli.models.hyworldplay.pose import Command, parse_pose
 from qvg_cli.models.hyworldplay.trajectory import Trajectory, camera_path, walk
 from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, pixel_frames
-from qvg_cli.video.picture import is_shipped, open_image
+from qvg_cli.video.picture import fitting_note, is_shipped
 
 PATCH_SIZE = 2
 MAX_SLOTS = 1024
@@ -38,8 +38,10 @@ def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
     path, notes = fit_path(config)
     image = config.walk.image
     if image is not None:
-        open_image(image)
-        if is_shipped(image):
+        fitting = fitting_note(image, height=config.video.height, width=config.video.width)
+        if not is_shipped(image):
+            notes += (fitting,)
+        else:
             notes += (
                 f"the walk begins in the built-in picture {image!r}; --image FILE takes another one, "
                 "--set walk.image=null none",

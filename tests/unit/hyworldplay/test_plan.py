@@ -23,13 +23,15 @@ def test_append_passes_the_history_and_keeps_what_is_new(walk_config):
     assert [chunk.makes for chunk in chunks] == [ids(0), ids(1), ids(2)]
     assert [chunk.prefill for chunk in chunks] == [(), ids(0), ids(0, 1)]
     assert [chunk.reads for chunk in chunks] == [(), ids(0), ids(0, 1)]
-    assert [chunk.commits for chunk in chunks] == [(), ids(0), ids(1)]
+    assert [chunk.prefill_commits for chunk in chunks] == [(), (ids(0),), (ids(1),)]
+    assert not any(chunk.commits for chunk in chunks)
     assert not any(chunk.evicts for chunk in chunks)
 
 
 def test_rebuild_replaces_what_it_read(walk_config):
     chunks = chunks_of(walk_config("walk.pose=w-11", "sampler.context=rebuild"))
-    assert [chunk.commits for chunk in chunks] == [chunk.prefill for chunk in chunks]
+    assert [chunk.kept for chunk in chunks] == [chunk.prefill for chunk in chunks]
+    assert not any(chunk.commits for chunk in chunks)
     assert [chunk.evicts for chunk in chunks] == [(), (), ids(0)]
 
 
@@ -47,9 +49,9 @@ def test_a_window_bounds_what_is_read_and_drops_what_no_chunk_reads_again(walk_c
     cached: set[int] = set()
     for chunk in chunks:
         cached -= set(chunk.evicts)
-        assert set(chunk.reads) <= cached | set(chunk.commits)
+        assert set(chunk.reads) <= cached.union(*chunk.prefill_commits)
         assert set(chunk.prefill) in (set(), set(chunk.reads))
-        cached |= set(chunk.commits)
+        cached |= set(chunk.kept)
     assert len(cached) < 40
 
 
@@ -123,6 +125,18 @@ def test_requests_that_do_not_fit_are_refused(walk_config, sets, message):
 def test_the_built_in_picture_is_named(walk_config):
     (note,) = plan_video(walk_config("walk.pose=w-7", "walk.image=park")).notes
     assert note.startswith("the walk begins in the built-in picture 'park'; --image FILE takes another one")
+
+
+def test_what_is_cut_off_a_picture_is_told(walk_config, tmp_path):
+    Image.new("RGB", (90, 160)).save(tmp_path / "portrait.png")
+    config = walk_config("walk.pose=w-7", f"walk.image={tmp_path / 'portrait.png'}")
+    (note,) = plan_video(config).notes
+    width, height = config.video.width, config.video.height
+    cut = 1 - (90 / 160) / (width / height)
+    assert note == (
+        f"{tmp_path / 'portrait.png'}, 90 x 160, fills the first frame, {width} x {height}; "
+        f"{cut:.0%} of it is cut away"
+    )
 
 
 def test_the_picture_is_checked_while_planning(walk_config, tmp_path):

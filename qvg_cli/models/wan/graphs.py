@@ -1,0 +1,171 @@
+"""The blocks of a Wan transformer as CUDA graphs, but for the attention to the history.
+
+At short histories a model call waits for the host, which launches some 3,000 kernels. Everything in a block
+but its self-attention has the same shapes and addresses in every step of every chunk, so it is captured once
+and launched as two graphs a block: one up to the projections, one after the attention. The same kernels run
+in the same order, so the results have the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch import Tensor
+
+from qvg_cli.models.wan.rope import FrameRotation
+
+
+class BlockGraphs:
+    """What the graphs of all blocks share.
+
+    Attributes:
+        is_running: Whether the blocks of the current call run as graphs.
+        pool: Memory of what lives inside a graph; one graph runs after the other, so they use the same.
+        shape: Shape of the hidden states that were captured.
+        hidden: `[B, S, C]` between the blocks.
+        time: The modulation of the timestep.
+        projected: Queries, keys and values of a block.
+        attended: What the self-attention of a block has gathered.
+    """
+
+    def __init__(self) -> None:
+        self.reset(())
+
+    def reset(self, shape: tuple[int, ...]) -> None:
+        """Forget what was captured: the shape, the cache or the model's place is another."""
+        self.shape = shape
+        self.is_running = False
+        self.pool: Any = None
+        self.hidden: Tensor | None = None
+        self.time: Tensor | None = None
+        self.projected: tuple[Tensor, ...] = ()
+        self.attended: tuple[Tensor, ...] = ()
+        self._num_seen = 0
+        self._is_stale = False
+
+    def forget_text(self) -> None:
+        """Run the next call without graphs: it computes the keys and values of another prompt."""
+        self._is_stale = True
+
+    def begin(self, hidden: Tensor, time: Tensor) -> None:
+        """Take the inputs of a model call, and decide whether its blocks run as graphs."""
+        if self.shape != hidden.shape:
+            self.reset(tuple(hidden.shape))
+        self._num_seen += 1
+        # The first call loads what libraries load late, which cannot be captured.
+        self.is_running = self._num_seen > 1 and not self._is_stale
+        self._is_stale = False
+        if self.is_running:
+            if self.hidden is None or self.time is None:
+                self.pool = torch.cuda.graph_pool_handle()
+                self.hidden, self.time = torch.empty_like(hidden), torch.empty_like(time)
+            self.hidden.copy_(hidden)
+            self.time.copy_(time)
+
+    def capture(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """The kernels that `compute` launches, as a graph."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Other threads copy and allocate meanwhile.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            compute()
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph
+
+
+class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no types
+    """A block whose parts before and after the self-attention are graphs.
+
+    The self-attention processor has three parts: `project`, `attend` and `output`.
+    """
+
+    graphs: BlockGraphs
+    is_first: bool
+    captured: _Captured
+
+    @classmethod
+    def take(cls, blocks: Any) -> BlockGraphs:
+        """Turn stock blocks into such; what they share is returned."""
+        graphs = BlockGraphs()
+        for index, block in enumerate(blocks):
+            block.__class__ = cls
+            block.graphs, block.is_first, block.captured = graphs, index == 0, _Captured()
+        return graphs
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: FrameRotation
+    ) -> Tensor:
+        """`[B, S, C]` to `[B, S, C]`; between graphed blocks always the same tensor."""
+        graphs = self.graphs
+        if self.is_first:
+            graphs.begin(hidden_states, temb)
+        if not graphs.is_running:
+            states: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
+            return states
+        assert graphs.hidden is not None
+        captured = self.captured
+        if captured.pool is not graphs.pool:
+            self.captured = captured = _Captured(graphs.pool)
+        if captured.before is None:
+            captured.before = graphs.capture(self._before_attention)
+        captured.before.replay()
+        attended = self.attn1.processor.attend(*graphs.projected, rotary_emb)
+        if not graphs.attended:
+            graphs.attended = tuple(torch.empty_like(part.contiguous()) for part in attended)
+        for buffer, part in zip(graphs.attended, attended, strict=True):
+            buffer.copy_(part)
+        if captured.after is None:
+            captured.after = graphs.capture(lambda: self._after_attention(encoder_hidden_states))
+        captured.after.replay()
+        return graphs.hidden
+
+    def _modulation(self) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the self-attention, then those of the feed-forward part."""
+        assert self.graphs.time is not None
+        modulation: tuple[Tensor, ...] = (self.scale_shift_table + self.graphs.time.float()).chunk(6, dim=1)
+        return modulation
+
+    def _before_attention(self) -> None:
+        graphs = self.graphs
+        assert graphs.hidden is not None
+        shift, scale, *_ = self._modulation()
+        hidden = graphs.hidden
+        normed = (self.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        projected = self.attn1.processor.project(self.attn1, normed)
+        if not graphs.projected:
+            graphs.projected = tuple(_buffer_like(part) for part in projected)
+        for buffer, part in zip(graphs.projected, projected, strict=True):
+            buffer.copy_(part)
+
+    def _after_attention(self, encoder_hidden_states: Tensor) -> None:
+        graphs = self.graphs
+        assert graphs.hidden is not None
+        _, _, gate, ffn_shift, ffn_scale, ffn_gate = self._modulation()
+        hidden = graphs.hidden
+        attended = self.attn1.processor.output(self.attn1, *graphs.attended)
+        hidden = (hidden.float() + attended * gate).type_as(hidden)
+        normed = self.norm2(hidden.float()).type_as(hidden)
+        hidden = hidden + self.attn2(normed, encoder_hidden_states, None, None)
+        normed = (self.norm3(hidden.float()) * (1 + ffn_scale) + ffn_shift).type_as(hidden)
+        hidden = (hidden.float() + self.ffn(normed).float() * ffn_gate).type_as(hidden)
+        graphs.hidden.copy_(hidden)
+
+
+@dataclass
+class _Captured:
+    """The graphs of one block, and the pool that they belong to."""
+
+    pool: Any = None
+    before: torch.cuda.CUDAGraph | None = None
+    after: torch.cuda.CUDAGraph | None = None
+
+
+def _buffer_like(states: Tensor) -> Tensor:
+    """A buffer outside the graphs' pool with the strides of `states`."""
+    return torch.empty_strided(states.shape, states.stride(), dtype=states.dtype, device=states.device)
