@@ -207,11 +207,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """`[B, S, D]` to `[B, S, D]`."""
-        return torch.cat([self._part(part) for part in states.split(_FFN_TOKENS, dim=1)], dim=1)
-
-    def _part(self, states: Tensor) -> Tensor:
-        output: Tensor = self.w2(functional.silu(self.w1(states)) * self.w3(states))
-        return output
+        parts = states.split(_FFN_TOKENS, dim=1)
+        return torch.cat([self.w2(functional.silu(self.w1(part)) * self.w3(part)) for part in parts], dim=1)
 
 
 class Block(nn.Module):

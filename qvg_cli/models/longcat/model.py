@@ -31,7 +31,7 @@ from qvg_cli.models.wan.transformer import Call, FrameRope
 from qvg_cli.planning.sizes import read_layout
 
 MAX_POSITIONS = 1024
-"""Of each axis; the published model has no limit of its own."""
+"""Largest position of each axis; the published model has no limit of its own."""
 
 
 class LongCatTransformer(nn.Module):
@@ -57,7 +57,7 @@ class LongCatTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and activations but for the parts that stay float32."""
+        """Dtype of weights and activations, but for the parts that stay float32."""
         return self.x_embedder.proj.weight.dtype
 
     @property
@@ -109,16 +109,13 @@ class LongCatTransformer(nn.Module):
         rotation = self.rope(latents)
         for block, layer in zip(self.blocks, layers, strict=True):
             states = block(states, time, text, rotation, layer, call)
-        return self._unpatchify(self.final_layer(states, time), latents)
-
-    def _unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:
-        """`[B, S, pt * ph * pw * C]` to `[B, C, F, h, w]`, the size of `like`."""
-        batch, _, *size = like.shape
-        patch = self.config.patch_size
-        grid = [length // part for length, part in zip(size, patch, strict=True)]
-        pixels = patches.reshape(batch, *grid, *patch, self.config.out_channels)
         # [B, F, h, w, pt, ph, pw, C] to [B, C, F, pt, h, ph, w, pw]
-        return pixels.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, self.config.out_channels, *size)
+        batch, _, *size = latents.shape
+        patch, channels = self.config.patch_size, self.config.out_channels
+        grid = [length // part for length, part in zip(size, patch, strict=True)]
+        pixels = self.final_layer(states, time).reshape(batch, *grid, *patch, channels)
+        flow: Tensor = pixels.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, channels, *size)
+        return flow
 
 
 def open_longcat(folder: Path, adapters: Sequence[Lora] = ()) -> Checkpoint[LongCatTransformer]:
