@@ -84,6 +84,6 @@ def lpips_heads() -> Path:
 
 
 def checkout_dir() -> Path | None:
-    """The git checkout that this package runs from; none when it is installed."""
+    """The git checkout that this package runs from; `None` when it is installed."""
     root = _PACKAGE.parent
     return root if (root / ".git").exists() else None

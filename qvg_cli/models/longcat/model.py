@@ -21,7 +21,7 @@ from qvg_cli.models.longcat.layers import (
     CaptionEmbedder,
     FinalLayer,
     PatchEmbedder,
-    TextStates,
+    ProjectedPrompt,
     TimestepEmbedder,
     TransformerConfig,
 )
@@ -66,27 +66,27 @@ class LongCatTransformer(nn.Module):
         return self.x_embedder.proj.weight.device
 
     @torch.no_grad()
-    def embed_text(self, prompt_embeds: Tensor, mask: Tensor | None = None) -> TextStates:
+    def embed_text(self, prompt_embeds: Tensor, mask: Tensor | None = None) -> ProjectedPrompt:
         """Project the text encoder's states.
 
         Args:
             prompt_embeds: `[B, N, C]`.
-            mask: `[B, N]`, true or 1 for the prompt's tokens, else padding; none counts all as prompt.
+            mask: `[B, N]`, true or 1 for the prompt's tokens, else padding; `None` counts all as prompt.
         """
         states = self.y_embedder(prompt_embeds.to(self.dtype))
         if mask is None:
-            return TextStates(states, None)
+            return ProjectedPrompt(states, None)
         if self.config.text_tokens_zero_pad:
             # Zero rows still have keys and values, the biases, and the model was trained to attend to them.
-            return TextStates(states * mask.unsqueeze(-1).to(states.dtype), None)
-        return TextStates(states, mask[:, None, None, :].bool())
+            return ProjectedPrompt(states * mask.unsqueeze(-1).to(states.dtype), None)
+        return ProjectedPrompt(states, mask[:, None, None, :].bool())
 
     @torch.no_grad()
     def forward(
         self,
         latents: Tensor,
         timesteps: Tensor,
-        text: TextStates | None,
+        text: ProjectedPrompt | None,
         call: Call,
         layers: Sequence[LayerCache],
     ) -> Tensor:
