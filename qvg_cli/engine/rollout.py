@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.models.base import Denoiser
-from qvg_cli.models.decoder import Decoder, decode_new
+from qvg_cli.models.decoder import Decoder
 from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.planning.ledger import MemorySample
 
@@ -62,6 +62,7 @@ def rollout(
     num_shown: int = 0,
     done: Done | None = None,
     on_step: Callable[[], None] = lambda: None,
+    on_frames: Callable[[Tensor], None] = lambda frames: None,
 ) -> Iterator[ChunkResult]:
     """Make a video chunk by chunk; each result is whole when it is yielded.
 
@@ -73,6 +74,7 @@ def rollout(
         num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
         done: Chunks that were made before.
         on_step: Called after every model call.
+        on_frames: Called with pixels `[B, n, height, width, 3]` uint8 as soon as they are decoded.
     """
     cache, device = denoiser.cache, denoiser.device
     known = [] if context is None else list(context.split(1, dim=2))
@@ -109,7 +111,11 @@ def rollout(
         end = max(num_emitted, max(chunk.frames) + 1)
         # A chunk that only changes the cache adds no frame.
         latents = torch.cat(known[num_emitted:end] or [known[0][:, :, :0]], dim=2)
-        frames = decode_new(decoder, latents, num_shown - num_emitted)
+        parts = []
+        for part in decoder.decode_each(latents[:, :, max(0, num_shown - num_emitted) :]):
+            on_frames(part)
+            parts.append(part)
+        frames = torch.cat(parts, dim=1)
         num_emitted = end
         watch.lap("decode")
         device_peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -21,6 +21,10 @@ class Decoder(Protocol):
         """Pixels `[B, n, height, width, 3]` uint8, on the CPU, of the next latent frames."""
         ...
 
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        """The pixels of `decode` in parts, each as soon as it is there."""
+        ...
+
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         """Go on after a clip, as if its end had been decoded here.
 
@@ -57,10 +61,6 @@ def redecode(
             # A decoder may take what it recalls as the beginning of what comes next.
             decoder.recall(latents[:, :, list(chunk.prefill)])
         stop = max(start, max(chunk.frames) + 1)
-        yield decode_new(decoder, latents[:, :, start:stop], num_shown - start)
+        # Those that are new to the decoder.
+        yield decoder.decode(latents[:, :, max(start, num_shown) : stop])
         start = stop
-
-
-def decode_new(decoder: Decoder, latents: Tensor, num_shown: int) -> Tensor:
-    """Pixels of the next latent frames, but for the first `num_shown`, if any, which the decoder has seen."""
-    return decoder.decode(latents[:, :, max(0, num_shown) :])

@@ -183,6 +183,11 @@ class OffloadedDecoder(Decoder):
         with self._offload.pixels(self._features):
             return self._decoder.decode(latents)
 
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        """See `Decoder.decode_each`; room is made once for all parts."""
+        with self._offload.pixels(self._features):
+            yield from self._decoder.decode_each(latents)
+
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         with self._offload.pixels(self._features):
             self._decoder.follow(frames, latents)

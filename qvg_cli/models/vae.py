@@ -8,7 +8,7 @@ and differs by the rounding of the convolutions where they are large.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -77,6 +77,11 @@ class StreamingDecoder(Decoder):
             return no_pixels(latents, self._vae)
         frames = self.decode_float(latents)
         return to_pixels(frames if self._seam is None else self._seam.fade(frames))
+
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        """As `decode`, a latent frame at a time."""
+        for frame in latents.split(1, dim=2):
+            yield self.decode(frame)
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         self._seam = Seam(frames[:, :, -1], self.decode_float(latents)[:, :, -1])

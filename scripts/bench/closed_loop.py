@@ -23,9 +23,9 @@ from matplotlib import pyplot
 from pocket_runs import Arm, read_prompts, start_batch
 from torch import Tensor
 
+from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.compare.metrics import psnr, ssim
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.models.base import Session
 from qvg_cli.planning.ledger import total
 
 WINDOW_SECONDS = 2.0
@@ -86,20 +86,18 @@ def _make_batch(config: RunConfig, prompts: Sequence[str], device: str) -> ArmVi
     for result in batch.results:
         if first_packed is None and not packed.isdisjoint(result.chunk.reads):
             first_packed = sum(part.shape[1] for part in frames)
-        packed.update(frame for group in batch.session.cache.packs(result.chunk) for frame in group)
+        packed.update(frame for block in batch.cache.plan.blocks if block.is_packed for frame in block.frames)
         frames.append(result.frames)
         peak = max(peak, total(result.memory.peak_bytes))
         bf16_peak = max(bf16_peak, result.memory.bf16_peak_bytes)
     if first_packed is None:
         raise SystemExit("no chunk read packed history: make the videos longer or cache.span_tokens smaller")
-    return ArmVideos(torch.cat(frames, dim=1), first_packed, packed_bits(batch.session), bf16_peak / peak)
+    return ArmVideos(torch.cat(frames, dim=1), first_packed, packed_bits(batch.cache), bf16_peak / peak)
 
 
-def packed_bits(session: Session) -> float:
-    """Stored bits a value of all packed spans that `session` holds."""
-    entries = [
-        entry for layer in session.cache.layers for entry in layer.entries if entry.codecs is layer.packed
-    ]
+def packed_bits(cache: KVCache) -> float:
+    """Stored bits a value of all packed blocks that `cache` holds."""
+    entries = [entry for layer in cache.layers for entry in layer.entries.values() if entry.block.is_packed]
     values = sum(math.prod(entry.key.shape) + math.prod(entry.value.shape) for entry in entries)
     return 8 * sum(total(entry.payload_bytes()) for entry in entries) / values
 

@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from qvg_cli.cache.kv_cache import KVCache, open_cache
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
-from qvg_cli.engine.rollout import ChunkResult, SeededNoise, rollout
-from qvg_cli.models.base import Session
-from qvg_cli.models.registry import load_config, load_pipeline, plan_video
+from qvg_cli.engine.noise import SeededNoise
+from qvg_cli.engine.rollout import ChunkResult, rollout
+from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -45,9 +46,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Batch:
-    """Videos made side by side, and the session that made them."""
+    """Videos made side by side, and the cache that they share."""
 
-    session: Session
+    cache: KVCache
     results: Iterator[ChunkResult]
 
 
@@ -69,14 +70,17 @@ def start_batch(config: RunConfig, prompts: Sequence[str], device_name: str) -> 
     plan = plan_video(config)
     pipeline = load_pipeline(config, device)
     embeds = torch.cat([pipeline.encode_prompt(prompt) for prompt in prompts])
-    session = pipeline.start(plan, embeds, config.seed)
-    noise = SeededNoise(plan, config.seed, batch=len(prompts), like=embeds)
-    return Batch(session, rollout(plan, session, pipeline.decoder(), noise))
+    shape = pipeline.cache_shape
+    shape = replace(shape, heads=shape.heads * len(prompts))
+    cache = open_cache(config.cache, plan, shape, config.seed)
+    denoiser = pipeline.denoiser(cache, family_of(config).planner(config), embeds, config.seed)
+    noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, device, batch=len(prompts))
+    return Batch(cache, rollout(plan.chunks, denoiser, pipeline.decoder(), noise))
 
 
-def history(session: Session) -> Iterator[tuple[int, Tensor, Tensor]]:
+def history(cache: KVCache) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Layer, keys and values `[B, H, S, D]` of everything the cache holds, keys not rotated."""
-    for layer in session.cache.layers:
-        pairs = [entry.decode(slice(None), slice(None)) for entry in layer.entries]
+    for layer in cache.layers:
+        pairs = [entry.decode() for entry in layer.entries.values()]
         keys, values = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
         yield layer.index, keys, values

@@ -30,7 +30,7 @@ def main() -> None:
     for result in batch.results:
         print(f"chunk {result.chunk.index}: {result.seconds:.1f} s", flush=True)
     tensors = {}
-    for layer, keys, values in history(batch.session):
+    for layer, keys, values in history(batch.cache):
         tensors[f"layer{layer}.key"] = keys.to(torch.bfloat16).contiguous().cpu()
         tensors[f"layer{layer}.value"] = values.to(torch.bfloat16).contiguous().cpu()
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,9 @@ class KeepLatents:
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
+    def decode_each(self, latents: Tensor):
+        yield latents
+
 
 class Run:
     """One rollout: the latents, every model call's input and output, and the cache after some chunks."""

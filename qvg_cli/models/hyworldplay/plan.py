@@ -16,8 +16,8 @@ from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Planner
 from qvg_cli.models.hyworldplay.config import Context, HyWorldPlayConfig, WalkSamplerConfig
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap, ball_points
-from qvg_cli.models.hyworldplay.pose import Command, parse_pose
-from qvg_cli.models.hyworldplay.trajectory import Trajectory, camera_path, walk
+from qvg_cli.models.hyworldplay.pose import Command, format_pose, parse_pose, take_frames
+from qvg_cli.models.hyworldplay.trajectory import Array, Trajectory, camera_path, walk
 from qvg_cli.models.wan.plan import refuse_unpacked, wan_geometry
 from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, length_text
 from qvg_cli.video.picture import fitting_note, is_shipped
@@ -96,6 +96,25 @@ class WalkPlanner(Planner):
     @property
     def geometry(self) -> Geometry:
         return self._geometry
+
+    @property
+    def viewmats(self) -> Array:
+        return self.path.viewmats
+
+    def with_path(self, config: HyWorldPlayConfig) -> HyWorldPlayConfig:
+        pose = format_pose(self._commands)
+        return config.model_copy(update={"walk": config.walk.model_copy(update={"pose": pose})})
+
+    def follow(self, config: HyWorldPlayConfig) -> None:
+        pose, num_frames = config.walk.pose, config.video.frames
+        if pose.strip().endswith(".json"):
+            raise UsageError(
+                f"the walk goes along the file {pose}: no move can follow", hint="begin with a pose text"
+            )
+        commands = take_frames(parse_pose(pose).commands, num_frames - 1)
+        if sum(command.frames for command in commands) < num_frames - 1:
+            raise UsageError("the walk stands still at its end, which no move can follow")
+        self._commands, self.path = commands, walk(commands)
 
     def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
         if is_new_prompt:

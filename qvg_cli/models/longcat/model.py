@@ -109,13 +109,16 @@ class LongCatTransformer(nn.Module):
         rotation = self.rope(latents)
         for block, layer in zip(self.blocks, layers, strict=True):
             states = block(states, time, text, rotation, layer, call)
-        # [B, F, h, w, pt, ph, pw, C] to [B, C, F, pt, h, ph, w, pw]
-        batch, _, *size = latents.shape
+        return self.unpatchify(self.final_layer(states, time), latents)
+
+    def unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:
+        """`[B, S, pt * ph * pw * C]` to `[B, C, F, h, w]`, the size of `like`."""
+        batch, _, *size = like.shape
         patch, channels = self.config.patch_size, self.config.out_channels
         grid = [length // part for length, part in zip(size, patch, strict=True)]
-        pixels = self.final_layer(states, time).reshape(batch, *grid, *patch, channels)
-        flow: Tensor = pixels.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, channels, *size)
-        return flow
+        pixels = patches.reshape(batch, *grid, *patch, channels)
+        # [B, F, h, w, pt, ph, pw, C] to [B, C, F, pt, h, ph, w, pw]
+        return pixels.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, channels, *size)
 
 
 def open_longcat(folder: Path, adapters: Sequence[Lora] = ()) -> Checkpoint[LongCatTransformer]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
+from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Planner, Rows
 from qvg_cli.models.longcat.config import LongCatConfig
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
@@ -37,6 +38,14 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
     ) -> None:
         super().__init__(config, models)
         self._rows = rows
+
+    def with_config(self, config: LongCatConfig) -> LongCatPipeline:
+        if config.sampler.mode != self._config.sampler.mode:
+            raise UsageError(
+                f"sampler.mode={config.sampler.mode} needs other weights than those that are loaded",
+                hint="give it when the model is loaded",
+            )
+        return LongCatPipeline(config, self._models, self._rows)
 
     @property
     def cache_shape(self) -> CacheShape:

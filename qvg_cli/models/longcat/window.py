@@ -9,7 +9,7 @@ condition frames are decoded anew with every segment, and rounded; here each fra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -86,3 +86,7 @@ class WindowDecoder(Decoder):
         shown = frames.cpu() if self._shown is None else torch.cat([self._shown, frames.cpu()], dim=2)
         self._shown = shown[:, :, -self._num_kept :]
         return to_pixels(frames)
+
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        """As `decode`, in one part: a window is decoded as a whole."""
+        yield self.decode(latents)

@@ -23,6 +23,10 @@ from qvg_cli.planning.cache_forecast import CacheShape
 class SelfForcingPipeline(WanPipeline[SelfForcingConfig, SelfForcingTransformer]):
     """Latents in the model's dtype; clips are encoded to the mean of the posterior."""
 
+    def with_config(self, config: SelfForcingConfig) -> SelfForcingPipeline:
+        """See `Pipeline.with_config`."""
+        return SelfForcingPipeline(config, self._models)
+
     @property
     def cache_shape(self) -> CacheShape:
         sampler, shape = self._config.sampler, super().cache_shape

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -100,6 +100,9 @@ class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
     def __init__(self, config: ConfigT, models: Models[ModelT]) -> None:
         self._config = config
         self._models = models
+
+    def with_config(self, config: ConfigT) -> Self:
+        return type(self)(config, self._models)
 
     @property
     def cache_shape(self) -> CacheShape:
