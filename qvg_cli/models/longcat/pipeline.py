@@ -40,6 +40,7 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
         self._rows = rows
 
     def with_config(self, config: LongCatConfig) -> LongCatPipeline:
+        # Another mode has other weights.
         if config.sampler.mode != self._config.sampler.mode:
             raise UsageError(
                 f"sampler.mode={config.sampler.mode} needs other weights than those that are loaded",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
+from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.base import Planner
 from qvg_cli.models.self_forcing.config import SelfForcingConfig
@@ -22,10 +23,6 @@ from qvg_cli.planning.cache_forecast import CacheShape
 
 class SelfForcingPipeline(WanPipeline[SelfForcingConfig, SelfForcingTransformer]):
     """Latents in the model's dtype; clips are encoded to the mean of the posterior."""
-
-    def with_config(self, config: SelfForcingConfig) -> SelfForcingPipeline:
-        """See `Pipeline.with_config`."""
-        return SelfForcingPipeline(config, self._models)
 
     @property
     def cache_shape(self) -> CacheShape:
@@ -57,7 +54,7 @@ def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcin
 def _open_checkpoint(weights: Path, checkpoint: str | None) -> Checkpoint[SelfForcingTransformer]:
     """The transformer in the file `checkpoint`, or else the one of a weights folder."""
     folder = weights / "transformer"
-    source = _find_transformer(weights, folder) if checkpoint is None else Path(checkpoint).expanduser()
+    source = _find_transformer(weights, folder) if checkpoint is None else expand_user(checkpoint)
     if source == folder:
         return open_wan(SelfForcingTransformer, folder)
     if not source.is_file():

@@ -45,19 +45,19 @@ def test_the_training_pass_equals_the_denoiser():
     )
 
     noise = torch.randn(1, 16, 12, 4, 6, generator=torch.Generator().manual_seed(1))
-    model_config = model.config
-    shape = CacheShape(2, model_config.num_attention_heads, model_config.attention_head_dim)
+    heads = model.config.num_attention_heads
+    shape = CacheShape(2, heads, model.config.attention_head_dim)
     cache = open_cache(config.cache, plan, shape, seed=0)
-    denoiser = HyWorldPlayDenoiser(
-        model, cache, text, config.sampler, lambda: walk.path, plan.tokens_per_frame, image
-    )
+    tokens = plan.tokens_per_frame
+    denoiser = HyWorldPlayDenoiser(model, cache, text, config.sampler, lambda: path, tokens, image)
     for chunk in plan.chunks:
         own = slice(chunk.makes[0], chunk.makes[-1] + 1)
-        step = cache.begin(chunk)
+        commit = cache.begin(chunk).commit
         made = denoiser.denoise(chunk, lambda own=own: noise[:, :, own], lambda: None)
         torch.testing.assert_close(made, expected[:, :, own], atol=2e-5, rtol=1e-5)
-        if step.commit is not None:
-            denoiser.update_cache(chunk, chunk.makes, made, step.commit)
+        if commit is not None:
+            denoiser.update_cache(chunk, chunk.makes, made, commit)
+            cache.settle(commit)
 
 
 def test_what_is_written_is_what_the_backend_loads(tmp_path):
