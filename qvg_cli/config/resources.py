@@ -11,7 +11,7 @@ from qvg_cli.errors import MissingModelError
 
 _PACKAGE = Path(__file__).parents[1]
 _OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
-"""Of the families whose built-in model understands other prompts than the first one."""
+"""Families whose built-in model understands other prompts than the first one."""
 
 
 @cache
@@ -56,8 +56,10 @@ def weights_folder(name: str) -> Path:
     folders = [_PACKAGE / "data" / name, qvg_home() / name] if is_name else [expand_user(name)]
     for folder in folders:
         if folder.is_dir():
-            if folder.parent == qvg_home():
-                _check_links(folder)
+            for path in folder.rglob("*") if folder.parent == qvg_home() else ():
+                if not path.exists():
+                    hint = f"fetch it again with: qvg download {folder.name}"
+                    raise MissingModelError(f"{path} links to a file that has gone", hint=hint)
             return folder
     hint = "use --pocket for the built-in weights, or --set model.weights=FOLDER for your own"
     if is_name and (configs_dir() / f"{name}.yaml").is_file():
@@ -72,13 +74,6 @@ def is_shipped(weights: Path) -> bool:
     return weights.is_relative_to(_PACKAGE)
 
 
-def _check_links(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if not path.exists():
-            hint = f"fetch it again with: qvg download {folder.name}"
-            raise MissingModelError(f"{path} links to a file that has gone", hint=hint)
-
-
 def pocket_grammar(family: str) -> Path:
     """The file that says which prompts a family's built-in model was trained on."""
     return _PACKAGE / "data" / "pocket" / _OWN_GRAMMARS.get(family, "grammar.yaml")
@@ -90,6 +85,6 @@ def lpips_heads() -> Path:
 
 
 def checkout_dir() -> Path | None:
-    """The git checkout that this package runs from; none when it is installed."""
+    """The git checkout that this package runs from; `None` when it is installed."""
     root = _PACKAGE.parent
     return root if (root / ".git").exists() else None

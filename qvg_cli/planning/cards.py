@@ -35,7 +35,7 @@ class Card:
     """A card.
 
     Attributes:
-        free_bytes: Of its memory, what other programs leave; none if that is not known.
+        free_bytes: Of its memory, what other programs leave; `None` if that is not known.
     """
 
     name: str
@@ -74,7 +74,7 @@ def parse_card(text: str) -> Card:
 
 
 def find_card() -> Card | None:
-    """The first card of this machine, as its driver's tool tells; none if there is no such tool or card."""
+    """The first card of this machine, as its driver's tool tells; `None` if there is no such tool or card."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(query, capture_output=True, text=True, timeout=_SECONDS, check=True).stdout

@@ -29,8 +29,8 @@ class Job:
     """One video to make.
 
     Attributes:
-        seed: Its own seed; none takes the run's.
-        name: Of its run folder; none makes one from the prompt.
+        seed: Its own seed; `None` takes the run's.
+        name: Of its run folder; `None` makes one from the prompt.
     """
 
     prompt: str

@@ -1,4 +1,4 @@
-"""The world model: diffusers' Wan transformer, told what the camera does, with a second stream of attention.
+"""The world model: Wan's transformer conditioned on the camera, with a second stream of attention.
 
 The model's own forward runs unchanged. The frames of a call go through it as a batch of single frames, so
 that every frame has its own timestep and action; attention joins them again. One set of projections gives the
