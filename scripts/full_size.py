@@ -2,11 +2,10 @@
 
     python -m scripts.full_size --backend self-forcing --cache bf16 int2 --frames 180 --out results/sf.json
     python -m scripts.full_size --table results/*.json --page docs/results.md
-    torchrun --standalone --nproc-per-node 2 -m scripts.full_size --backend longcat --steps 2 --out two.json
 
-The run is the one of `qvg generate`: the same plan, session, cache, rollout and streaming decode. Only the
+The run is the one of `qvg generate`: the same plan, denoiser, cache, rollout and streaming decode. Only the
 text stage is left out: random states stand for a prompt. Needs no files. The JSON is written anew after every
-chunk, so a run that is stopped keeps its figures. With two processes, figures are those of the first.
+chunk, so a run that is stopped keeps its figures.
 
 The device is waited for at the borders of a model's and a decoder's work of a chunk, and nowhere else.
 """
@@ -32,20 +31,20 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from qvg_cli.engine.launch import find_launch
-from qvg_cli.engine.pair import check_devices, end_followers_at_exit, follow, lead
-from qvg_cli.models.longcat.session import LongCatSession
 
+from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.load import Layer, Request
-from qvg_cli.config.schema import CacheConfig, RunConfig
+from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
+from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.rollout import rollout
-from qvg_cli.models.base import Pipeline, Rows
+from qvg_cli.models.base import Pipeline
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
+from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.pipeline import LongCatPipeline
 from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
-from qvg_cli.models.registry import load_config, plan_video
+from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
@@ -76,10 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(table(records))
         return 0
-    launch = find_launch(os.environ)
-    if launch.rank > 0:
-        follow(launch, lambda run, device: load_pipeline(options, run, device)[0])
-        return 0
     device = resolve_device(options.device)
     if options.memory_limit_gib is not None:
         if device.type != "cuda":
@@ -87,17 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         share = options.memory_limit_gib * 2**30 / torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(share, device)
     config = load_run(options, options.cache[0])
-    launch.check(config)
-    check_devices(device, launch)
     started = time.perf_counter()
     pipeline, models = load_pipeline(options, config, device)
     _wait(device)
-    if launch.num_processes > 1:
-        end_followers_at_exit()
-        pipeline = lead(pipeline, config, device, launch)
     record = {
         "schema": 1,
-        **describe(options, config, device, launch.num_processes),
+        **describe(options, config, device),
         "load_seconds": round(time.perf_counter() - started, 2),
         "loaded_bytes": torch.cuda.memory_allocated(device) if device.type == "cuda" else None,
         "arms": [],
@@ -134,19 +124,11 @@ class ShortStart:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipeline, name)
 
-    def with_cache(self, cache: CacheConfig) -> ShortStart:
-        """See `Pipeline.with_cache`."""
-        return ShortStart(self._pipeline.with_cache(cache), self._schedule)
-
-    def with_rows(self, rows: Rows) -> ShortStart:
-        """See `GuidedPipeline.with_rows`."""
-        return ShortStart(self._pipeline.with_rows(rows), self._schedule)
-
-    def start(self, *arguments: Any) -> LongCatSession:
-        """See `Pipeline.start`."""
-        session = self._pipeline.start(*arguments)
-        session._sampling = replace(session._sampling, start=self._schedule)
-        return session
+    def denoiser(self, *arguments: Any) -> LongCatDenoiser:
+        """See `Pipeline.denoiser`."""
+        denoiser = self._pipeline.denoiser(*arguments)
+        denoiser._sampling = replace(denoiser._sampling, start=self._schedule)
+        return denoiser
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -209,14 +191,11 @@ def load_run(options: argparse.Namespace, preset: str) -> RunConfig:
     return config.model_copy(update={"sampler": sampler})
 
 
-def describe(
-    options: argparse.Namespace, config: RunConfig, device: torch.device, num_processes: int
-) -> dict[str, Any]:
+def describe(options: argparse.Namespace, config: RunConfig, device: torch.device) -> dict[str, Any]:
     """What is run, and where."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version(name) for name in ("diffusers", "triton") if find_spec(name)}
     is_cuda = device.type == "cuda"
-    start = ["torchrun", "--standalone", "--nproc-per-node", "2"] if num_processes == 2 else ["python"]
     return {
         "backend": config.backend,
         "size": options.size,
@@ -225,13 +204,12 @@ def describe(
         "decode": options.decode,
         "context": options.context if config.backend == "hyworldplay" else None,
         "steps": options.steps,
-        "processes": num_processes,
         "sets": options.sets,
         "memory_limit_gib": options.memory_limit_gib,
         "text_stage": "left out: random states",
         "weights": "random",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        "command": shlex.join([*start, "-m", "scripts.full_size", *options.given]),
+        "command": shlex.join(["python", "-m", "scripts.full_size", *options.given]),
         "commit": options.commit,
         "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
         "versions": versions,
@@ -256,7 +234,7 @@ class Arm:
     def run(self, pipeline: Pipeline, save_record: Any) -> bool:
         """Make the video; whether it became whole."""
         try:
-            self._make(pipeline.with_cache(self._config.cache), save_record)
+            self._make(pipeline, save_record)
             self.record["status"] = "complete"
         except OutOfBudget:
             self.record["status"] = "stopped: out of its budget"
@@ -284,16 +262,17 @@ class Arm:
             torch.cuda.empty_cache()
 
     def _make(self, pipeline: Pipeline, save_record: Any) -> None:
-        options, device = self._options, self._models.device
+        options, config, device = self._options, self._config, self._models.device
         plan, context = self._plan()
         self.record |= {"latent_frames": plan.num_frames, "num_chunks": len(plan.chunks)}
-        rows = 2 if self._config.backend == "longcat" and self._config.sampler.is_guided else 1
-        embeds = self._models.text_states(rows, self._config.model.text_tokens)
+        rows = 2 if config.backend == "longcat" and config.sampler.is_guided else 1
+        embeds = self._models.text_states(rows, config.model.text_tokens)
         clock = Clock(device, options.budget_seconds)
-        session = pipeline.start(plan, embeds, options.seed)
+        cache = open_cache(config.cache, plan, pipeline.cache_shape, options.seed)
+        denoiser = pipeline.denoiser(cache, family_of(config).planner(config), embeds, options.seed)
         decoder = TimedDecoder(pipeline.decoder() if options.decode else NoDecoder(), clock)
-        noise = pipeline.noise(plan, options.seed)
-        results = rollout(plan, session, decoder, noise, context=context, on_step=clock.step)
+        noise = SeededNoise(plan, options.seed, pipeline.latents_dtype, device)
+        results = rollout(plan.chunks, denoiser, decoder, noise, context=context, on_step=clock.step)
         for chunk in plan.chunks:
             clock.begin_chunk()
             try:
@@ -303,7 +282,7 @@ class Arm:
                 self.record["chunks"].append({"chunk": chunk.index, "is_partial": True, **clock.figures()})
                 raise
             self._samples.append(result.memory)
-            report = MemoryReport(plan, self._samples, self._config.video.fps, self._config.cache.preset)
+            report = MemoryReport(plan, self._samples, config.video.fps, config.cache.preset)
             figures = report.to_json({})
             row = {**figures.pop("chunks")[-1], **clock.figures()}
             if device.type == "cuda":

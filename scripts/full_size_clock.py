@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvg_cli.models.base import Decoder
+from qvg_cli.models.decoder import Decoder
 
 
 class OutOfBudget(Exception):

@@ -88,31 +88,55 @@ def random_vgg(tmp_path_factory) -> Path:
 @pytest.fixture
 def go_on(tmp_path):
     """A function: the chunks after the first `cut` of a run made in one go, and of one cut off there."""
-    from qvg_cli.engine.rollout import rollout
-    from qvg_cli.models.registry import load_pipeline, plan_video
+    from qvg_cli.engine.engine import Engine
+    from qvg_cli.engine.jobs import Planned
+    from qvg_cli.models.registry import plan_video
     from qvg_cli.runs.checkpoint import RunState
     from qvg_cli.runs.identity import identify
 
     def run(config, cut):
-        plan, device = plan_video(config), torch.device("cpu")
-        pipeline = load_pipeline(config, device)
-        prompt = pipeline.encode_prompt(config.prompt)
-        noise = pipeline.noise(plan, config.seed)
-        session = pipeline.start(plan, prompt, config.seed)
+        video = Planned(config, plan_video(config), "video")
+        engine = Engine.load_config(config, torch.device("cpu"))
         state = RunState.create(tmp_path / "state", identify(config, "cpu"))
+        kept = CacheKeeper()
         whole = []
-        for result in rollout(plan, session, pipeline.decoder(), noise):
+        for result in engine.rollout(video, kept):
             if len(whole) < cut:
-                state.save(result, plan, session.cache, fps=config.video.fps, seconds=1.0)
+                state.save(result, video.plan, kept.cache, fps=config.video.fps, seconds=1.0)
             whole.append(result)
         state.close()
 
-        session = pipeline.start(plan, prompt, config.seed)
         state = RunState.open(tmp_path / "state", identify(config, "cpu"), pytest.fail)
-        restored = state.restore(plan, session.cache, device, pytest.fail)
-        rest = list(rollout(plan, session, pipeline.decoder(), noise, done=restored.done))
+        restoring = CacheKeeper(lambda cache: state.restore(video.plan, cache, engine.device, pytest.fail))
+        rest = list(engine.rollout(video, restoring))
+        restored = restoring.restored
         assert restored.done.latents.equal(torch.cat([result.latents for result in whole[:cut]], dim=2))
         assert restored.memory == [result.memory for result in whole[:cut]]
         return whole[cut:], rest
 
     return run
+
+
+class CacheKeeper:
+    """A recorder that keeps nothing but the cache of its video, for a look inside.
+
+    Args:
+        restore: Fills the empty cache with what was made before.
+    """
+
+    def __init__(self, restore=lambda cache: None):
+        self._restore = restore
+
+    def begin(self, cache):
+        self.cache = cache
+        self.restored = self._restore(cache)
+        return self.restored and self.restored.done
+
+    def show_clip(self, frames):
+        """The video is kept nowhere."""
+
+
+@pytest.fixture(scope="session")
+def keep_cache():
+    """A function: a recorder for `Engine.rollout` that has the `cache` of the video."""
+    return CacheKeeper

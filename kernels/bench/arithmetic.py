@@ -18,7 +18,7 @@ from presets import load_preset
 from synthetic import LEVELS, make_sample
 from torch import Tensor
 
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 
 SHARPNESS = (8.0, 3.0)
 BLOCK_KEYS = 128
@@ -54,7 +54,7 @@ def in_two_terms(values: Tensor) -> Tensor:
 
 
 def key_bounds(key: Tensor) -> tuple[Tensor, Tensor]:
-    """`gpu.units.fitted_unit_kernel`'s for `[1, H, S, D]` keys that are to be turned.
+    """`codecs.fitted.reader.fitted_unit_kernel`'s for `[1, H, S, D]` keys that are to be turned.
 
     Returns:
         The bound `[1, H, 1, 1]` and each channel's factor `[1, H, 1, D]`.

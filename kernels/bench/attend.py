@@ -28,11 +28,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from qvg_kernels.attention import attend
-from qvg_kernels.codec import Codec, PackedTensor, build_codec, encode_pair
-from qvg_kernels.placement import FrameMatrices, Placement, Rotary, RotaryTables
-from qvg_kernels.segments import GivenSegment, History, StoredSegment
-from qvg_kernels.workspace import Workspace
+from qvg_kernels.attention.attend import attend
+from qvg_kernels.attention.history import History, OwnKeys, StoredBlock, Workspace
+from qvg_kernels.codec import Codec, PackedTensor, encode_pair
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.placement import FrameMatrices, Placement, Rotary
+from qvg_kernels.rope.tables import RotaryTables
 
 HEAD_DIM = 128
 DEVICE = torch.device("cuda")
@@ -100,7 +101,7 @@ class Case:
         placement = self.placement(tuple(own.tolist()))
         key, value = (values_of(shape, shape.own_frames, seed) for seed in (11, 12))
         self.query = placement.apply(values_of(shape, shape.own_frames, 13), slice(0, key.shape[2]))
-        self.given = GivenSegment(key, value, placement, placement if shape.has_cameras else None)
+        self.own = OwnKeys(key, value, placement, placement if shape.has_cameras else None)
         self.spans = [values_of(shape, shape.span_frames, seed) for seed in (1, 2)]
 
     def placement(self, frames: tuple[int, ...]) -> Placement:
@@ -116,19 +117,19 @@ class Case:
         specs = load_preset(preset)
         codecs = build_codec(specs.key), build_codec(specs.value)
         packed = encode_pair(codecs, (self.spans[0], self.spans[1]), (1, 1))
-        return History(tuple(self._segment(codecs, packed, first) for first in self.starts()))
+        return History(tuple(self._block(codecs, packed, first) for first in self.starts()))
 
     def starts(self) -> range:
         """First frame of each span."""
         return range(0, self.shape.frames, self.shape.span_frames)
 
-    def _segment(
+    def _block(
         self, codecs: tuple[Codec, Codec], packed: tuple[PackedTensor, PackedTensor], first: int
-    ) -> StoredSegment:
+    ) -> StoredBlock:
         shape = self.shape
         placement = self.placement(tuple(range(first, first + shape.span_frames)))
         frames = min(shape.span_frames, shape.frames - first)
-        return StoredSegment(
+        return StoredBlock(
             *codecs,
             *(copied(span) for span in packed),
             placement,
@@ -147,7 +148,7 @@ class Case:
             key = placement.apply(self.spans[0][:, :, :count], slice(0, count))
             value = self.spans[1][:, :, :count]
             parts.append((key, placement.apply(value, slice(0, count)) if shape.has_cameras else value))
-        parts.append(self.given.read(slice(None), slice(0, self.given.num_tokens)))
+        parts.append(self.own.read(slice(None), slice(0, self.own.num_tokens)))
         key, value = (torch.cat(side, 2).contiguous() for side in zip(*parts, strict=True))
         return key, value
 
@@ -193,7 +194,7 @@ def measure_shape(shape: Shape, presets: list[str], repeats: int, has_peer: bool
             history, workspace = case.history(preset), Workspace()
             workspaces[name] = workspace
             arms[name] = lambda history=history, workspace=workspace, arithmetic=arithmetic: attend(
-                case.query, history, case.given, workspace, arithmetic
+                case.query, history, case.own, workspace, arithmetic
             )
     if has_peer and not shape.has_cameras:
         arms["quant-videogen's read without rotation, SDPA cuDNN"] = peer_arm(case)
@@ -243,7 +244,7 @@ def measure_precision(presets: list[str]) -> list[dict[str, Any]]:
         spans = key[:, :, :history_tokens], value[:, :, :history_tokens]
         tables = RotaryTables.of(HEAD_DIM, max(FRAME), DEVICE)
         placement, last = Rotary(tables, *FRAME, (0, 1, 2)), Rotary(tables, *FRAME, (3,))
-        given = GivenSegment(key[:, :, history_tokens:], value[:, :, history_tokens:], last, None)
+        own = OwnKeys(key[:, :, history_tokens:], value[:, :, history_tokens:], last, None)
         placed = torch.cat(
             [
                 placement.apply(key[:, :, :history_tokens], slice(0, history_tokens)).float(),
@@ -265,10 +266,10 @@ def measure_precision(presets: list[str]) -> list[dict[str, Any]]:
                 specs = load_preset(preset)
                 codecs = build_codec(specs.key), build_codec(specs.value)
                 packed = encode_pair(codecs, spans, (1, 1))
-                segment = StoredSegment(*codecs, *packed, placement, None, 0, history_tokens)
+                block = StoredBlock(*codecs, *packed, placement, None, 0, history_tokens)
                 row: dict[str, Any] = {"level": level, "largest_logit": sharpness, "preset": preset}
                 for arithmetic in ("bf16", "int8", "fp8"):
-                    found = attend(scaled, History((segment,)), given, Workspace(), arithmetic)
+                    found = attend(scaled, History((block,)), own, Workspace(), arithmetic)
                     row[arithmetic] = error_db(found, exact)
                 rows.append(row)
     return rows

@@ -17,8 +17,9 @@ from attend import DEVICE, HEAD_DIM, Case, Shape
 from peer import decode_by_peer, encode_by_peer
 from timing import copy_bandwidth, time_arms
 
-from qvg_kernels.gpu.operands import BF16, FP8, INT8, Operands
-from qvg_kernels.gpu.runs import decode_part, runs_of
+from qvg_kernels.attention.blocks import prepare
+from qvg_kernels.attention.heads import BF16, FP8, INT8, Operands, Scales
+from qvg_kernels.codecs.reading import DecodeTarget
 
 SPAN = Shape("self-forcing", 1, 12, 24, 24, 3, 30, 52)
 
@@ -60,42 +61,39 @@ def main() -> None:
 def our_arm(
     case: Case, preset: str, operands: Operands, *, is_rotated: bool = True
 ) -> tuple[Callable[[], None], int]:
-    """What decodes a span's keys and values to `operands`, and the bytes that it must move."""
+    """What decodes a block's keys and values to `operands`, and the bytes that it must move."""
     history = case.history(preset)
-    (segment,) = history.segments
-    (run,) = runs_of([segment]) or []
-    key_side = run.key
+    (block,) = history.blocks
+    (blocks,) = prepare([block]).lists or []
+    key_side, value_side = blocks.key, blocks.value
     if not is_rotated:
-        # Values are not: a run whose values are these keys.
-        (swapped,) = runs_of([dataclasses.replace(segment, value=segment.key)]) or []
+        # Values are not: blocks whose values are these keys.
+        (swapped,) = prepare([dataclasses.replace(block, value=block.key)]).lists or []
         key_side = swapped.value
-    heads, tokens = case.shape.heads, segment.num_tokens
-    (tiles,) = run.parts(-(-tokens // 128) * 128, DEVICE)
-    pitch = -(-tokens // 128) * 128
-    is_e4m3 = operands.value is not None
+    heads, tokens = case.shape.heads, block.num_tokens
+    (tiles,) = blocks.passes(-(-tokens // 128) * 128, DEVICE)
+    pitch, is_e4m3 = tiles.pitch, operands.value is not None
     key = torch.empty(heads * pitch, HEAD_DIM, dtype=operands.key or torch.bfloat16, device=DEVICE)
     shape = (heads * HEAD_DIM, pitch) if is_e4m3 else (heads * pitch, HEAD_DIM)
     value = torch.empty(shape, dtype=operands.value or torch.bfloat16, device=DEVICE)
-    factors = run.key.factors if operands.key is not None else None
+    scales = Scales.of(key_side.scales, value_side.scales, slice(None))
+    smoothing = scales.smoothing if operands.key is not None else None
+    key_target = DecodeTarget(key, 0, heads, scales.key, smoothing, is_reordered=is_e4m3)
+    value_target = DecodeTarget(value, 0, heads, scales.value, None, is_transposed=is_e4m3)
 
     def decode() -> None:
-        which = (1, heads, 0, heads)
-        decode_part(
-            key_side, tiles, which, HEAD_DIM, key, key_side.head_units, factors, pitch, reorders=is_e4m3
-        )
-        decode_part(
-            run.value, tiles, which, HEAD_DIM, value, run.value.head_units, None, pitch, transposes=is_e4m3
-        )
+        key_side.reader.decode(key_side.table, tiles, key_target)
+        value_side.reader.decode(value_side.table, tiles, value_target)
 
     decode()
     if operands is BF16:
-        expected = segment.read(slice(None), slice(0, tokens))
-        if key_side is not run.key:
-            expected = segment.key_codec.decode(segment.key), expected[1]
+        expected = block.read(slice(None), slice(0, tokens))
+        if not is_rotated:
+            expected = block.key_codec.decode(block.key), expected[1]
         for found, wanted in zip((key, value), expected, strict=True):
             error = (found.view(heads, pitch, -1)[:, :tokens].float() - wanted[0].float()).norm()
             assert error < 0.01 * wanted.float().norm(), f"{preset}: differs from what the codec decodes"
-    stored = sum(sum(side.payload_bytes().values()) for side in (segment.key, segment.value))
+    stored = sum(sum(side.payload_bytes().values()) for side in (block.key, block.value))
     return decode, stored + key.numel() * key.element_size() + value.numel() * value.element_size()
 
 

@@ -20,7 +20,8 @@ from presets import load_preset
 from timing import copy_bandwidth, time_alone
 from torch import Tensor
 
-from qvg_kernels.codec import Codec, FiniteCheck, PackedTensor, build_codec, encode_pair
+from qvg_kernels.codec import Codec, FiniteCheck, PackedTensor, encode_pair
+from qvg_kernels.codecs.registry import build_codec
 
 SHAPES = {
     "self-forcing span of 37,440": (1, 12, 37440, 128),

@@ -22,7 +22,7 @@ from presets import Preset, load_presets
 from safetensors.torch import load_file
 from synthetic import FRAME, LEVELS, Sample, make_sample
 
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 
 SHARPNESS = (8.0, 3.0)
 NUM_QUERIES = 256

@@ -1,30 +1,35 @@
-"""The one interface of every cache codec: a span of keys or values in, a `PackedTensor` out, and back.
+"""The one interface of every cache codec: a block of keys or values in, a `PackedTensor` out, and back.
 
-Invariant: `encode` is a function of the values, the spec and the seed alone. The same span gives the same
+Invariant: `encode` is a function of the values, the spec and the seed alone. The same block gives the same
 bytes, run to run and whatever other heads are in the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from qvg_kernels.spec import CodecSpec, PayloadBytes
+from qvg_kernels.codecs.spec import PayloadBytes, Spec, check_packed_shape
+from qvg_kernels.runtime.dispatch import uses_kernels
+
+if TYPE_CHECKING:
+    from qvg_kernels.codecs.reading import BlockReader
 
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """One span of keys or values, packed.
+    """One block of keys or values, packed.
 
     Attributes:
-        shape: `(B, H, S, D)` of the span that was encoded.
-        dtype: Dtype of the span that was encoded, and of `Codec.decode`'s result.
-        tensors: Name to stored tensor; nothing else is held for the span.
+        shape: `(B, H, S, D)` of the block that was encoded.
+        dtype: Dtype of the block that was encoded, and of `Codec.decode`'s result.
+        tensors: Name to stored tensor; nothing else is held for the block.
         kinds: Name to kind: "codes", "scales", "ids", "tables", "bf16" or "dense".
     """
 
@@ -42,49 +47,106 @@ class PackedTensor:
         return total
 
 
-class Codec(Protocol):
-    """Packs spans of keys or values; holds settings only, never data."""
+class Codec(ABC):
+    """Packs blocks of keys or values; holds settings only, never data."""
 
     @property
-    def spec(self) -> CodecSpec:
+    @abstractmethod
+    def spec(self) -> Spec:
         """The settings."""
-        ...
 
-    def encode(self, span: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+    @abstractmethod
+    def encode(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
         """Pack `[B, H, S, D]` values; `seed` serves codecs that draw starting points.
 
-        All heads of a span share one stream of draws, so that a head's bytes do not depend on which other
-        heads are in the call.
+        All heads of a block share one stream of draws, so that a head's bytes do not depend on which other
+        heads are in the call: who holds heads `a` to `b` of a model packs the bytes that one device packs.
 
         Args:
             checks: Where a check that would wait for a GPU is added instead; the caller settles it with
-                `first_error` before it uses the span. On a CPU, and without a list, nothing is put off.
+                `first_error` before it uses the block. On a CPU, and without a list, nothing is put off.
 
         Raises:
-            ValueError: The span is empty or its head size is not one the codec takes.
+            ValueError: The block is empty or its head size is not one the codec takes.
             NonFiniteError: A value is NaN or infinite; names the first one.
         """
-        ...
 
+    @abstractmethod
     def decode(
         self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
     ) -> Tensor:
         """Values of `heads` (along H) and `tokens` (along S), `[B, h, s, D]` in `packed.dtype`."""
-        ...
+
+    def reader(self, head_dim: int) -> BlockReader | None:
+        """What reads blocks of heads of `head_dim` channels by kernels; `None` where only torch does."""
+        return None
+
+
+Settings = TypeVar("Settings", bound=Spec)
+Draws = TypeVar("Draws")
+
+
+class HeadwiseCodec(Codec, Generic[Settings, Draws]):
+    """A codec that packs one head at a time, by the same draws for every head.
+
+    Products of the same shape sum in the same order, whatever the number of heads.
+
+    Attributes:
+        kinds: Kind of each tensor that may be stored, by name.
+    """
+
+    kinds: ClassVar[Mapping[str, str]]
+
+    def __init__(self, spec: Settings) -> None:
+        self._spec = spec
+
+    @property
+    def spec(self) -> Settings:
+        return self._spec
+
+    @abstractmethod
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Draws:
+        """What all heads of a block of `tokens` share."""
+
+    @abstractmethod
+    def encode_head(self, points: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Pack `[S, D]` float32 values of one head."""
+
+    def encode_by_kernels(self, block: Tensor, seed: int) -> tuple[dict[str, Tensor], FiniteCheck] | None:
+        """Pack all heads by kernels, and whether their values are finite; `None` where only torch packs."""
+        return None
+
+    def encode(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+        batch, heads, tokens, head_dim = block.shape
+        check_packed_shape(self.spec.scheme, tokens, head_dim)
+        found = self.encode_by_kernels(block, seed) if uses_kernels(block.device) else None
+        if found is not None:
+            tensors, check = found
+            _settle(check, checks)
+        else:
+            require_finite(block, checks)
+            draws = self.draw(tokens, head_dim, seed, block.device)
+            packed = [self.encode_head(points.float(), draws) for points in block.flatten(0, 1)]
+            stacked = {name: torch.stack([head[name] for head in packed]) for name in packed[0]}
+            tensors = {
+                name: tensor.reshape(batch, heads, *tensor.shape[1:]) for name, tensor in stacked.items()
+            }
+        kinds = {name: self.kinds[name] for name in tensors}
+        return PackedTensor((batch, heads, tokens, head_dim), block.dtype, tensors, kinds)
 
 
 class NonFiniteError(ValueError):
-    """A span cannot be packed because it holds NaN or infinite values.
+    """A block cannot be packed because it holds NaN or infinite values.
 
     Attributes:
         count: How many there are.
         head: Head of the first one.
-        token: Token of the first one, counted from the start of the span.
+        token: Token of the first one, counted from the start of the block.
     """
 
     def __init__(self, count: int, batch: int, head: int, token: int, channel: int, value: float) -> None:
         super().__init__(
-            f"the span holds {count} NaN or infinite values, the first ({value}) in batch {batch}, "
+            f"the block holds {count} NaN or infinite values, the first ({value}) in batch {batch}, "
             f"head {head}, token {token}, channel {channel}; nothing was packed"
         )
         self.count = count
@@ -94,10 +156,10 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class FiniteCheck:
-    """What a device found of the values of one span, still on that device.
+    """What a device found of the values of one block, still on that device.
 
     Attributes:
-        head_dim: Channels of the span.
+        head_dim: Channels of the block.
         found: `[B, H, 3]` int32: how many values are NaN or infinite, the place of the first one (token times
             `head_dim` plus channel), and its bits as float32.
     """
@@ -106,17 +168,17 @@ class FiniteCheck:
     found: Tensor
 
     @classmethod
-    def of(cls, span: Tensor) -> FiniteCheck:
+    def of(cls, block: Tensor) -> FiniteCheck:
         """Look at `[B, H, S, D]` values without waiting for them."""
-        values = span.flatten(2)
+        values = block.flatten(2)
         is_bad = ~torch.isfinite(values)
         place = is_bad.int().argmax(-1, keepdim=True)
         bits = values.gather(-1, place).float().view(torch.int32)
         found = torch.cat([is_bad.sum(-1, keepdim=True).int(), place.int(), bits], -1)
-        return cls(span.shape[-1], found)
+        return cls(block.shape[-1], found)
 
     def error(self) -> NonFiniteError | None:
-        """What is wrong with the span, if anything; waits for the device."""
+        """What is wrong with the block, if anything; waits for the device."""
         found = self.found.cpu()
         bad = found[..., 0].nonzero()
         if len(bad) == 0:
@@ -129,7 +191,7 @@ class FiniteCheck:
 
 
 def first_error(checks: Sequence[FiniteCheck]) -> tuple[int, NonFiniteError] | None:
-    """Number and error of the first span with a NaN or infinite value; waits once, whatever their number."""
+    """Number and error of the first block with a NaN or infinite value; waits once, whatever their number."""
     if not checks:
         return None
     counts = torch.stack([check.found[..., 0].sum() for check in checks]).tolist()
@@ -141,7 +203,7 @@ def first_error(checks: Sequence[FiniteCheck]) -> tuple[int, NonFiniteError] | N
     return None
 
 
-def settle(check: FiniteCheck, checks: list[FiniteCheck] | None) -> None:
+def _settle(check: FiniteCheck, checks: list[FiniteCheck] | None) -> None:
     """Put `check` off to whoever holds `checks`; without them raise `NonFiniteError` now if it has one."""
     if checks is not None and check.found.device.type != "cpu":
         checks.append(check)
@@ -149,20 +211,14 @@ def settle(check: FiniteCheck, checks: list[FiniteCheck] | None) -> None:
         raise error
 
 
-def require_finite(span: Tensor, checks: list[FiniteCheck] | None = None) -> None:
-    """Raise `NonFiniteError` if `[B, H, S, D]` values are not all finite, or put it off as `settle` does."""
-    settle(FiniteCheck.of(span), checks)
-
-
-def stack_heads(parts: list[dict[str, Tensor]], batch: int) -> dict[str, Tensor]:
-    """Join what each head was packed into, batch-major, to `[B, H, ...]` tensors."""
-    joined = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-    return {name: tensor.reshape(batch, -1, *tensor.shape[1:]) for name, tensor in joined.items()}
+def require_finite(block: Tensor, checks: list[FiniteCheck] | None = None) -> None:
+    """Raise `NonFiniteError` if `[B, H, S, D]` values are not all finite, or put it off as `encode` does."""
+    _settle(FiniteCheck.of(block), checks)
 
 
 def encode_pair(
     codecs: tuple[Codec, Codec],
-    spans: tuple[Tensor, Tensor],
+    blocks: tuple[Tensor, Tensor],
     seeds: tuple[int, int],
     checks: list[FiniteCheck] | None = None,
 ) -> tuple[PackedTensor, PackedTensor]:
@@ -171,7 +227,7 @@ def encode_pair(
     Args:
         checks: As `Codec.encode` has it.
     """
-    (key_codec, value_codec), (key, value), (key_seed, value_seed) = codecs, spans, seeds
+    (key_codec, value_codec), (key, value), (key_seed, value_seed) = codecs, blocks, seeds
     if not value.is_cuda:
         packed_key = key_codec.encode(key, seed=key_seed, checks=checks)
         return packed_key, value_codec.encode(value, seed=value_seed, checks=checks)
@@ -189,12 +245,3 @@ def encode_pair(
 @cache
 def _second_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
-
-
-def build_codec(spec: CodecSpec) -> Codec:
-    """The codec that `spec` describes."""
-    # The codecs import this module, so the table is read when it is first needed.
-    from qvg_kernels.codecs import CODECS
-
-    build: Callable[[Any], Codec] = CODECS[spec.scheme]
-    return build(spec)

@@ -28,20 +28,19 @@ from qvg_cli.planning.cache_plan import (
 from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes
 from qvg_cli.randomness import derive_seed
-from qvg_kernels.attention import Arithmetic, attend
+from qvg_kernels.attention.attend import Arithmetic, attend
+from qvg_kernels.attention.history import DEFAULT_WORKSPACE_BYTES, History, OwnKeys, StoredBlock, Workspace
 from qvg_kernels.codec import (
     Codec,
     FiniteCheck,
     NonFiniteError,
     PackedTensor,
-    build_codec,
     encode_pair,
     first_error,
 )
-from qvg_kernels.placement import Placement
-from qvg_kernels.segments import GivenSegment, History, StoredSegment
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.placement import Placement
 from qvg_kernels.spec import PayloadBytes
-from qvg_kernels.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
 
 
 class Rotation(Protocol):
@@ -134,7 +133,7 @@ class LayerCache:
         """
         history = self._history(reads, rotation, value_rotation)
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
-        given = GivenSegment(key, value, rotation.placement(frames), value_placement)
+        given = OwnKeys(key, value, rotation.placement(frames), value_placement)
         return attend(query, history, given, self.workspace, self.arithmetic)
 
     def commit(self, key: Tensor, value: Tensor, frames: Frames, commit: Commit) -> None:
@@ -198,7 +197,7 @@ class LayerCache:
 
     def _segments(
         self, reads: Frames, rotation: Rotation, value_rotation: Rotation | None
-    ) -> Iterator[StoredSegment]:
+    ) -> Iterator[StoredBlock]:
         """A segment for each run of neighbouring frames of an entry."""
         wanted = set(reads)
         size = self.tokens_per_frame
@@ -212,7 +211,7 @@ class LayerCache:
                 if is_read and start is None:
                     start = position
                 elif not is_read and start is not None:
-                    yield StoredSegment(
+                    yield StoredBlock(
                         entry.codecs.key,
                         entry.codecs.value,
                         entry.key,

@@ -15,7 +15,6 @@ from torch import Tensor
 from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache
 from qvg_cli.planning.cache_plan import Block
 from qvg_kernels.codec import Codec, PackedTensor
-from qvg_kernels.codecs.plain import Bf16Codec, NoneCodec
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 _SIDES = ("key", "value")
@@ -24,7 +23,7 @@ _SIDES = ("key", "value")
 def is_packing(cache: KVCache) -> bool:
     """Whether the history becomes smaller than the model's own keys and values."""
     codecs = cache.layers[0].packed
-    return not any(isinstance(codec, NoneCodec | Bf16Codec) for codec in (codecs.key, codecs.value))
+    return codecs.key.spec.packs and codecs.value.spec.packs
 
 
 def block_tensors(

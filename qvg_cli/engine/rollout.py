@@ -74,7 +74,7 @@ def rollout(
         num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
         done: Chunks that were made before.
         on_step: Called after every model call.
-        on_frames: Called with pixels `[B, n, height, width, 3]` uint8 of a chunk as soon as they are decoded.
+        on_frames: Called with pixels `[B, n, height, width, 3]` uint8 as soon as they are decoded.
     """
     cache, device = denoiser.cache, denoiser.device
     known = [] if context is None else list(context.split(1, dim=2))

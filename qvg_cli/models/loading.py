@@ -10,8 +10,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from qvg_cli.config.schema import ModelConfig, RunConfig
 from qvg_cli.errors import MissingModelError, UsageError
-from qvg_kernels.attention import how_attended
-from qvg_kernels.dispatch import has_fp8
+from qvg_kernels.attention.attend import how_attended
+from qvg_kernels.runtime.dispatch import has_fp8
 
 Model = TypeVar("Model", AutoencoderKLWan, WanTransformer3DModel)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -2,8 +2,8 @@
 
 A decoded frame of 480x832 has 400,000 pixels of 96 to 384 channels, so what a layer reads and writes beside
 its convolution costs as much as the convolution. Norm and activation are one kernel that writes where the
-next convolution reads, zero padding is the convolution's own, and nothing changes its layout in between. Values
-are those of the stock layers up to bf16 rounding; parameters are the same tensors.
+next convolution reads, zero padding is the convolution's own, and nothing changes its layout in between.
+Values are those of the stock layers up to bf16 rounding; parameters are the same tensors.
 
 Layers change their class in place: `AutoencoderKLWan` builds them itself and takes no others.
 """

@@ -27,8 +27,8 @@ from qvg_cli.redaction import redact
 from qvg_cli.report.provenance import commit_text, cpu_name
 from qvg_cli.video.io import check_encoder, read_frames
 from qvg_cli.video.parts import encode_part
-from qvg_kernels.codec import build_codec
-from qvg_kernels.dispatch import why_reference
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.runtime.dispatch import why_reference
 from qvg_kernels.spec import FittedSpec
 
 SCHEMA = 1

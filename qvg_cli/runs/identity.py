@@ -113,7 +113,7 @@ def _versions(device: str) -> dict[str, str]:
     if device == "cuda":
         import torch
 
-        from qvg_kernels.dispatch import VARIABLE, choice
+        from qvg_kernels.runtime.dispatch import VARIABLE, choice
 
         found["gpu"] = torch.cuda.get_device_name()
         found[VARIABLE] = choice()

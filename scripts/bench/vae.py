@@ -2,8 +2,8 @@
 
     python -m scripts.bench.vae --height 480 --width 832
 
-A chunk is three latent frames. Prints the median milliseconds of a chunk, the allocator's peak and the distance
-of both to float32.
+A chunk is three latent frames. Prints the median milliseconds of a chunk, the allocator's peak and the
+distance of both to float32.
 """
 
 from __future__ import annotations

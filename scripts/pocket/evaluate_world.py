@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 from qvg_cli.config.load import Request
-from qvg_cli.engine.rollout import rollout
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline, Models
 from qvg_cli.models.hyworldplay.plan import plan_video
 from qvg_cli.models.hyworldplay.trajectory import Array, Trajectory
@@ -82,7 +83,7 @@ def draw_walks(kinds: list[str], count: int, generator: torch.Generator) -> list
     return walks
 
 
-class Engine:
+class World:
     """The backend on the built-in weights, or on those of another folder."""
 
     def __init__(self, device: torch.device, sets: list[str]) -> None:
@@ -93,12 +94,10 @@ class Engine:
         """Frames `[T, H, W, 3]` uint8 of a walk into a picture."""
         sets = [f"walk.pose={walk.pose}", f"walk.image={image}", f"video.frames={len(walk.path)}", *self.sets]
         request = Request(backend="hyworldplay", pocket=True, sets=tuple(sets))
-        config = load_config(request).config
-        plan = plan_video(config)
+        config = load_config(request).config.model_copy(update={"prompt": walk.prompt, "seed": seed})
         self.models = self.models or Models(config, self.device)
-        pipeline = HyWorldPlayPipeline(config, self.models)
-        session = pipeline.start(plan, pipeline.encode_prompt(walk.prompt), seed)
-        chunks = rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, seed))
+        engine = Engine(config, HyWorldPlayPipeline(config, self.models), self.device)
+        chunks = engine.rollout(Planned(config, plan_video(config), walk.kind))
         return np.concatenate([chunk.frames[0].cpu().numpy() for chunk in chunks])
 
     @torch.no_grad()
@@ -137,7 +136,7 @@ def contact_sheet(videos: list[np.ndarray], path: Path) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> list[Walk]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    renderer, engine = Renderer(device), Engine(device, arguments.set)
+    renderer, world = Renderer(device), World(device, arguments.set)
     walks = draw_walks(arguments.kinds, arguments.scenes, torch.Generator().manual_seed(SEED))
     arguments.out.mkdir(parents=True, exist_ok=True)
     start, first_of_kind, decibels = time.monotonic(), {}, []
@@ -145,12 +144,12 @@ def evaluate(arguments: argparse.Namespace) -> list[Walk]:
         for index, walk in enumerate(walks):
             image = Path(folder) / f"{index}.png"
             Image.fromarray(to_bytes(renderer.render(walk.scene, walk.cameras[:1]))[0]).save(image)
-            frames = engine.generate(walk, image, seed=index)
+            frames = world.generate(walk, image, seed=index)
             made = walk.path.actions[: 1 + (len(frames) - 1) // 4]
             walk.pairs["generated"] = name_moves(frames, made)
             if arguments.checks:
                 truth = renderer.render(walk.scene, walk.cameras[: 1 + 4 * (CHECK_FRAMES - 1)])
-                again, actions = engine.reconstruct(truth), walk.path.actions[:CHECK_FRAMES]
+                again, actions = world.reconstruct(truth), walk.path.actions[:CHECK_FRAMES]
                 walk.pairs["renders"] = name_moves(to_bytes(truth), actions)
                 walk.pairs["reconstructions"] = name_moves(to_bytes(again), actions)
                 decibels.append(psnr(truth, again))

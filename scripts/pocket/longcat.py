@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qvg_cli.models.longcat.layers import NORM_EPS, TransformerConfig
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.longcat.schedule import Schedule
-from qvg_kernels.placement import RotaryTables
+from qvg_kernels.rope.tables import RotaryTables
 from scripts.pocket.text import TEXT_DIM
 
 WINDOW_FRAMES = 16

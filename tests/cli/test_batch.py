@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qvg_cli.errors import QvgError
-from qvg_cli.models.self_forcing.session import SelfForcingSession
+from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 
 SHORT = ("--frames", 9)
 
@@ -16,14 +16,14 @@ def failing(monkeypatch):
     """A function: videos of these seeds fail in the model."""
 
     def fail(error, *seeds):
-        start = SelfForcingSession.denoise
+        start = SelfForcingDenoiser.denoise
 
         def denoise(self, chunk, draw_noise, on_step):
             if self.cache.layers[0].seed in seeds:
                 raise error
             return start(self, chunk, draw_noise, on_step)
 
-        monkeypatch.setattr(SelfForcingSession, "denoise", denoise)
+        monkeypatch.setattr(SelfForcingDenoiser, "denoise", denoise)
 
     return fail
 
@@ -50,7 +50,7 @@ def test_bad_lines_and_failures_leave_the_others(tiny, tmp_path, failing):
 
 
 def test_lack_of_memory_is_told_once_with_what_held_it(tiny, tmp_path, failing):
-    denoise, calls = SelfForcingSession.denoise, []
+    denoise, calls = SelfForcingDenoiser.denoise, []
 
     def run_out(self, chunk, *arguments):
         calls.append(chunk)
@@ -59,7 +59,7 @@ def test_lack_of_memory_is_told_once_with_what_held_it(tiny, tmp_path, failing):
         return denoise(self, chunk, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SelfForcingSession, "denoise", run_out)
+        patch.setattr(SelfForcingDenoiser, "denoise", run_out)
         result = tiny("a red ball", "--frames", 45, "--out", tmp_path, "--json")
     assert result.exit_code == 4
     told = result.stderr[result.stderr.index("error: ") :]
@@ -78,7 +78,7 @@ def test_a_part_goes_on_where_it_was_stopped(tiny, tmp_path, failing, monkeypatc
     arguments = ("--prompts", file, "--shard", "1/2", *SHORT, "--out", tmp_path / "out")
     manifest = tmp_path / "out" / "self-forcing" / "jobs-1-of-2.json"
     with monkeypatch.context() as patch:
-        patch.setattr(SelfForcingSession, "denoise", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(SelfForcingDenoiser, "denoise", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         assert tiny(*arguments).exit_code == 130
     assert not manifest.exists()
     failing(QvgError("the model broke"), 2)

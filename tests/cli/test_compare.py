@@ -266,8 +266,8 @@ def test_a_comparison_that_was_cut_off_goes_on(compare, compared, qvg, tmp_path,
     """Cut in the second run; in the first, after a whole video, in the second video."""
     add, left = Recording.add, [cut]
 
-    def add_then_die(self, result, cache):
-        add(self, result, cache)
+    def add_then_die(self, result):
+        add(self, result)
         left[0] -= 1
         if left[0] == 0:
             raise QvgError("cut off")

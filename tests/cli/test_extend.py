@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from qvg_cli.commands import make_videos
+from qvg_cli.engine.engine import Engine
 from qvg_cli.errors import QvgError
 from qvg_cli.video.clip import fitted_frames
 from qvg_cli.video.io import VideoWriter, count_frames, read_frames
@@ -238,7 +238,7 @@ def test_an_extension_that_was_cut_off_goes_on(finished, clip, qvg, tiny, tmp_pa
     start = clip if has_clip else finished[1]["folder"]
     arguments = ("extend", start, "a red ball", *tiny.arguments, "--frames", 36, "--out", tmp_path, "--json")
     whole = json.loads(qvg(*arguments).stdout)
-    rollout = make_videos.rollout
+    rollout = Engine.rollout
 
     def fail_late(*given, **options):
         for number, result in enumerate(rollout(*given, **options)):
@@ -247,7 +247,7 @@ def test_an_extension_that_was_cut_off_goes_on(finished, clip, qvg, tiny, tmp_pa
                 raise QvgError("cut off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(make_videos, "rollout", fail_late)
+        patch.setattr(Engine, "rollout", fail_late)
         cut = json.loads(qvg(*arguments).stdout)
     assert cut["status"] == "failed"
     assert "VIDEO and --resume were both given" in qvg(*arguments, "--resume", cut["folder"]).stderr

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.cache.snapshot import entry_tensors, held_entries, read_entries
+from qvg_cli.cache.snapshot import block_tensors, read_blocks
 from qvg_cli.config.load import Request
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.models.hyworldplay.trajectory import camera_path
 from qvg_cli.models.registry import load_config
-from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
+from qvg_cli.planning.cache_forecast import CacheShape
+from qvg_cli.planning.chunks import ChunkPlan, Geometry
 from qvg_cli.planning.prompts import read_jobs, read_schedule
 
 BOMB = "a0: &a0 [x]\n" + "".join(
@@ -243,21 +244,20 @@ def test_fuzzed_files_are_read_or_refused(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["int2", "int2-qvg", "kivi-int2", "turboquant-int2", "bf16"])
-def test_fuzzed_spans_are_read_or_refused(preset):
-    """Bytes of a span whose hash was forged: what cannot be a span is refused, no read leaves its tensors."""
+def test_fuzzed_blocks_are_read_or_refused(preset):
+    """Bytes of a block whose hash was forged: what cannot be one is refused, no read leaves its tensors."""
     chance = random.Random(preset)
     config = load_config(Request(sets=[f"cache.preset={preset}"])).config.cache
-    chunks = (ChunkPlan(0, (0, 1), commits=(0, 1)), ChunkPlan(1, (2,), reads=(0, 1)))
-    plan = VideoPlan(chunks, 24, (16, 8, 12), 64, 96)
+    geometry = Geometry(tokens_per_frame=24, latent_shape=(16, 8, 12), height=64, width=96)
 
     def cache():
-        return open_cache(config, plan, num_layers=1, layer_width=128, sink_frames=0, seed=1)
+        return open_cache(config, geometry, CacheShape(num_layers=1, heads=2, head_dim=64), seed=1)
 
     made = cache()
-    made.begin(chunks[0])
+    step = made.begin(ChunkPlan(0, (0, 1), commits=(0, 1)))
     keys = torch.randn(1, 2, 48, 64)
-    made.layers[0].append(keys, -keys, (0, 1), made.packs(chunks[0]))
-    tensors, about = entry_tensors(made, held_entries(made, chunks[1]))
+    made.layers[0].commit(keys, -keys, (0, 1), step.commit)
+    tensors, about = block_tensors(made, made.plan.blocks)
     num_refused = 0
     for _ in range(FUZZ_ROUNDS // 5):
         name = chance.choice(sorted(tensors))
@@ -276,10 +276,11 @@ def test_fuzzed_spans_are_read_or_refused(preset):
         if how != 3:
             changed[name] = tensor
         try:
-            read = read_entries(changed, about, cache(), torch.device("cpu"))
+            read = read_blocks(changed, about, 0, cache(), torch.device("cpu"))
         except ValueError:
             num_refused += 1
         else:
-            [entries] = read.values()
-            assert entries[0].frames == (0, 1)
+            [(block, entries)] = read.items()
+            assert block.frames == (0, 1)
+            assert len(entries) == 1
     assert num_refused > FUZZ_ROUNDS // 20

@@ -6,7 +6,7 @@ from logging import getLogger
 from pathlib import Path
 
 from qvg_cli.logs import run_log
-from qvg_cli.models.self_forcing.session import SelfForcingSession
+from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 
 TOKEN = "hf_" + "AbCdEfGh" * 4
 
@@ -39,7 +39,7 @@ def test_stderr_has_the_log_only_if_asked_for(finished, tiny, tmp_path, monkeypa
 def test_no_token_is_written_anywhere(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("sys.argv", ["qvg", "generate", "--prompt", TOKEN])
-    denoise = SelfForcingSession.denoise
+    denoise = SelfForcingDenoiser.denoise
     chunks = []
 
     def leak(self, chunk, *arguments):
@@ -48,7 +48,7 @@ def test_no_token_is_written_anywhere(tiny, tmp_path, monkeypatch):
             raise RuntimeError(f"https://me:word@hub/x?X-Amz-Signature=abc refused {TOKEN}")
         return denoise(self, chunk, *arguments)
 
-    monkeypatch.setattr(SelfForcingSession, "denoise", leak)
+    monkeypatch.setattr(SelfForcingDenoiser, "denoise", leak)
     result = tiny("a red ball", "--frames", 33, "--out", tmp_path, "--json", "--verbose", "--debug")
     assert result.exit_code == 1
     folder = Path(json.loads(result.stdout)["folder"])

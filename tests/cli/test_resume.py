@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from qvg_cli.commands import make_videos
 from qvg_cli.config.load import Request
+from qvg_cli.engine import engine
 from qvg_cli.errors import QvgError
 from qvg_cli.main import app
 from qvg_cli.models.registry import load_config
@@ -30,7 +30,7 @@ LENGTH += ["--set", "cache.span_tokens=48", "--set", "cache.keep_recent_chunks=1
 @pytest.fixture(scope="module", autouse=True)
 def _load_once():
     """The model is the same for all runs here."""
-    load = make_videos.load_pipeline
+    load = engine.load_pipeline
     loaded = {}
 
     def load_once(config, device):
@@ -38,7 +38,7 @@ def _load_once():
         return loaded.setdefault(key, None) or loaded.update({key: load(config, device)}) or loaded[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_videos, "load_pipeline", load_once)
+        patch.setattr(engine, "load_pipeline", load_once)
         yield
 
 
@@ -55,8 +55,8 @@ def cut_off(tiny, tmp_path_factory):
     """The folder of the same run after four of its six chunks, as kill -9 leaves it."""
     add, left = Recording.add, []
 
-    def add_then_die(self, result, cache):
-        add(self, result, cache)
+    def add_then_die(self, result):
+        add(self, result)
         if len(self.samples) == CUT_AFTER:
             left.append(shutil.copytree(self._run.path, folder))
             raise QvgError("cut off")

@@ -6,59 +6,69 @@ import pytest
 import torch
 from histories import PLACEMENTS, SPECS, history_of, placement_of
 
-from qvg_kernels import attention
-from qvg_kernels.gpu import attention as kernels
-from qvg_kernels.gpu import budget, launch, layouts, runs
-from qvg_kernels.gpu.fused import choose_fused
-from qvg_kernels.gpu.operands import BF16, FP8, INT8
-from qvg_kernels.placement import Rotary
-from qvg_kernels.segments import GivenSegment, History
+from qvg_kernels.attention import packed as kernels
+from qvg_kernels.attention.attend import attend
+from qvg_kernels.attention.blocks import prepare
+from qvg_kernels.attention.combine import choose_fused
+from qvg_kernels.attention.heads import BF16, FP8, INT8
+from qvg_kernels.attention.history import History, OwnKeys, Workspace
+from qvg_kernels.attention.reference import attend_in_torch
+from qvg_kernels.codecs.reading import DecodeTarget
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.placement import Rotary
+from qvg_kernels.runtime import launch
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
-from qvg_kernels.workspace import Workspace
 
 CPU = torch.device("cpu")
 NEAR = {"rtol": 2e-3, "atol": 5e-2}
 """Kernels compute in float16 what they store in bf16; values here are up to fifty."""
 
 
-def decoded(history, *, operands, head_dim, heads=(1, 2, 0, 2), part_tokens=128):
-    """Keys and values of every part as the kernels read them, `[B * h, S, D]` float32."""
-    (run,) = runs.runs_of(history.segments)
-    batch, _, first, group = heads
+def list_of(history):
+    """The one list of blocks that a history is."""
+    (only,) = prepare(history.blocks).lists
+    return only
+
+
+def decoded(history, *, operands, head_dim, heads=(0, 2), pass_tokens=128):
+    """Keys and values of every pass as the kernels read them, `[B * h, S, D]` float32."""
+    blocks = list_of(history)
+    first, group = heads
     sides = []
     is_e4m3 = operands.value is not None
-    for side, is_value, narrow in ((run.key, False, operands.key), (run.value, True, operands.value)):
-        units = factors = None
-        if side.head_units is not None:
-            units = side.head_units[:, first : first + group].flatten()
+    for side, is_value, narrow in ((blocks.key, False, operands.key), (blocks.value, True, operands.value)):
+        rows = side.table.batch * group
+        scale = smoothing = None
+        if side.scales is not None:
+            scale = side.scales.scale[:, first : first + group].flatten()
         if narrow is torch.int8:
-            factors = side.factors[:, first : first + group].flatten(0, 1)
-        parts = []
-        for tiles in run.parts(part_tokens, CPU):
-            pitch = budget.round_up(tiles.num_tokens, 128)
-            rows = batch * group
+            smoothing = side.scales.smoothing[:, first : first + group].flatten(0, 1)
+        passes = []
+        for tiles in blocks.passes(pass_tokens, CPU):
+            pitch = tiles.pitch
             target = torch.full((rows, pitch, head_dim), float("nan"))
             if narrow is not None:
                 target = torch.full((rows, pitch, head_dim), 127, dtype=torch.int8).view(narrow)
             transposes, reorders = is_e4m3 and is_value, is_e4m3 and not is_value
             shaped = target.view(rows * head_dim, pitch) if transposes else target.view(-1, head_dim)
-            how = {"transposes": transposes, "reorders": reorders}
-            runs.decode_part(side, tiles, heads, head_dim, shaped, units, factors, pitch, **how)
+            side.reader.decode(
+                side.table, tiles, DecodeTarget(shaped, first, group, scale, smoothing, transposes, reorders)
+            )
             values = shaped.view(rows, head_dim, pitch).mT if transposes else target
             if reorders:
                 number = torch.arange(pitch)
                 t, i, e = number >> 2 & 3, number >> 1 & 1, number & 1
                 values = values[:, number - number % 16 + 8 * i + 2 * t + e]
-            values = values.float() * (units.view(-1, 1, 1) if narrow is not None else 1.0)
-            values = values if factors is None else values * factors.unsqueeze(1)
+            values = values.float() * (scale.view(-1, 1, 1) if narrow is not None else 1.0)
+            values = values if smoothing is None else values * smoothing.unsqueeze(1)
             assert values.isfinite().all()
-            parts.append(values[:, : tiles.num_tokens])
-        sides.append(torch.cat(parts, 1))
+            passes.append(values[:, : tiles.num_tokens])
+        sides.append(torch.cat(passes, 1))
     return sides
 
 
 def expected_of(history, first=0, group=2):
-    pairs = [s.read(slice(first, first + group), slice(0, s.num_tokens)) for s in history.segments]
+    pairs = [b.read(slice(first, first + group), slice(0, b.num_tokens)) for b in history.blocks]
     return [torch.cat(side, 2).flatten(0, 1) for side in zip(*pairs, strict=True)]
 
 
@@ -97,7 +107,7 @@ def test_placements_are_those_of_the_reference(placement):
 def test_some_heads_are_read_alone():
     history = history_of(FittedSpec(), head_dim=64)
     for found, expected in zip(
-        decoded(history, operands=BF16, head_dim=64, heads=(1, 2, 1, 1)),
+        decoded(history, operands=BF16, head_dim=64, heads=(1, 1)),
         expected_of(history, 1, 1),
         strict=True,
     ):
@@ -106,20 +116,20 @@ def test_some_heads_are_read_alone():
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_numbers_of_8_bits_fill_their_range_and_are_as_near_as_they_can(spec):
-    if not layouts.layout_of(spec, 64).is_packed:
+    if not build_codec(spec).reader(64).is_coarse:
         pytest.skip("read as bf16")
     history = history_of(spec, head_dim=64)
-    (run,) = runs.runs_of(history.segments)
+    blocks = list_of(history)
     key, value = decoded(history, operands=FP8, head_dim=64)
     expected_key, expected_value = expected_of(history)
-    unit = run.key.head_units.view(-1, 1, 1) * run.key.factors.flatten(0, 1).unsqueeze(1)
+    unit = blocks.key.scales.scale.view(-1, 1, 1) * blocks.key.scales.smoothing.flatten(0, 1).unsqueeze(1)
     # Half a step, and what float16 adds.
     assert ((key - expected_key).abs() <= 0.6 * unit + expected_key.abs() / 256).all()
     largest = (expected_key.abs() / unit).amax((1, 2))
     assert (largest <= 127.5).all()
     assert (largest > 30).all()
     # A step of e4m3 is up to an eighth; the interpreter carries some values to a wrong power of two.
-    unit = run.value.head_units.view(-1, 1, 1)
+    unit = blocks.value.scales.scale.view(-1, 1, 1)
     is_near = (value - expected_value).abs() <= expected_value.abs() / 8 + unit / 512
     assert is_near.float().mean() > 0.95
     largest = (expected_value.abs() / unit).amax((1, 2))
@@ -131,11 +141,11 @@ def distance(found, expected):
     return (found - expected).norm() / expected.norm()
 
 
-def given_of(head_dim, tokens, placement="rotary", batch=1, heads=2):
+def own_of(head_dim, tokens, placement="rotary", batch=1, heads=2):
     generator = torch.Generator().manual_seed(3)
     key, value = (torch.randn(batch, tokens, heads, head_dim, generator=generator) for _ in range(2))
     placed = placement_of(placement, tokens)
-    return GivenSegment(key.transpose(1, 2), value.transpose(1, 2), placed, None)
+    return OwnKeys(key.transpose(1, 2), value.transpose(1, 2), placed, None)
 
 
 @pytest.mark.parametrize("limit_bytes", [2**28, 60_000])
@@ -143,10 +153,10 @@ def given_of(head_dim, tokens, placement="rotary", batch=1, heads=2):
 def test_attention_is_that_of_the_reference(limit_bytes, batch, queries):
     # 176 keys are two parts, since a part has at least 128.
     history = history_of(FittedSpec(), head_dim=64, lengths=(50, 103, 30), batch=batch)
-    given = given_of(64, 21, batch=batch)
+    own = own_of(64, 21, batch=batch)
     query = 4 * torch.randn(batch, queries, 2, 64, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
-    found = kernels.attend(query, history, given, Workspace(limit_bytes), BF16)
-    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    found = kernels.attend(query, history, own, Workspace(limit_bytes), BF16)
+    expected = attend_in_torch(query, [*history.blocks, own], Workspace())
     assert distance(found, expected) < 0.003
 
 
@@ -155,21 +165,21 @@ def test_packed_and_unpacked_spans_are_attended_together(programs_at_once, monke
     # On a device of many programs keys are split; of so few keys some splits get none.
     monkeypatch.setattr(launch, "programs_at_once", lambda device, blocks: programs_at_once)
     packed, plain = (history_of(spec, head_dim=64, lengths=(30,)) for spec in (FittedSpec(), Bf16Spec()))
-    history = History((*packed.segments, *plain.segments))
-    given = given_of(64, 21)
+    history = History((*packed.blocks, *plain.blocks))
+    own = own_of(64, 21)
     query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
-    found = kernels.attend(query, history, given, Workspace(), BF16)
-    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    found = kernels.attend(query, history, own, Workspace(), BF16)
+    expected = attend_in_torch(query, [*history.blocks, own], Workspace())
     assert distance(found, expected) < 0.003
 
 
 @pytest.mark.parametrize(("operands", "bound"), [(BF16, 0.003), (INT8, 0.2), (FP8, 0.2)])
 def test_one_history_serves_every_item_of_the_batch(operands, bound):
     # Both rows of a guidance read the same condition frames.
-    history, given = history_of(FittedSpec(), head_dim=64), given_of(64, 21, batch=2)
+    history, own = history_of(FittedSpec(), head_dim=64), own_of(64, 21, batch=2)
     query = torch.randn(2, 17, 2, 64, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
-    found = kernels.attend(query, history, given, Workspace(), operands)
-    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    found = kernels.attend(query, history, own, Workspace(), operands)
+    expected = attend_in_torch(query, [*history.blocks, own], Workspace())
     for item in range(2):
         assert distance(found[item], expected[item]) < bound
 
@@ -178,10 +188,10 @@ def test_one_history_serves_every_item_of_the_batch(operands, bound):
 def test_without_a_history_the_chunk_attends_to_itself(has_library, monkeypatch):
     if not has_library:
         monkeypatch.setattr(kernels, "choose_fused", lambda *_: None)
-    given = given_of(64, 21)
+    own = own_of(64, 21)
     query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
-    found = kernels.attend(query, History(()), given, Workspace(), BF16)
-    expected = attention.attend_segments(query, [given], Workspace())
+    found = kernels.attend(query, History(()), own, Workspace(), BF16)
+    expected = attend_in_torch(query, [own], Workspace())
     assert distance(found, expected) < 0.003
 
 
@@ -199,12 +209,12 @@ def test_own_keys_that_fit_the_workspace_go_to_the_library(limit_bytes, has_libr
     monkeypatch.setattr(kernels, "choose_fused", chosen)
     # 133 float32 keys of two heads are 68,096 bytes.
     history = history_of(FittedSpec(), head_dim=64, lengths=(30,), placement=placement)
-    given = given_of(64, 133, placement)
+    own = own_of(64, 133, placement)
     if placement == "matrices":
-        given = replace(given, value_placement=given.key_placement)
+        own = replace(own, value_placement=own.key_placement)
     query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
-    found = kernels.attend(query, history, given, Workspace(limit_bytes), BF16)
-    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    found = kernels.attend(query, history, own, Workspace(limit_bytes), BF16)
+    expected = attend_in_torch(query, [*history.blocks, own], Workspace())
     assert distance(found, expected) < 0.003
     assert bool(calls) == (limit_bytes == 2**28)
 
@@ -213,39 +223,39 @@ def test_own_keys_that_fit_the_workspace_go_to_the_library(limit_bytes, has_libr
 def test_queries_that_see_only_one_side_are_right(programs_at_once, monkeypatch):
     monkeypatch.setattr(launch, "programs_at_once", lambda device, blocks: programs_at_once)
     generator = torch.Generator().manual_seed(1)
-    history, given = history_of(FittedSpec(), head_dim=64, lengths=(30, 40)), given_of(64, 21)
+    history, own = history_of(FittedSpec(), head_dim=64, lengths=(30, 40)), own_of(64, 21)
     # Not turned, all own keys lie about one point, which queries are far from, towards or away.
-    still = Rotary(given.key_placement.tables, 1, 1, (0,) * 21)
+    still = Rotary(own.key_placement.tables, 1, 1, (0,) * 21)
     point = 4 * torch.randn(64, generator=generator)
-    given = replace(given, key=0.1 * given.key + point, key_placement=still)
+    own = replace(own, key=0.1 * own.key + point, key_placement=still)
     query = torch.randn(1, 2, 20, 64, generator=generator)
     query[:, :, ::3] += 8 * point
     query[:, :, 1::3] -= 8 * point
-    found = kernels.attend(query, history, given, Workspace(), BF16)
-    for rows, segments in ((0, [given]), (1, history.segments), (2, [*history.segments, given])):
-        expected = attention.attend_segments(query[:, :, rows::3], segments, Workspace())
+    found = kernels.attend(query, history, own, Workspace(), BF16)
+    for rows, keys in ((0, [own]), (1, history.blocks), (2, [*history.blocks, own])):
+        expected = attend_in_torch(query[:, :, rows::3], keys, Workspace())
         assert distance(found[:, :, rows::3], expected) < 0.003
 
 
 @pytest.mark.parametrize(("operands", "bound"), [(INT8, 0.1), (FP8, 0.2)])
 def test_attention_of_8_bits_is_near_the_reference(operands, bound):
-    history, given = history_of(FittedSpec(), head_dim=64), given_of(64, 21)
+    history, own = history_of(FittedSpec(), head_dim=64), own_of(64, 21)
     query = torch.randn(1, 2, 40, 64, generator=torch.Generator().manual_seed(1))
-    found = kernels.attend(query, history, given, Workspace(), operands)
-    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
+    found = kernels.attend(query, history, own, Workspace(), operands)
+    expected = attend_in_torch(query, [*history.blocks, own], Workspace())
     assert distance(found, expected) < bound
 
 
 def test_a_scheme_without_kernels_is_left_to_the_reference():
     history = history_of(RtnSpec(), head_dim=64)
-    assert kernels.attend(torch.zeros(1, 2, 4, 64), history, given_of(64, 21), Workspace(), BF16) is None
+    assert kernels.attend(torch.zeros(1, 2, 4, 64), history, own_of(64, 21), Workspace(), BF16) is None
 
 
 def test_the_same_dispatch_serves_the_cache(monkeypatch):
     monkeypatch.setenv("QVG_KERNELS", "triton")
-    history, given = history_of(FittedSpec(), head_dim=64), given_of(64, 21)
+    history, own = history_of(FittedSpec(), head_dim=64), own_of(64, 21)
     query = torch.randn(1, 2, 9, 64, generator=torch.Generator().manual_seed(1))
-    found = attention.attend(query.half(), history, given, Workspace())
+    found = attend(query.half(), history, own, Workspace())
     monkeypatch.setenv("QVG_KERNELS", "reference")
-    expected = attention.attend(query, history, given, Workspace())
+    expected = attend(query, history, own, Workspace())
     torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qvg_kernels.codec import NonFiniteError, build_codec
+from qvg_kernels.codec import NonFiniteError
+from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import AsymSpec, FittedSpec, QvgSpec
 
 SPECS = [

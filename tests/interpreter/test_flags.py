@@ -3,7 +3,7 @@
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from qvg_kernels.gpu.attend import attend_kernel
+from qvg_kernels.attention.kernels import attend_kernel
 
 HEADS, QUERIES, KEYS, HEAD_DIM, BLOCK, SPLITS = 2, 40, 96, 64, 16, 2
 TILES = -(-QUERIES // BLOCK)
@@ -24,7 +24,7 @@ def attended(flags):
         units, factors, None, maximum, total, output, *query.stride()[:3],
         HEADS, HEADS, QUERIES, KEYS, KEYS // SPLITS, KEYS, 0, HEAD_DIM**-0.5, flags,
         IS_INT8=True, IS_E4M3=False,
-        HEAD_DIM=HEAD_DIM, BLOCK_M=BLOCK, BLOCK_N=32, STAGES=1,
+        HEAD_DIM=HEAD_DIM, TILE_M=BLOCK, TILE_N=32, STAGES=1,
     )  # fmt: skip
     return torch.cat([maximum.unsqueeze(-1), total.unsqueeze(-1), output], -1)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from qvg_kernels.gpu.merge import merge_kernel
+from qvg_kernels.attention.combine import merge_kernel
 
 BATCH, HEADS, QUERIES, HEAD_DIM, BLOCK = 2, 3, 37, 64, 16
 LOG2_E = 1.4426950408889634
@@ -33,7 +33,7 @@ def merged(states, own=None, logsumexp=None):
     strides = [(0, 0, 0) if each is None else each.stride()[:3] for each in (own, logsumexp, found)]
     merge_kernel[(-(-QUERIES // BLOCK), BATCH * HEADS)](
         maximum, total, output, own, logsumexp, found, *sum(strides, ()), HEADS, QUERIES, len(states),
-        HEAD_DIM=HEAD_DIM, BLOCK_M=BLOCK,
+        HEAD_DIM=HEAD_DIM, TILE_M=BLOCK,
     )  # fmt: skip
     return found
 

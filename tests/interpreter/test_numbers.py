@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from qvg_kernels import e4m3, rotation
-from qvg_kernels.gpu import numbers
+from qvg_kernels.quant import e4m3, numbers
+from qvg_kernels.quant import hadamard as rotation
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 import torch
 
-from qvg_kernels.gpu.queries import round_queries_kernel
+from qvg_kernels.attention.kernels import round_queries_kernel
 
 HEADS, QUERIES, PITCH, HEAD_DIM = 3, 21, 32, 64
 
@@ -15,7 +15,7 @@ def test_the_mean_of_both_versions_is_nearer_than_either():
     units = torch.full((HEADS, QUERIES), float("nan"))
     round_queries_kernel[(1, HEADS)](
         query, factors, rounded, units, *query.stride()[:3], HEADS, HEADS, QUERIES, PITCH,
-        HEAD_DIM=HEAD_DIM, BLOCK_M=32,
+        HEAD_DIM=HEAD_DIM, TILE_M=32,
     )  # fmt: skip
     scaled = query[0] * factors.unsqueeze(1)
     torch.testing.assert_close(units, scaled.abs().amax(-1) / 127)

@@ -1,11 +1,12 @@
-"""Small spans of every scheme that has kernels."""
+"""Small blocks of every scheme that has kernels."""
 
 import pytest
 import torch
 
-from qvg_kernels.codec import build_codec
-from qvg_kernels.placement import FrameMatrices, Rotary, RotaryTables
-from qvg_kernels.segments import History, StoredSegment
+from qvg_kernels.attention.history import History, StoredBlock
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.placement import FrameMatrices, Rotary
+from qvg_kernels.rope.tables import RotaryTables
 from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
 
 SPECS = [pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "int2", "int3", "int4", "trit")] + [
@@ -31,9 +32,9 @@ def placement_of(name, tokens, head_dim=64):
 
 
 def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batch=1, heads=2, size=1.0):
-    """Segments of spans of `lengths` tokens; of the second one only tokens 7 on, as after an eviction."""
+    """Blocks of `lengths` tokens; of the second one only tokens 7 on, as after an eviction."""
     codec = build_codec(spec)
-    segments = []
+    blocks = []
     for index, tokens in enumerate(lengths):
         generator = torch.Generator().manual_seed(index)
         span = torch.randn(batch, heads, tokens, head_dim, generator=generator)
@@ -43,7 +44,5 @@ def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batc
         first = 7 if index == 1 else 0
         key, value = codec.encode(span, seed=index), codec.encode(2 * span.flip(2), seed=index)
         value_placement = placed if placement == "matrices" else None
-        segments.append(
-            StoredSegment(codec, codec, key, value, placed, value_placement, first, tokens - first)
-        )
-    return History(tuple(segments))
+        blocks.append(StoredBlock(codec, codec, key, value, placed, value_placement, first, tokens - first))
+    return History(tuple(blocks))

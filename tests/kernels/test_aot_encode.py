@@ -3,42 +3,40 @@
 import pytest
 import torch
 
-from qvg_kernels.gpu import encode, encode_sizes
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.runtime import launch
 from qvg_kernels.spec import AsymSpec, FittedSpec, QvgSpec
 
 from .aot import CAPABILITIES, SHARED_LIMITS, needs_compiler, recorded_launches
 
 pytestmark = [needs_compiler, pytest.mark.slow]
 
-CALLS = [(encode.encode_fitted, FittedSpec(grid=grid)) for grid in ("e8", "int2", "int3", "int4", "trit")]
-CALLS += [
-    (encode.encode_fitted, FittedSpec(num_centroids=0)),
-    (encode.encode_qvg, QvgSpec()),
-    (encode.encode_qvg, QvgSpec(stages=2, block_size=16)),
-    (encode.encode_asym, AsymSpec()),
-]
+SPECS = [FittedSpec(grid=grid) for grid in ("e8", "int2", "int3", "int4", "trit")]
+SPECS += [FittedSpec(num_centroids=0), QvgSpec(), QvgSpec(stages=2, block_size=16), AsymSpec()]
 
 
-def launches_of(calls, tokens, head_dim, dtype=torch.bfloat16):
-    """The launches of `calls` that differ in more than their tensors."""
+def launches_of(capability, patch):
+    """The launches of encoding that differ in more than their tensors, on a card."""
+    patch.setattr(launch, "capability", lambda device: divmod(capability, 10))
+    blocks = [
+        (SPECS, 37440, 128, torch.bfloat16),
+        (SPECS[:1], 4680, 128, torch.bfloat16),
+        (SPECS[:1], 600, 64, torch.bfloat16),
+        (SPECS[:1], 7040, 256, torch.bfloat16),
+        (SPECS[:1], 600, 128, torch.float32),
+    ]
     launches = {}
-    for encoded, spec in calls:
-        with recorded_launches() as made:
-            encoded(torch.zeros(1, 2, tokens, head_dim, dtype=dtype), spec, 1)
-        launches |= {launched.key(): launched for launched in made}
-    return launches.values()
+    for specs, tokens, head_dim, dtype in blocks:
+        for spec in specs:
+            with recorded_launches() as made:
+                build_codec(spec).encode_by_kernels(torch.zeros(1, 2, tokens, head_dim, dtype=dtype), 1)
+            launches |= {launched.key(): launched for launched in made}
+    return list(launches.values())
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_launch_of_an_encoding_compiles(capability, monkeypatch):
-    monkeypatch.setattr(encode_sizes, "capability", lambda device: divmod(capability, 10))
-    launches = [
-        *launches_of(CALLS, 37440, 128),
-        *launches_of(CALLS[:1], 4680, 128),
-        *launches_of(CALLS[:1], 600, 64),
-        *launches_of(CALLS[:1], 7040, 256),
-        *launches_of(CALLS[:1], 600, 128, torch.float32),
-    ]
+    launches = launches_of(capability, monkeypatch)
     assert len({launched.name for launched in launches}) > 12
     for launched in launches:
         shared = launched.compile(capability).shared

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from qvg_kernels import bitpack, e4m3, lattice, rotation
-from qvg_kernels.grids import grid
+from qvg_kernels.codecs.fitted.grids import grid
+from qvg_kernels.quant import bitpack, e4m3, lattice
+from qvg_kernels.quant import hadamard as rotation
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

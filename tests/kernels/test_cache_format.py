@@ -8,9 +8,10 @@ import struct
 import pytest
 import torch
 
-from qvg_kernels.codec import PackedTensor, build_codec
-from qvg_kernels.codecs.fitted import KINDS
-from qvg_kernels.lattice import patterns
+from qvg_kernels.codec import PackedTensor
+from qvg_kernels.codecs.fitted.reference import KINDS
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.quant.lattice import patterns
 from qvg_kernels.spec import FittedSpec
 
 from .conftest import REPOSITORY, preset_specs

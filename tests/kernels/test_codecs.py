@@ -4,7 +4,8 @@ edges."""
 import pytest
 import torch
 
-from qvg_kernels.codec import NonFiniteError, build_codec
+from qvg_kernels.codec import NonFiniteError
+from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import Bf16Spec, FittedSpec, KiviSpec, NoneSpec, QvgSpec
 
 from .conftest import every_spec, make_span, packed_specs

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qvg_kernels.codec import PackedTensor, build_codec
+from qvg_kernels.codec import PackedTensor
+from qvg_kernels.codecs.registry import build_codec
 
 from .conftest import every_spec, make_span
 

@@ -5,15 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qvg_kernels import attention
-from qvg_kernels.codec import PackedTensor, build_codec
-from qvg_kernels.dispatch import has_fp8
-from qvg_kernels.gpu import attention as kernels
-from qvg_kernels.gpu import launch
-from qvg_kernels.placement import FrameMatrices, Rotary, RotaryTables
-from qvg_kernels.segments import GivenSegment, History, StoredSegment
+from qvg_kernels.attention import packed as kernels
+from qvg_kernels.attention.attend import attend
+from qvg_kernels.attention.history import DEFAULT_WORKSPACE_BYTES, History, OwnKeys, StoredBlock, Workspace
+from qvg_kernels.attention.reference import attend_in_torch
+from qvg_kernels.codec import PackedTensor
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.placement import FrameMatrices, Rotary
+from qvg_kernels.rope.tables import RotaryTables
+from qvg_kernels.runtime import launch
+from qvg_kernels.runtime.dispatch import has_fp8
 from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
-from qvg_kernels.workspace import DEFAULT_WORKSPACE_BYTES, Workspace
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,7 +55,7 @@ def make_call(spec, *, spans, heads=12, placement="rotary"):
     """Query, history and chunk; every span in memory of its own."""
     codec = build_codec(spec)
     packed = [codec.encode(values_of(SPAN_FRAMES, heads, seed), seed=seed) for seed in (1, 2)]
-    segments = []
+    blocks = []
     for first in range(0, spans * SPAN_FRAMES, SPAN_FRAMES):
         key, value = (
             PackedTensor(
@@ -67,11 +69,11 @@ def make_call(spec, *, spans, heads=12, placement="rotary"):
         placed = placement_of(placement, tuple(range(first, first + SPAN_FRAMES)))
         value_placed = placed if placement == "matrices" else None
         tokens = SPAN_FRAMES * ROWS * COLUMNS
-        segments.append(StoredSegment(codec, codec, key, value, placed, value_placed, 0, tokens))
+        blocks.append(StoredBlock(codec, codec, key, value, placed, value_placed, 0, tokens))
     own = placement_of(placement, tuple(range(spans * SPAN_FRAMES, (spans + 1) * SPAN_FRAMES)))
     key, value = (values_of(SPAN_FRAMES, heads, seed) for seed in (3, 4))
-    given = GivenSegment(key, value, own, own if placement == "matrices" else None)
-    return values_of(SPAN_FRAMES, heads, 5), History(tuple(segments)), given
+    own = OwnKeys(key, value, own, own if placement == "matrices" else None)
+    return values_of(SPAN_FRAMES, heads, 5), History(tuple(blocks)), own
 
 
 def distance(found, expected):
@@ -81,13 +83,13 @@ def distance(found, expected):
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("placement", ["rotary", "matrices"])
 def test_attention_is_near_the_reference(spec, placement):
-    query, history, given = make_call(spec, spans=3, placement=placement)
-    expected = attention.attend_segments(query, [*history.segments, given], Workspace())
-    found = attention.attend(query, history, given, Workspace(), "bf16")
+    query, history, own = make_call(spec, spans=3, placement=placement)
+    expected = attend_in_torch(query, [*history.blocks, own], Workspace())
+    found = attend(query, history, own, Workspace(), "bf16")
     assert distance(found, expected) < 0.01
-    assert distance(attention.attend(query, history, given, Workspace(), "int8"), expected) < 0.02
+    assert distance(attend(query, history, own, Workspace(), "int8"), expected) < 0.02
     if has_fp8(query.device):
-        assert distance(attention.attend(query, history, given, Workspace(), "fp8"), expected) < 0.05
+        assert distance(attend(query, history, own, Workspace(), "fp8"), expected) < 0.05
 
 
 def stiff_call(head_dim, *, grows):
@@ -106,40 +108,40 @@ def stiff_call(head_dim, *, grows):
         key[:, :, torch.arange(tokens) % 256 < 128] *= 4
     key, value = (codec.encode(side.bfloat16(), seed=seed) for seed, side in enumerate((key, value)))
     placed = Rotary(RotaryTables.of(head_dim, 64, torch.device("cuda")), 25, 40, (0,))
-    segment = StoredSegment(codec, codec, key, value, placed, None, 0, tokens)
-    given = GivenSegment(*(torch.zeros_like(query[:, :, :8].bfloat16()) for _ in range(2)), placed, None)
-    return query.bfloat16(), segment, given
+    block = StoredBlock(codec, codec, key, value, placed, None, 0, tokens)
+    own = OwnKeys(*(torch.zeros_like(query[:, :, :8].bfloat16()) for _ in range(2)), placed, None)
+    return query.bfloat16(), block, own
 
 
 @pytest.mark.parametrize("spec", [FittedSpec(), FittedSpec(num_centroids=0)], ids=["table", "no table"])
 @pytest.mark.parametrize("placement", ["rotary", "matrices"])
 def test_spans_are_read_alike_by_tensor_cores(spec, placement, monkeypatch):
-    query, history, given = make_call(spec, spans=2, placement=placement)
+    query, history, own = make_call(spec, spans=2, placement=placement)
     # Parts of spans, of lengths that no block divides.
-    first, second = history.segments
+    first, second = history.blocks
     parts = (replace(first, first_token=7, num_tokens=1000), replace(second, num_tokens=4679))
-    found = attention.attend(query, History(parts), given, Workspace(), "bf16")
+    found = attend(query, History(parts), own, Workspace(), "bf16")
     monkeypatch.setattr(launch, "has_gluon", lambda device: False)
-    assert distance(found, attention.attend(query, History(parts), given, Workspace(), "bf16")) < 2e-3
+    assert distance(found, attend(query, History(parts), own, Workspace(), "bf16")) < 2e-3
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("limit_bytes", [2**23, DEFAULT_WORKSPACE_BYTES])
 def test_heads_of_both_sizes_are_near_the_reference(head_dim, limit_bytes):
-    query, segment, given = stiff_call(head_dim, grows=False)
-    expected = attention.attend_segments(query, [segment, given], Workspace())
-    found = attention.attend(query, History((segment,)), given, Workspace(limit_bytes), "int8")
+    query, block, own = stiff_call(head_dim, grows=False)
+    expected = attend_in_torch(query, [block, own], Workspace())
+    found = attend(query, History((block,)), own, Workspace(limit_bytes), "int8")
     assert distance(found, expected) < 0.03
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("limit_bytes", [2**23, DEFAULT_WORKSPACE_BYTES])
 def test_weights_beyond_the_range_of_a_float_are_found_all_the_same(head_dim, limit_bytes, monkeypatch):
-    query, segment, given = stiff_call(head_dim, grows=True)
-    found = attention.attend(query, History((segment,)), given, Workspace(limit_bytes), "int8")
+    query, block, own = stiff_call(head_dim, grows=True)
+    found = attend(query, History((block,)), own, Workspace(limit_bytes), "int8")
     # Int8 keys find another largest logit now and then: what counts is the general kernel's result with them.
     monkeypatch.setattr(launch, "has_hopper_kernel", lambda device, dtype: False)
-    expected = attention.attend(query, History((segment,)), given, Workspace(), "int8")
+    expected = attend(query, History((block,)), own, Workspace(), "int8")
     assert distance(found, expected) < 0.01
 
 
@@ -147,40 +149,40 @@ def test_weights_beyond_the_range_of_a_float_are_found_all_the_same(head_dim, li
 def test_queries_that_see_only_one_side_are_right(has_library, monkeypatch):
     if not has_library:
         monkeypatch.setattr(kernels, "choose_fused", lambda *_: None)
-    query, history, given = make_call(FittedSpec(), spans=2)
-    tokens = given.num_tokens
+    query, history, own = make_call(FittedSpec(), spans=2)
+    tokens = own.num_tokens
     # Not turned, all own keys lie about one point, which queries are far from, towards or away.
-    still = Rotary(given.key_placement.tables, 1, 1, (0,) * tokens)
+    still = Rotary(own.key_placement.tables, 1, 1, (0,) * tokens)
     point = torch.randn(128, generator=torch.Generator("cuda").manual_seed(6), device="cuda")
-    key = (0.1 * given.key.float() + point).bfloat16()
-    given = GivenSegment(key, given.value + 2, still, None)
+    key = (0.1 * own.key.float() + point).bfloat16()
+    own = OwnKeys(key, own.value + 2, still, None)
     query[:, :, ::3] += (4 * point).bfloat16()
     query[:, :, 1::3] -= (4 * point).bfloat16()
-    found = attention.attend(query, history, given, Workspace(), "bf16")
-    for rows, segments in ((0, [given]), (1, history.segments), (2, [*history.segments, given])):
-        expected = attention.attend_segments(query[:, :, rows::3], segments, Workspace())
+    found = attend(query, history, own, Workspace(), "bf16")
+    for rows, keys in ((0, [own]), (1, history.blocks), (2, [*history.blocks, own])):
+        expected = attend_in_torch(query[:, :, rows::3], keys, Workspace())
         # Of sharp logits: one bit of a bf16 key counts.
         assert distance(found[:, :, rows::3], expected) < 0.03
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 77, 4680])
 def test_a_chunk_of_any_length_attends_to_itself(tokens):
-    query, _, given = make_call(FittedSpec(), spans=1)
-    given = GivenSegment(given.key[:, :, :tokens], given.value[:, :, :tokens], given.key_placement, None)
+    query, _, own = make_call(FittedSpec(), spans=1)
+    own = OwnKeys(own.key[:, :, :tokens], own.value[:, :, :tokens], own.key_placement, None)
     query = query[:, :, :tokens]
-    expected = attention.attend_segments(query, [given], Workspace())
-    assert distance(attention.attend(query, History(()), given, Workspace()), expected) < 0.01
+    expected = attend_in_torch(query, [own], Workspace())
+    assert distance(attend(query, History(()), own, Workspace()), expected) < 0.01
 
 
 @pytest.mark.parametrize("limit_bytes", [2**26, DEFAULT_WORKSPACE_BYTES])
 def test_the_workspace_bounds_what_a_long_history_takes(limit_bytes):
-    query, history, given = make_call(FittedSpec(), spans=160)
+    query, history, own = make_call(FittedSpec(), spans=160)
     workspace = Workspace(limit_bytes)
-    attention.attend(query, history, given, workspace)
+    attend(query, history, own, workspace)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    output = attention.attend(query, history, given, workspace)
+    output = attend(query, history, own, workspace)
     assert workspace.held_bytes <= limit_bytes
     taken = torch.cuda.max_memory_allocated() - before
     # The output; beside it the library's for the chunk's own keys, a float32 logsumexp, and its own needs.
@@ -189,35 +191,35 @@ def test_the_workspace_bounds_what_a_long_history_takes(limit_bytes):
 
 
 def test_two_calls_give_the_same_bits():
-    query, history, given = make_call(FittedSpec(), spans=20)
-    first = attention.attend(query, history, given, Workspace())
-    assert torch.equal(first, attention.attend(query, history, given, Workspace()))
+    query, history, own = make_call(FittedSpec(), spans=20)
+    first = attend(query, history, own, Workspace())
+    assert torch.equal(first, attend(query, history, own, Workspace()))
 
 
-def test_what_a_call_launches_is_compiled_in_its_rehearsal(monkeypatch):
+def test_what_a_call_launches_is_compiled_in_its_warm_up(monkeypatch):
     from triton.runtime.jit import JITFunction
 
-    compile_, in_rehearsal = JITFunction._do_compile, []
+    compile_, in_warm_up = JITFunction._do_compile, []
 
     def noted(self, *arguments):
-        in_rehearsal.append(arguments[-1])
+        in_warm_up.append(arguments[-1])
         return compile_(self, *arguments)
 
     monkeypatch.setattr(JITFunction, "_do_compile", noted)
     # No other test attends to float16 queries.
-    query, history, given = make_call(FittedSpec(), spans=2, heads=5)
-    attention.attend(query.half(), history, given, Workspace())
-    assert len(in_rehearsal) > 2
-    assert all(in_rehearsal)
+    query, history, own = make_call(FittedSpec(), spans=2, heads=5)
+    attend(query.half(), history, own, Workspace())
+    assert len(in_warm_up) > 2
+    assert all(in_warm_up)
 
 
 def test_a_call_does_not_wait_for_the_device():
-    query, history, given = make_call(FittedSpec(), spans=3)
+    query, history, own = make_call(FittedSpec(), spans=3)
     workspace = Workspace()
-    attention.attend(query, history, given, workspace)
-    fresh = History(history.segments)
+    attend(query, history, own, workspace)
+    fresh = History(history.blocks)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        attention.attend(query, fresh, given, workspace)
+        attend(query, fresh, own, workspace)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qvg_kernels.kmeans import cluster_sums, kmeans, nearest, random_starts, spread_starts
+from qvg_kernels.quant.kmeans import cluster_sums, kmeans, nearest, random_starts, spread_starts
 
 
 def test_points_go_to_the_nearest_centroid_and_ties_to_the_first():

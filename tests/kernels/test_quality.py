@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import FittedSpec, QvgSpec
 
 from .conftest import preset_specs
@@ -98,7 +98,7 @@ def test_measures_see_nothing_where_nothing_is_lost(sample, errors):
 def test_the_generator_makes_the_redundancy_it_says(level, low, high):
     from synthetic import make_sample
 
-    from qvg_kernels.kmeans import kmeans, spread_starts
+    from qvg_kernels.quant.kmeans import kmeans, spread_starts
 
     value = make_sample(level, 6, heads=1).value[0, 0]
     ids, centroids = kmeans(value, value[spread_starts(len(value), 256, torch.device("cpu"))], 4)

@@ -110,6 +110,9 @@ class KeepLatents:
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
+    def decode_each(self, latents: Tensor):
+        yield latents
+
 
 def draws(chunk, given: int):
     """The starting noise of a chunk, then what is added after each step; both count generated frames."""

@@ -25,7 +25,7 @@ from qvg_cli.models.hyworldplay.weights import transformer_from_published
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import VideoPlan
-from qvg_kernels.placement import RotaryTables
+from qvg_kernels.rope.tables import RotaryTables
 from qvg_kernels.spec import NoneSpec
 
 TOLERANCE = 1e-4
@@ -62,6 +62,9 @@ class KeepLatents:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
+
+    def decode_each(self, latents: Tensor):
+        yield latents
 
 
 class Run:

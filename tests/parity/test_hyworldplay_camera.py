@@ -14,7 +14,7 @@ from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap,
 from qvg_cli.models.hyworldplay.trajectory import camera_path
 from qvg_cli.planning.ledger import bf16_frame_bytes, total
 from qvg_cli.video.picture import fill_frame, place
-from qvg_kernels.codec import build_codec
+from qvg_kernels.codecs.registry import build_codec
 
 FOLDER = golden_folder("hyworldplay")
 POSES = load_golden(FOLDER, "poses.json")

@@ -38,8 +38,9 @@ from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.cache_plan import CachePlan, PackPolicy
 from qvg_cli.planning.chunks import VideoPlan
-from qvg_kernels.codec import PackedTensor, build_codec
-from qvg_kernels.placement import RotaryTables
+from qvg_kernels.codec import PackedTensor
+from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.tables import RotaryTables
 from qvg_kernels.spec import NoneSpec
 
 TOLERANCE = 2e-5

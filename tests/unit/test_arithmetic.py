@@ -7,7 +7,7 @@ from qvg_cli.config.load import Request
 from qvg_cli.errors import UsageError
 from qvg_cli.models.loading import attention_words
 from qvg_cli.models.registry import load_config
-from qvg_kernels.attention import how_attended
+from qvg_kernels.attention.attend import how_attended
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -16,7 +16,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 @pytest.fixture
 def ada(monkeypatch):
     """As if there were a GPU of compute capability 8.9."""
-    monkeypatch.setattr("qvg_kernels.dispatch._capability", lambda index: (8, 9))
+    monkeypatch.setattr("qvg_kernels.runtime.dispatch._capability", lambda index: (8, 9))
 
 
 def test_a_cpu_attends_by_the_reference():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from qvg_kernels.attention import attend_segments
-from qvg_kernels.workspace import Workspace
+from qvg_kernels.attention.history import Workspace
+from qvg_kernels.attention.reference import attend_in_torch
 
 
 class Stored:
@@ -30,7 +30,7 @@ def test_workspace_size_does_not_change_the_result(limit_bytes):
     keys, values = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values)
     workspace = Workspace(limit_bytes)
-    found = attend_segments(query, [Stored(*pair) for pair in pairs], workspace)
+    found = attend_in_torch(query, [Stored(*pair) for pair in pairs], workspace)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     one_token_of_one_head = 2 * 2 * 32 * 4
     assert workspace.held_bytes <= max(limit_bytes, one_token_of_one_head)
@@ -40,5 +40,5 @@ def test_sums_stay_in_float32_for_bf16_inputs():
     generator = torch.Generator().manual_seed(0)
     query, keys, values = (torch.randn(1, 1, n, 64, generator=generator).bfloat16() for n in (4, 3000, 3000))
     exact = torch.nn.functional.scaled_dot_product_attention(query.double(), keys.double(), values.double())
-    found = attend_segments(query, [Stored(keys, values)], Workspace(20_000))
+    found = attend_in_torch(query, [Stored(keys, values)], Workspace(20_000))
     assert (found.double() - exact).norm() / exact.norm() < 0.01

@@ -179,7 +179,7 @@ def test_unknown_names_come_with_the_nearest():
     assert hint.startswith("nearest: int2-qvg; known: bf16, int2, ")
     message, hint = refused("cache.k.scheme=qvgg")
     assert message == "unknown cache.k.scheme 'qvgg' (--set cache.k.scheme)"
-    assert hint.startswith("nearest: qvg; known: none, bf16, qvg")
+    assert hint.startswith("nearest: qvg; known: none, bf16, asym, fitted, ")
 
 
 def test_all_wrong_settings_are_named_at_once():

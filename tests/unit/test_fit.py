@@ -9,7 +9,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 
 from qvg_cli.config.load import Request
-from qvg_cli.engine.rollout import rollout
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import check_memory, find_remedies, forecast_run, remedies_after
 from qvg_cli.errors import OutOfMemoryError, UsageError
 from qvg_cli.models.hyworldplay import model as walk_model
@@ -57,8 +58,8 @@ def test_the_cache_of_a_real_run_is_predicted_to_the_byte(backend, preset, optio
     pipeline = full_size._PIPELINES[backend](config, models)
     plan = plan_video(config)
     rows = 2 if backend == "longcat" else 1
-    session = pipeline.start(plan, models.text_states(rows, config.model.text_tokens), 0)
-    results = rollout(plan, session, full_size.NoDecoder(), pipeline.noise(plan, 0))
+    embeds = models.text_states(rows, config.model.text_tokens)
+    results = Engine(config, pipeline, CPU).rollout(Planned(config, plan, backend), prompt_embeds={0: embeds})
     sampler = config.sampler
     sink = sampler.sink if backend == "self-forcing" and sampler.window else 0
     shape = CacheShape(2, 1, 64, 4, sink_frames=sink)
@@ -187,7 +188,7 @@ def test_a_plan_loads_no_torch():
         ("bf16", ()),
     ],
 )
-def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, preset, sets):
+def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, keep_cache, preset, sets):
     sets = (*sets, f"model.weights={tiny_weights}")
     arguments = ["--backend", "self-forcing", "--size", "tiny", "--out", "unused", "--frames", "21"]
     options = full_size.parse_options([*arguments, *(part for text in sets for part in ("--set", text))])
@@ -195,11 +196,12 @@ def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, preset, se
     models = RandomModels(config, TINY["self-forcing"], CPU)
     pipeline = full_size._PIPELINES["self-forcing"](config, models)
     plan = plan_video(config)
-    session = pipeline.start(plan, models.text_states(1, config.model.text_tokens), 0)
+    embeds, kept = models.text_states(1, config.model.text_tokens), keep_cache()
     state = RunState.create(tmp_path / "state", identify(config, "cpu"))
     most = 0
-    for result in rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, 0)):
-        state.save(result, plan, session.cache, fps=16, seconds=1.0)
+    video = Planned(config, plan, "video")
+    for result in Engine(config, pipeline, CPU).rollout(video, kept, prompt_embeds={0: embeds}):
+        state.save(result, plan, kept.cache, fps=16, seconds=1.0)
         files = [path for path in state.folder.rglob("*.safetensors") if "latents" not in path.name]
         most = max(most, sum(count_bytes(path) for path in files))
     state.close()

@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save, save_file
 
-from qvg_cli.cache.snapshot import entry_tensors, held_entries, is_packing, read_entries
+from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.cache.snapshot import block_tensors, is_packing, read_blocks
 from qvg_cli.config.load import Request
+from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.rollout import Done, rollout
-from qvg_cli.models.registry import load_config, load_pipeline, plan_video
+from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
 from qvg_cli.runs.chunk_store import CACHE, LATENTS, ChunkRecord, ChunkStore, Held
 from qvg_cli.runs.identity import identify
 
@@ -31,25 +33,42 @@ def configured(preset):
     return load_config(Request(pocket=True, sets=(*SMALL, f"cache.preset={preset}"))).config
 
 
+class Begun:
+    """A video before its first chunk, with an empty cache."""
+
+    def __init__(self, config, device):
+        self.plan = plan_video(config)
+        self._pipeline = load_pipeline(config, device)
+        self.cache = open_cache(config.cache, self.plan, self._pipeline.cache_shape, config.seed)
+        embeds = self._pipeline.encode_prompt(config.prompt)
+        self._denoiser = self._pipeline.denoiser(
+            self.cache, family_of(config).planner(config), embeds, config.seed
+        )
+        self._noise = SeededNoise(self.plan, config.seed, self._pipeline.latents_dtype, device)
+
+    def results(self, done=None):
+        chunks = self.plan.chunks[len(done.chunks) if done else 0 :]
+        return rollout(chunks, self._denoiser, self._pipeline.decoder(), self._noise, done=done)
+
+
 def make_whole(folder, preset, device):
     """One run without a cut; its chunks before `CUT` are put away as the command does."""
     config = configured(preset)
-    plan, pipeline = plan_video(config), load_pipeline(config, device)
-    session = pipeline.start(plan, pipeline.encode_prompt(config.prompt), config.seed)
+    video = Begun(config, device)
     store = ChunkStore(folder, identify(config, device.type).hash())
     results = []
-    for result in rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, config.seed)):
+    for result in video.results():
         if len(results) < CUT:
-            put_away(store, result, session.cache, plan.chunks[result.chunk.index + 1])
+            put_away(store, result, video.cache, video.plan.chunks[result.chunk.index + 1])
         results.append(result)
-    keep(folder / "whole.safetensors", results[CUT:], session.cache, plan)
+    keep(folder / "whole.safetensors", results[CUT:], video.cache)
 
 
 def put_away(store, result, cache, following):
     chunk = result.chunk.index
     files = {LATENTS: store.write(chunk, LATENTS, save({"latents": result.latents.cpu()}))}
-    held = held_entries(cache, following) if is_packing(cache) else ()
-    tensors, about = entry_tensors(cache, held)
+    held = cache.plan.blocks_after(following.evicts) if is_packing(cache) else ()
+    tensors, about = block_tensors(cache, [block for block in held if block.chunk == chunk])
     if tensors:
         files[CACHE] = store.write(chunk, CACHE, save(tensors))
     store.commit(
@@ -58,7 +77,7 @@ def put_away(store, result, cache, following):
             chunk=chunk,
             files=files,
             entries=about,
-            held=tuple(Held(entry=name, chunk=chunk) for name in held),
+            held=tuple(Held.of(block) for block in held),
             has_history=is_packing(cache),
             memory=result.memory,
             num_frames=0,
@@ -71,25 +90,25 @@ def put_away(store, result, cache, following):
 def go_on(folder, preset, device):
     """The chunks after `CUT`, from what the other process has put away."""
     config = configured(preset)
-    plan, pipeline = plan_video(config), load_pipeline(config, device)
-    session = pipeline.start(plan, pipeline.encode_prompt(config.prompt), config.seed)
+    video = Begun(config, device)
     store = ChunkStore(folder, identify(config, device.type).hash())
     records = list(store.records())
     assert len(records) == CUT
     latents = torch.cat([load(store.read(record, LATENTS))["latents"] for record in records], dim=2)
     last = records[-1]
+    done = Done(video.plan.chunks[:CUT], latents.to(device), last.has_history)
     if last.has_history:
-        found = read_entries(load(store.read(last, CACHE)), last.entries, session.cache, device)
-        layers = [[found[held.entry][layer.index] for held in last.held] for layer in session.cache.layers]
-        session.cache.restore(plan.chunks[:CUT], layers)
-    done = Done(CUT, latents.to(device), last.has_history)
-    noise = pipeline.noise(plan, config.seed)
-    rest = list(rollout(plan, session, pipeline.decoder(), noise, done=done))
-    keep(folder / "rest.safetensors", rest, session.cache, plan)
+        found = {}
+        for record in records:
+            tensors = load(store.read(record, CACHE)) if CACHE in record.files else {}
+            found |= read_blocks(tensors, record.entries, record.chunk, video.cache, device)
+        layers = [[found[held.block][layer.index] for held in last.held] for layer in video.cache.layers]
+        video.cache.restore(done.chunks, layers)
+    keep(folder / "rest.safetensors", list(video.results(done)), video.cache)
 
 
-def keep(path, results, cache, plan):
-    packed, _ = entry_tensors(cache, held_entries(cache, plan.chunks[-1]))
+def keep(path, results, cache):
+    packed, _ = block_tensors(cache, cache.plan.blocks)
     made = {
         f"{name}/{result.chunk.index}": getattr(result, name).cpu()
         for result in results

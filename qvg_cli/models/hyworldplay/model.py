@@ -24,7 +24,7 @@ from qvg_cli.models.hyworldplay.streams import Cameras
 from qvg_cli.models.self_forcing.model import Call, FrameRope, TextCrossAttention
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.chunks import ChunkPlan
-from qvg_kernels.placement import RotaryTables
+from qvg_kernels.rope.tables import RotaryTables
 
 
 @dataclass

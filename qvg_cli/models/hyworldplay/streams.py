@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qvg_cli.models.hyworldplay.trajectory import Trajectory
 from qvg_cli.planning.chunks import Frames
-from qvg_kernels.placement import FrameMatrices
+from qvg_kernels.rope.placement import FrameMatrices
 
 
 @dataclass(frozen=True, eq=False)

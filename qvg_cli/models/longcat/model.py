@@ -22,7 +22,7 @@ from qvg_cli.models.longcat.layers import (
     TransformerConfig,
 )
 from qvg_cli.models.wan.rope import FrameRotation
-from qvg_kernels.placement import RotaryTables
+from qvg_kernels.rope.tables import RotaryTables
 
 FLOAT32_PARTS = ("t_embedder", "adaLN_modulation", "final_layer")
 """Modules whose weights stay float32; their inputs are float32 whatever the model's dtype."""

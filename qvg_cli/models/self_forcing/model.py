@@ -19,7 +19,7 @@ from qvg_cli.cache.kv_cache import KVCache, LayerCache
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
-from qvg_kernels.placement import RotaryTables
+from qvg_kernels.rope.tables import RotaryTables
 
 
 @dataclass

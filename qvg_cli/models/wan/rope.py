@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qvg_cli.planning.chunks import Frames
-from qvg_kernels.placement import Rotary, RotaryTables
+from qvg_kernels.rope.placement import Rotary
+from qvg_kernels.rope.tables import RotaryTables
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 
 from qvg_cli.config.schema import MemoryConfig
-from qvg_cli.engine.rollout import rollout
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import UsageError
 from qvg_cli.models.offload import STORAGE_DTYPE, Parked, Residence
 from qvg_cli.models.registry import plan_video
@@ -31,10 +32,10 @@ class Made:
         # Set afterwards: on a CPU it would be refused, but what moves weights does not ask for the device.
         self.models.residence.memory = memory
         pipeline = full_size._PIPELINES[backend](config, self.models)
-        plan = plan_video(config)
         rows = 2 if backend == "longcat" else 1
-        session = pipeline.start(plan, self.models.text_states(rows, config.model.text_tokens), 0)
-        results = list(rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, 0)))
+        embeds = self.models.text_states(rows, config.model.text_tokens)
+        video = Planned(config, plan_video(config), backend)
+        results = list(Engine(config, pipeline, device).rollout(video, prompt_embeds={0: embeds}))
         self.latents = torch.cat([result.latents for result in results], dim=2)
         self.frames = torch.cat([result.frames for result in results], dim=1)
 

@@ -23,13 +23,15 @@ def test_append_passes_the_history_and_keeps_what_is_new(walk_config):
     assert [chunk.makes for chunk in chunks] == [ids(0), ids(1), ids(2)]
     assert [chunk.prefill for chunk in chunks] == [(), ids(0), ids(0, 1)]
     assert [chunk.reads for chunk in chunks] == [(), ids(0), ids(0, 1)]
-    assert [chunk.commits for chunk in chunks] == [(), ids(0), ids(1)]
+    assert [chunk.prefill_commits for chunk in chunks] == [(), (ids(0),), (ids(1),)]
+    assert not any(chunk.commits for chunk in chunks)
     assert not any(chunk.evicts for chunk in chunks)
 
 
 def test_rebuild_replaces_what_it_read(walk_config):
     chunks = chunks_of(walk_config("walk.pose=w-11", "sampler.context=rebuild"))
-    assert [chunk.commits for chunk in chunks] == [chunk.prefill for chunk in chunks]
+    assert [chunk.kept for chunk in chunks] == [chunk.prefill for chunk in chunks]
+    assert not any(chunk.commits for chunk in chunks)
     assert [chunk.evicts for chunk in chunks] == [(), (), ids(0)]
 
 
@@ -47,9 +49,9 @@ def test_a_window_bounds_what_is_read_and_drops_what_no_chunk_reads_again(walk_c
     cached: set[int] = set()
     for chunk in chunks:
         cached -= set(chunk.evicts)
-        assert set(chunk.reads) <= cached | set(chunk.commits)
+        assert set(chunk.reads) <= cached.union(*chunk.prefill_commits)
         assert set(chunk.prefill) in (set(), set(chunk.reads))
-        cached |= set(chunk.commits)
+        cached |= set(chunk.kept)
     assert len(cached) < 40
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qvg_cli.engine.rollout import rollout
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.registry import load_pipeline, plan_video
 from qvg_cli.planning.ledger import total
@@ -16,21 +17,26 @@ LONG = "right-8,left-12,w-4"
 
 
 class Walk:
-    """A finished walk and what its cache held after each chunk."""
+    """A finished walk and what its cache held after each chunk; its own recorder."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, engine=None) -> None:
         self.plan = plan_video(config)
-        pipeline = load_pipeline(config, torch.device("cpu"))
-        session = pipeline.start(self.plan, pipeline.encode_prompt(config.prompt), config.seed)
+        engine = engine or Engine.load_config(config, torch.device("cpu"))
         self.held = []
         parts, frames, self.samples = [], [], []
-        for result in rollout(self.plan, session, pipeline.decoder(), pipeline.noise(self.plan, config.seed)):
+        for result in engine.rollout(Planned(config, self.plan, "walk"), self):
             parts.append(result.latents)
             frames.append(result.frames)
             self.samples.append(result.memory)
-            self.held.append([layer.frames for layer in session.cache.layers])
+            self.held.append([tuple(layer.entry_of) for layer in self.cache.layers])
         self.latents = torch.cat(parts, dim=2)
         self.frames = torch.cat(frames, dim=1)
+
+    def begin(self, cache):
+        self.cache = cache
+
+    def show_clip(self, frames):
+        """A walk begins with no clip."""
 
 
 @pytest.mark.parametrize("cache", ["none", "bf16", "int2", "int2-qvg"])
@@ -48,7 +54,7 @@ def test_every_context_runs_through_every_cache(walk_config, context, cache):
     assert torch.isfinite(walk.latents).all()
     cached: tuple[int, ...] = ()
     for chunk, held in zip(walk.plan.chunks, walk.held, strict=True):
-        cached = tuple(frame for frame in cached if frame not in chunk.evicts) + chunk.commits
+        cached = tuple(frame for frame in cached if frame not in chunk.evicts) + chunk.kept
         assert held == [cached] * 2
     if cache == "none":
         assert all(total(sample.end_bytes) == 2 * sample.bf16_end_bytes for sample in walk.samples)
@@ -124,7 +130,10 @@ def test_another_vae_than_configured_is_refused(walk_config):
         load_pipeline(config, torch.device("cpu")).decoder()
 
 
-def test_pipelines_with_other_caches_share_the_models(walk_config):
-    pipeline = load_pipeline(walk_config(), torch.device("cpu"))
-    other = pipeline.with_cache(walk_config("cache.preset=int2").cache)
-    assert other._models is pipeline._models
+def test_one_engine_makes_videos_with_every_cache(walk_config):
+    engine = Engine.load_config(walk_config("cache.preset=none"), torch.device("cpu"))
+    plain, packed = (
+        Walk(walk_config("walk.pose=w-11", f"cache.preset={preset}"), engine) for preset in ("none", "int2")
+    )
+    assert torch.equal(packed.latents, Walk(walk_config("walk.pose=w-11", "cache.preset=int2")).latents)
+    assert not torch.equal(packed.latents, plain.latents)

@@ -23,7 +23,7 @@ def span(start, stop):
 def test_base_clip_reads_and_leaves_nothing():
     (chunk,) = plan(24)
     assert chunk.makes == span(0, 24)
-    assert chunk.prefill == chunk.reads == chunk.commits == chunk.evicts == ()
+    assert chunk.prefill == chunk.reads == chunk.kept == chunk.evicts == ()
 
 
 def test_each_segment_goes_on_from_the_newest_frames():
@@ -32,7 +32,8 @@ def test_each_segment_goes_on_from_the_newest_frames():
     assert (first.prefill, first.makes, first.evicts) == (span(5, 24), span(24, 29), ())
     assert (second.prefill, second.makes, second.evicts) == (span(10, 29), span(29, 34), span(5, 24))
     for chunk in (first, second):
-        assert chunk.reads == chunk.commits == chunk.prefill
+        assert chunk.reads == chunk.prefill
+        assert (chunk.prefill_commits, chunk.commits) == ((chunk.prefill,), ())
 
 
 def test_a_segment_adds_twenty_pixel_frames():

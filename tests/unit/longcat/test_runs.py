@@ -8,13 +8,16 @@ import torch
 from diffusers import AutoencoderKLWan
 from typer.testing import CliRunner
 
-from qvg_cli.cache.kv_cache import LayerCache
+from qvg_cli.cache.kv_cache import LayerCache, open_cache
 from qvg_cli.config.load import Request
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.main import app
 from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.window import WindowDecoder
-from qvg_cli.models.registry import load_config, load_pipeline, plan_video
+from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
 from qvg_cli.models.vae import StreamingDecoder
 from qvg_cli.models.vae_encode import encode_frames
 from qvg_cli.planning.chunks import pixel_frames
@@ -40,19 +43,39 @@ def settings(weights, **changes):
     return tuple(f"{name}={value}" for name, value in values.items())
 
 
-class Run:
-    """A run through the engine: what each chunk gave, and how the model was called."""
+def configured(weights, **changes):
+    return load_config(Request(backend="longcat", sets=settings(weights, **changes))).config
 
-    def __init__(self, weights, **changes) -> None:
-        config = load_config(Request(backend="longcat", sets=settings(weights, **changes))).config
-        self.plan = plan_video(config)
-        self.pipeline = load_pipeline(config, torch.device("cpu"))
-        self.session = self.pipeline.start(self.plan, self.pipeline.encode_prompt("red ball"), config.seed)
+
+class Run:
+    """A run through the engine: what each chunk gave, and how the model was called; its own recorder."""
+
+    def __init__(self, weights, *, engine=None, **changes) -> None:
+        self.config = configured(weights, prompt="red ball", **changes)
+        self.plan = plan_video(self.config)
+        self.engine = engine or Engine.load_config(self.config, torch.device("cpu"))
+        self.model = self.engine.pipeline._models.transformer
         self.rows: list[int] = []
-        self.session._model.register_forward_hook(lambda *call: self.rows.append(call[2].shape[0]))
-        decoder = self.pipeline.decoder()
-        noise = self.pipeline.noise(self.plan, config.seed)
-        self.results = list(rollout(self.plan, self.session, decoder, noise))
+        hook = self.model.register_forward_hook(lambda *call: self.rows.append(call[2].shape[0]))
+        self.results = list(self.engine.rollout(Planned(self.config, self.plan, "run"), self))
+        hook.remove()
+
+    def begin(self, cache):
+        self.cache = cache
+
+    def show_clip(self, frames):
+        """A run begins with no clip."""
+
+
+def go_on_from(given, run, config):
+    """The chunks of a video whose first latents are `given`, with the model of `run`."""
+    plan, pipeline = plan_longcat(config, context_frames=given.shape[2]), run.engine.pipeline
+    cache = open_cache(config.cache, plan, pipeline.cache_shape, config.seed)
+    denoiser = pipeline.denoiser(
+        cache, family_of(config).planner(config), pipeline.encode_prompt(run.config.prompt), config.seed
+    )
+    noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, denoiser.device)
+    return list(rollout(plan.chunks, denoiser, pipeline.decoder(), noise, context=given))
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +108,18 @@ def test_cache_holds_the_condition_frames_of_one_segment(plain):
         # Keys and values, two layers, 64 channels, one row for both rows of the guidance.
         assert total(sample.peak_bytes) == 2 * 2 * 64 * tokens * 4
         assert sample.bf16_peak_bytes == 2 * 2 * 64 * tokens * 2
-    assert plain.session.cache.layers[0].frames == tuple(range(4, 8))
+    assert tuple(plain.cache.layers[0].entry_of) == tuple(range(4, 8))
 
 
 def test_packed_cache_is_filled_layer_by_layer(longcat_weights, monkeypatch):
     held = []
-    append = LayerCache.append
+    commit = LayerCache.commit
 
-    def watch(layer, key, value, frames, packs):
-        append(layer, key, value, frames, packs)
+    def watch(layer, *arguments):
+        commit(layer, *arguments)
         held.append((layer.index, dict(layer.ledger.held)))
 
-    monkeypatch.setattr(LayerCache, "append", watch)
+    monkeypatch.setattr(LayerCache, "commit", watch)
     run = Run(longcat_weights, cache__preset="int2")
     assert [index for index, _ in held] == [0, 1] * SEGMENTS
     one, two = (total(payload) for _, payload in held[:2])
@@ -112,46 +135,40 @@ def test_no_cache_changes_the_noise_or_the_base_clip(plain, longcat_weights):
     assert torch.equal(packed.results[0].latents, plain.results[0].latents)
     assert not torch.equal(packed.results[1].latents, plain.results[1].latents)
     for chunk in plain.plan.chunks:
-        draws = [run.pipeline.noise(run.plan, 0)(chunk)() for run in (plain, packed)]
+        draws = [
+            SeededNoise(run.plan, 0, run.engine.pipeline.latents_dtype, run.engine.device)(chunk)()
+            for run in (plain, packed)
+        ]
         assert torch.equal(*draws)
 
 
 def test_distilled_mode_has_one_row_and_its_adapter(plain, longcat_weights):
     run = Run(longcat_weights, sampler__mode="distilled", cache__preset="none")
     assert run.rows == [1, 1, *[1, 1, 1] * SEGMENTS]
-    weights = [r.session._model.state_dict()["blocks.1.attn.proj.weight"] for r in (run, plain)]
+    weights = [r.model.state_dict()["blocks.1.attn.proj.weight"] for r in (run, plain)]
     assert not torch.equal(*weights)
 
 
-def test_another_cache_loads_nothing_again(plain):
-    other = plain.pipeline.with_cache(load_config(Request(backend="longcat")).config.cache)
-    plan = plain.plan
-    session = other.start(plan, other.encode_prompt("red ball"), 0)
-    assert session._model is plain.session._model
-    assert (
-        session.cache.layers[0].packed.key.spec.scheme != plain.session.cache.layers[0].packed.key.spec.scheme
+def test_another_cache_loads_nothing_again(plain, longcat_weights):
+    other = Run(longcat_weights, engine=plain.engine, cache__preset="int2")
+    assert other.model is plain.model
+    schemes = [run.cache.layers[0].packed.key.spec.scheme for run in (other, plain)]
+    assert schemes[0] != schemes[1] == "none"
+    assert torch.equal(
+        other.results[-1].latents, Run(longcat_weights, cache__preset="int2").results[-1].latents
     )
 
 
 def test_a_given_clip_is_gone_on_from(plain, longcat_weights):
-    sets = settings(longcat_weights, video__frames=WINDOW)
-    config = load_config(Request(backend="longcat", sets=sets)).config
-    plan = plan_longcat(config, context_frames=CONDITION)
-    pipeline = plain.pipeline
-    session = pipeline.start(plan, pipeline.encode_prompt("red ball"), 0)
     context = torch.randn(1, 16, CONDITION, 4, 6)
-    (result,) = rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, 0), context=context)
+    (result,) = go_on_from(context, plain, configured(longcat_weights, video__frames=WINDOW))
     assert torch.equal(result.latents[:, :, :CONDITION], context)
     assert result.frames.shape[1] == pixel_frames(WINDOW)
 
 
 def test_an_image_starts_the_base_clip(plain, longcat_weights):
-    config = load_config(Request(backend="longcat", sets=settings(longcat_weights))).config
-    plan = plan_longcat(config, context_frames=1)
-    pipeline = plain.pipeline
-    session = pipeline.start(plan, pipeline.encode_prompt("red ball"), 0)
     image = torch.randn(1, 16, 1, 4, 6)
-    results = list(rollout(plan, session, pipeline.decoder(), pipeline.noise(plan, 0), context=image))
+    results = go_on_from(image, plain, configured(longcat_weights))
     assert torch.equal(results[0].latents[:, :, :1], image)
     assert [result.latents.shape[2] for result in results] == [WINDOW, STEP, STEP]
     assert not torch.equal(results[0].latents, plain.results[0].latents)
@@ -226,6 +243,5 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(longcat_weights,
 
 def test_both_rows_of_the_guidance_are_kept_on_disk(longcat_weights, tmp_path, monkeypatch):
     monkeypatch.setenv("QVG_HOME", str(tmp_path))
-    config = load_config(Request(backend="longcat", sets=settings(longcat_weights))).config
-    embeds = load_pipeline(config, torch.device("cpu")).encode_prompt("red ball")
+    embeds = load_pipeline(configured(longcat_weights), torch.device("cpu")).encode_prompt("red ball")
     assert embeds.shape[0] == len(list((tmp_path / "text").iterdir())) == 2

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qvg_cli.cache.kv_cache import CodecPair, KVCache
+from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.config.schema import CacheConfig
+from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.plan import plan_chunks
 from qvg_cli.models.longcat.schedule import Sampling, guided_schedule
-from qvg_cli.models.longcat.session import LongCatSession
 from qvg_cli.models.longcat.weights import Checkpoint
-from qvg_cli.planning.chunks import VideoPlan
-from qvg_kernels.codec import build_codec
+from qvg_cli.planning.cache_forecast import CacheShape
+from qvg_cli.planning.chunks import Geometry
 from qvg_kernels.spec import NoneSpec
 from scripts.pocket.adapter import MODULES, Adapter
 from scripts.pocket.longcat import CONFIG, Prompts, WindowForward, build_transformer, sample
@@ -39,38 +40,30 @@ def random_prompts(count, seed):
 
 
 def make_clip(model, noise, given, rows):
-    """One clip through the session: the cache filled by the given frames, then the guided steps."""
+    """One clip through the denoiser: the cache filled by the given frames, then the guided steps."""
     count = given.shape[2]
-    plan = VideoPlan(
-        chunks=plan_chunks(FRAMES, window=FRAMES, condition_frames=max(count, 2), context_frames=count),
+    (chunk,) = plan_chunks(FRAMES, window=FRAMES, condition_frames=max(count, 2), context_frames=count)
+    geometry = Geometry(
         tokens_per_frame=HEIGHT * WIDTH // 4,
         latent_shape=(16, HEIGHT, WIDTH),
         height=8 * HEIGHT,
         width=8 * WIDTH,
     )
-    codec = build_codec(NoneSpec())
-    pair = CodecPair(codec, codec)
-    cache = KVCache(
-        plan,
-        [(chunk.commits,) for chunk in plan.chunks],
-        num_layers=TINY.depth,
-        layer_width=TINY.hidden_size,
-        packed=pair,
-        unpacked=pair,
-        seed=0,
-    )
-    text = model.embed_text(rows.states, rows.mask)
+    config = CacheConfig(preset="test", k=NoneSpec(), v=NoneSpec())
+    cache = open_cache(config, geometry, CacheShape(TINY.depth, TINY.num_heads, TINY.head_dim), seed=0)
     schedule = guided_schedule(3, 12.0)
-    session = LongCatSession(model, cache, text, Sampling(schedule, schedule, GUIDANCE))
-    chunk = plan.chunks[-1]
+    # The states of a prompt are zero after it, as its mask says.
+    denoiser = LongCatDenoiser(model, cache, rows.states, Sampling(schedule, schedule, GUIDANCE))
+    step = cache.begin(chunk)
     if count:
-        session.clean_pass(chunk, chunk.prefill, given)
-    return session.denoise(chunk, lambda: noise, lambda: None)
+        denoiser.update_cache(chunk, chunk.prefill, given, step.prefill)
+        cache.settle(step.prefill)
+    return denoiser.denoise(chunk, lambda: noise, lambda: None)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("given", [0, 1, 3])
-def test_windows_equal_the_cached_session(model, given):
+def test_windows_equal_the_cached_rollout(model, given):
     torch.manual_seed(given)
     window = torch.randn(2, 16, FRAMES, HEIGHT, WIDTH)
     prompts, negative = random_prompts(2, 1), random_prompts(2, 2)

@@ -1,15 +1,16 @@
-"""The pocket world's training pass computes what the backend's session computes, and what it writes loads."""
+"""What trains the pocket world computes what the denoiser computes, and what it writes loads."""
 
 import pytest
 import torch
-from qvg_cli.models.hyworldplay.session import HyWorldPlaySession
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.load import Request
+from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser
 from qvg_cli.models.hyworldplay.model import prepare
-from qvg_cli.models.hyworldplay.plan import fit_path, plan_video
+from qvg_cli.models.hyworldplay.plan import plan_video, planner
 from qvg_cli.models.hyworldplay.weights import load_transformer
 from qvg_cli.models.registry import load_config
+from qvg_cli.planning.cache_forecast import CacheShape
 from scripts.pocket.train_world import focal_lengths, parse_arguments, save_world, start_from_pocket, train
 from scripts.pocket.walk_prompts import WORLD_GRAMMAR_PATH
 from scripts.pocket.world import WalkForward, build_world, camera_matrices, rollout, world_config
@@ -28,14 +29,15 @@ SETTINGS = (
 )
 
 
-def test_the_training_pass_equals_the_session():
+def test_the_training_pass_equals_the_denoiser():
     torch.manual_seed(0)
     config = load_config(Request(backend="hyworldplay", sets=SETTINGS)).config
     plan = plan_video(config)
     model = build_world(world_config(num_layers=2, ffn_dim=16, text_dim=8))
     torch.nn.init.normal_(model.proj_out.weight, std=0.05)
     text, image = torch.randn(1, 5, 8), torch.randn(1, 16, 1, 4, 6)
-    path, _ = fit_path(config)
+    walk = planner(config)
+    path = walk.path
     cameras = camera_matrices(torch.from_numpy(path.viewmats).float()[None], focal_lengths())
     actions = torch.tensor(path.actions)[None]
     expected = rollout(
@@ -44,14 +46,17 @@ def test_the_training_pass_equals_the_session():
 
     noise = torch.randn(1, 16, 12, 4, 6, generator=torch.Generator().manual_seed(1))
     prepare(model)
-    cache = open_cache(config.cache, plan, num_layers=2, layer_width=256, sink_frames=0, seed=0)
-    session = HyWorldPlaySession(model, cache, text, config.sampler, plan, path, image)
+    model_config = model.config
+    shape = CacheShape(2, model_config.num_attention_heads, model_config.attention_head_dim)
+    cache = open_cache(config.cache, plan, shape, seed=0)
+    denoiser = HyWorldPlayDenoiser(model, cache, text, config.sampler, walk, image)
     for chunk in plan.chunks:
         own = slice(chunk.makes[0], chunk.makes[-1] + 1)
-        made = session.denoise(chunk, lambda own=own: noise[:, :, own], lambda: None)
+        step = cache.begin(chunk)
+        made = denoiser.denoise(chunk, lambda own=own: noise[:, :, own], lambda: None)
         torch.testing.assert_close(made, expected[:, :, own], atol=2e-5, rtol=1e-5)
-        if chunk.commits:
-            session.clean_pass(chunk, chunk.makes, made)
+        if step.commit is not None:
+            denoiser.update_cache(chunk, chunk.makes, made, step.commit)
 
 
 def test_what_is_written_is_what_the_backend_loads(tmp_path):

@@ -1,0 +1,351 @@
+"""Read blocks of grid "e8" on Hopper GPUs: codewords from a table of 1 KiB, the rotation by tensor cores.
+
+It computes what `decode.fitted_decode_kernel` does and is a quarter to a third faster: that kernel looks each
+group of eight values up in a table of 1 MiB, and waits for the cache (docs/results.md). One warp reads 16
+tokens a round. Of a channel's seven bits, first to last g3 g2 g1 g0 c2 c1 c0, a lane holds all values of
+g3 g2 c2 c1 c0 and four lanes those of g1 g0, so nothing moves between lanes: a product of 16 by 16 sums over
+g2 g1 g0 c0, of which tensor cores take operands and give results just so, additions over the other three.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+from qvg_kernels.codecs.fitted.decode import channel_numbers
+from qvg_kernels.codecs.reading import (
+    CODEBOOK_ROWS,
+    TOKENS,
+    BlockTable,
+    DecodeTarget,
+    Tiles,
+    address,
+    decode_arguments,
+    head_row_of,
+    tile_of,
+)
+from qvg_kernels.quant import numbers
+from qvg_kernels.rope.kernels import MATRICES, NONE, ROTARY, multiply_quads
+from qvg_kernels.rope.tables import by_fours
+from qvg_kernels.runtime import launch
+from qvg_kernels.runtime.warmup import GROUPED, SLICED, Kernel
+
+HEAD_DIM = gl.constexpr(128)
+GROUPS = gl.constexpr(16)
+"""Codewords of a token."""
+
+TILE_S = gl.constexpr(16)
+"""Tokens of a round: the rows of an operand."""
+
+_PRODUCT = gl.constexpr(gl.NVMMADistributedLayout([2, 0], [1, 1], [16, 8]))
+_LEFT = gl.constexpr(gl.DotOperandLayout(0, _PRODUCT, 2))
+_RIGHT = gl.constexpr(gl.DotOperandLayout(1, _PRODUCT, 2))
+
+
+def _rows_of(width: int, lane: int) -> gl.constexpr:
+    """Layout of `[TILE_S, width]` where a lane holds `lane` neighbours, as all of this file's are."""
+    inner = [[0, 2**bit] for bit in range(lane.bit_length() - 1)]
+    outer = [[0, 4 * lane], [0, 8 * lane], [8, 0]]
+    lanes = [[0, lane], [0, 2 * lane], [1, 0], [2, 0], [4, 0]]
+    return gl.constexpr(gl.DistributedLinearLayout(inner + outer, lanes, [], [], [16, width]))
+
+
+_CHANNELS, _PAIRS, _QUADS, _CODES = _rows_of(128, 8), _rows_of(64, 4), _rows_of(32, 2), _rows_of(16, 1)
+_WORDS = gl.constexpr(
+    gl.DistributedLinearLayout(
+        [[0, 0, 1], [0, 0, 2], [0, 0, 4], [0, 4, 0], [0, 8, 0], [8, 0, 0]],
+        [[0, 1, 0], [0, 2, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]],
+        [],
+        [],
+        [16, 16, 8],
+    )
+)
+"""Layout of `[TILE_S, GROUPS, 8]`, the same as `_CHANNELS`."""
+
+
+@gluon.jit
+def _unshifted(codes, words):
+    """Signed entries 2, 6 and 10 of codewords, float16 `[TILE_S, GROUPS, 8]`.
+
+    A float16 2, 6 or 10 ends in a byte of zeros: its first byte is looked up by one instruction, four at a
+    time. The last sign is the parity of the other seven, and of the pattern.
+
+    Args:
+        codes: `[TILE_S, GROUPS, 8]` int32, the same along the last axis.
+        words: Likewise, the entries of `numbers.pattern_words`.
+    """
+    return gl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 signs, other, low, high, sizes, negatives;
+        shr.u32 signs, $4, 8;
+        and.b32 signs, signs, 127;
+        popc.b32 other, signs;
+        shl.b32 other, other, 7;
+        and.b32 other, other, 128;
+        or.b32 signs, signs, other;
+        shl.b32 other, signs, 15;
+        or.b32 signs, signs, other;
+        mov.b32 sizes, 0x00494640;
+        mov.b32 negatives, 0x00c9c6c0;
+        prmt.b32 low, sizes, negatives, $12;
+        shr.u32 high, $12, 16;
+        prmt.b32 high, sizes, negatives, high;
+        prmt.b32 $0, low, 0, 0x1404;
+        prmt.b32 $1, low, 0, 0x3424;
+        prmt.b32 $2, high, 0, 0x1404;
+        prmt.b32 $3, high, 0, 0x3424;
+        shl.b32 other, signs, 15;
+        lop3.b32 $0, $0, other, 0x80008000, 0x78;
+        shl.b32 other, signs, 13;
+        lop3.b32 $1, $1, other, 0x80008000, 0x78;
+        shl.b32 other, signs, 11;
+        lop3.b32 $2, $2, other, 0x80008000, 0x78;
+        shl.b32 other, signs, 9;
+        lop3.b32 $3, $3, other, 0x80008000, 0x78;
+        }
+        """,
+        "=r,=r,=r,=r," + "r," * 15 + "r",
+        [codes, words],
+        dtype=gl.float16,
+        is_pure=True,
+        pack=8,
+    )
+
+
+@gluon.jit
+def _half_of_int8(values):
+    """Float16 of int8, four at a time: the last byte of float16 from 1024 to 1279 counts ones."""
+    return gl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 bytes, bias;
+        xor.b32 bytes, $2, 0x80808080;
+        mov.b32 bias, 0x64806480;
+        prmt.b32 $0, bytes, 0x64646464, 0x4140;
+        prmt.b32 $1, bytes, 0x64646464, 0x4342;
+        sub.f16x2 $0, $0, bias;
+        sub.f16x2 $1, $1, bias;
+        }
+        """,
+        "=r,=r,r",
+        [values],
+        dtype=gl.float16,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@gluon.jit
+def _int8_of(values):
+    """Nearest int8 of float16, at most 127 either way, four at a time: `numbers.int8_of`."""
+    return gl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 low, high, most, least, integers;
+        mov.b32 most, 0x57f057f0;
+        mov.b32 least, 0xd7f0d7f0;
+        mov.b32 integers, 0x66006600;
+        min.f16x2 low, $1, most;
+        min.f16x2 high, $2, most;
+        max.f16x2 low, low, least;
+        max.f16x2 high, high, least;
+        add.f16x2 low, low, integers;
+        add.f16x2 high, high, integers;
+        prmt.b32 $0, low, high, 0x6420;
+        }
+        """,
+        "=r,r,r",
+        [values],
+        dtype=gl.int8,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@gluon.jit
+def _product(values, matrix):
+    """`[TILE_S, 2, 4, 2]` values, summed over g2, g1 g0 and c0."""
+    left = gl.convert_layout(gl.reshape(values, [TILE_S, 16]), _LEFT, assert_trivial=True)
+    summed = mma_v2(left, matrix, gl.zeros([TILE_S, 16], gl.float16, _PRODUCT))
+    return gl.reshape(summed, [TILE_S, 2, 4, 2])
+
+
+@gluon.jit
+def _over_groups(values, matrix):
+    """`[TILE_S, g2, g1 g0, c0, g3]` values, summed over all of them."""
+    low, high = gl.split(values)
+    return gl.join(_product(low + high, matrix), _product(low - high, matrix))
+
+
+@gluon.jit
+def _apart(values):
+    """`[TILE_S, GROUPS, 8]` values as `[TILE_S, g2, g1 g0, c0, g3, c1, c2]`."""
+    return gl.permute(gl.reshape(values, [TILE_S, 2, 2, 4, 2, 2, 2]), [0, 2, 3, 6, 1, 5, 4])
+
+
+@gluon.jit
+def _hadamard(levels, shifts, matrix):
+    """Rows of shifted levels times the Sylvester matrix of ones, `[TILE_S, HEAD_DIM]`.
+
+    Args:
+        levels: `[TILE_S, GROUPS, 8]` float16, not shifted.
+        shifts: Likewise, four times the shift of each group.
+        matrix: The Sylvester matrix of 16.
+    """
+    # What is added to all eight of a group is left in one sum over c2 and c1.
+    shift, _ = gl.split(_apart(shifts))
+    shift, _ = gl.split(shift)
+    low, high = gl.split(_apart(levels))
+    low_sum, high_sum = gl.split(low + high)
+    low_rest, high_rest = gl.split(low - high)
+    first = gl.join(
+        _over_groups(low_sum + high_sum + shift, matrix), _over_groups(low_sum - high_sum, matrix)
+    )
+    second = gl.join(_over_groups(low_rest + high_rest, matrix), _over_groups(low_rest - high_rest, matrix))
+    together = gl.permute(gl.join(first, second), [0, 4, 1, 2, 6, 5, 3])
+    return gl.convert_layout(gl.reshape(together, [TILE_S, HEAD_DIM]), _CHANNELS, assert_trivial=True)
+
+
+@gluon.jit
+def _sylvester():
+    """The matrix of 16, as the second operand of a product."""
+    row = gl.arange(0, 16, gl.SliceLayout(1, _RIGHT))[:, None]
+    both = row & gl.arange(0, 16, gl.SliceLayout(0, _RIGHT))[None, :]
+    both = both ^ (both >> 2)
+    return gl.where(((both ^ (both >> 1)) & 1) == 0, 1.0, -1.0).to(gl.float16)
+
+
+@gluon.jit
+def _rotated(values, tokens, slots, times, spaces, tokens_per_frame):
+    """`kernels.rotate` by what `kernels.rotation_of` finds; `times` and `spaces` lie as `tables.by_fours` has
+    them.
+    """
+    frame = tokens // tokens_per_frame
+    channels = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, _CHANNELS))[None, :]
+    time = times + (gl.load(slots + frame) * HEAD_DIM)[:, None] + channels
+    space = spaces + ((tokens - frame * tokens_per_frame) * HEAD_DIM)[:, None] + channels
+    is_time = channels // 8 * 4 + channels % 4 < HEAD_DIM // 2 - 2 * (HEAD_DIM // 6)
+    turn = gl.where(is_time, gl.load(time), gl.load(space))
+    cosine, sine = gl.split(gl.permute(gl.reshape(turn, [TILE_S, 16, 2, 4]), [0, 1, 3, 2]))
+    cosine = gl.convert_layout(gl.reshape(cosine, [TILE_S, 64]), _PAIRS, assert_trivial=True)
+    sine = gl.convert_layout(gl.reshape(sine, [TILE_S, 64]), _PAIRS, assert_trivial=True)
+    even, odd = gl.split(gl.reshape(values, [TILE_S, 64, 2]))
+    even = gl.convert_layout(even, _PAIRS, assert_trivial=True)
+    odd = gl.convert_layout(odd, _PAIRS, assert_trivial=True)
+    both = gl.join(even * cosine - odd * sine, even * sine + odd * cosine)
+    return gl.convert_layout(gl.reshape(both, [TILE_S, HEAD_DIM]), _CHANNELS, assert_trivial=True)
+
+
+@gluon.jit
+def _multiplied(values, tokens, slots, matrices, tokens_per_frame):
+    """`kernels.multiply` in this file's layouts."""
+    tokens = gl.convert_layout(tokens, gl.SliceLayout(1, _QUADS), assert_trivial=True)
+    matrix = matrices + gl.load(slots + tokens // tokens_per_frame)[:, None] * 16
+    zero_two, one_three = gl.split(gl.reshape(values.to(gl.float32), [TILE_S, 32, 2, 2]))
+    zero, two = gl.split(zero_two)
+    one, three = gl.split(one_three)
+    zero = gl.convert_layout(zero, _QUADS, assert_trivial=True)
+    one = gl.convert_layout(one, _QUADS, assert_trivial=True)
+    two = gl.convert_layout(two, _QUADS, assert_trivial=True)
+    three = gl.convert_layout(three, _QUADS, assert_trivial=True)
+    both = gl.reshape(multiply_quads(matrix, zero, one, two, three), [TILE_S, HEAD_DIM])
+    return gl.convert_layout(both, _CHANNELS, assert_trivial=True)
+
+
+@gluon.jit
+def _tokens(start, source, count, layout: gl.constexpr):
+    """Numbers of a round's tokens in their block; those beyond the last are the first of the tile."""
+    index = start + gl.arange(0, TILE_S, layout)
+    return source + gl.where(index < count, index, 0)
+
+
+@gluon.jit
+def _codes(codes, tokens, groups):
+    """Codes of a round, `[TILE_S, GROUPS]`, as `_WORDS` without its last axis."""
+    tokens = gl.convert_layout(tokens, gl.SliceLayout(1, _CODES), assert_trivial=True)
+    loaded = gl.load(codes + tokens[:, None] * GROUPS + groups)
+    return gl.convert_layout(loaded, gl.SliceLayout(2, _WORDS), assert_trivial=True)
+
+
+@gluon.jit(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
+def _decode_lattice(
+    blocks, tiles, slots, slots_pitch, units, smoothing, target, pitch, words, flips,
+    tables, spaces, tokens_per_frame, total_heads, first_head, heads,
+    HAS_CODEBOOK: gl.constexpr, BLOCK_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
+):  # fmt: skip
+    block, row, source, target_row, count, fill = tile_of(blocks, tiles, BLOCK_COLUMNS, False)
+    head, head_row = head_row_of(heads, total_heads, first_head)
+    total = gl.load(row + TOKENS)
+    slot = slots + block * slots_pitch if PLACEMENT != NONE else slots
+    unit = gl.load(units + head)
+    groups = gl.arange(0, GROUPS, gl.SliceLayout(0, _CODES))[None, :]
+    channels = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, _CHANNELS))
+    codes = address(row, 0, gl.uint16, head_row * total * GROUPS)
+    scales = address(row, 1, gl.uint8, head_row * total)
+    weight, offset, step, scale_unit = channel_numbers(
+        row, head, head_row, unit, smoothing, channels, HAS_CODEBOOK, HEAD_DIM
+    )
+    phase = gl.load(address(row, 5, gl.uint8, head_row))
+    if HAS_CODEBOOK:
+        ids = address(row, 6, gl.uint8, head_row * total)
+        table = address(row, 7, gl.int8, head_row * gl.load(row + CODEBOOK_ROWS) * HEAD_DIM)
+    matrix = _sylvester()
+    none = gl.zeros([TILE_S, GROUPS, 8], gl.int32, _WORDS)
+    tokens_of: gl.constexpr = gl.SliceLayout(1, _CHANNELS)
+    # What a round reads first is asked for in the round before.
+    upcoming = _tokens(0, source, count, tokens_of)
+    next_codes = _codes(codes, upcoming, groups)
+    next_scales = gl.load(scales + upcoming)
+    if HAS_CODEBOOK:
+        next_ids = gl.load(ids + upcoming)
+    for start in range(0, fill, TILE_S):
+        tokens, code, scale = upcoming, next_codes.to(gl.int32), next_scales
+        if HAS_CODEBOOK:
+            centroid = gl.load(table + (next_ids.to(gl.int32) * HEAD_DIM)[:, None] + channels[None, :])
+        upcoming = _tokens(start + TILE_S, source, count, tokens_of)
+        next_codes = _codes(codes, upcoming, groups)
+        next_scales = gl.load(scales + upcoming)
+        if HAS_CODEBOOK:
+            next_ids = gl.load(ids + upcoming)
+
+        word = none + gl.load(words + (code & 255))[:, :, None]
+        code = none + code[:, :, None]
+        shifts = gl.where(code < 32768, 4.0, -4.0).to(gl.float16)
+        residual = _hadamard(_unshifted(code, word), shifts, matrix)
+        pattern = numbers.token_pattern(tokens, phase)
+        flip = gl.load(flips + (pattern * HEAD_DIM)[:, None] + channels[None, :])
+        scale = (numbers.e4m3_value(scale) * scale_unit).to(gl.float16)
+        values = numbers.flip_signs(residual, flip) * scale[:, None] * weight + offset
+        if HAS_CODEBOOK:
+            values += _half_of_int8(centroid) * step
+        if PLACEMENT == ROTARY:
+            values = _rotated(values, tokens, slot, tables, spaces, tokens_per_frame)
+        if PLACEMENT == MATRICES:
+            values = _multiplied(values, tokens, slot, tables, tokens_per_frame)
+        if target.dtype.element_ty == gl.int8:
+            stored = _int8_of(values.to(gl.float16))
+        else:
+            stored = (values.to(gl.float32) * unit).to(target.dtype.element_ty)
+        index = start + gl.arange(0, TILE_S, tokens_of)
+        at = target + (head.to(gl.int64) * pitch + target_row + index)[:, None] * HEAD_DIM + channels[None, :]
+        gl.store(at, stored, mask=(index < fill)[:, None])
+
+
+_decode_lattice_kernel = Kernel(_decode_lattice)
+
+
+def decode_lattice(
+    blocks: BlockTable, tiles: Tiles, target: DecodeTarget, *, has_codebook: bool
+) -> None:  # fmt: skip
+    """Decode some heads of a pass, as `BlockReader.decode` has it."""
+    placement, device = blocks.placement, blocks.rows.device
+    tables, spaces = placement.tables, placement.spaces
+    if tables is not None and spaces is not None:
+        tables, spaces = by_fours(tables), by_fours(spaces)
+    arguments = decode_arguments(blocks, tiles, target) | {"tables": tables, "spaces": spaces}
+    _decode_lattice_kernel[(len(tiles.table), blocks.batch * target.heads)](
+        **arguments, words=numbers.pattern_words(device), flips=numbers.sign_flips(128, device),
+        HAS_CODEBOOK=has_codebook, num_warps=1, maxnreg=launch.LATTICE_REGISTERS,
+    )  # fmt: skip

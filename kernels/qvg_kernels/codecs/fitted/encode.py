@@ -1,0 +1,216 @@
+"""Blocks of the scheme "fitted" packed by kernels: `FittedCodec.encode_head` is the torch reference.
+
+The int8 codebook of a head's centroids is made before the residuals are rounded and refitted after: what
+rounding leaves of each cluster on average moves into its centroid, and what the codebook's own rounding then
+leaves of each channel into its offset.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qvg_kernels.codecs.encoding import Fill, Packed, encode_heads
+from qvg_kernels.codecs.fitted.residuals import TINY, round_residuals
+from qvg_kernels.codecs.fitted.spec import FittedSpec
+from qvg_kernels.quant import kmeans_kernels
+from qvg_kernels.quant.hadamard import phase_of_seed
+from qvg_kernels.quant.kmeans import spread_starts
+from qvg_kernels.quant.kmeans_kernels import Centroids, ClusterSums, add_splits
+from qvg_kernels.quant.numbers import e4m3_bits, e4m3_value, power_of_two, round_half_even, unit_exponent
+from qvg_kernels.quant.points import Points, measure, round_scales
+from qvg_kernels.runtime import launch
+from qvg_kernels.runtime.warmup import kernel
+
+TABLE_TOP = tl.constexpr(116)
+"""`reference.TABLE_TOP`."""
+
+
+def encode(block: Tensor, spec: FittedSpec, seed: int) -> Packed:
+    """Pack `[B, H, S, D]` values."""
+    _, _, tokens, head_dim = block.shape
+    count = spec.centroids(tokens)
+    phase = phase_of_seed(seed)
+
+    def begin() -> Fill:
+        starts = _spread(tokens, count, block.device) if count else None
+
+        def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
+            target["phase"].fill_(phase)
+            target["units"].zero_()
+            _encode_heads(values, target, found, spec, phase, starts)
+
+        return fill
+
+    codebook = {
+        "ids": (torch.uint8, (tokens,)),
+        "table": (torch.int8, (count, head_dim)),
+        "steps": (torch.uint8, (head_dim,)),
+    }
+    shapes = {
+        "codes": (torch.uint8, spec.code_shape(tokens, head_dim)),
+        "scales": (torch.uint8, (tokens,)),
+        "weights": (torch.uint8, (head_dim,)),
+        **(codebook if count else {}),
+        "offset": (torch.float32, (head_dim,)),
+        "units": (torch.float32, (3,)),
+        "phase": (torch.uint8, (1,)),
+    }
+    return encode_heads(block, spec, shapes, begin)
+
+
+@cache
+def _spread(tokens: int, count: int, device: torch.device) -> Tensor:
+    """`[count]` int32, the tokens that k-means starts from."""
+    return spread_starts(tokens, count, device).int()
+
+
+def _encode_heads(
+    values: Tensor,
+    target: dict[str, Tensor],
+    found: Tensor,
+    spec: FittedSpec,
+    phase: int,
+    starts: Tensor | None,
+) -> None:
+    points = Points(values)
+    units = target["units"]
+    channels = measure(points, target["weights"], units, found)
+    points = Points(values, channels.offset, channels.inverse)
+    ids, table, steps, decoded = target.get("ids"), target.get("table"), target.get("steps"), None
+    if starts is not None and ids is not None and table is not None and steps is not None:
+        centroids = kmeans_kernels.kmeans(points, starts, spec.iterations, ids)
+        decoded = _round_table(centroids, table, steps, units)
+    scales, largest, errors = round_residuals(points, ids, table, decoded, spec, phase, target["codes"])
+    round_scales(scales, largest, target["scales"], units, 0)
+    missed = kmeans_kernels.cluster_sums(errors, ids, 1 if table is None else table.shape[1])
+    _refit(points, missed, table, steps, target["weights"], units, target["offset"])
+
+
+@triton.jit
+def _in_steps(values, step):
+    """Float32 integers: values in steps, to nearest even, at most 127 either way."""
+    return tl.clamp(round_half_even(tl.clamp(values / tl.maximum(step, TINY), -128.0, 128.0)), -127.0, 127.0)
+
+
+@triton.jit
+def _table_steps(steps, units, head, HEAD_DIM: tl.constexpr):
+    """`[HEAD_DIM]` float32 steps of a head's table."""
+    bits = tl.load(steps + head * HEAD_DIM + tl.arange(0, HEAD_DIM))
+    return e4m3_value(bits) * tl.load(units + head * 3 + 2)
+
+
+@kernel(do_not_specialize=["count"])
+def _table_kernel(
+    centroids, table, steps, units, decoded, count, num_rows, HEAD_DIM: tl.constexpr, TILE_K: tl.constexpr
+):  # fmt: skip
+    """One head's steps and its table of rounded centroids."""
+    head = tl.program_id(1)
+    channels = tl.arange(0, HEAD_DIM)
+    largest = tl.zeros([HEAD_DIM], tl.float32)
+    for first in range(0, num_rows, TILE_K):
+        rows = first + tl.arange(0, TILE_K)
+        # [TILE_K, HEAD_DIM]
+        values = tl.load(centroids + (head * num_rows + rows)[:, None] * HEAD_DIM + channels[None, :])
+        largest = tl.maximum(largest, tl.max(tl.abs(values), 0))
+    step = largest / TABLE_TOP
+    exponent = unit_exponent(tl.max(step, 0))
+    bits = e4m3_bits(step * power_of_two(-exponent))
+    step = e4m3_value(bits) * power_of_two(exponent)
+    tl.store(steps + head * HEAD_DIM + channels, bits)
+    tl.store(units + head * 3 + 2, power_of_two(exponent))
+    tl.store(decoded + head * HEAD_DIM + channels, step)
+    for first in range(0, num_rows, TILE_K):
+        rows = first + tl.arange(0, TILE_K)
+        # [TILE_K, HEAD_DIM]
+        values = tl.load(centroids + (head * num_rows + rows)[:, None] * HEAD_DIM + channels[None, :])
+        at = (head * count + rows)[:, None] * HEAD_DIM + channels[None, :]
+        tl.store(table + at, _in_steps(values, step[None, :]).to(tl.int8), mask=(rows < count)[:, None])
+
+
+@kernel(do_not_specialize=["count", "splits"])
+def _refit_kernel(
+    sums, sizes, table, steps, units, rests, count, splits, num_rows,
+    HEAD_DIM: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
+    """Move TILE_K entries of the table by the mean error of their tokens; what is left goes to `rests`."""
+    head = tl.program_id(1)
+    rows = tl.program_id(0) * TILE_K + tl.arange(0, TILE_K)
+    channels = tl.arange(0, HEAD_DIM)
+    rest, size = add_splits(sums, sizes, rows, splits, num_rows, HEAD_DIM, TILE_K)
+    if table is not None:
+        step = _table_steps(steps, units, head, HEAD_DIM)[None, :]
+        at = (head * count + rows)[:, None] * HEAD_DIM + channels[None, :]
+        is_entry = (rows < count)[:, None]
+        # [TILE_K, HEAD_DIM]
+        before = tl.load(table + at, mask=is_entry, other=0).to(tl.float32)
+        after = _in_steps(step * before + rest / tl.maximum(size, 1.0)[:, None], step)
+        after = tl.where((size > 0)[:, None], after, before)
+        tl.store(table + at, after.to(tl.int8), mask=is_entry)
+        rest += size[:, None] * (step * (before - after))
+    tl.store(rests + (head * tl.num_programs(0) + tl.program_id(0)) * HEAD_DIM + channels, tl.sum(rest, 0))
+
+
+@kernel(do_not_specialize=["num_tiles", "num_tokens"])
+def _offset_kernel(
+    rests, means, weights, units, offset, num_tiles, num_tokens, HEAD_DIM: tl.constexpr
+):  # fmt: skip
+    """A head's means, moved by the mean error of each channel."""
+    head = tl.program_id(1)
+    channels = tl.arange(0, HEAD_DIM)
+    rest = tl.zeros([HEAD_DIM], tl.float32)
+    for tile in range(num_tiles):
+        rest += tl.load(rests + (head * num_tiles + tile) * HEAD_DIM + channels)
+    at = head * HEAD_DIM + channels
+    weight = e4m3_value(tl.load(weights + at)) * tl.load(units + head * 3 + 1)
+    tl.store(offset + at, tl.load(means + at) + weight * (rest / num_tokens))
+
+
+def _round_table(centroids: Centroids, table: Tensor, steps: Tensor, units: Tensor) -> Tensor:
+    """Round centroids to the table.
+
+    Args:
+        table: `[H, K, D]` int8, contiguous; receives the centroids in steps.
+        steps: `[H, D]` uint8, contiguous; receives e4m3 bit patterns.
+        units: `[H, 3]` float32, contiguous; its third column receives the unit of the steps.
+
+    Returns:
+        `[H, D]` float32, the steps as they are decoded.
+    """
+    heads, num_rows, head_dim = centroids.values.shape
+    decoded = torch.empty(heads, head_dim, dtype=torch.float32, device=table.device)
+    _table_kernel[(1, heads)](
+        centroids.values, table, steps, units, decoded, centroids.count, num_rows,
+        head_dim, min(num_rows, 64), num_warps=8,
+    )  # fmt: skip
+    return decoded
+
+
+def _refit(
+    points: Points, errors: ClusterSums, table: Tensor | None, steps: Tensor | None,
+    weights: Tensor, units: Tensor, offset: Tensor,
+) -> None:  # fmt: skip
+    """Move the table's entries and the offset so that tokens err by zero on average.
+
+    Args:
+        points: Whose offset is moved.
+        errors: Of each cluster's points minus what they decode to; of all tokens in cluster 0 without table.
+        table: `[H, K, D]` int8, changed in place.
+        offset: `[H, D]` float32, contiguous; receives the moved offset.
+    """
+    heads, splits, num_rows, head_dim = errors.sums.shape
+    tile = launch.MEAN_ROWS
+    tiles = num_rows // tile
+    rests = points.empty(tiles, head_dim)
+    count = 0 if table is None else table.shape[1]
+    _refit_kernel[(tiles, heads)](
+        errors.sums, errors.sizes, table, steps, units, rests, count, splits, num_rows,
+        head_dim, tile, num_warps=4,
+    )  # fmt: skip
+    _offset_kernel[(1, heads)](
+        rests, points.offset, weights, units, offset, tiles, points.tokens, head_dim, num_warps=4
+    )

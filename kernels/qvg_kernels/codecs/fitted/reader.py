@@ -1,0 +1,115 @@
+"""Blocks of the scheme "fitted" read by kernels: those of grid "e8" by `decode_hopper` on Hopper GPUs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from qvg_kernels.codecs.fitted.decode import begin, read
+from qvg_kernels.codecs.fitted.grids import ScalarGrid, grid
+from qvg_kernels.codecs.fitted.spec import FittedSpec
+from qvg_kernels.codecs.reading import (
+    BlockReader,
+    BlockTable,
+    DecodeTarget,
+    HeadScales,
+    Tiles,
+    address,
+    store_unit,
+)
+from qvg_kernels.quant import numbers
+from qvg_kernels.rope.kernels import ROTARY
+from qvg_kernels.runtime import launch
+from qvg_kernels.runtime.warmup import kernel
+
+
+@kernel(do_not_specialize=["num_blocks"])
+def _unit_kernel(
+    blocks, num_blocks, gain, units, smoothing,
+    PLACEMENT: tl.constexpr, IS_KEY: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """Bound from offsets and weights: a weight is the root of a channel's deviation.
+
+    Eight deviations from the mean are taken for values, five for keys. A pair of channels that is turned
+    reaches as far as it is long.
+
+    Args:
+        smoothing: `[B * H, HEAD_DIM]` of keys: each channel's, at most 1.
+    """
+    DEVIATIONS: tl.constexpr = 5.0 if IS_KEY else 8.0
+    head = tl.program_id(0).to(tl.int64)
+    channels = tl.arange(0, HEAD_DIM)
+    bound = tl.full([HEAD_DIM // 2], 1.0e-20, tl.float32)
+    for block in range(num_blocks):
+        row = blocks + block * BLOCK_COLUMNS
+        weight_bits = tl.load(address(row, 2, tl.uint8, head * HEAD_DIM) + channels)
+        weight = numbers.e4m3_value(weight_bits) * tl.load(address(row, 4, tl.float32, head * 3 + 1))
+        offset = tl.load(address(row, 3, tl.float32, head * HEAD_DIM) + channels)
+        first, second = tl.split(tl.reshape(offset, [HEAD_DIM // 2, 2]))
+        spread, other_spread = tl.split(tl.reshape(DEVIATIONS * weight * weight, [HEAD_DIM // 2, 2]))
+        if PLACEMENT == ROTARY:
+            found = tl.sqrt(first * first + second * second) + tl.maximum(spread, other_spread)
+        else:
+            found = gain * tl.maximum(tl.abs(first) + spread, tl.abs(second) + other_spread)
+        bound = tl.maximum(bound, found)
+    largest = tl.max(bound, 0)
+    store_unit(units, head, largest, IS_KEY)
+    if IS_KEY:
+        # Half of the way to equal bounds: what keys gain queries lose.
+        one = tl.full([HEAD_DIM // 2], 1.0, tl.float32)
+        factor = tl.sqrt(bound / largest) if PLACEMENT == ROTARY else one
+        both = tl.reshape(tl.join(factor, factor), [HEAD_DIM])
+        tl.store(smoothing + head * HEAD_DIM + channels, tl.maximum(both, 1.0 / 64.0))
+
+
+@dataclass(frozen=True)
+class FittedReader(BlockReader):
+    """What reads the scheme's blocks; its settings are grid, bytes of a row of codes, whether there is a
+    codebook.
+    """
+
+    @classmethod
+    def of(cls, spec: FittedSpec, head_dim: int) -> FittedReader:
+        """What reads heads of `head_dim` channels."""
+        has_codebook = spec.num_centroids != 0
+        tensors = ("codes", "scales", "weights", "offset", "units", "phase")
+        return cls(
+            head_dim,
+            (*tensors, "ids", "table", "steps") if has_codebook else tensors,
+            "table" if has_codebook else None,
+            spec.grid != "int4",
+            (spec.grid, spec.code_shape(1, head_dim)[1], has_codebook),
+            begin,
+            read,
+            is_scaled=True,
+        )
+
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        form = grid(self.settings[0])
+        scalar = form.levels if isinstance(form, ScalarGrid) else None
+        words = numbers.lattice_sums(device) if scalar is None else _levels(scalar, device)
+        return words, numbers.sign_flips(self.head_dim, device)
+
+    def decode(self, blocks: BlockTable, tiles: Tiles, target: DecodeTarget) -> None:
+        is_wide = not (target.is_transposed or target.is_reordered)
+        has_kernel = (
+            self.settings[0] == "e8" and self.head_dim == 128 and launch.has_gluon(blocks.rows.device)
+        )
+        if has_kernel and is_wide:
+            from qvg_kernels.codecs.fitted.decode_hopper import decode_lattice
+
+            decode_lattice(blocks, tiles, target, has_codebook=self.settings[2])
+        else:
+            super().decode(blocks, tiles, target)
+
+    def measure(self, blocks: BlockTable, *, is_key: bool) -> HeadScales:
+        return self._measure(_unit_kernel, blocks, is_key, PLACEMENT=blocks.placement.kind)
+
+
+@lru_cache(maxsize=8)
+def _levels(levels: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(levels, dtype=torch.int32, device=device)

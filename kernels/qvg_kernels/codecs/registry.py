@@ -1,0 +1,33 @@
+"""Every scheme there is: each folder beside this file lists its own as `SCHEMES`. No torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Union
+
+from qvg_kernels import codecs
+from qvg_kernels.codecs.spec import Scheme, Spec
+
+if TYPE_CHECKING:
+    from qvg_kernels.codec import Codec
+
+_FOUND: list[Scheme] = [
+    scheme
+    for folder in iter_modules(codecs.__path__)
+    if folder.ispkg
+    for scheme in import_module(f"{codecs.__name__}.{folder.name}").SCHEMES
+]
+SCHEMES = {scheme.name: scheme for scheme in sorted(_FOUND, key=lambda scheme: scheme.spec.packs)}
+"""Schemes by name: those that pack nothing first."""
+
+if TYPE_CHECKING:
+    CodecSpec = Spec
+else:
+    CodecSpec = Union[tuple(scheme.spec for scheme in SCHEMES.values())]  # noqa: UP007
+    """The settings of any scheme: pydantic tells them apart by `scheme`."""
+
+
+def build_codec(spec: Spec) -> Codec:
+    """The codec that `spec` describes."""
+    return SCHEMES[spec.scheme].codec(spec)

@@ -1,0 +1,100 @@
+"""Where tokens stand, applied to keys and values whenever they are read: turned by place and time, or
+multiplied by their camera.
+
+Both kinds are plain data, so that a kernel can apply them while it decodes. Invariant: what happens to a
+token depends on its number among the tokens of the frames alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qvg_kernels.rope.tables import KernelPlacement, RotaryTables, half_tables, on_device
+from qvg_kernels.runtime.dispatch import uses_kernels
+
+
+class Placement(Protocol):
+    """What happens to the tokens of given frames when they are read."""
+
+    def apply(self, states: Tensor, tokens: slice) -> Tensor:
+        """Placed `[B, H, S, D]`, which are `tokens` of the tokens of the frames; computed in float32."""
+        ...
+
+    def for_kernels(self) -> KernelPlacement:
+        """The same as kernels take it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Tokens turned by frame, row and column.
+
+    Attributes:
+        rows: Tokens of a frame, from top to bottom.
+        columns: Tokens of a frame, from left to right.
+        slots: Position in time of each frame.
+    """
+
+    tables: RotaryTables
+    rows: int
+    columns: int
+    slots: tuple[int, ...]
+
+    def apply(self, states: Tensor, tokens: slice) -> Tensor:
+        if uses_kernels(states.device):
+            from qvg_kernels.rope.kernels import apply
+
+            return apply(self.for_kernels(), states, tokens)
+        per_frame = self.rows * self.columns
+        device = states.device
+        token = torch.arange(tokens.start or 0, tokens.stop, device=device)
+        place = token % per_frame
+        pairs, side = states.shape[-1] // 2, states.shape[-1] // 6
+        position = torch.stack(
+            (on_device(self.slots, device)[token // per_frame], place // self.columns, place % self.columns)
+        )
+        axis = torch.arange(pairs, device=device)
+        axis = (axis >= pairs - 2 * side).long() + (axis >= pairs - side).long()
+        position = position[axis].T
+        cosine, sine = (table.gather(0, position) for table in (self.tables.cosine, self.tables.sine))
+        even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+        rotated = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
+        return rotated.flatten(-2).to(states.dtype)
+
+    def for_kernels(self) -> KernelPlacement:
+        times, spaces = half_tables(self.tables, self.rows, self.columns)
+        # A pair keeps its length, which is at most the root of two times its larger value.
+        return KernelPlacement(1, times, spaces, self.rows * self.columns, 2**0.5, self.slots)
+
+
+@dataclass(frozen=True, eq=False)
+class FrameMatrices:
+    """Tokens whose groups of four channels are multiplied by the matrix of their frame.
+
+    Attributes:
+        matrices: `[P, 4, 4]` float32.
+        gain: How much a matrix enlarges the largest of four values at most.
+        slots: Row of `matrices` of each frame.
+    """
+
+    matrices: Tensor
+    gain: float
+    tokens_per_frame: int
+    slots: tuple[int, ...]
+
+    def apply(self, states: Tensor, tokens: slice) -> Tensor:
+        if uses_kernels(states.device):
+            from qvg_kernels.rope.kernels import apply
+
+            return apply(self.for_kernels(), states, tokens)
+        token = torch.arange(tokens.start or 0, tokens.stop, device=states.device)
+        slot = on_device(self.slots, states.device)[token // self.tokens_per_frame]
+        groups = states.float().unflatten(-1, (-1, 4))
+        return torch.einsum("sij,bhsgj->bhsgi", self.matrices[slot], groups).flatten(-2).to(states.dtype)
+
+    def for_kernels(self) -> KernelPlacement:
+        return KernelPlacement(2, self.matrices, None, self.tokens_per_frame, self.gain, self.slots)

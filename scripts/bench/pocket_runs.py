@@ -1,0 +1,86 @@
+"""Runs of the built-in pocket model for the benches: many prompts side by side, through a user's engine.
+
+`prompts.txt` names scenes that the pocket model was not trained on; no run changes another's noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qvg_cli.cache.kv_cache import KVCache, open_cache
+from qvg_cli.config.load import Request
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.device import resolve_device
+from qvg_cli.engine.noise import SeededNoise
+from qvg_cli.engine.rollout import ChunkResult, rollout
+from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
+
+PROMPTS = Path(__file__).with_name("prompts.txt")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One cache setting of a comparison, written `preset` or `preset:knob=value,knob=value`."""
+
+    label: str
+    preset: str
+    sets: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """The arm that `text` says."""
+        preset, _, knobs = text.partition(":")
+        sets = tuple(f"cache.{knob}" for knob in knobs.split(",") if knob)
+        return cls(text, preset, sets)
+
+    def config(self, common: Sequence[str]) -> RunConfig:
+        """The pocket model's configuration with this arm's cache and `common` settings."""
+        sets = (f"cache.preset={self.preset}", *common, *self.sets)
+        return load_config(Request(pocket=True, backend="self-forcing", sets=sets)).config
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Videos made side by side, and the cache that they share."""
+
+    cache: KVCache
+    results: Iterator[ChunkResult]
+
+
+def read_prompts(count: int) -> list[str]:
+    """The first `count` prompts of prompts.txt.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
+    if count > len(prompts):
+        raise ValueError(f"{count} prompts were asked for; {PROMPTS.name} has {len(prompts)}")
+    return prompts[:count]
+
+
+def start_batch(config: RunConfig, prompts: Sequence[str], device_name: str) -> Batch:
+    """Load the model and begin one video per prompt; the videos are made as the results are taken."""
+    device = resolve_device(device_name)
+    plan = plan_video(config)
+    pipeline = load_pipeline(config, device)
+    embeds = torch.cat([pipeline.encode_prompt(prompt) for prompt in prompts])
+    shape = pipeline.cache_shape
+    shape = replace(shape, heads=shape.heads * len(prompts))
+    cache = open_cache(config.cache, plan, shape, config.seed)
+    denoiser = pipeline.denoiser(cache, family_of(config).planner(config), embeds, config.seed)
+    noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, device, batch=len(prompts))
+    return Batch(cache, rollout(plan.chunks, denoiser, pipeline.decoder(), noise))
+
+
+def history(cache: KVCache) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Layer, keys and values `[B, H, S, D]` of everything the cache holds, keys not rotated."""
+    for layer in cache.layers:
+        pairs = [entry.decode() for entry in layer.entries.values()]
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
+        yield layer.index, keys, values

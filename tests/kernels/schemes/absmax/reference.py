@@ -1,0 +1,29 @@
+"""Absmax in torch."""
+
+from __future__ import annotations
+
+import torch
+from qvg_kernels.codecs.absmax.spec import AbsmaxSpec
+from torch import Tensor
+
+from qvg_kernels.codec import HeadwiseCodec, PackedTensor
+
+
+class AbsmaxCodec(HeadwiseCodec[AbsmaxSpec, None]):
+    """A token's values over its largest magnitude."""
+
+    kinds = {"codes": "codes", "scales": "scales"}  # noqa: RUF012
+
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> None:
+        """Nothing is drawn."""
+
+    def encode_head(self, points: Tensor, draws: None) -> dict[str, Tensor]:
+        scales = points.abs().amax(-1) * self.spec.clip_ratio / 127
+        codes = (points / scales.clamp(min=1e-30).unsqueeze(-1)).round().clamp(-127, 127)
+        return {"codes": codes.to(torch.int8), "scales": scales}
+
+    def decode(
+        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
+    ) -> Tensor:
+        codes, scales = (packed.tensors[name][:, heads, tokens] for name in ("codes", "scales"))
+        return (codes.float() * scales.unsqueeze(-1)).to(packed.dtype)
