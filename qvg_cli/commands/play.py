@@ -59,9 +59,7 @@ def play(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Go on with a saved walk, or with any run.", show_default=False
-        ),
+        typer.Option(metavar="FOLDER", help="Go on with a saved walk, or with any run.", show_default=False),
     ] = None,
     host: Annotated[
         str,
@@ -69,7 +67,9 @@ def play(
             help="Address to listen at. One that other machines can reach gets a token in the page's address."
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
+    port: Annotated[
+        int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)
+    ] = 8000,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
     out: options.Out = Path("results"),
     device: options.Device = None,
@@ -92,7 +92,9 @@ def play(
 
     console = Console(is_quiet=quiet)
     if resume is not None and (config is not None or prompt is not None or image is not None):
-        raise UsageError("--resume and a PROMPT, --config or --image were both given", hint="give one of them")
+        raise UsageError(
+            "--resume and a PROMPT, --config or --image were both given", hint="give one of them"
+        )
     if backend is None and config is None and resume is None:
         console.note(f"no --backend given: using the built-in pocket world of {_DEFAULT_BACKEND}")
         backend, pocket = _DEFAULT_BACKEND, True

@@ -77,5 +77,3 @@ def page_address(host: str, port: int, token: str | None) -> str:
     query = "" if token is None else f"?token={token}"
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}/{query}"
-
-

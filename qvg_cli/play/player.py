@@ -32,7 +32,16 @@ LOG = logging.getLogger(__name__)
 MOST_WAITING = 8
 """Moves that wait at most; more are not taken."""
 _MOST_WORDS = 4
-_OPPOSITES = {"w": "s", "s": "w", "a": "d", "d": "a", "left": "right", "right": "left", "up": "down", "down": "up"}
+_OPPOSITES = {
+    "w": "s",
+    "s": "w",
+    "a": "d",
+    "d": "a",
+    "left": "right",
+    "right": "left",
+    "up": "down",
+    "down": "up",
+}
 
 
 class _Closed(Exception):
@@ -275,7 +284,9 @@ class Player:
 
     def _open_folder(self, session: Session) -> WalkFolder:
         config = session.config
-        name = self._record or (self._given.path.name if self._given else run_name(config.prompt, config.seed))
+        name = self._record or (
+            self._given.path.name if self._given else run_name(config.prompt, config.seed)
+        )
         run = RunDir.create(self._out.parent, self._out.name, slug(name) or "walk")
         folder = WalkFolder(run, self._engine.device, self._given)
         if self._picture is not None:
@@ -284,7 +295,9 @@ class Player:
 
     def _own_picture(self, config: Any) -> Any:
         """`config` with the copy of an uploaded picture that stays with the walk."""
-        return config if self._picture is None else with_option(config, "--image", str(self._picture.absolute()))
+        return (
+            config if self._picture is None else with_option(config, "--image", str(self._picture.absolute()))
+        )
 
     def _save(self) -> None:
         if self._folder is None:
@@ -350,7 +363,9 @@ class Player:
             for viewmat in viewmats[begin:]:
                 camera = np.linalg.inv(viewmat)
                 heading = float(np.degrees(np.arctan2(camera[0, 2], camera[2, 2])))
-                self._path.append([round(float(camera[0, 3]), 4), round(float(camera[2, 3]), 4), round(heading, 2)])
+                self._path.append(
+                    [round(float(camera[0, 3]), 4), round(float(camera[2, 3]), 4), round(heading, 2)]
+                )
         self._tell({"type": "path", "begin": begin, "points": self._path[begin:]})
 
 

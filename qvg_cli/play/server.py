@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import uvicorn
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -54,6 +54,7 @@ MAX_PICTURE_BYTES = 20 << 20
 MAX_PICTURE_PIXELS = 50_000_000
 _PAGE = Path(__file__).with_name("page.html")
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+_PICTURE_HINT = "PNG, JPEG and WebP can be"
 _ELSEWHERE = 4001
 """The code of a socket that is closed because the same browser has opened another."""
 
@@ -67,9 +68,7 @@ class PlayServer:
         note: Takes a line for the terminal.
     """
 
-    def __init__(
-        self, engine: Engine, out: Path, *, record: str | None, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, engine: Engine, out: Path, *, record: str | None, note: Callable[[str], None]) -> None:
         self.seats = Seats()
         self.audience = Audience(lambda has_room: self.player.set_room(has_room), self.seats.is_player)
         self.player = Player(
@@ -133,17 +132,18 @@ class PlayServer:
         return JSONResponse({"picture": path.name})
 
     async def _receive_picture(self, request: Request) -> Path:
-        too_large = UsageError(
-            f"the picture is larger than {MAX_PICTURE_BYTES >> 20} MiB", hint="give a smaller one"
-        )
-        told = request.headers.get("content-length", "0")
-        if told.isdecimal() and int(told) > MAX_PICTURE_BYTES:
-            raise too_large
-        content = bytearray()
+        content, num_bytes = bytearray(), 0
         async for part in request.stream():
-            content += part
-            if len(content) > MAX_PICTURE_BYTES:
-                raise too_large
+            num_bytes += len(part)
+            if num_bytes <= MAX_PICTURE_BYTES:
+                content += part
+            # Read on for a while without keeping it: who is still sending does not hear an answer.
+            elif num_bytes > 10 * MAX_PICTURE_BYTES:
+                break
+        if num_bytes > MAX_PICTURE_BYTES:
+            raise UsageError(
+                f"the picture is larger than {MAX_PICTURE_BYTES >> 20} MiB", hint="give a smaller one"
+            )
         return await run_in_threadpool(keep_picture, bytes(content), self._pictures)
 
     async def _give_file(self, request: Request) -> Response:
@@ -258,24 +258,36 @@ def keep_picture(content: bytes, folder: Path) -> Path:
     path = folder / hashlib.sha256(content).hexdigest()[:32]
     path.write_bytes(content)
     try:
-        with Image.open(path) as image:
-            width, height, suffix = *image.size, _SUFFIXES.get(image.format or "")
-        if suffix is None:
-            raise UsageError("the picture is not of a kind that can be read", hint="PNG, JPEG and WebP can be")
-        if width * height > MAX_PICTURE_PIXELS:
-            raise UsageError(
-                f"the picture has {width} x {height} pixels, at most {MAX_PICTURE_PIXELS:,} are taken",
-                hint="give a smaller one",
-            )
-        open_image(str(path))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        path.unlink(missing_ok=True)
-        raise UsageError("that is not a picture that can be read", hint="PNG, JPEG and WebP can be") from error
+        return path.rename(path.with_suffix(_check_picture(path)))
     except UsageError as error:
         path.unlink(missing_ok=True)
-        # The user knows the picture by another name.
-        raise UsageError(str(error).replace(str(path), "that picture"), hint=error.hint) from error
-    return path.rename(path.with_suffix(suffix))
+        # The user knows it by another name.
+        message = str(error).replace(str(path), "that picture")
+        raise UsageError(message, hint=error.hint or _PICTURE_HINT) from error
+
+
+def _check_picture(path: Path) -> str:
+    """The suffix that a picture's file should have.
+
+    Raises:
+        UsageError: It cannot be read, or is too large.
+    """
+    try:
+        with Image.open(path) as image:
+            (width, height), suffix = image.size, _SUFFIXES.get(image.format or "")
+    except Image.DecompressionBombError as error:
+        raise UsageError("that picture is too large", hint="give a smaller one") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UsageError("that is not a picture that can be read") from error
+    if suffix is None:
+        raise UsageError("that is not a kind of picture that can be read")
+    if width * height > MAX_PICTURE_PIXELS:
+        raise UsageError(
+            f"the picture has {width} x {height} pixels, at most {MAX_PICTURE_PIXELS:,} are taken",
+            hint="give a smaller one",
+        )
+    open_image(str(path))
+    return suffix
 
 
 async def _send_all(viewer: Viewer, socket: WebSocket) -> None:
@@ -298,7 +310,8 @@ def _page() -> tuple[str, str]:
     }
     policy = (
         f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src 'sha256-{hashes['style']}'; "
-        "img-src 'self' blob: data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+        "img-src 'self' blob: data:; connect-src 'self'; "
+        "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     )
     return page, policy
 
@@ -324,8 +337,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve(app: Starlette, listening: socket.socket) -> None:
-    """Run until Ctrl-C or SIGTERM."""
+def web_server(app: Starlette) -> uvicorn.Server:
+    """What runs an app until its `should_exit`, or Ctrl-C."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -335,5 +348,10 @@ def serve(app: Starlette, listening: socket.socket) -> None:
         ws_max_size=MAX_BYTES,
         timeout_graceful_shutdown=2,
     )
+    return uvicorn.Server(config)
+
+
+def serve(app: Starlette, listening: socket.socket) -> None:
+    """Run until Ctrl-C or SIGTERM."""
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        web_server(app).run(sockets=[listening])

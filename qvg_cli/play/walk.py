@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ class WalkFolder:
 
     def _whole_parts(self, num_latents: int) -> tuple[list[Path], torch.Tensor]:
         """Videos of the chunks that the settings speak of, and their latents."""
-        videos, latents = [], []
+        videos: list[Path] = []
+        latents: list[torch.Tensor] = []
         for video in sorted(self._parts.glob("*.mp4"), key=_order):
             if sum(part.shape[2] for part in latents) < num_latents:
                 videos.append(video)
@@ -209,7 +210,11 @@ def option_value(config: RunConfig, flag: str) -> Any:
     """The setting of an option that the family may have; `None` if it has not."""
     for option in family_of(config).options:
         if option.flag == flag:
-            return reduce(lambda group, name: getattr(group, name, None), option.setting.split("."), config)
+            value: Any = config
+            for name in option.setting.split("."):
+                # A group may be missing, such as a source.
+                value = getattr(value, name, None)
+            return value
     return None
 
 
@@ -254,5 +259,3 @@ def _about(
         "resumed_after": None,
         "chunk_seconds": chunk_seconds,
     }
-
-
