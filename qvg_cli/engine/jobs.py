@@ -69,6 +69,8 @@ def plan_jobs(
     """
     loaded = load_config(request)
     config = loaded.config
+    for line in loaded.notes:
+        note(line)
     if loaded.has_default_backend:
         note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
     if is_made and loaded.has_default_prompt and prompts is None:
@@ -152,6 +154,8 @@ def _read_prompts(
         scheduled = prompt_a_chunk(read_jobs(prompts), plan, prompts)
     else:
         scheduled = _scheduled(schedule)
+    for number, change in enumerate(config.prompt_changes, start=1):
+        check_prompt(change.prompt, f"prompt_changes, number {number}: prompt")
     first = config.prompt
     config = with_schedule(config, plan, scheduled)
     # Again: not every family takes prompts that change.
