@@ -20,6 +20,7 @@ from qvg_cli.commands.download import download
 from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
 from qvg_cli.commands.plan import plan
+from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_error, visible
 from qvg_cli.environment import check_environment
@@ -71,6 +72,13 @@ Examples:
   qvg plan --backend self-forcing --seconds 45 --cache int2 --cache bf16
   qvg plan --backend longcat --segments 10 --card "RTX 4090"
   qvg plan --backend hyworldplay --pose w-40,a-40 --card 24GiB --json"""
+
+_PLAY_EXAMPLES = """\b
+Examples:
+  qvg play
+  qvg play --backend hyworldplay --image street.jpg --record street
+  qvg play --backend self-forcing --pocket
+  qvg play --resume results/hyworldplay/NAME"""
 
 _SHOW_EXAMPLES = """\b
 Examples:
@@ -134,6 +142,7 @@ app.command(cls=_Command, epilog=f"{_EXTEND_EXAMPLES}\n\n{EXIT_CODES}")(extend)
 app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
 app.command(cls=_Command, epilog=f"{_COMPARE_EXAMPLES}\n\n{EXIT_CODES}")(compare)
 app.command(cls=_Command, epilog=f"{_PLAN_EXAMPLES}\n\n{EXIT_CODES}")(plan)
+app.command(cls=_Command, epilog=f"{_PLAY_EXAMPLES}\n\n{EXIT_CODES}")(play)
 app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)
 app.command(cls=_Command, epilog=EXIT_CODES)(doctor)
 app.command(cls=_Command, epilog=EXIT_CODES)(clean)
