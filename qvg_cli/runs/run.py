@@ -23,7 +23,6 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
-from qvg_cli.errors import QvgError
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
 from qvg_cli.report.html import run_page
@@ -147,12 +146,12 @@ class Run:
         if summary.status != "running":
             return
         summary.status = status
-        failures: list[QvgError] = []
+        failures: list[Exception] = []
 
         def attempt(write: Callable[[], object]) -> None:
             try:
                 write()
-            except QvgError as error:
+            except Exception as error:
                 failures.append(error)
 
         with summary.times.measure("writing"):
