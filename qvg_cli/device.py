@@ -1,10 +1,15 @@
-"""From the name of a device to the device, or a plain word that this machine has none such."""
+"""The device that a run computes on, its dtype there, and how attention is computed on it."""
 
 from __future__ import annotations
 
 import torch
 
+from qvg_cli.config.schema import ModelConfig, RunConfig
 from qvg_cli.errors import UsageError
+from qvg_kernels.attention.attend import how_attended
+from qvg_kernels.runtime.dispatch import has_fp8
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -32,3 +37,23 @@ def resolve_device(name: str) -> torch.device:
             raise UsageError(f"device {name!r} is not on this machine: {found}", hint="use --device cpu")
         device = torch.device("cuda", device.index or 0)
     return device
+
+
+def model_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The dtype that `config` means on `device`."""
+    return _DTYPES.get(config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def attention_words(config: RunConfig, device: torch.device) -> str:
+    """How the run's attention reads its history on `device`, in words.
+
+    Raises:
+        UsageError: The arithmetic that is asked for is not the device's.
+    """
+    cache = config.cache
+    if cache.arithmetic == "fp8" and not has_fp8(device):
+        raise UsageError(
+            f"cache.arithmetic=fp8 is not possible on {device}",
+            hint="set cache.arithmetic=bf16 or leave it out; fp8 needs compute capability 8.9 or later",
+        )
+    return how_attended(device, model_dtype(config.model, device), [cache.k, cache.v], cache.arithmetic)

@@ -53,7 +53,7 @@ def shown_error(error: BaseException) -> QvgError:
     if is_out_of_memory(error):
         return OutOfMemoryError(
             "out of memory",
-            hint="give a smaller --size, fewer --seconds, another --cache or --set memory.transformer=parked",
+            hint="give a smaller --size, fewer --seconds, another --cache or --set memory.transformer=model",
         )
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("stopped")

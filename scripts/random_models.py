@@ -12,17 +12,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.models.hyworldplay import model as walk_model
-from qvg_cli.models.hyworldplay import weights as walk_weights
-from qvg_cli.models.loading import model_dtype
-from qvg_cli.models.longcat import weights as longcat_weights
-from qvg_cli.models.offload import LONGCAT_KEEPS, STORAGE_DTYPE, WAN_KEEPS, Residence
-from qvg_cli.models.self_forcing import model as self_forcing_model
-from qvg_cli.models.self_forcing import weights as self_forcing_weights
+from qvg_cli.device import model_dtype
+from qvg_cli.models.hyworldplay.model import WalkTransformer
+from qvg_cli.models.longcat.layers import TransformerConfig
+from qvg_cli.models.longcat.model import LongCatTransformer
+from qvg_cli.models.offload import STORAGE_DTYPE, Offload
+from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix, put_tensor
 
 _TEXT_TOKENS = 48
 """Rows of a prompt that are not zero: a long sentence."""
@@ -45,6 +45,17 @@ class Layout:
 
 _WAN = {"patch_size": (1, 2, 2), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads"}
 _SELF_FORCING = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, **_WAN}
+_WALK = {
+    **{"num_attention_heads": 24, "attention_head_dim": 128, "in_channels": 48, "out_channels": 48},
+    **{
+        "text_dim": 4096,
+        "freq_dim": 256,
+        "ffn_dim": 14336,
+        "num_layers": 30,
+        "rope_max_seq_len": 1024,
+        **_WAN,
+    },
+}
 _LONGCAT = {
     **{"in_channels": 16, "out_channels": 16, "hidden_size": 4096, "depth": 48, "num_heads": 32},
     **{"caption_channels": 4096, "mlp_ratio": 4, "adaln_tembed_dim": 512, "frequency_embedding_size": 256},
@@ -68,7 +79,7 @@ _TINY_VAE = {
 _TINY = ("model.text_tokens=8", "video.height=32", "video.width=64")
 FULL = {
     "self-forcing": Layout(_SELF_FORCING, {}),
-    "hyworldplay": Layout(walk_weights.TRANSFORMER_CONFIG, _VAE_22),
+    "hyworldplay": Layout(_WALK, _VAE_22),
     "longcat": Layout(_LONGCAT, {}),
 }
 """As published; a VAE without arguments is that of Wan 2.1."""
@@ -99,7 +110,7 @@ class RandomModels:
     """
 
     def __init__(self, config: RunConfig, layout: Layout, device: torch.device, *, seed: int = 0) -> None:
-        self.residence = Residence(config.memory, device)
+        self.offload = Offload(config.memory, device)
         self.backend = config.backend
         self.layout = layout
         self.dtype = model_dtype(config.model, device)
@@ -109,20 +120,15 @@ class RandomModels:
     @cached_property
     def transformer(self) -> nn.Module:
         """Ready to be attached to a cache."""
-        if self.backend == "longcat":
-            config = longcat_weights.config_from(self.layout.transformer, "the layout")
-            model: nn.Module = longcat_weights.empty_transformer(config)
-            self._fill(model, self._longcat_dtype, self.residence.load_device)
-            self.residence.place_transformer(model, self.dtype, LONGCAT_KEEPS)
-            return model
-        is_walk = self.backend == "hyworldplay"
         with torch.device("meta"):
-            build = walk_model.build_transformer if is_walk else _wan_transformer
-            model = build(self.layout.transformer)
-        load_dtype = walk_weights.load_dtype if is_walk else self_forcing_weights.load_dtype
-        self._fill(model, load_dtype, self.residence.load_device)
-        (walk_model if is_walk else self_forcing_model).prepare(model, self.device)
-        self.residence.place_transformer(model, self.dtype, WAN_KEEPS)
+            model = _build(self.backend, self.layout.transformer)
+
+        def held_in(name: str) -> torch.dtype:
+            is_stored = self.offload.is_fp8 and is_block_matrix(model, name)
+            return STORAGE_DTYPE if is_stored else dtype_of(model, name, self.dtype)
+
+        self._fill(model, held_in, self.offload.load_device)
+        self.offload.place_transformer(model, self.dtype)
         return model
 
     @cached_property
@@ -130,8 +136,8 @@ class RandomModels:
         """From latents to pixels and back."""
         with torch.device("meta"):
             vae = AutoencoderKLWan(**self.layout.vae)
-        self._fill(vae, lambda name, dtype: dtype, self.residence.vae_load_device)
-        self.residence.place_vae(vae)
+        self._fill(vae, lambda name: self.dtype, self.offload.vae_load_device)
+        self.offload.place_vae(vae)
         return vae
 
     def text_states(self, rows: int, num_tokens: int) -> Tensor:
@@ -144,13 +150,11 @@ class RandomModels:
         return states.to(self.device, self.dtype)
 
     @torch.no_grad()
-    def _fill(
-        self, model: nn.Module, dtype_of: Callable[[str, torch.dtype], torch.dtype], to: torch.device
-    ) -> None:
+    def _fill(self, model: nn.Module, held_in: Callable[[str], torch.dtype], to: torch.device) -> None:
         """Give every parameter of a model without storage random values, and bring it to its place."""
         generator = torch.Generator(self.device).manual_seed(self._seed)
         for name, parameter in list(model.named_parameters()):
-            dtype = dtype_of(name, self.dtype)
+            dtype = held_in(name)
             drawn = self.dtype if dtype.itemsize == 1 else dtype
             made = torch.empty(parameter.shape, dtype=drawn, device=self.device)
             is_norm = name.endswith("gamma") or (name.endswith("weight") and made.ndim == 1)
@@ -161,13 +165,11 @@ class RandomModels:
             else:
                 fan_in = made.shape[-1] if name.endswith("scale_shift_table") else made[0].numel()
                 made.normal_(0, fan_in**-0.5, generator=generator)
-            longcat_weights.put_tensor(model, name, made.to(to, dtype))
+            put_tensor(model, name, made.to(to, dtype))
         model.eval().requires_grad_(False)
 
-    def _longcat_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
-        is_fp8 = self.residence.is_fp8 and longcat_weights.is_block_matrix(name)
-        return STORAGE_DTYPE if is_fp8 else longcat_weights.dtype_of(name, dtype)
 
-
-def _wan_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
-    return WanTransformer3DModel(**config)
+def _build(backend: str, settings: Mapping[str, Any]) -> nn.Module:
+    if backend == "longcat":
+        return LongCatTransformer(TransformerConfig.read(settings, "the layout"))
+    return (WalkTransformer if backend == "hyworldplay" else SelfForcingTransformer)(**settings)

@@ -14,14 +14,13 @@ from torch import Tensor
 from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.console import Console, show_data
-from qvg_cli.device import resolve_device
+from qvg_cli.device import attention_words, resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import check_memory, remedies_after
 from qvg_cli.errors import Interrupted, MissingModelError, QvgError, is_out_of_memory
 from qvg_cli.interrupts import hold_interrupts
 from qvg_cli.logs import run_log, timed
-from qvg_cli.models.loading import attention_words
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
 from qvg_cli.runs.checkpoint import RunState

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +22,7 @@ from qvg_cli.config.cache_presets import KNOBS, merge_cache
 from qvg_cli.config.errors import describe
 from qvg_cli.config.options import FamilyOption
 from qvg_cli.config.resources import configs_dir
-from qvg_cli.config.schema import RunConfig
+from qvg_cli.config.schema import OLD_OFFLOAD_WORDS, RunConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import UsageError
 
@@ -71,11 +71,13 @@ class LoadedConfig:
     Attributes:
         has_default_backend: No source named a backend, so the built-in pocket model was taken.
         has_default_prompt: No source but the backend's YAML gave a prompt.
+        notes: What of the request has another name now, to be shown to the user.
     """
 
     config: RunConfig
     has_default_backend: bool
     has_default_prompt: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def resolve(
         config=_check(layers, model),
         has_default_backend=backend.is_default,
         has_default_prompt=not any("prompt" in layer.values for layer in user),
+        notes=tuple(note for layer in user for note in _old_words(layer)),
     )
 
 
@@ -196,6 +199,14 @@ def _nest(path: str, value: Any) -> dict[str, Any]:
         value = {key: value}
     nested: dict[str, Any] = value
     return nested
+
+
+def _old_words(layer: Layer) -> Iterator[str]:
+    memory = layer.values.get("memory")
+    for name, value in memory.items() if isinstance(memory, Mapping) else ():
+        if name in ("transformer", "vae") and isinstance(value, str) and value in OLD_OFFLOAD_WORDS:
+            new = f"memory.{name}={OLD_OFFLOAD_WORDS[value]}"
+            yield f"memory.{name}={value} ({layer.source}) is called {new} now, and means the same"
 
 
 def _with_pocket(layer: Layer, is_pocket: bool) -> Layer:

@@ -6,11 +6,14 @@ run.yaml beside the video, and enough to make the same video again. No torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from qvg_kernels.spec import CodecSpec
+
+OLD_OFFLOAD_WORDS = {"resident": "none", "parked": "model", "streamed": "group"}
+"""What `memory.transformer` and `memory.vae` were called until 0.1, and are called now."""
 
 
 class Config(BaseModel):
@@ -133,15 +136,20 @@ class MemoryConfig(Config):
     Attributes:
         weights: "model": the transformer in the model's dtype. "fp8": the matrices of its blocks rounded to
             e4m3, half the size, each cast back while it works.
-        transformer: "resident": always on the device. "parked": in CPU memory while pixels are made.
-            "streamed": its blocks in CPU memory, each on the device while it works.
-        vae: "resident": always on the device. "parked": with what it remembers in CPU memory while it does
-            not work.
+        transformer: How it is offloaded. "none": always on the device. "model": in CPU memory while pixels
+            are made. "group": its blocks in CPU memory, each on the device while it works.
+        vae: "none": always on the device. "model": with what it remembers in CPU memory while it does not
+            work.
     """
 
     weights: Literal["model", "fp8"] = "model"
-    transformer: Literal["resident", "parked", "streamed"] = "resident"
-    vae: Literal["resident", "parked"] = "resident"
+    transformer: Literal["none", "model", "group"] = "none"
+    vae: Literal["none", "model"] = "none"
+
+    @field_validator("transformer", "vae", mode="before")
+    @classmethod
+    def _take_old_words(cls, value: Any) -> Any:
+        return OLD_OFFLOAD_WORDS.get(value, value) if isinstance(value, str) else value
 
 
 class RunConfig(Config):

@@ -18,7 +18,7 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
 from qvg_cli.engine.noise import SeededNoise
-from qvg_cli.engine.opening import open_video
+from qvg_cli.engine.opening import load_latents, open_video
 from qvg_cli.engine.rollout import ChunkResult, Done, rollout
 from qvg_cli.engine.session import Session
 from qvg_cli.engine.sources import Start, find_start
@@ -220,6 +220,7 @@ class Engine:
         *,
         seed: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        on_step: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> Session:
         """Begin a video that has no end yet; its chunks are those of `generate`, bit for bit.
@@ -228,6 +229,7 @@ class Engine:
             prompt: What it shows; `None` takes the one of the settings.
             seed: Seed of the noise and the codecs.
             settings: Other settings by their dotted names.
+            on_step: Called after every model call; what it raises ends the session.
             options: Options of the model's family, such as `image="street.jpg"` or `window=12`.
 
         Raises:
@@ -241,7 +243,38 @@ class Engine:
         config = planned.config
         if config.prompt_changes:
             raise UsageError("a session has no schedule", hint="give each prompt to step()")
-        return Session(config, self.pipeline, family_of(config).open_planner(config))
+        planner = family_of(config).open_planner(config)
+        return Session(config, self.pipeline.with_config(config), planner, on_step=on_step)
+
+    def take_up(self, run: str | Path, *, on_step: Callable[[], None] = lambda: None) -> Session:
+        """Go on with a run as with a session, after its last frame and with its own settings.
+
+        Args:
+            run: Its folder.
+            on_step: Called after every model call; what it raises ends the session.
+
+        Raises:
+            UsageError: There is no such run, it is of another model, or it cannot go on.
+
+        Example:
+            >>> session = engine.take_up("results/hyworldplay/NAME")
+            >>> chunk = session.step(pose="w-4")
+        """
+        start = find_start(Path(run))
+        if start.run is None:
+            raise UsageError(f"{run} is not the folder of a run", hint="qvg extend goes on from any video")
+        config = load_config(Request(file=start.run.config)).config
+        config = config.model_copy(update={"device": self.config.device, "memory": self.config.memory})
+        if (config.backend, config.model) != (self.config.backend, self.config.model):
+            raise UsageError(
+                f"{run} is of {config.model.name}, and {self.config.model.name} is loaded",
+                hint=f"load the backend {config.backend} for it",
+            )
+        if config.source is not None and config.source.image is None:
+            raise UsageError(f"{run} begins with another video", hint="qvg extend goes on from it")
+        planner = family_of(config).open_planner(config)
+        made = load_latents(start.run.latents, config.video.frames, planner.geometry)
+        return Session(config, self.pipeline.with_config(config), planner, made=made, on_step=on_step)
 
     def rollout(
         self,
@@ -259,22 +292,21 @@ class Engine:
             on_step: Called after every model call.
         """
         config, plan = video.config, video.plan
+        pipeline = self.pipeline.with_config(config)
         if prompt_embeds is None:
             with timed("prompts"):
                 prompt_embeds = self.encode_prompts(video)
         begins = sorted(prompt_embeds)
-        cache = open_cache(config.cache, plan, self.pipeline.cache_shape, config.seed)
-        denoiser = self.pipeline.denoiser(
-            cache, family_of(config).planner(config), prompt_embeds[0], config.seed
-        )
+        cache = open_cache(config.cache, plan, pipeline.cache_shape, config.seed)
+        denoiser = pipeline.denoiser(cache, family_of(config).planner(config), prompt_embeds[0], config.seed)
         done = None if recorder is None else recorder.begin(cache)
         show_clip = (lambda frames: None) if recorder is None else recorder.show_clip
-        opening = open_video(config, plan, self.pipeline, denoiser.device, show_clip)
+        opening = open_video(config, plan, pipeline, denoiser.device, show_clip)
         return rollout(
             plan.chunks[len(done.chunks) if done else 0 :],
             denoiser,
             opening.decoder,
-            SeededNoise(plan, config.seed, self.pipeline.latents_dtype, denoiser.device),
+            SeededNoise(plan, config.seed, pipeline.latents_dtype, denoiser.device),
             prompt_at=lambda index: prompt_embeds[max(begin for begin in begins if begin <= index)],
             context=opening.context,
             num_shown=opening.num_shown,

@@ -69,6 +69,8 @@ def plan_jobs(
     """
     loaded = load_config(request)
     config = loaded.config
+    for line in loaded.notes:
+        note(line)
     if loaded.has_default_backend:
         note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
     if is_made and loaded.has_default_prompt and prompts is None:

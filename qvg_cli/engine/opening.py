@@ -62,11 +62,11 @@ def open_video(
         pixels = fill_frame(open_image(source.image), height=video.height, width=video.width)
         return Opening(decoder, pipeline.encode_frames(_to_tensor(pixels[None]), config.seed))
     if source.clip is None:
-        return Opening(decoder, _load_latents(source, geometry).to(device))
+        return Opening(decoder, _given_latents(source, geometry).to(device))
     frames = _show_clip(source, config, show)
     latents = pipeline.encode_frames(frames, config.seed) if source.latents is None else None
     if latents is None:
-        latents = _load_latents(source, geometry).to(device)
+        latents = _given_latents(source, geometry).to(device)
     decoder.follow(frames, latents[:, :, : source.clip_frames])
     return Opening(decoder, latents, source.clip_frames)
 
@@ -92,18 +92,27 @@ def _to_tensor(frames: Frames) -> Tensor:
     return torch.tensor(frames, dtype=torch.float32).permute(3, 0, 1, 2)[None] / 127.5 - 1
 
 
-def _load_latents(source: SourceConfig, geometry: Geometry) -> Tensor:
+def _given_latents(source: SourceConfig, geometry: Geometry) -> Tensor:
     assert source.latents is not None
+    return load_latents(Path(source.latents), source.frames, geometry)
+
+
+def load_latents(path: Path, num_frames: int, geometry: Geometry) -> Tensor:
+    """The first `num_frames` latent frames `[1, C, F, h, w]` of a run.
+
+    Raises:
+        QvgError: The file cannot be read, or its latents are of another shape.
+    """
     try:
-        latents = load_file(source.latents)["latents"]
+        latents = load_file(path)["latents"]
     except (OSError, KeyError, SafetensorError) as error:
-        raise QvgError(f"cannot read {source.latents}: {error}") from error
+        raise QvgError(f"cannot read {path}: {error}") from error
     channels, height, width = geometry.latent_shape
-    expected = (1, channels, source.frames, height, width)
+    expected = (1, channels, num_frames, height, width)
     found = tuple(latents.shape)
-    if len(found) != 5 or found[2] < source.frames or (*found[:2], source.frames, *found[3:]) != expected:
+    if len(found) != 5 or found[2] < num_frames or (*found[:2], num_frames, *found[3:]) != expected:
         raise QvgError(
-            f"the latents in {source.latents} have the shape {found}, not {expected}",
-            hint="the run that they are of has changed; extend it anew",
+            f"the latents in {path} have the shape {found}, not {expected}",
+            hint="the run that they are of has changed; go on from its video as from any clip",
         )
-    return latents[:, :, : source.frames]
+    return latents[:, :, :num_frames]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.config.schema import RunConfig
+from qvg_cli.config.schema import PromptChange, RunConfig
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.opening import open_video
-from qvg_cli.engine.rollout import rollout
-from qvg_cli.errors import QvgError
-from qvg_cli.planning.chunks import ChunkPlan
+from qvg_cli.engine.rollout import Done, rollout
+from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample
 
 if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
+
     from qvg_cli.models.base import Pipeline, Planner
     from qvg_cli.video.io import Frames
 
@@ -49,24 +52,45 @@ class Session:
     Args:
         config: Its prompt is that of the first chunk.
         planner: Plans the chunks as they are asked for.
+        made: Latents `[1, C, F, h, w]` of the whole video of `config`, to go on from; `None` begins it.
+        on_step: Called after every model call; what it raises ends the session.
 
     Attributes:
         num_frames: Pixel frames made so far.
+
+    Raises:
+        UsageError: The video that `made` is of cannot go on.
     """
 
-    def __init__(self, config: RunConfig, pipeline: Pipeline, planner: Planner) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        pipeline: Pipeline,
+        planner: Planner,
+        *,
+        made: Tensor | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
         self.num_frames = 0
         self._config = config
         self._pipeline = pipeline
         self._planner = planner
         self._planned: deque[ChunkPlan] = deque()
-        self._prompt = config.prompt
+        self._num_chunks = 0
+        self._num_latents = 0
+        self._prompt = self._first_prompt = config.prompt
+        self._changes: list[PromptChange] = []
         self._prompts = {0: pipeline.encode_prompt(config.prompt)}
+        self._on_frames: Callable[[Frames], None] = lambda frames: None
         geometry = planner.geometry
         cache = open_cache(config.cache, geometry, pipeline.cache_shape, config.seed)
         denoiser = pipeline.denoiser(cache, planner, self._prompts[0], config.seed)
         opening = open_video(config, geometry, pipeline, denoiser.device, lambda frames: None)
-        self._num_chunks = 0
+        done = None
+        if made is not None:
+            # The history is computed again, by the passes that made it.
+            done = Done(self._plan_made(made.shape[2]), made.to(denoiser.device), has_history=False)
+            self.num_frames = pixel_frames(made.shape[2], geometry.pixel_frames_per_latent)
         self._results = rollout(
             self._take_planned(),
             denoiser,
@@ -75,29 +99,55 @@ class Session:
             prompt_at=lambda index: self._prompts[max(begin for begin in self._prompts if begin <= index)],
             context=opening.context,
             num_shown=opening.num_shown,
+            done=done,
+            on_step=on_step,
+            on_frames=lambda frames: self._on_frames(frames[0].numpy()),
         )
 
-    def step(self, *, prompt: str | None = None, pose: str | None = None) -> Chunk:
+    @property
+    def config(self) -> RunConfig:
+        """The settings with which `Engine.generate` makes the same video, as long as it is now."""
+        video = self._config.video.model_copy(update={"frames": max(1, self._num_latents)})
+        prompts = {"prompt": self._first_prompt, "prompt_changes": tuple(self._changes)}
+        config = self._config.model_copy(update={**prompts, "video": video})
+        with_path: RunConfig = self._planner.with_path(config)
+        return with_path
+
+    @property
+    def prompt(self) -> str:
+        """What the video shows now."""
+        return self._prompt
+
+    @property
+    def viewmats(self) -> NDArray[float64] | None:
+        """`[F, 4, 4]` world to camera along the path so far; `None` for a model without a camera."""
+        return self._planner.viewmats
+
+    def step(
+        self,
+        *,
+        prompt: str | None = None,
+        pose: str | None = None,
+        on_frames: Callable[[Frames], None] = lambda frames: None,
+    ) -> Chunk:
         """Make the next chunk.
 
         Args:
             prompt: What the video shows from this chunk on; `None` goes on with the last one.
             pose: How the camera moves, such as "w-4", for a model that has one.
+            on_frames: Called with `[n, height, width, 3]` uint8 pixels of the chunk, as soon as they are
+                decoded.
 
         Raises:
             UsageError: The model cannot go on so; nothing was made, and another step may follow.
             QvgError: The session has failed before.
         """
-        is_new_prompt = prompt is not None and prompt != self._prompt and self._num_chunks > 0
-        chunks = self._planner.next(pose=pose, is_new_prompt=is_new_prompt)
-        if prompt is not None and prompt != self._prompt:
-            self._prompts[chunks[0].index] = self._pipeline.encode_prompt(prompt)
-            self._prompt = prompt
+        chunks = self._plan_next(prompt, pose)
         self._planned.extend(chunks)
+        self._on_frames = on_frames
         results = [result for _, result in zip(chunks, self._results, strict=False)]
         if len(results) < len(chunks):
             raise QvgError("the session has ended with an error", hint="begin a new one")
-        self._num_chunks += len(chunks)
         frames = torch.cat([result.frames for result in results], dim=1)[0].numpy()
         self.num_frames += len(frames)
         return Chunk(
@@ -107,6 +157,40 @@ class Session:
             results[-1].memory,
             sum(result.seconds for result in results),
         )
+
+    def _plan_next(self, prompt: str | None, pose: str | None) -> tuple[ChunkPlan, ...]:
+        prompt = self._prompt if prompt is None else prompt
+        is_new, is_first = prompt != self._prompt, self._num_chunks == 0
+        # First what may fail: the planner does not go back.
+        embeds = self._pipeline.encode_prompt(prompt) if is_new else None
+        chunks = self._planner.next(pose=pose, is_new_prompt=is_new and not is_first)
+        if embeds is not None:
+            self._prompts[chunks[0].index] = embeds
+            self._prompt = prompt
+            if is_first:
+                self._first_prompt = prompt
+            else:
+                begin = self._planner.geometry.first_pixel_frame(chunks[-1])
+                self._changes.append(PromptChange(frame=begin, prompt=prompt))
+        self._num_chunks += len(chunks)
+        self._num_latents = max(chunks[-1].frames) + 1
+        return chunks
+
+    def _plan_made(self, num_latents: int) -> list[ChunkPlan]:
+        """The chunks of the video that is there."""
+        config = self._config
+        self._planner.follow(config)
+        later = {change.frame: change.prompt for change in config.prompt_changes}
+        per_latent = self._planner.geometry.pixel_frames_per_latent
+        chunks: list[ChunkPlan] = []
+        while self._num_latents < num_latents:
+            begin = pixel_frames(self._num_latents, per_latent)
+            chunks.extend(self._plan_next(later.pop(begin, None), None))
+        if self._num_latents > num_latents or later:
+            raise UsageError(
+                f"the video of {num_latents} latent frames does not end, or change its prompt, with a chunk"
+            )
+        return chunks
 
     def _take_planned(self) -> Iterator[ChunkPlan]:
         while self._planned:

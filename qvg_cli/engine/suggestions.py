@@ -21,10 +21,10 @@ from qvg_kernels.spec import CodecSpec
 _PRESETS = ("int4", "int3", "int2", "trit")
 """Smaller caches to try, the closest to BF16 first."""
 _CHANGES = (
-    ("memory.vae", "parked"),
-    ("memory.transformer", "parked"),
+    ("memory.vae", "model"),
+    ("memory.transformer", "model"),
     ("memory.weights", "fp8"),
-    ("memory.transformer", "streamed"),
+    ("memory.transformer", "group"),
 )
 """Places for weights, the cheapest in time first."""
 _TOO_MUCH = 1.25

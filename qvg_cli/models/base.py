@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from numpy import float64
+    from numpy.typing import NDArray
     from torch import Tensor, device, dtype
 
     from qvg_cli.cache.kv_cache import KVCache
@@ -166,6 +168,23 @@ class Planner(Protocol):
         """
         ...
 
+    @property
+    def viewmats(self) -> NDArray[float64] | None:
+        """`[F, 4, 4]` world to camera along the path so far; `None` for a family without a camera."""
+        return None
+
+    def with_path(self, config: Any) -> Any:
+        """`config` with the camera's path so far, for a family that has one."""
+        return config
+
+    def follow(self, config: Any) -> None:
+        """Begin with the path of a video that is there, whose settings are `config`.
+
+        Raises:
+            UsageError: No move can come after it.
+        """
+        return None
+
 
 class Denoiser(Protocol):
     """One video in the making: the model, its prompt, and the cache that it reads and fills."""
@@ -219,6 +238,14 @@ class AllRows:
 
 class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""
+
+    def with_config(self, config: Any) -> Pipeline:
+        """The same weights for a video of other settings.
+
+        Raises:
+            UsageError: They ask for other weights.
+        """
+        ...
 
     @property
     def cache_shape(self) -> CacheShape:

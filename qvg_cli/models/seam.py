@@ -17,7 +17,7 @@ _CELL = 16
 """Pixels to a side over which the difference is averaged."""
 
 
-class Joint:
+class Seam:
     """The fade after one clip.
 
     Args:

@@ -1,24 +1,49 @@
-"""Prompts to text states: the UMT5 encoder, zero rows after the prompt, never a mask.
+"""Prompt embeddings: the UMT5 encoder, zero rows after the prompt, and what is kept of it on the disk.
 
-The model attends to the zero rows too, as it was trained; dropping them changes the video.
+The model attends to the zero rows too, as it was trained; dropping them changes the video. The encoder is the
+largest part of a model: a prompt that was encoded once needs it no more, since its embeddings are a function
+of the prompt, the encoder's files and the dtype, and so is the name of the file that keeps them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import html
+import json
+import os
 import re
+import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ftfy
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from qvg_cli.config.resources import is_shipped, qvg_home
 from qvg_cli.errors import MissingModelError, is_out_of_memory
+
+_FORMAT = 1
+# A broken tokenizer.json or config.json ends in almost any error.
+_LOAD_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
+
+
+class PromptWarning(UserWarning):
+    """Something about a prompt; its text is shown to the user."""
+
+
+class PromptCutWarning(PromptWarning):
+    """A prompt is longer than the model reads."""
+
+
+class PromptNotKeptWarning(PromptWarning):
+    """Prompt embeddings could not be written; the encoder will be loaded again next time."""
 
 
 def clean_prompt(prompt: str) -> str:
@@ -27,24 +52,16 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-class PromptWarning(UserWarning):
-    """Something about reading a prompt; its text is shown to the user."""
-
-
-class PromptCutWarning(PromptWarning):
-    """A prompt is longer than the model reads."""
-
-
 @dataclass(frozen=True, eq=False)
-class PromptStates:
+class PromptEmbeds:
     """What an encoder makes of a prompt.
 
     Attributes:
-        states: `[n, C]` on the CPU, a row a token that is read.
+        rows: `[n, C]` on the CPU, one a token.
         num_tokens: Of the whole prompt; more than `n` if its end is left out.
     """
 
-    states: Tensor
+    rows: Tensor
     num_tokens: int
 
     def padded(self, num_rows: int) -> Tensor:
@@ -60,7 +77,7 @@ class PromptStates:
                 PromptCutWarning,
                 stacklevel=3,
             )
-        return functional.pad(self.states, (0, 0, 0, num_rows - len(self.states)))[None]
+        return functional.pad(self.rows, (0, 0, 0, num_rows - len(self.rows)))[None]
 
 
 class TextEncoder:
@@ -68,7 +85,7 @@ class TextEncoder:
 
     Args:
         weights: Folder with `tokenizer` and `text_encoder`.
-        num_tokens: Rows of the states; longer prompts are cut.
+        num_tokens: Most rows of the embeddings.
 
     Raises:
         MissingModelError: A part is missing or broken.
@@ -80,16 +97,7 @@ class TextEncoder:
             model = UMT5EncoderModel.from_pretrained(
                 weights / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True
             )
-        # A broken tokenizer.json or config.json ends in almost any error.
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
+        except _LOAD_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             raise MissingModelError(f"cannot load the text encoder from {weights}: {error}") from error
@@ -97,8 +105,8 @@ class TextEncoder:
         self._num_tokens = num_tokens
 
     @torch.no_grad()
-    def read(self, prompt: str) -> PromptStates:
-        """The states of a prompt; the end of a longer one is left out."""
+    def encode(self, prompt: str) -> PromptEmbeds:
+        """The embeddings of a prompt; the end of a longer one is left out."""
         text = clean_prompt(prompt)
         num_tokens = len(self._tokenizer(text).input_ids)
         tokens = self._tokenizer(
@@ -109,4 +117,119 @@ class TextEncoder:
             return_tensors="pt",
         ).to(self._model.device)
         states = self._model(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
-        return PromptStates(states[tokens.attention_mask[0].bool()].cpu(), num_tokens)
+        return PromptEmbeds(states[tokens.attention_mask[0].bool()].cpu(), num_tokens)
+
+
+class PromptEncoder:
+    """Embeddings of prompts: known ones from memory or disk, others from an encoder that is loaded for them
+    and dropped again.
+
+    Args:
+        weights: Folder with `tokenizer` and `text_encoder`. Nothing is kept on disk for a small encoder that
+            ships with the package.
+        num_tokens: Rows of the embeddings; longer prompts are cut.
+    """
+
+    def __init__(self, weights: Path, num_tokens: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._weights = weights
+        self._num_tokens = num_tokens
+        self._device = device
+        self._dtype = dtype
+        self._known: dict[str, PromptEmbeds] = {}
+        self._revision = None if is_shipped(weights) else encoder_revision(weights)
+
+    def encode(self, prompt: str) -> Tensor:
+        """Embeddings `[1, num_tokens, C]` of a prompt, on the device.
+
+        Raises:
+            MissingModelError: As `prepare`.
+
+        Warns:
+            PromptCutWarning: The prompt has more tokens; the last ones are left out.
+            PromptNotKeptWarning: As `prepare`.
+        """
+        self.prepare([prompt])
+        return self._known[clean_prompt(prompt)].padded(self._num_tokens).to(self._device)
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Make the embeddings of prompts known; the encoder is loaded once for those that are not.
+
+        Raises:
+            MissingModelError: The encoder is needed, and a part of it is missing or broken.
+
+        Warns:
+            PromptNotKeptWarning: The embeddings could not be written to the disk.
+        """
+        texts = [clean_prompt(prompt) for prompt in prompts]
+        for text in texts:
+            if text not in self._known and (found := self._read(text)) is not None:
+                self._known[text] = found
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            encoder = TextEncoder(self._weights, self._num_tokens, self._device, self._dtype)
+            for text in new:
+                self._known[text] = encoder.encode(text)
+                self._keep(text)
+
+    def _path(self, text: str) -> Path:
+        about = [_FORMAT, text, self._revision, self._num_tokens, str(self._dtype)]
+        name = hashlib.blake2b(json.dumps(about).encode(), digest_size=20).hexdigest()
+        return qvg_home() / "text" / f"{name}.safetensors"
+
+    def _read(self, text: str) -> PromptEmbeds | None:
+        """Embeddings from the disk; `None` if they are not there, or not as they were written."""
+        if self._revision is None:
+            return None
+        try:
+            with safe_open(self._path(text), framework="pt") as file:
+                rows, about = file.get_tensor("states"), file.metadata() or {}
+            if _checksum(rows) != about.get("checksum") or rows.dtype != self._dtype:
+                return None
+            return PromptEmbeds(rows, int(about["num_tokens"]))
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+
+    def _keep(self, text: str) -> None:
+        if self._revision is None:
+            return
+        path, known = self._path(text), self._known[text]
+        rows = known.rows.contiguous()
+        data = save({"states": rows}, {"num_tokens": str(known.num_tokens), "checksum": _checksum(rows)})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Under a name of its own: another process may keep the same prompt.
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+                try:
+                    part.write(data)
+                    part.close()
+                    os.replace(part.name, path)
+                except BaseException:
+                    os.unlink(part.name)
+                    raise
+        except OSError as error:
+            warnings.warn(
+                f"cannot keep the text of a prompt in {path.parent}: {error.strerror or error}; "
+                "its encoder is loaded again next time",
+                PromptNotKeptWarning,
+                stacklevel=3,
+            )
+
+
+def encoder_revision(weights: Path) -> str:
+    """What tells the encoder of one weights folder from any other, without reading it whole.
+
+    A file of the hub's cache is named by its content; of another, its size and time of change stand for it.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in ("tokenizer", "text_encoder"):
+        for path in sorted((weights / part).rglob("*")):
+            if path.is_file():
+                target, facts = path.resolve(), path.stat()
+                mark = target.name if target.parent.name == "blobs" else facts.st_mtime_ns
+                digest.update(json.dumps([str(path.relative_to(weights)), facts.st_size, mark]).encode())
+    return digest.hexdigest()
+
+
+def _checksum(rows: Tensor) -> str:
+    values = rows.contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(values, digest_size=16).hexdigest()

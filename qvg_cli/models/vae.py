@@ -1,4 +1,4 @@
-"""Decoding latents as they come, as if the whole video were decoded at once.
+"""From latents to pixels as they come, as if the whole video were decoded at once; and back.
 
 The decoder is causal: it needs the last features of every temporal convolution and nothing else of the past.
 Calling `vae.decode` chunk by chunk would forget them at every call, and show a cut at each chunk. The result
@@ -16,12 +16,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, Wa
 from torch import Tensor
 
 from qvg_cli.errors import QvgError
-from qvg_cli.models.seam import Joint
+from qvg_cli.models.seam import Seam
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
-
-_PASS_PIXELS = 2**18
-"""Of the frames that pass through the last blocks together, but for one frame at least: at 480x832 and more,
-what four frames hold at once is most of the memory that decoding takes."""
+from qvg_cli.planning.sizes import PASS_PIXELS
 
 
 class StreamingDecoder:
@@ -44,7 +41,7 @@ class StreamingDecoder:
             if any(isinstance(part, WanResample) and part.mode == "upsample3d" for part in block.modules())
         )
         self._is_first = True
-        self._joint: Joint | None = None
+        self._seam: Seam | None = None
         self._device = torch.device("cpu")
         self._copies: dict[int, Tensor] = {}
 
@@ -56,8 +53,8 @@ class StreamingDecoder:
         """Come to where the first chunks would have led; decodes only frames within reach of what follows."""
         # A convolution sees two frames of the past, so this is the farthest that all of them together see.
         reach = 2 * len(self._features)
-        if self._joint is not None:
-            self._joint.skip(pixel_frames(latents.shape[2]) - pixel_frames(num_shown))
+        if self._seam is not None:
+            self._seam.skip(pixel_frames(latents.shape[2]) - pixel_frames(num_shown))
         if latents.shape[2] > reach:
             self._features = [None] * len(self._features)
             self._is_first = True
@@ -79,7 +76,7 @@ class StreamingDecoder:
         if not latents.shape[2]:
             return no_pixels(latents, self._vae)
         frames = self.decode_float(latents)
-        return to_pixels(frames if self._joint is None else self._joint.fade(frames))
+        return to_pixels(frames if self._seam is None else self._seam.fade(frames))
 
     def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
         """As `decode`, a latent frame at a time."""
@@ -88,7 +85,7 @@ class StreamingDecoder:
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         """See `qvg_cli.models.base.Decoder.follow`."""
-        self._joint = Joint(frames[:, :, -1], self.decode_float(latents)[:, :, -1])
+        self._seam = Seam(frames[:, :, -1], self.decode_float(latents)[:, :, -1])
 
     @torch.no_grad()
     def decode_float(self, latents: Tensor) -> Tensor:
@@ -129,7 +126,7 @@ class StreamingDecoder:
     def _pass_frames(self, latents: Tensor) -> int:
         """Frames that pass through the last blocks together."""
         side: int = self._vae.config.scale_factor_spatial
-        return max(1, _PASS_PIXELS // (latents.shape[-2] * latents.shape[-1] * side**2))
+        return max(1, PASS_PIXELS // (latents.shape[-2] * latents.shape[-1] * side**2))
 
     def _convolve(self, convolution: WanCausalConv3d, states: Tensor, at: list[int]) -> Tensor:
         """A causal convolution that goes on after the frames it has seen, and remembers its last two."""
@@ -142,8 +139,8 @@ class StreamingDecoder:
         at[0] += 1
         return convolved
 
-    def leave(self) -> None:
-        """Keep what the decoder remembers in CPU memory, until `enter`."""
+    def offload(self) -> None:
+        """Keep what the decoder remembers in CPU memory, until `onload`."""
         for index, feature in enumerate(self._features):
             if isinstance(feature, Tensor):
                 copy = self._copies.get(index)
@@ -157,11 +154,32 @@ class StreamingDecoder:
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
-    def enter(self) -> None:
+    def onload(self) -> None:
         """Bring what the decoder remembers back to its device."""
         for index, feature in enumerate(self._features):
             if isinstance(feature, Tensor):
                 self._features[index] = feature.to(self._device, non_blocking=True, copy=True)
+
+
+@torch.no_grad()
+def encode_frames(vae: AutoencoderKLWan, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Normalised latents of pixel frames.
+
+    Args:
+        frames: `[B, 3, 4 F - 3, height, width]` in -1 .. 1.
+        generator: On the CPU, so that the draw from the encoder's posterior is the same on every device;
+            `None` takes the posterior's mean.
+
+    Returns:
+        `[B, C, F, h, w]` float32.
+    """
+    posterior = vae.encode(frames.to(vae.device, vae.dtype)).latent_dist
+    latents = (posterior.mean if generator is None else posterior.sample(generator)).float()
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
+    std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
+    normalised: Tensor = (latents - mean) / std
+    return normalised
 
 
 def no_pixels(latents: Tensor, vae: AutoencoderKLWan) -> Tensor:

@@ -113,6 +113,11 @@ def pixel_frames(num_frames: int, pixel_frames_per_latent: int = 4) -> int:
     return 1 + pixel_frames_per_latent * (num_frames - 1) if num_frames else 0
 
 
+def length_text(num_frames: int) -> str:
+    """A length in latent frames for a message, and what it is in pixel frames."""
+    return f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames)"
+
+
 def prompt_begins(plan: VideoPlan, frames: Sequence[int]) -> list[int]:
     """Indices of the chunks that begin with the pixel `frames` at which prompts change.
 

@@ -14,18 +14,16 @@ from qvg_cli.errors import UsageError
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
-from qvg_cli.planning.sizes import ModelSizes, element_bytes
+from qvg_cli.planning.sizes import PASS_PIXELS, ModelSizes, element_bytes
 
 KINDS = ("transformer", "VAE", "text", "cache", "workspace", "pass", "decoding")
-"""Weights of the two, text states, cache, attention's workspace, what passes through the transformer, and the
-VAE's features and work."""
-_LAST_BLOCKS_PIXELS = 2**18
-"""As `_PASS_PIXELS` of `qvg_cli/models/vae.py`."""
+"""Weights of the two, prompt embeddings, cache, attention's workspace, what passes through the transformer,
+and the VAE's features and work."""
 _CONVOLUTION_WORK = 1.06
 """What convolutions take beside their tensors, from a run of Self-Forcing on an H200."""
 _PIXEL_BYTES = 3
 """Values of a decoded pixel."""
-_STREAMED_BLOCKS = 2
+_BLOCKS_ON_DEVICE = 2
 """The one that works, and the next."""
 
 
@@ -116,7 +114,7 @@ def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: b
         raise UsageError(f"cache preset {config.cache.preset}: {error}") from error
     channels, height, width = plan.latent_shape
     latents_bytes = plan.num_frames * channels * height * width * sizes.latent_bytes
-    beside_text = sizes.vae_bytes if sizes.text_beside_vae and config.memory.vae == "resident" else 0
+    beside_text = sizes.vae_bytes if sizes.text_beside_vae and config.memory.vae == "none" else 0
     device = _Device(config, plan, sizes, size)
     return Forecast(
         text_stage_bytes=sizes.text_encoder_bytes + beside_text,
@@ -146,15 +144,15 @@ class _Device:
             "cache": total(sample.peak_bytes),
             "workspace": self._workspace_bytes,
         }
-        vae, is_parked = self._sizes.vae, self._memory.vae == "parked"
+        vae, is_offloaded = self._sizes.vae, self._memory.vae == "model"
         features = int(vae.feature_bytes * self._pixels * self._element_bytes / 2)
         working = {
             **common,
             "transformer": self._working_bytes,
-            "VAE": 0 if is_parked else self._sizes.vae_bytes,
+            "VAE": 0 if is_offloaded else self._sizes.vae_bytes,
             "pass": self._pass_bytes(chunk),
             # Nothing is remembered before the first frames are decoded.
-            "decoding": features if vae.keeps_features and chunk.index and not is_parked else 0,
+            "decoding": features if vae.keeps_features and chunk.index and not is_offloaded else 0,
         }
         decoding = {
             **common,
@@ -176,7 +174,7 @@ class _Device:
 
     def _decoding_bytes(self, chunk: ChunkPlan) -> int:
         vae, per_latent = self._sizes.vae, self._plan.pixel_frames_per_latent
-        together = min(per_latent, max(1, _LAST_BLOCKS_PIXELS // self._pixels))
+        together = min(per_latent, max(1, PASS_PIXELS // self._pixels))
         frames = max(len(chunk.makes) + len(chunk.given), len(chunk.prefill)) * per_latent
         pixel_bytes = vae.work_bytes + vae.pass_bytes * (together - 1) + 2 * _PIXEL_BYTES * frames
         return int(self._pixels * pixel_bytes * self._element_bytes / 2 * _CONVOLUTION_WORK)
@@ -186,7 +184,7 @@ def _transformer_bytes(sizes: ModelSizes, memory: MemoryConfig, element_bytes: i
     """Weights of the transformer that are on the device while it works, and while pixels are made."""
     saved = sizes.matrix_values * (element_bytes - 1) if memory.weights == "fp8" else 0
     whole = sizes.transformer_bytes - saved
-    if memory.transformer != "streamed":
-        return whole, 0 if memory.transformer == "parked" else whole
+    if memory.transformer != "group":
+        return whole, 0 if memory.transformer == "model" else whole
     others = sizes.transformer_bytes - sizes.num_layers * sizes.block_bytes
-    return others + _STREAMED_BLOCKS * (sizes.block_bytes - saved // sizes.num_layers), others
+    return others + _BLOCKS_ON_DEVICE * (sizes.block_bytes - saved // sizes.num_layers), others

@@ -15,6 +15,9 @@ from typing import Any
 
 from qvg_cli.errors import MissingModelError
 
+PASS_PIXELS = 2**18
+"""Of the frames that pass through a VAE's last blocks together, but for one frame at least: at 480x832 and
+more, what four frames hold at once is most of the memory that decoding takes."""
 TEXT_ENCODER_VALUES = 5_680_910_336
 """Of UMT5-XXL's encoder, which all published weights have."""
 

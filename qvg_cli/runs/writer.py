@@ -18,10 +18,10 @@ from torch import Tensor
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.yaml_text import format_yaml
+from qvg_cli.device import attention_words
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError
-from qvg_cli.models.loading import attention_words
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total

@@ -25,6 +25,7 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 from torch import Tensor
 
+from qvg_cli.models.longcat.model import open_longcat
 from qvg_cli.models.longcat.pipeline import DISTILLED_ADAPTER
 from qvg_cli.models.longcat.schedule import (
     Schedule,
@@ -32,9 +33,8 @@ from qvg_cli.models.longcat.schedule import (
     guided_schedule,
     guided_schedule_with_tail,
 )
-from qvg_cli.models.longcat.weights import Checkpoint
-from qvg_cli.models.vae import StreamingDecoder
-from qvg_cli.models.vae_encode import encode_frames
+from qvg_cli.models.vae import StreamingDecoder, encode_frames
+from qvg_cli.models.wan.lora import Lora
 from qvg_cli.planning.chunks import pixel_frames
 from scripts.pocket.distill import SHIFT, STEPS
 from scripts.pocket.evaluate import (
@@ -93,8 +93,8 @@ class Maker:
     """Clips of one way of sampling, many at a time; pixels are in -1 .. 1 and never rounded."""
 
     def __init__(self, weights: Path, way: Way, device: torch.device) -> None:
-        adapters = [weights / DISTILLED_ADAPTER] if way.guidance is None else []
-        model = Checkpoint(weights / "dit", adapters).load(dtype=torch.float32, device=device)
+        adapters = [Lora(weights / DISTILLED_ADAPTER)] if way.guidance is None else []
+        model = open_longcat(weights / "dit", adapters).load(dtype=torch.float32, device=device)
         self.forward, self.way, self.device = WindowForward(model), way, device
         self.vae = AutoencoderKLWan.from_pretrained(weights / "vae").float().to(device).eval()
         reader = TextReader(weights, device)

@@ -24,7 +24,7 @@ from PIL import Image
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline, Models
+from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline, WalkModels
 from qvg_cli.models.hyworldplay.plan import plan_video
 from qvg_cli.models.hyworldplay.trajectory import Array, Trajectory
 from qvg_cli.models.registry import load_config
@@ -88,14 +88,14 @@ class World:
 
     def __init__(self, device: torch.device, sets: list[str]) -> None:
         self.device, self.sets = device, sets
-        self.models: Models | None = None
+        self.models: WalkModels | None = None
 
     def generate(self, walk: Walk, image: Path, seed: int) -> np.ndarray:
         """Frames `[T, H, W, 3]` uint8 of a walk into a picture."""
         sets = [f"walk.pose={walk.pose}", f"walk.image={image}", f"video.frames={len(walk.path)}", *self.sets]
         request = Request(backend="hyworldplay", pocket=True, sets=tuple(sets))
         config = load_config(request).config.model_copy(update={"prompt": walk.prompt, "seed": seed})
-        self.models = self.models or Models(config, self.device)
+        self.models = self.models or WalkModels(config, self.device)
         engine = Engine(config, HyWorldPlayPipeline(config, self.models), self.device)
         chunks = engine.rollout(Planned(config, plan_video(config), walk.kind))
         return np.concatenate([chunk.frames[0].cpu().numpy() for chunk in chunks])

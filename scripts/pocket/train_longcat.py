@@ -20,8 +20,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qvg_cli.models.longcat.model import LongCatTransformer
-from qvg_cli.models.longcat.weights import Checkpoint
+from qvg_cli.models.longcat.model import LongCatTransformer, open_longcat
 from scripts.pocket.adapter import Adapter
 from scripts.pocket.distill import SHIFT, Rollouts, spoil
 from scripts.pocket.longcat import CONDITION_FRAMES, Prompts, WindowForward, build_transformer
@@ -63,7 +62,7 @@ class Trainer:
     def __init__(self, arguments: argparse.Namespace, workers: Workers) -> None:
         self.arguments, self.device = arguments, workers.device
         if arguments.resume:
-            checkpoint = Checkpoint(arguments.resume / "dit")
+            checkpoint = open_longcat(arguments.resume / "dit")
             model = checkpoint.load(dtype=torch.float32, device=self.device).train().requires_grad_(True)
         else:
             model = build_transformer().to(self.device)

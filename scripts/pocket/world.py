@@ -17,7 +17,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
-from qvg_cli.models.hyworldplay.model import build_transformer
+from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.hyworldplay.schedule import PUBLISHED_TIMESTEPS
 from scripts.pocket.causal import attend, attend_text, initialize, rope_tables, rotate, unpatchify
 
@@ -46,7 +46,7 @@ def world_config(*, num_layers: int = 4, ffn_dim: int = 384, text_dim: int = 128
 
 def build_world(config: dict[str, object]) -> WanTransformer3DModel:
     """The backend's transformer, ready to be trained."""
-    model = build_transformer(config)
+    model = WalkTransformer(**config)
     initialize(model)
     return model
 

@@ -17,9 +17,9 @@ from qvg_cli.config.schema import CacheConfig
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
 from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
-from qvg_cli.models.self_forcing.model import prepare
+from qvg_cli.models.self_forcing.model import SelfForcingTransformer
 from qvg_cli.models.self_forcing.plan import plan_chunks
-from qvg_cli.models.self_forcing.weights import transformer_from_published
+from qvg_cli.models.wan.checkpoint import Checkpoint
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import VideoPlan, pixel_frames
 from qvg_kernels.spec import NoneSpec
@@ -38,26 +38,22 @@ SHAPE = CacheShape(CONFIG["layers"], CONFIG["heads"], CONFIG["head_size"])
 
 
 def build(state):
-    model = transformer_from_published(
-        state,
-        {
-            "patch_size": tuple(CONFIG["patch"]),
-            "num_attention_heads": CONFIG["heads"],
-            "attention_head_dim": CONFIG["head_size"],
-            "in_channels": CONFIG["latent_channels"],
-            "out_channels": CONFIG["latent_channels"],
-            "text_dim": CONFIG["text_width"],
-            "freq_dim": CONFIG["timestep_sinusoid"],
-            "ffn_dim": CONFIG["feed_forward"],
-            "num_layers": CONFIG["layers"],
-            "cross_attn_norm": True,
-            "qk_norm": "rms_norm_across_heads",
-            "eps": CONFIG["epsilon"],
-            "rope_max_seq_len": CONFIG["rope_positions"],
-        },
-    ).eval()
-    prepare(model)
-    return model
+    settings = {
+        "patch_size": tuple(CONFIG["patch"]),
+        "num_attention_heads": CONFIG["heads"],
+        "attention_head_dim": CONFIG["head_size"],
+        "in_channels": CONFIG["latent_channels"],
+        "out_channels": CONFIG["latent_channels"],
+        "text_dim": CONFIG["text_width"],
+        "freq_dim": CONFIG["timestep_sinusoid"],
+        "ffn_dim": CONFIG["feed_forward"],
+        "num_layers": CONFIG["layers"],
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": CONFIG["epsilon"],
+        "rope_max_seq_len": CONFIG["rope_positions"],
+    }
+    return Checkpoint(lambda: SelfForcingTransformer(**settings), state, "the golden data").load()
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +105,9 @@ class KeepLatents:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
+
+    def decode_each(self, latents: Tensor):
+        yield latents
 
 
 def draws(chunk, given: int):

@@ -17,11 +17,11 @@ from qvg_cli.engine.rollout import rollout
 from qvg_cli.models.hyworldplay.config import WalkSamplerConfig
 from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
-from qvg_cli.models.hyworldplay.model import prepare
+from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.hyworldplay.plan import plan_chunks
 from qvg_cli.models.hyworldplay.schedule import denoising_steps
 from qvg_cli.models.hyworldplay.trajectory import camera_path
-from qvg_cli.models.hyworldplay.weights import transformer_from_published
+from qvg_cli.models.wan.checkpoint import Checkpoint
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import VideoPlan
@@ -39,9 +39,8 @@ WINDOWS = {"append": None, "rebuild": 20, "none": None}
 
 @pytest.fixture(scope="module")
 def model():
-    model = transformer_from_published(load_golden(FOLDER, "transformer.safetensors"), MODEL).eval()
-    prepare(model)
-    return model
+    state = load_golden(FOLDER, "transformer.safetensors")
+    return Checkpoint(lambda: WalkTransformer(**MODEL), state, "the golden data").load()
 
 
 def sampler_config(**changes) -> WalkSamplerConfig:
@@ -62,6 +61,9 @@ class KeepLatents:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
+
+    def decode_each(self, latents: Tensor):
+        yield latents
 
 
 class Run:

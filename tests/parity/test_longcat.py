@@ -21,7 +21,7 @@ from torch import Tensor
 from qvg_cli.cache.kv_cache import CodecPair, KVCache
 from qvg_cli.config.load import Request
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
-from qvg_cli.models.longcat.layers import Call
+from qvg_cli.models.longcat.model import open_longcat
 from qvg_cli.models.longcat.plan import fit_size, plan_chunks
 from qvg_cli.models.longcat.schedule import (
     Sampling,
@@ -32,9 +32,11 @@ from qvg_cli.models.longcat.schedule import (
     guided_schedule_with_tail,
     projection_scale,
 )
-from qvg_cli.models.longcat.weights import INDEX_FILE, Checkpoint
 from qvg_cli.models.registry import load_config
+from qvg_cli.models.wan.checkpoint import INDEX_FILE
+from qvg_cli.models.wan.lora import Lora
 from qvg_cli.models.wan.rope import FrameRotation
+from qvg_cli.models.wan.transformer import Call
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.cache_plan import CachePlan, PackPolicy
 from qvg_cli.planning.chunks import VideoPlan
@@ -78,7 +80,7 @@ def load_model(folder, *, dtype=torch.float32, adapters=()):
         weight_map.update(dict.fromkeys(part, file_name))
     (folder / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(DIT))
-    return Checkpoint(folder, adapters).load(dtype=dtype, device=torch.device("cpu"))
+    return open_longcat(folder, [Lora(path) for path in adapters]).load(dtype)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,7 @@ def plain_forward(model, case, timestep: Tensor, mask: Tensor | None) -> Tensor:
     cache = open_cache(plan)
     text = model.embed_text(case["encoder_hidden_states"].squeeze(1), mask)
     per_frame = timestep[:, None].expand(-1, latents.shape[2])
-    return model(latents, per_frame, text, Call(cache.layers, plan.chunks[0], frames_of(latents)))
+    return model(latents, per_frame, text, Call(plan.chunks[0], frames_of(latents)), cache.layers)
 
 
 def assert_close(found: Tensor, expected: Tensor, name: str, tolerance: float = TOLERANCE) -> None:
@@ -222,9 +224,10 @@ def test_condition_frames_pass_through_the_cache_as_in_one_call(model):
         latents[:, :, :split],
         timesteps[:, :split],
         None,
-        Call(cache.layers, chunk, chunk.prefill, cache.begin(chunk).prefill),
+        Call(chunk, chunk.prefill, cache.begin(chunk).prefill),
+        cache.layers,
     )
-    made = model(latents[:, :, split:], timesteps[:, split:], text, Call(cache.layers, chunk, chunk.makes))
+    made = model(latents[:, :, split:], timesteps[:, split:], text, Call(chunk, chunk.makes), cache.layers)
     assert_close(torch.cat([clean, made], dim=2), case["output"], "output")
 
 

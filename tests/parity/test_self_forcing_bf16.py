@@ -12,8 +12,8 @@ from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
 from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
-from qvg_cli.models.self_forcing.model import prepare
-from qvg_cli.models.self_forcing.weights import load_dtype
+from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+from qvg_cli.models.wan.checkpoint import Checkpoint
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_kernels.spec import NoneSpec
@@ -38,9 +38,7 @@ PLAN = VideoPlan(
 def state():
     """Weights of two blocks that keep the size of what passes."""
     with torch.device("meta"):
-        model = WanTransformer3DModel(
-            num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=2
-        )
+        model = WanTransformer3DModel(**LAYOUT)
     generator = torch.Generator().manual_seed(0)
 
     def draw(name, shape):
@@ -52,15 +50,11 @@ def state():
     return {name: draw(name, tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+LAYOUT = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 2}
+
+
 def build(state, dtype):
-    with torch.device("meta"):
-        model = WanTransformer3DModel(
-            num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=2
-        )
-    held = {name: tensor.to(load_dtype(name, dtype)) for name, tensor in state.items()}
-    model.load_state_dict(held, strict=True, assign=True)
-    prepare(model.eval())
-    return model
+    return Checkpoint(lambda: SelfForcingTransformer(**LAYOUT), state, "random weights").load(dtype)
 
 
 def make(state, dtype):

@@ -52,7 +52,7 @@ def test_chunks_decode_to_the_same_bits_as_the_whole(config, chunks):
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_large_frames_pass_the_last_blocks_one_by_one(config, monkeypatch):
-    monkeypatch.setattr(vae_stream, "_PASS_PIXELS", 1)
+    monkeypatch.setattr(vae_stream, "PASS_PIXELS", 1)
     latents, decoder, whole = decode_whole(config)
     seen = []
     last = decoder._vae.decoder.norm_out

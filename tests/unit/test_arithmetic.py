@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from qvg_cli.config.load import Request
+from qvg_cli.device import attention_words
 from qvg_cli.errors import UsageError
-from qvg_cli.models.loading import attention_words
 from qvg_cli.models.registry import load_config
 from qvg_kernels.attention.attend import how_attended
 from qvg_kernels.spec import Bf16Spec, FittedSpec, RtnSpec

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qvg_cli.errors import UsageError
-from qvg_cli.models.seam import FADE_FRAMES, Joint
+from qvg_cli.models.seam import FADE_FRAMES, Seam
 from qvg_cli.video.clip import fitted_frames, open_clip, survey_clip
 from qvg_cli.video.io import VideoWriter
 
@@ -54,9 +54,9 @@ def test_tones_fade_and_edges_stay_out():
     # An edge as fine as a pixel has no mean.
     shown[..., ::2] += 0.1
     shown[..., 1::2] -= 0.1
-    faded = Joint(shown, rendered).fade(torch.zeros(1, 3, 12, 32, 32))
+    faded = Seam(shown, rendered).fade(torch.zeros(1, 3, 12, 32, 32))
     expected = [-0.18 * (1 - place / (FADE_FRAMES + 1)) for place in range(1, FADE_FRAMES + 1)] + [0] * 4
     torch.testing.assert_close(faded[0, 0, :, 5, 7], torch.tensor(expected), atol=1e-6, rtol=0)
-    parts = Joint(shown, rendered)
+    parts = Seam(shown, rendered)
     pieces = [parts.fade(torch.zeros(1, 3, count, 32, 32)) for count in (5, 4, 3)]
     assert torch.equal(torch.cat(pieces, dim=2), faded)

@@ -13,11 +13,12 @@ from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import check_memory, find_remedies, forecast_run, remedies_after
 from qvg_cli.errors import OutOfMemoryError, UsageError
-from qvg_cli.models.hyworldplay import model as walk_model
-from qvg_cli.models.hyworldplay import weights as walk_weights
-from qvg_cli.models.longcat import weights as longcat_weights
+from qvg_cli.models.hyworldplay.model import WalkTransformer
+from qvg_cli.models.longcat.layers import TransformerConfig
+from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.registry import family_of, load_config, plan_video
-from qvg_cli.models.self_forcing import weights as self_forcing_weights
+from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
 from qvg_cli.planning.cards import GIB, Card, parse_card
 from qvg_cli.runs.checkpoint import RunState
@@ -77,29 +78,32 @@ def test_a_folder_of_weights_is_counted(tiny_weights):
     assert sizes.vae_bytes == 4 * sum(tensor.numel() for tensor in vae.parameters())
 
 
+@pytest.mark.parametrize("is_gpu", [True, False])
 @pytest.mark.parametrize("backend", sorted(FULL))
-def test_sizes_of_the_published_models_are_those_of_their_classes(backend):
+def test_sizes_of_the_published_models_are_those_of_their_classes(backend, is_gpu):
     config, _ = load(backend)
-    sizes = family_of(config).sizes(config, is_gpu=True)
+    sizes = family_of(config).sizes(config, is_gpu=is_gpu)
     layout = FULL[backend]
     with torch.device("meta"):
         if backend == "longcat":
-            config = longcat_weights.config_from(layout.transformer, "the layout")
-            model, dtype_of = longcat_weights.empty_transformer(config), longcat_weights.dtype_of
-        elif backend == "hyworldplay":
-            model, dtype_of = walk_model.build_transformer(layout.transformer), walk_weights.load_dtype
+            model = LongCatTransformer(TransformerConfig.read(layout.transformer, "the layout"))
         else:
-            model, dtype_of = WanTransformer3DModel(**layout.transformer), self_forcing_weights.load_dtype
+            classes = {"hyworldplay": WalkTransformer, "self-forcing": SelfForcingTransformer}
+            model = classes[backend](**layout.transformer)
         vae = AutoencoderKLWan(**layout.vae)
+    dtype = torch.bfloat16 if is_gpu else torch.float32
 
-    def count(module, prefix=""):
-        named = module.named_parameters()
-        return sum(p.numel() * dtype_of(prefix + name, torch.bfloat16).itemsize for name, p in named)
+    def count(prefix):
+        named = [(name, tensor) for name, tensor in model.named_parameters() if name.startswith(prefix)]
+        return sum(tensor.numel() * dtype_of(model, name, dtype).itemsize for name, tensor in named)
 
-    assert sizes.transformer_bytes == count(model)
-    assert sizes.block_bytes == count(model.blocks[0], "blocks.0.")
+    assert sizes.transformer_bytes == count("")
+    assert sizes.block_bytes == count("blocks.0.")
+    matrices = [tensor for name, tensor in model.named_parameters() if is_block_matrix(model, name)]
+    assert sizes.matrix_values == sum(tensor.numel() for tensor in matrices)
     assert sizes.num_layers == len(model.blocks)
     assert sizes.vae.values == sum(tensor.numel() for tensor in vae.parameters())
+    assert sizes.vae_bytes == sizes.vae.values * dtype.itemsize
 
 
 def test_every_place_for_weights_needs_less():
@@ -110,9 +114,9 @@ def test_every_place_for_weights_needs_less():
         return forecast_run(moved, plan, is_gpu=True)
 
     resident = needed()
-    for memory in ({"weights": "fp8"}, {"transformer": "streamed"}, {"vae": "parked"}):
+    for memory in ({"weights": "fp8"}, {"transformer": "group"}, {"vae": "model"}):
         assert needed(**memory).peak.total_bytes < resident.peak.total_bytes
-    assert needed(vae="parked").text_stage_bytes < resident.text_stage_bytes
+    assert needed(vae="model").text_stage_bytes < resident.text_stage_bytes
 
 
 def test_remedies_fit_when_they_are_taken():

@@ -23,7 +23,7 @@ LAYERS = (
     ("qvg_cli.config", "qvg_cli.planning", "qvg_cli.interrupts"),
     ("qvg_cli.runs.folder", "qvg_cli.device", "qvg_cli.console"),
     ("qvg_cli.cache", "qvg_cli.video"),
-    ("qvg_cli.models", "qvg_cli.engine.rollout"),
+    ("qvg_cli.models",),
     ("qvg_cli.engine", "qvg_cli.hub"),
     ("qvg_cli.report", "qvg_cli.runs", "qvg_cli.compare"),
     ("qvg_cli.commands", "qvg_cli.compare.run"),

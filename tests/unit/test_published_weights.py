@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from qvg_cli.errors import MissingModelError
-from qvg_cli.models.self_forcing.weights import read_published
+from qvg_cli.models.wan.checkpoint import read_published
 
 STATE = {"model.head.head.bias": torch.arange(4.0), "model.head.modulation": torch.ones(1, 2, 2)}
 

@@ -1,4 +1,4 @@
-"""Prompts to text states."""
+"""Prompt embeddings."""
 
 import pytest
 import torch
@@ -12,19 +12,19 @@ def encoder(tiny_weights):
 
 
 def test_rows_after_the_prompt_are_zero_and_the_prompts_own_do_not_depend_on_them(encoder, tiny_weights):
-    read = encoder.read("a b")
+    read = encoder.encode("a b")
     states = read.padded(12)
     assert states.shape[:2] == (1, 12)
     length = int(states[0].any(dim=1).sum())
     assert 0 < length == read.num_tokens < 12
-    longer = TextEncoder(tiny_weights, 20, torch.device("cpu"), torch.float32).read("a b").padded(20)
+    longer = TextEncoder(tiny_weights, 20, torch.device("cpu"), torch.float32).encode("a b").padded(20)
     torch.testing.assert_close(longer[:, :length], states[:, :length])
     assert not longer[:, length:].any()
 
 
 def test_a_prompt_that_is_cut_is_said_to_be(encoder):
-    read = encoder.read("a b c d e f g h i j k l m n o p q r s t u v w x y z")
-    assert len(read.states) == 12
+    read = encoder.encode("a b c d e f g h i j k l m n o p q r s t u v w x y z")
+    assert len(read.rows) == 12
     with pytest.warns(PromptCutWarning, match="tokens and the model reads 12: its end is left out"):
         read.padded(12)
 

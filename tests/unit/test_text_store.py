@@ -1,4 +1,4 @@
-"""Text states on disk: read without the encoder, and never those of another prompt, encoder or dtype."""
+"""Prompt embeddings on disk: read without the encoder, never those of another prompt, encoder or dtype."""
 
 import os
 import shutil
@@ -9,9 +9,10 @@ import torch
 
 from qvg_cli.config.load import Request
 from qvg_cli.errors import MissingModelError
+from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.registry import load_config, load_pipeline
-from qvg_cli.models.text import PromptCutWarning
-from qvg_cli.models.text_store import PromptEncoder, TextNotKeptWarning
+from qvg_cli.models.text import PromptCutWarning, PromptEncoder, PromptNotKeptWarning
+from scripts.random_models import TINY
 
 CPU = torch.device("cpu")
 LONG = "red ball " * 20
@@ -57,11 +58,11 @@ def test_a_known_prompt_needs_no_encoder(weights, home):
 def test_what_decides_the_states_decides_the_file(weights, home):
     for num_tokens, dtype in ((8, torch.float32), (12, torch.float32), (8, torch.bfloat16)):
         encoder = PromptEncoder(weights, num_tokens, CPU, dtype)
-        encoder.read(["red ball", "ball", "red ball"])
+        encoder.prepare(["red ball", "ball", "red ball"])
         assert encoder.encode("ball").dtype == dtype
     assert len(kept(home)) == 6
     os.utime(weights / "text_encoder" / "model.safetensors")
-    PromptEncoder(weights, 8, CPU, torch.float32).read(["ball"])
+    PromptEncoder(weights, 8, CPU, torch.float32).prepare(["ball"])
     assert len(kept(home)) == 7
 
 
@@ -85,18 +86,19 @@ def test_a_broken_file_is_made_again(weights, home, damage):
 
 def test_a_home_that_cannot_be_written_costs_a_warning(weights, home):
     home.write_text("a file where the folder would be")
-    with pytest.warns(TextNotKeptWarning, match="its encoder is loaded again next time"):
+    with pytest.warns(PromptNotKeptWarning, match="its encoder is loaded again next time"):
         PromptEncoder(weights, 8, CPU, torch.float32).encode("red ball")
 
 
 def test_every_backend_keeps_the_text_of_its_prompts(tiny_weights, home, tmp_path):
-    (tmp_path / "dit").mkdir()
-    sets = [f"model.weights={tiny_weights}", "model.text_tokens=8"]
-    for backend, files in (("self-forcing", 1), ("hyworldplay", 1)):
+    walk_weights = shutil.copytree(tiny_weights, tmp_path / "walk")
+    WalkTransformer(**TINY["hyworldplay"].transformer).save_pretrained(walk_weights / "transformer")
+    for backend, folder in (("self-forcing", tiny_weights), ("hyworldplay", walk_weights)):
         shutil.rmtree(home, ignore_errors=True)
+        sets = [f"model.weights={folder}", "model.text_tokens=8"]
         config = load_config(Request(backend=backend, sets=sets)).config
         load_pipeline(config, CPU).encode_prompt("red ball")
-        assert len(kept(home)) == files
+        assert len(kept(home)) == 1
     shutil.rmtree(home)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

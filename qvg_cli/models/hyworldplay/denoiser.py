@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.hyworldplay.config import WalkSamplerConfig
-from qvg_cli.models.hyworldplay.model import attach
+from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.hyworldplay.schedule import denoising_steps
 from qvg_cli.models.hyworldplay.streams import Cameras
 from qvg_cli.models.hyworldplay.trajectory import Trajectory
@@ -27,7 +26,7 @@ class HyWorldPlayDenoiser(Denoiser):
     """Four calls a chunk along the camera's path, whose latents move towards the clean ones.
 
     Args:
-        model: Prepared transformer; this walk's cache, cameras and prompt are attached to it.
+        model: This walk's cache, cameras and prompt are attached to it.
         prompt_embeds: `[B, text_tokens, C]`, zero rows after the prompt.
         path: The camera's path as far as it is known when a chunk begins.
         image_latents: `[B, C, 1, h, w]` of frame 0; `None` leaves it to the model.
@@ -35,7 +34,7 @@ class HyWorldPlayDenoiser(Denoiser):
 
     def __init__(
         self,
-        model: WanTransformer3DModel,
+        model: WalkTransformer,
         cache: KVCache,
         prompt_embeds: Tensor,
         sampler: WalkSamplerConfig,
@@ -52,7 +51,7 @@ class HyWorldPlayDenoiser(Denoiser):
         self._tokens_per_frame = tokens_per_frame
         self._num_poses = 0
         self._image_latents = image_latents
-        self._call = attach(model, cache)
+        self._call = model.attach(cache)
 
     @property
     def device(self) -> torch.device:

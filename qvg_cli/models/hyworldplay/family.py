@@ -85,11 +85,13 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
         return run_details(config)
 
     def load(self, config: HyWorldPlayConfig, device: torch.device) -> HyWorldPlayPipeline:
-        from qvg_cli.models.hyworldplay.pipeline import load_pipeline
+        from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline, WalkModels
 
-        return load_pipeline(config, device)
+        return HyWorldPlayPipeline(config, WalkModels(config, device))
 
     def convert_checkpoint(self, source: Path, config: Mapping[str, object], folder: Path) -> None:
-        from qvg_cli.models.hyworldplay.weights import convert_checkpoint
+        from qvg_cli.models.hyworldplay.model import WalkTransformer
+        from qvg_cli.models.wan.checkpoint import convert_checkpoint
 
-        convert_checkpoint(source, config, folder)
+        # The published pickle has averaged weights too, which its authors do not run.
+        convert_checkpoint(WalkTransformer, source, config, folder, generators=("generator",))

@@ -9,11 +9,9 @@ Source: Tencent-Hunyuan/HY-WorldPlay, `wan/models`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
@@ -21,15 +19,14 @@ from torch import Tensor, nn
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache
 from qvg_cli.models.hyworldplay.streams import Cameras
-from qvg_cli.models.self_forcing.model import Call, FrameRope, TextCrossAttention
 from qvg_cli.models.wan.rope import FrameRotation
+from qvg_cli.models.wan.transformer import Call, CausalWanTransformer, TextCrossAttention
 from qvg_cli.planning.chunks import ChunkPlan
-from qvg_kernels.rope.tables import RotaryTables
 
 
 @dataclass
 class WalkCall(Call):
-    """What the parts of the model need to know about a call, set by the session before it.
+    """What the parts of the model need to know about a call, set by the denoiser before it.
 
     Attributes:
         cameras: Camera of every frame that is known.
@@ -58,7 +55,7 @@ class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # di
         encoder_hidden_states_image: None = None,
         timestep_seq_len: None = None,
     ) -> tuple[Tensor, Tensor, Tensor, None]:
-        """`[B * F]` timesteps and `[B, N, C]` text states to `[B * F, C]`, `[B * F, 6 * C]` and the text."""
+        """`[B * F]` timesteps and `[B, N, C]` embeddings to `[B * F, C]`, `[B * F, 6 * C]` and the text."""
         assert self.call is not None
         actions = self.call.actions
         assert actions is not None
@@ -73,7 +70,7 @@ class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # di
 
 
 class TwoStreamSelfAttention:
-    """Self-attention processor of one layer: both streams attend to the cache; a clean pass fills it."""
+    """Self-attention processor of a layer: both streams attend to the cache, a cache-update pass fills it."""
 
     _attention_backend = None
     _parallel_config = None
@@ -143,46 +140,26 @@ class FramewiseCrossAttention(TextCrossAttention):
         attention_mask: Tensor | None = None,
         rotary_emb: None = None,
     ) -> Tensor:
-        """`[B * F, P, C]` attending to text states `[B, N, C]`."""
+        """`[B * F, P, C]` attending to prompt embeddings `[B, N, C]`."""
         joined = hidden_states.reshape(encoder_hidden_states.shape[0], -1, hidden_states.shape[-1])
         return super().__call__(attn, joined, encoder_hidden_states).view_as(hidden_states)
 
 
-def build_transformer(config: Mapping[str, object]) -> WanTransformer3DModel:
-    """The stock transformer of `config` with the action embedding and the camera stream's projections."""
-    model = WanTransformer3DModel(**config)
-    settings = model.config
-    dim = settings.num_attention_heads * settings.attention_head_dim
-    model.condition_embedder = ActionConditioning(dim, settings.freq_dim, settings.text_dim)
-    for block in model.blocks:
-        block.attn1.to_out_prope = nn.ModuleList([nn.Linear(dim, dim)])
-    return model
+class WalkTransformer(CausalWanTransformer):
+    """The causal Wan transformer with an action embedding and the camera stream's output projections."""
 
+    _keep_in_fp32_modules: ClassVar = [*WanTransformer3DModel._keep_in_fp32_modules, "action_embedder"]
+    self_attention = TwoStreamSelfAttention
+    cross_attention = FramewiseCrossAttention
 
-def prepare(model: WanTransformer3DModel, device: torch.device | None = None) -> None:
-    """Give the model its positions; done once after loading.
+    def adapt(self) -> None:
+        config = self.config
+        dim = config.num_attention_heads * config.attention_head_dim
+        self.condition_embedder = ActionConditioning(dim, config.freq_dim, config.text_dim)
+        for block in self.blocks:
+            block.attn1.to_out_prope = nn.ModuleList([nn.Linear(dim, dim)])
 
-    Args:
-        device: Where the model will compute; none is where its weights are.
-    """
-    settings = model.config
-    device = device or model.patch_embedding.weight.device
-    tables = RotaryTables.of(settings.attention_head_dim, settings.rope_max_seq_len, device)
-    model.rope = FrameRope(tables, tuple(settings.patch_size))
-
-
-def attach(model: WanTransformer3DModel, cache: KVCache) -> WalkCall:
-    """Make the model read and fill `cache` and forget the last prompt.
-
-    Returns:
-        What the session sets before every model call.
-    """
-    call = WalkCall(ChunkPlan(0, ()))
-    model.rope.call = call
-    processors: dict[str, object] = {}
-    for index, layer in enumerate(cache.layers):
-        processors[f"blocks.{index}.attn1.processor"] = TwoStreamSelfAttention(layer, call)
-        processors[f"blocks.{index}.attn2.processor"] = FramewiseCrossAttention()
-    model.set_attn_processor(processors)
-    model.condition_embedder.call = call
-    return call
+    def attach(self, cache: KVCache) -> WalkCall:
+        call = self.attach_call(WalkCall(ChunkPlan(0, ())), cache)
+        self.condition_embedder.call = call
+        return call

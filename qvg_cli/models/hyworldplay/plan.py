@@ -16,12 +16,12 @@ from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Planner
 from qvg_cli.models.hyworldplay.config import Context, HyWorldPlayConfig, WalkSamplerConfig
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES, Memory, ViewOverlap, ball_points
-from qvg_cli.models.hyworldplay.pose import Command, parse_pose
-from qvg_cli.models.hyworldplay.trajectory import Trajectory, camera_path, walk
-from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, pixel_frames
+from qvg_cli.models.hyworldplay.pose import Command, format_pose, parse_pose, take_frames
+from qvg_cli.models.hyworldplay.trajectory import Array, Trajectory, camera_path, walk
+from qvg_cli.models.wan.plan import refuse_unpacked, wan_geometry
+from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, length_text
 from qvg_cli.video.picture import fitting_note, is_shipped
 
-PATCH_SIZE = 2
 MAX_SLOTS = 1024
 """Positions of the temporal rotary table that the model was built with."""
 
@@ -97,6 +97,25 @@ class WalkPlanner(Planner):
     def geometry(self) -> Geometry:
         return self._geometry
 
+    @property
+    def viewmats(self) -> Array:
+        return self.path.viewmats
+
+    def with_path(self, config: HyWorldPlayConfig) -> HyWorldPlayConfig:
+        pose = format_pose(self._commands)
+        return config.model_copy(update={"walk": config.walk.model_copy(update={"pose": pose})})
+
+    def follow(self, config: HyWorldPlayConfig) -> None:
+        pose, num_frames = config.walk.pose, config.video.frames
+        if pose.strip().endswith(".json"):
+            raise UsageError(
+                f"the walk goes along the file {pose}: no move can follow", hint="begin with a pose text"
+            )
+        commands = take_frames(parse_pose(pose).commands, num_frames - 1)
+        if sum(command.frames for command in commands) < num_frames - 1:
+            raise UsageError("the walk stands still at its end, which no move can follow")
+        self._commands, self.path = commands, walk(commands)
+
     def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
         if is_new_prompt:
             raise UsageError("this model has one prompt for a whole walk", hint="start a new session")
@@ -163,18 +182,13 @@ def _geometry(config: HyWorldPlayConfig) -> Geometry:
     if config.source is not None:
         raise UsageError("source is not a setting of this model", hint="a walk begins in walk.image")
     _check_sampler(config.sampler)
-    _check_size(config)
-    factor = config.model.spatial_factor
-    latent_height, latent_width = config.video.height // factor, config.video.width // factor
-    tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
+    model = config.model
+    geometry = wan_geometry(config.video, channels=model.latent_channels, spatial_factor=model.spatial_factor)
     if config.sampler.context == "rebuild":
-        _check_rebuilt_cache(config, tokens_per_frame)
-    return Geometry(
-        tokens_per_frame=tokens_per_frame,
-        latent_shape=(config.model.latent_channels, latent_height, latent_width),
-        height=config.video.height,
-        width=config.video.width,
-    )
+        most_tokens = CHUNK_FRAMES * geometry.tokens_per_frame
+        hint = "or take --context append or incremental"
+        refuse_unpacked(config.cache, most_tokens, "a context that is rebuilt", hint)
+    return geometry
 
 
 def memory_of(path: Trajectory, sampler: WalkSamplerConfig) -> Memory:
@@ -197,16 +211,16 @@ def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
     num_frames, poses = config.video.frames, len(path)
     if poses < num_frames and config.walk.pad_pose is None:
         longest = poses - poses % CHUNK_FRAMES
-        fits = f"it is enough for {_length(longest)}" if longest else f"a chunk has {CHUNK_FRAMES}"
+        fits = f"it is enough for {length_text(longest)}" if longest else f"a chunk has {CHUNK_FRAMES}"
         raise UsageError(
             f"the pose is too short: it gives {poses} camera poses with its start, the video has "
-            f"{_length(num_frames)}; {fits}",
+            f"{length_text(num_frames)}; {fits}",
             hint="make the pose longer, or let the camera stand still at the end: --pad-pose hold",
         )
     if num_frames % CHUNK_FRAMES:
         below = num_frames - num_frames % CHUNK_FRAMES
-        near = ", ".join(_length(length) for length in (below, below + CHUNK_FRAMES) if length)
-        raise UsageError(f"{_length(num_frames)} do not fit chunks of {CHUNK_FRAMES}; nearest: {near}")
+        near = ", ".join(length_text(length) for length in (below, below + CHUNK_FRAMES) if length)
+        raise UsageError(f"{length_text(num_frames)} do not fit chunks of {CHUNK_FRAMES}; nearest: {near}")
     notes = list(path.notes)
     if poses < num_frames:
         notes.append(f"the camera stands still from latent frame {poses} on: its pose has ended")
@@ -214,19 +228,6 @@ def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
         unused = f"{num_frames} to {poses - 1} are" if poses > num_frames + 1 else f"{num_frames} is"
         notes.append(f"of the pose's latent frames 0 to {poses - 1}, {unused} after the end of the video")
     return path.take(num_frames), tuple(notes)
-
-
-def _length(num_frames: int) -> str:
-    return f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames)"
-
-
-def _check_size(config: HyWorldPlayConfig) -> None:
-    multiple = config.model.spatial_factor * PATCH_SIZE
-    for name, value in (("height", config.video.height), ("width", config.video.width)):
-        if value % multiple:
-            below = value // multiple * multiple
-            near = f"{below}, {below + multiple}" if below else str(multiple)
-            raise UsageError(f"{name} {value} is not a multiple of {multiple}; nearest: {near}")
 
 
 def _check_sampler(sampler: WalkSamplerConfig) -> None:
@@ -246,20 +247,3 @@ def _check_sampler(sampler: WalkSamplerConfig) -> None:
             f"sampler.window={sampler.window} does not fit: with {sampler.recall} recalled frames it is "
             f"{least}, {least + CHUNK_FRAMES}, ... or at most {MAX_SLOTS}, or null for the whole history"
         )
-
-
-def _check_rebuilt_cache(config: HyWorldPlayConfig, tokens_per_frame: int) -> None:
-    """Refuse what would leave a rebuilt context unpacked without a word: it lives for one chunk only."""
-    cache = config.cache
-    most_tokens = CHUNK_FRAMES * tokens_per_frame
-    for name, value, limit in (
-        ("keep_recent_chunks", cache.keep_recent_chunks, 0),
-        ("keep_sink", cache.keep_sink, False),
-        ("span_tokens", cache.span_tokens, most_tokens),
-    ):
-        if value > limit:
-            raise UsageError(
-                f"cache.{name}={value} would leave a rebuilt context unpacked; with context rebuild "
-                f"it is {limit}" + (" or less" if limit else ""),
-                hint="or take --context append or incremental",
-            )

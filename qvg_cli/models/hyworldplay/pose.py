@@ -9,8 +9,10 @@ of no frames without a word; here they are noted.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import groupby
 
 from qvg_cli.errors import UsageError
 
@@ -69,6 +71,22 @@ def parse_pose(text: str) -> Pose:
             f"the pose {text!r} has {pose.num_poses - 1} latent frames, the longest path has {MAX_POSES - 1}"
         )
     return pose
+
+
+def take_frames(commands: Sequence[Command], num_frames: int) -> tuple[Command, ...]:
+    """The moves of the first `num_frames` latent frames."""
+    taken: list[Command] = []
+    for command in commands:
+        frames = min(command.frames, num_frames - sum(before.frames for before in taken))
+        if frames > 0:
+            taken.append(Command(command.move, frames))
+    return tuple(taken)
+
+
+def format_pose(commands: Sequence[Command]) -> str:
+    """The text of some moves, equal ones beside each other as one."""
+    moves = groupby((command for command in commands if command.frames), key=lambda command: command.move)
+    return ",".join(f"{move}-{sum(command.frames for command in same)}" for move, same in moves)
 
 
 def _parse_command(text: str, part: str, start: int) -> tuple[Command, str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from qvg_cli.config.schema import SamplerConfig
-from qvg_cli.models.self_forcing.schedule import NUM_TRAIN_TIMESTEPS, Step
+from qvg_cli.models.wan.schedule import NUM_TRAIN_TIMESTEPS, Step
 
 PUBLISHED_TIMESTEPS = (1000.0, 960.0, 888.8889, 727.2728)
 """Shift 8 on 1000, 750, 500, 250, in four digits. The last one is 7e-5 above the exact value, which the

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.models.base import AllRows, Denoiser, Rows
-from qvg_cli.models.longcat.layers import Call, TextStates
+from qvg_cli.models.longcat.layers import TextStates
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.longcat.schedule import Sampling, Step, guide
+from qvg_cli.models.wan.transformer import Call
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
 
@@ -58,15 +59,15 @@ class LongCatDenoiser(Denoiser):
 
     def update_cache(self, chunk: ChunkPlan, frames: Frames, latents: Tensor, commit: Commit) -> None:
         # Frames attend to each other and to no text; the prediction itself is of no use.
-        call = Call(self.cache.layers, chunk, frames, commit)
+        call = Call(chunk, frames, commit)
         timesteps = latents.new_zeros(latents.shape[0], len(frames), dtype=torch.float32)
-        self._model(latents, timesteps, None, call)
+        self._model(latents, timesteps, None, call, self.cache.layers)
 
     def denoise(
         self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]
     ) -> Tensor:
         # Latents are float32 between the steps.
-        call = Call(self.cache.layers, chunk, chunk.makes)
+        call = Call(chunk, chunk.makes)
         latents = draw_noise().float()
         for step in self._sampling.schedule(chunk):
             latents = step.advance(latents, self._predict_flow(latents, step, self._text, call))
@@ -80,7 +81,8 @@ class LongCatDenoiser(Denoiser):
         def predict(rows: slice) -> Tensor:
             count = len(range(num_rows)[rows])
             timesteps = latents.new_full((count, len(call.frames)), step.timestep)
-            flow: Tensor = self._model(latents.expand(count, -1, -1, -1, -1), timesteps, text[rows], call)
+            expanded = latents.expand(count, -1, -1, -1, -1)
+            flow: Tensor = self._model(expanded, timesteps, text[rows], call, self.cache.layers)
             return flow
 
         flow = self._rows.compute(predict, num_rows)

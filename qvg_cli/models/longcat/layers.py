@@ -8,8 +8,9 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/modules/` (`longcat_video_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import LayerCache
+from qvg_cli.errors import MissingModelError
 from qvg_cli.models.wan.rope import FrameRotation
-from qvg_cli.planning.cache_plan import Commit
-from qvg_cli.planning.chunks import ChunkPlan, Frames
+from qvg_cli.models.wan.transformer import Call
 
 NORM_EPS = 1e-6
 _FFN_MULTIPLE = 256
@@ -32,7 +33,7 @@ class TransformerConfig:
     """The fields of `dit/config.json` that change the arithmetic, under their names there.
 
     Attributes:
-        caption_channels: Of the text states.
+        caption_channels: Of the prompt embeddings.
         adaln_tembed_dim: Width of the timestep embedding.
         frequency_embedding_size: Width of the timestep's sinusoid.
         text_tokens_zero_pad: Whether padding is attended to, as zeros after the projection, or masked.
@@ -49,6 +50,22 @@ class TransformerConfig:
     frequency_embedding_size: int
     patch_size: tuple[int, int, int]
     text_tokens_zero_pad: bool
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], source: object) -> TransformerConfig:
+        """The fields of `values`, which come from `source`; attention back ends are ours to choose.
+
+        Raises:
+            MissingModelError: A field is missing.
+        """
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise MissingModelError(
+                f"{source} lacks {', '.join(missing)}; it is not that of a LongCat-Video model"
+            )
+        chosen = {name: values[name] for name in names}
+        return cls(**{**chosen, "patch_size": tuple(values["patch_size"])})
 
     @property
     def head_dim(self) -> int:
@@ -77,28 +94,6 @@ class TextStates:
     def __getitem__(self, rows: slice) -> TextStates:
         """Some of the rows."""
         return TextStates(self.states[rows], None if self.mask is None else self.mask[rows])
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one model call reads of the history and leaves in it.
-
-    Attributes:
-        layers: The cache, one entry a block.
-        chunk: The plan of the chunk.
-        frames: Frames of the input, in order.
-        commit: What the call leaves in each layer; `None` leaves nothing.
-    """
-
-    layers: Sequence[LayerCache]
-    chunk: ChunkPlan
-    frames: Frames
-    commit: Commit | None = None
-
-    @property
-    def reads(self) -> Frames:
-        """Frames of the history to attend to: not those that pass through the model in this call."""
-        return tuple(frame for frame in self.chunk.reads if frame not in self.frames)
 
 
 class PatchEmbedder(nn.Module):
@@ -134,7 +129,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Projection of the text encoder's states."""
+    """Projection of the prompt embeddings."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -8,12 +8,16 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/modules/longcat_video_dit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from qvg_cli.cache.kv_cache import LayerCache
 from qvg_cli.models.longcat.layers import (
     Block,
-    Call,
     CaptionEmbedder,
     FinalLayer,
     PatchEmbedder,
@@ -21,18 +25,25 @@ from qvg_cli.models.longcat.layers import (
     TimestepEmbedder,
     TransformerConfig,
 )
-from qvg_cli.models.wan.rope import FrameRotation
-from qvg_kernels.rope.tables import RotaryTables
-
-FLOAT32_PARTS = ("t_embedder", "adaLN_modulation", "final_layer")
-"""Modules whose weights stay float32; their inputs are float32 whatever the model's dtype."""
+from qvg_cli.models.wan.checkpoint import Checkpoint, read_folder
+from qvg_cli.models.wan.lora import Lora
+from qvg_cli.models.wan.transformer import Call, FrameRope
+from qvg_cli.planning.sizes import read_layout
 
 MAX_POSITIONS = 1024
 """Of each axis; the published model has no limit of its own."""
 
 
 class LongCatTransformer(nn.Module):
-    """The whole transformer; call `embed_text` once a prompt and the model once a step."""
+    """The whole transformer; call `embed_text` once a prompt and the model once a step.
+
+    Attributes:
+        stays_on_device: Parts beside the blocks that never wait elsewhere: small, and needed outside a call.
+    """
+
+    stays_on_device: ClassVar = ("x_embedder", "y_embedder", "final_layer")
+    # Their inputs are float32 whatever the model's dtype; the name is diffusers'.
+    _keep_in_fp32_modules: ClassVar = ("t_embedder", "adaLN_modulation", "final_layer")
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -42,11 +53,11 @@ class LongCatTransformer(nn.Module):
         self.y_embedder = CaptionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
-        self._tables: RotaryTables | None = None
+        self.rope = FrameRope(config.head_dim, MAX_POSITIONS, config.patch_size)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and activations outside `FLOAT32_PARTS`."""
+        """Of the weights and activations but for the parts that stay float32."""
         return self.x_embedder.proj.weight.dtype
 
     @property
@@ -71,13 +82,21 @@ class LongCatTransformer(nn.Module):
         return TextStates(states, mask[:, None, None, :].bool())
 
     @torch.no_grad()
-    def forward(self, latents: Tensor, timesteps: Tensor, text: TextStates | None, call: Call) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: TextStates | None,
+        call: Call,
+        layers: Sequence[LayerCache],
+    ) -> Tensor:
         """Predict `clean - noise` of latent frames.
 
         Args:
             latents: `[B, C, F, h, w]`; the frames named in `call`.
             timesteps: `[B, F]` on the 0..1000 scale.
-            text: None for condition frames, which never see it.
+            text: `None` for condition frames, which never see it.
+            layers: The cache, one entry a block.
 
         Returns:
             `[B, C, F, h, w]` float32.
@@ -86,22 +105,11 @@ class LongCatTransformer(nn.Module):
         # The timestep is rounded to the model's dtype first: 998.27 becomes 1000 in bf16, as in training.
         rounded = timesteps.to(self.dtype).float()
         time = self.t_embedder(rounded.flatten()).unflatten(0, rounded.shape)
-        rotation = self._rotation(latents, call)
-        for block, layer in zip(self.blocks, call.layers, strict=True):
+        self.rope.call = call
+        rotation = self.rope(latents)
+        for block, layer in zip(self.blocks, layers, strict=True):
             states = block(states, time, text, rotation, layer, call)
         return self._unpatchify(self.final_layer(states, time), latents)
-
-    def _rotation(self, latents: Tensor, call: Call) -> FrameRotation:
-        if self._tables is None:
-            self._tables = RotaryTables.of(self.config.head_dim, MAX_POSITIONS, self.device)
-        _, rows, columns = self.config.patch_size
-        return FrameRotation(
-            self._tables,
-            latents.shape[-2] // rows,
-            latents.shape[-1] // columns,
-            call.chunk.view,
-            call.chunk.positions,
-        )
 
     def _unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:
         """`[B, S, pt * ph * pw * C]` to `[B, C, F, h, w]`, the size of `like`."""
@@ -111,3 +119,13 @@ class LongCatTransformer(nn.Module):
         pixels = patches.reshape(batch, *grid, *patch, self.config.out_channels)
         # [B, F, h, w, pt, ph, pw, C] to [B, C, F, pt, h, ph, w, pw]
         return pixels.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, self.config.out_channels, *size)
+
+
+def open_longcat(folder: Path, adapters: Sequence[Lora] = ()) -> Checkpoint[LongCatTransformer]:
+    """The checkpoint of a published `dit` folder, float32 or bf16.
+
+    Raises:
+        MissingModelError: A file or tensor is missing, broken, unknown or has another shape; it is named.
+    """
+    config = TransformerConfig.read(read_layout(folder), folder / "config.json")
+    return Checkpoint(lambda: LongCatTransformer(config), read_folder(folder), folder, adapters)

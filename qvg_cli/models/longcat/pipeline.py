@@ -1,136 +1,75 @@
-"""The loaded LongCat-Video family: text encoder, transformer, adapter and VAE of one published folder.
-
-The text encoder is loaded for a prompt and freed again, and the transformer when the first video starts, so
-that they do not lie beside each other while the first prompt is read.
-"""
+"""The loaded LongCat-Video family: two rows a step with guidance, or an adapter; windows decoded anew."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
-from qvg_cli.config.resources import weights_folder
+from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Planner, Rows
-from qvg_cli.models.loading import load_pretrained, model_dtype
 from qvg_cli.models.longcat.config import LongCatConfig
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
-from qvg_cli.models.longcat.model import LongCatTransformer
+from qvg_cli.models.longcat.model import LongCatTransformer, open_longcat
 from qvg_cli.models.longcat.schedule import sampling_of
-from qvg_cli.models.longcat.weights import Checkpoint
 from qvg_cli.models.longcat.window import WindowDecoder
-from qvg_cli.models.offload import LONGCAT_KEEPS, STORAGE_DTYPE, Residence, ResidentDecoder
-from qvg_cli.models.text_store import PromptEncoder
-from qvg_cli.models.vae_encode import encode_frames
+from qvg_cli.models.offload import OffloadedDecoder
+from qvg_cli.models.wan.checkpoint import Checkpoint
+from qvg_cli.models.wan.lora import Lora
+from qvg_cli.models.wan.pipeline import Models, WanPipeline
 from qvg_cli.planning.cache_forecast import CacheShape
-from qvg_cli.randomness import derive_seed
 
 DISTILLED_ADAPTER = "lora/cfg_step_lora.safetensors"
 
 
-class Models:
-    """What stays loaded, each part read when it is first needed.
+class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
+    """Latents are float32 between the steps; clips are drawn from the encoder's posterior.
 
     Args:
-        config: Names the weights folder, by its mode the adapter, and what is held where.
-
-    Raises:
-        UsageError: The device cannot hold it so.
-        MissingModelError: A part of the transformer is missing or does not fit.
+        rows: Who computes the rows of a guided step; `None` for this process alone.
     """
 
-    def __init__(self, config: LongCatConfig, device: torch.device) -> None:
-        self.residence = Residence(config.memory, device)
-        self.weights = weights_folder(config.model.weights)
-        self.device = device
-        self.dtype = model_dtype(config.model, device)
-        self.prompts = PromptEncoder(self.weights, config.model.text_tokens, device, self.dtype)
-        is_distilled = config.sampler.mode == "distilled"
-        adapters = [self.weights / DISTILLED_ADAPTER] if is_distilled else []
-        self._checkpoint = Checkpoint(self.weights / "dit", adapters)
+    clip_purpose = "clip"
 
-    @cached_property
-    def transformer(self) -> LongCatTransformer:
-        """With its adapter merged."""
-        residence = self.residence
-        model = self._checkpoint.load(
-            dtype=self.dtype,
-            device=residence.load_device,
-            block_dtype=STORAGE_DTYPE if residence.is_fp8 else None,
-        )
-        residence.place_transformer(model, self.dtype, LONGCAT_KEEPS)
-        return model
-
-    @cached_property
-    def vae(self) -> AutoencoderKLWan:
-        """From latents to pixels and back."""
-        vae = load_pretrained(AutoencoderKLWan, self.weights / "vae", self.dtype)
-        vae.to(self.residence.vae_load_device)
-        self.residence.place_vae(vae)
-        return vae
-
-
-class LongCatPipeline:
-    """See `qvg_cli.models.base.Pipeline`.
-
-    Args:
-        rows: Who computes the rows of a guided step; none for this process alone.
-    """
-
-    def __init__(self, config: LongCatConfig, models: Models, rows: Rows | None = None) -> None:
-        self._config = config
-        self._models = models
+    def __init__(
+        self, config: LongCatConfig, models: Models[LongCatTransformer], rows: Rows | None = None
+    ) -> None:
+        super().__init__(config, models)
         self._rows = rows
+
+    def with_config(self, config: LongCatConfig) -> LongCatPipeline:
+        # Another mode has other weights.
+        if config.sampler.mode != self._config.sampler.mode:
+            raise UsageError(
+                f"sampler.mode={config.sampler.mode} needs other weights than those that are loaded",
+                hint="give it when the model is loaded",
+            )
+        return LongCatPipeline(config, self._models, self._rows)
 
     @property
     def cache_shape(self) -> CacheShape:
-        """See `Pipeline.cache_shape`. Both rows of the guidance share one row of cache."""
+        # Both rows of the guidance share one row of cache.
         model = self._models.transformer.config
         return CacheShape(model.depth, model.num_heads, model.head_dim)
 
-    @property
-    def latents_dtype(self) -> torch.dtype:
-        """See `Pipeline.latents_dtype`."""
-        return torch.float32
-
     def with_rows(self, rows: Rows) -> LongCatPipeline:
-        """See `qvg_cli.engine.pair.GuidedPipeline.with_rows`."""
+        """The same weights, not loaded again, for videos whose rows are computed by `rows`."""
         return LongCatPipeline(self._config, self._models, rows)
 
-    def read_prompts(self, prompts: Sequence[str]) -> None:
-        """See `Pipeline.read_prompts`."""
-        self._models.prompts.read([text for prompt in prompts for text in self._texts(prompt)])
-
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """See `Pipeline.encode_prompt`. With guidance, the first row is the negative prompt."""
-        self.read_prompts([prompt])
-        return torch.cat([self._models.prompts.encode(text) for text in self._texts(prompt)])
-
-    def _texts(self, prompt: str) -> list[str]:
+    def texts(self, prompt: str) -> list[str]:
+        """With guidance, the negative prompt and then the prompt."""
         sampler = self._config.sampler
         return [sampler.negative_prompt, prompt] if sampler.is_guided else [prompt]
 
     def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> LongCatDenoiser:
-        """See `Pipeline.denoiser`."""
         sampling = sampling_of(self._config.sampler)
         return LongCatDenoiser(self._models.transformer, cache, prompt_embeds, sampling, self._rows)
 
-    def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
-        """See `Pipeline.encode_frames`; a draw from the encoder's posterior."""
-        generator = torch.Generator().manual_seed(derive_seed(seed, "clip"))
-        # Read before there is room for it: what is read late stays where it waits.
-        vae = self._models.vae
-        with self._models.residence.pixels():
-            return encode_frames(vae, frames, generator)
-
-    def decoder(self) -> ResidentDecoder:
-        """See `Pipeline.decoder`."""
+    def decoder(self) -> OffloadedDecoder:
         decoder = WindowDecoder(self._models.vae, self._config.sampler.condition_frames)
-        return ResidentDecoder(decoder, self._models.residence)
+        return OffloadedDecoder(decoder, self._models.offload)
 
 
 def load_pipeline(config: LongCatConfig, device: torch.device) -> LongCatPipeline:
@@ -139,7 +78,14 @@ def load_pipeline(config: LongCatConfig, device: torch.device) -> LongCatPipelin
     Raises:
         MissingModelError: A part is missing or broken.
     """
-    models = Models(config, device)
+
+    def open_checkpoint(weights: Path) -> Checkpoint[LongCatTransformer]:
+        hint = "fetch it with qvg download longcat, or take sampler.mode=guided, which needs none"
+        is_distilled = config.sampler.mode == "distilled"
+        adapters = [Lora(weights / DISTILLED_ADAPTER, hint=hint)] if is_distilled else []
+        return open_longcat(weights / "dit", adapters)
+
+    models = Models(config, device, open_checkpoint)
     # Read at once, being small: what is missing or broken is found before a prompt is encoded.
     _ = models.vae
     return LongCatPipeline(config, models)

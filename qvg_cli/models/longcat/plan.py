@@ -9,15 +9,12 @@ Source: meituan-longcat/LongCat-Video, `run_demo_long_video.py` and `longcat_vid
 
 from __future__ import annotations
 
-from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Planner
 from qvg_cli.models.longcat.config import LongCatConfig, WindowSamplerConfig
-from qvg_cli.planning.chunks import ChunkPlan, Geometry, VideoPlan, pixel_frames
+from qvg_cli.models.wan.plan import refuse_unpacked, wan_geometry
+from qvg_cli.planning.chunks import ChunkPlan, Geometry, VideoPlan, length_text
 
-LATENT_CHANNELS = 16
-SPATIAL_FACTOR = 8
-PATCH_SIZE = 2
 MAX_FRAMES = 100_000
 """The model has no longest video. This one takes 7 hours to watch."""
 _SIZES_480P = {
@@ -122,18 +119,17 @@ planner = open_planner = SegmentPlanner
 
 
 def _geometry(config: LongCatConfig) -> Geometry:
-    _check_size(config.video.height, config.video.width)
-    _check_sampler(config.sampler)
-    latent_height = config.video.height // SPATIAL_FACTOR
-    latent_width = config.video.width // SPATIAL_FACTOR
-    tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
-    _check_cache(config.cache, config.sampler.condition_frames * tokens_per_frame)
-    return Geometry(
-        tokens_per_frame=tokens_per_frame,
-        latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
-        height=config.video.height,
-        width=config.video.width,
-    )
+    geometry, sampler = wan_geometry(config.video), config.sampler
+    if sampler.condition_frames < 2:
+        raise UsageError(
+            f"sampler.frames_per_chunk={sampler.frames_per_chunk} leaves {sampler.condition_frames} latent "
+            f"frames of a window of {sampler.window} to go on from; largest: {sampler.window - 2}"
+        )
+    # Condition frames live for one segment only.
+    most_tokens = sampler.condition_frames * geometry.tokens_per_frame
+    hint = "for an unpacked cache, take --cache bf16"
+    refuse_unpacked(config.cache, most_tokens, "the condition frames", hint)
+    return geometry
 
 
 def _about_mode(sampler: WindowSamplerConfig) -> tuple[str, ...]:
@@ -169,18 +165,24 @@ def plan_chunks(
     """
     if context_frames not in (0, 1, condition_frames):
         raise UsageError(
-            f"{_length(context_frames)} are given; a segment goes on from exactly {_length(condition_frames)}"
+            f"{length_text(context_frames)} are given; "
+            f"a segment goes on from exactly {length_text(condition_frames)}"
         )
     if num_frames > MAX_FRAMES:
-        raise UsageError(f"{_length(num_frames)} are too many; at most {_length(MAX_FRAMES)} are planned")
+        raise UsageError(
+            f"{length_text(num_frames)} are too many; at most {length_text(MAX_FRAMES)} are planned"
+        )
     first_end = window if context_frames <= 1 else context_frames
     step = window - condition_frames
     segments, rest = divmod(num_frames - first_end, step)
     if segments < 0 or rest:
         below = first_end + max(0, segments) * step
-        near = ", ".join(_length(length) for length in ([below] if segments < 0 else [below, below + step]))
+        near = ", ".join(
+            length_text(length) for length in ([below] if segments < 0 else [below, below + step])
+        )
         raise UsageError(
-            f"{_length(num_frames)} do not fit a start of {first_end} and segments of {step}; nearest: {near}"
+            f"{length_text(num_frames)} do not fit a start of {first_end} and segments of {step}; "
+            f"nearest: {near}"
         )
     _check_finished(finished_frames, context_frames, first_end, step)
     pieces = []
@@ -213,39 +215,6 @@ def _check_finished(finished: int, context: int, first_end: int, step: int) -> N
     """Refuse a finished part that ends inside a chunk."""
     if finished > context and (finished < first_end or (finished - first_end) % step):
         raise UsageError(
-            f"{_length(finished)} are given; they do not end with the first clip of {first_end} latent "
+            f"{length_text(finished)} are given; they do not end with the first clip of {first_end} latent "
             f"frames or a segment of {step} after it"
         )
-
-
-def _length(num_frames: int) -> str:
-    return f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames)"
-
-
-def _check_size(height: int, width: int) -> None:
-    multiple = SPATIAL_FACTOR * PATCH_SIZE
-    for name, value in (("height", height), ("width", width)):
-        if value % multiple:
-            below = value // multiple * multiple
-            near = f"{below}, {below + multiple}" if below else str(multiple)
-            raise UsageError(f"{name} {value} is not a multiple of {multiple}; nearest: {near}")
-
-
-def _check_sampler(sampler: WindowSamplerConfig) -> None:
-    if sampler.condition_frames < 2:
-        raise UsageError(
-            f"sampler.frames_per_chunk={sampler.frames_per_chunk} leaves {sampler.condition_frames} latent "
-            f"frames of a window of {sampler.window} to go on from; largest: {sampler.window - 2}"
-        )
-
-
-def _check_cache(cache: CacheConfig, condition_tokens: int) -> None:
-    """Refuse what would leave the condition frames unpacked: they live for one segment only."""
-    limits = {"keep_recent_chunks": 0, "keep_sink": False, "span_tokens": condition_tokens}
-    for name, limit in limits.items():
-        value = getattr(cache, name)
-        if value > limit:
-            raise UsageError(
-                f"cache.{name}={value} would leave the condition frames unpacked; largest: {limit}",
-                hint="for an unpacked cache, take --cache bf16",
-            )

@@ -16,9 +16,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from qvg_cli.models.decoder import redecode
-from qvg_cli.models.seam import Joint
-from qvg_cli.models.vae import StreamingDecoder, no_pixels, to_pixels
-from qvg_cli.models.vae_encode import encode_frames
+from qvg_cli.models.seam import Seam
+from qvg_cli.models.vae import StreamingDecoder, encode_frames, no_pixels, to_pixels
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.randomness import derive_seed
 
@@ -37,7 +36,7 @@ class WindowDecoder:
         self._shown: Tensor | None = None
         self._condition: Tensor | None = None
         self._encoded: Tensor | None = None
-        self._joint: Joint | None = None
+        self._seam: Seam | None = None
         self._is_after_clip = False
         self._num_recalled = 0
 
@@ -80,11 +79,11 @@ class WindowDecoder:
             self._condition = None
             if self._is_after_clip:
                 assert self._shown is not None
-                self._joint = Joint(self._shown[:, :, -1], rendered[:, :, -1])
+                self._seam = Seam(self._shown[:, :, -1], rendered[:, :, -1])
                 self._is_after_clip = False
         frames = decoder.decode_float(latents)
-        if self._joint is not None:
-            frames = self._joint.fade(frames)
+        if self._seam is not None:
+            frames = self._seam.fade(frames)
         shown = frames.cpu() if self._shown is None else torch.cat([self._shown, frames.cpu()], dim=2)
         self._shown = shown[:, :, -self._num_kept :]
         return to_pixels(frames)

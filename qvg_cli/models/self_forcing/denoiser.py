@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
-from qvg_cli.models.self_forcing.model import attach, forget_text
-from qvg_cli.models.self_forcing.schedule import denoising_steps
+from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+from qvg_cli.models.wan.schedule import denoising_steps
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
 
@@ -24,13 +23,13 @@ class SelfForcingDenoiser(Denoiser):
     """A few calls a chunk, whose input is noised anew between them.
 
     Args:
-        model: Prepared transformer; this video's cache and prompt are attached to it.
+        model: This video's cache and prompt are attached to it.
         prompt_embeds: `[B, text_tokens, C]`, zero rows after the prompt.
     """
 
     def __init__(
         self,
-        model: WanTransformer3DModel,
+        model: SelfForcingTransformer,
         cache: KVCache,
         prompt_embeds: Tensor,
         sampler: BlockSamplerConfig,
@@ -41,7 +40,7 @@ class SelfForcingDenoiser(Denoiser):
         self._steps = denoising_steps(sampler.steps, sampler.shift)
         self._first_steps = denoising_steps(sampler.first_chunk_steps or sampler.steps, sampler.shift)
         self._context_noise = sampler.context_noise
-        self._call = attach(model, cache)
+        self._call = model.attach(cache)
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +49,7 @@ class SelfForcingDenoiser(Denoiser):
     def set_prompt(self, prompt_embeds: Tensor) -> None:
         if prompt_embeds is not self._prompt_embeds:
             self._prompt_embeds = prompt_embeds
-            forget_text(self._model)
+            self._model.forget_text()
 
     def update_cache(self, chunk: ChunkPlan, frames: Frames, latents: Tensor, commit: Commit) -> None:
         # The input gets no noise, whatever the conditioning timestep.

@@ -78,6 +78,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
         return load_pipeline(config, device)
 
     def convert_checkpoint(self, source: Path, config: Mapping[str, object], folder: Path) -> None:
-        from qvg_cli.models.self_forcing.weights import convert_checkpoint
+        from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+        from qvg_cli.models.wan.checkpoint import convert_checkpoint
 
-        convert_checkpoint(source, config, folder)
+        convert_checkpoint(SelfForcingTransformer, source, config, folder)

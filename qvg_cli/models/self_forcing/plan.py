@@ -17,15 +17,13 @@ from itertools import groupby
 from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Planner
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig, SelfForcingConfig
-from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, pixel_frames
+from qvg_cli.models.wan.plan import wan_geometry
+from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, length_text, pixel_frames
 
 MAX_FRAMES = 1024
 """Positions of the temporal rotary table that the models were built with."""
 TRAINED_FRAMES = 21
 """Latent frames of the videos that the models were trained to make."""
-LATENT_CHANNELS = 16
-SPATIAL_FACTOR = 8
-PATCH_SIZE = 2
 
 
 def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_last: bool = False) -> VideoPlan:
@@ -74,18 +72,10 @@ def _is_begun(config: SelfForcingConfig) -> bool:
 
 
 def _geometry(config: SelfForcingConfig) -> Geometry:
-    _check_size(config.video.height, config.video.width)
+    geometry = wan_geometry(config.video)
     _check_image(config)
-    latent_height = config.video.height // SPATIAL_FACTOR
-    latent_width = config.video.width // SPATIAL_FACTOR
-    tokens_per_frame = (latent_height // PATCH_SIZE) * (latent_width // PATCH_SIZE)
-    _check_spans(config, tokens_per_frame)
-    return Geometry(
-        tokens_per_frame=tokens_per_frame,
-        latent_shape=(LATENT_CHANNELS, latent_height, latent_width),
-        height=config.video.height,
-        width=config.video.width,
-    )
+    _check_spans(config, geometry.tokens_per_frame)
+    return geometry
 
 
 def _check_image(config: SelfForcingConfig) -> None:
@@ -109,7 +99,7 @@ def _about_length(config: SelfForcingConfig) -> tuple[str, ...]:
     known = "the whole history is attended to, as in Quant VideoGen's runs of 180 latent frames"
     if window is not None:
         known = f"{window} latent frames are attended to; users report flicker about every 5 s with 21"
-    trained = f"{TRAINED_FRAMES} latent frames ({pixel_frames(TRAINED_FRAMES)} pixel frames)"
+    trained = length_text(TRAINED_FRAMES)
     return (f"the model was trained on {trained} and the rest is beyond that: {known}",)
 
 
@@ -281,22 +271,13 @@ def _context_blocks(context_frames: int, size: int) -> list[int]:
     return [1] * rest + [size] * blocks
 
 
-def _check_size(height: int, width: int) -> None:
-    multiple = SPATIAL_FACTOR * PATCH_SIZE
-    for name, value in (("height", height), ("width", width)):
-        if value % multiple:
-            below = value // multiple * multiple
-            near = f"{below}, {below + multiple}" if below else str(multiple)
-            raise UsageError(f"{name} {value} is not a multiple of {multiple}; nearest: {near}")
-
-
 def _check_length(num_frames: int, first: int, sampler: BlockSamplerConfig) -> None:
     size = sampler.frames_per_chunk
     if sampler.position_span is None and num_frames > MAX_FRAMES:
         longest = first + (MAX_FRAMES - first) // size * size
         raise UsageError(
             f"{num_frames} latent frames exceed the model's {MAX_FRAMES} positions; "
-            f"longest: {longest} latent frames ({pixel_frames(longest)} pixel frames)",
+            f"longest: {length_text(longest)}",
             hint="with --window and --position-span there is no longest video",
         )
     if num_frames <= first - 1 or (num_frames - first) % size:
@@ -304,10 +285,7 @@ def _check_length(num_frames: int, first: int, sampler: BlockSamplerConfig) -> N
         longest = num_frames + size if sampler.position_span is not None else MAX_FRAMES
         lengths = [length for length in (below, below + size) if 0 < length <= longest]
         near = ", ".join(f"{length} ({pixel_frames(length)} pixel frames)" for length in lengths)
-        raise UsageError(
-            f"{num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) do not fit chunks of "
-            f"{size}; nearest: {near}"
-        )
+        raise UsageError(f"{length_text(num_frames)} do not fit chunks of {size}; nearest: {near}")
 
 
 def _check_spans(config: SelfForcingConfig, tokens_per_frame: int) -> None:

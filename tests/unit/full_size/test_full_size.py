@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from qvg_cli.models.hyworldplay.model import build_transformer
-from qvg_cli.models.longcat.weights import config_from, empty_transformer
+from qvg_cli.models.hyworldplay.model import WalkTransformer
+from qvg_cli.models.longcat.layers import TransformerConfig
+from qvg_cli.models.longcat.model import LongCatTransformer
 from scripts import full_size
 from scripts.random_models import FULL, TINY, RandomModels
 
@@ -80,9 +81,9 @@ def test_a_failed_arm_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
 
 def test_layouts_are_the_published_ones():
     with torch.device("meta"):
-        walk = build_transformer(FULL["hyworldplay"].transformer)
+        walk = WalkTransformer(**FULL["hyworldplay"].transformer)
+        clip = LongCatTransformer(TransformerConfig.read(FULL["longcat"].transformer, "the layout"))
     assert sum(tensor.numel() for tensor in walk.parameters()) == 5_293_225_152
-    clip = empty_transformer(config_from(FULL["longcat"].transformer, "the layout"))
     assert sum(tensor.numel() for tensor in clip.parameters()) == 13_581_071_424
 
 

@@ -9,7 +9,7 @@ from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import UsageError
-from qvg_cli.models.offload import STORAGE_DTYPE, Parked, Residence
+from qvg_cli.models.offload import STORAGE_DTYPE, Offload, OffloadedModule
 from qvg_cli.models.registry import plan_video
 from scripts import full_size
 from scripts.random_models import TINY, RandomModels
@@ -30,7 +30,7 @@ class Made:
         config = full_size.load_run(full_size.parse_options(arguments), "none")
         self.models = RandomModels(config, TINY[backend], device)
         # Set afterwards: on a CPU it would be refused, but what moves weights does not ask for the device.
-        self.models.residence.memory = memory
+        self.models.offload.memory = memory
         pipeline = full_size._PIPELINES[backend](config, self.models)
         rows = 2 if backend == "longcat" else 1
         embeds = self.models.text_states(rows, config.model.text_tokens)
@@ -47,8 +47,8 @@ def resident():
 
 @pytest.mark.parametrize(
     "memory",
-    [MemoryConfig(transformer="parked", vae="parked"), MemoryConfig(transformer="streamed")],
-    ids=["parked", "streamed"],
+    [MemoryConfig(transformer="model", vae="model"), MemoryConfig(transformer="group")],
+    ids=["model", "group"],
 )
 @pytest.mark.parametrize("backend", sorted(OPTIONS))
 def test_waiting_elsewhere_changes_no_bit(resident, backend, memory):
@@ -57,17 +57,17 @@ def test_waiting_elsewhere_changes_no_bit(resident, backend, memory):
     assert torch.equal(made.frames, resident[backend].frames)
 
 
-def test_a_parked_vae_is_on_the_device_when_the_picture_is_encoded(monkeypatch):
+def test_an_offloaded_vae_is_on_the_device_when_the_picture_is_encoded(monkeypatch):
     happened, encode = [], AutoencoderKLWan.encode
 
     def noted_encode(self, *arguments, **options):
         happened.append("encode")
         return encode(self, *arguments, **options)
 
-    monkeypatch.setattr(Parked, "enter", lambda self: happened.append("enter"))
+    monkeypatch.setattr(OffloadedModule, "onload", lambda self: happened.append("onload"))
     monkeypatch.setattr(AutoencoderKLWan, "encode", noted_encode)
-    Made("hyworldplay", MemoryConfig(vae="parked"))
-    assert happened[:2] == ["enter", "encode"]
+    Made("hyworldplay", MemoryConfig(vae="model"))
+    assert happened[:2] == ["onload", "encode"]
 
 
 @pytest.mark.parametrize("backend", sorted(OPTIONS))
@@ -80,8 +80,8 @@ def test_fp8_stores_the_matrices_and_computes_with_them_rounded(resident, backen
 
     plain_fill = RandomModels._fill
 
-    def rounded_fill(self, model, dtype_of, to):
-        plain_fill(self, model, dtype_of, to)
+    def rounded_fill(self, model, held_in, to):
+        plain_fill(self, model, held_in, to)
         for name, parameter in model.named_parameters():
             if name in names:
                 parameter.data = parameter.data.to(STORAGE_DTYPE).to(parameter.dtype)
@@ -91,30 +91,30 @@ def test_fp8_stores_the_matrices_and_computes_with_them_rounded(resident, backen
     assert torch.equal(Made(backend, MemoryConfig()).latents, made.latents)
 
 
-@pytest.mark.parametrize("setting", ["transformer=parked", "transformer=streamed", "vae=parked"])
+@pytest.mark.parametrize("setting", ["transformer=model", "transformer=group", "vae=model"])
 def test_a_cpu_has_no_other_memory(setting):
     name, _, value = setting.partition("=")
     with pytest.raises(UsageError, match=f"memory.{setting} needs a GPU"):
-        Residence(MemoryConfig(**{name: value}), CPU)
+        Offload(MemoryConfig(**{name: value}), CPU)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", sorted(OPTIONS))
-def test_a_parked_transformer_frees_the_device_while_pixels_are_made(backend):
+def test_an_offloaded_transformer_frees_the_device_while_pixels_are_made(backend):
     device = torch.device("cuda", 0)
-    made = Made(backend, MemoryConfig(transformer="parked", vae="parked"), device)
-    residence = made.models.residence
+    made = Made(backend, MemoryConfig(transformer="model", vae="model"), device)
+    offload = made.models.offload
     before = torch.cuda.memory_allocated(device)
     weights = sum(p.numel() * p.element_size() for p in made.models.transformer.parameters())
     pixels = sum(p.numel() * p.element_size() for p in made.models.vae.parameters())
-    with residence.pixels():
+    with offload.pixels():
         assert torch.cuda.memory_allocated(device) <= before - weights + 2 * pixels
     assert torch.cuda.memory_allocated(device) >= before
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("weights", ["model", "fp8"])
-@pytest.mark.parametrize("moved", [{"transformer": "parked", "vae": "parked"}, {"transformer": "streamed"}])
+@pytest.mark.parametrize("moved", [{"transformer": "model", "vae": "model"}, {"transformer": "group"}])
 @pytest.mark.parametrize("backend", sorted(OPTIONS))
 def test_waiting_in_cpu_memory_changes_no_bit(backend, moved, weights):
     device = torch.device("cuda", 0)

@@ -4,7 +4,7 @@ import io
 
 import torch
 
-from qvg_cli.models.self_forcing.weights import _IN_BLOCK, _TOP_LEVEL
+from qvg_cli.models.wan.checkpoint import _IN_BLOCK, _TOP_LEVEL
 
 
 def published_name(name):

@@ -28,7 +28,7 @@ def folder(tiny_weights, tmp_path):
 
 def load(folder, *sets):
     config = load_config(Request(backend="self-forcing", sets=[f"model.weights={folder}", *sets])).config
-    return load_pipeline(config, torch.device("cpu"))._models.loaded_transformer.state_dict()
+    return load_pipeline(config, torch.device("cpu"))._models.transformer.state_dict()
 
 
 def assert_is_the_tiny_one(found, tiny_weights):
@@ -72,4 +72,4 @@ def test_a_run_says_what_is_wrong_with_it(generator, folder, tmp_path):
     assert run("none.pt") == "error: model.checkpoint=none.pt is no file\n"
     cut = {name: tensor for name, tensor in generator.items() if not name.endswith("head.head.bias")}
     (tmp_path / "cut.pt").write_bytes(saved(cut))
-    assert run(tmp_path / "cut.pt") == "error: tensor proj_out.bias is missing from the checkpoint\n"
+    assert run(tmp_path / "cut.pt") == f"error: tensor proj_out.bias is missing from {tmp_path / 'cut.pt'}\n"

@@ -376,10 +376,11 @@ def test_a_home_that_cannot_be_written(published, qvg_download, tmp_path):
 
 
 def test_other_backends_need_no_code_of_their_own(hub, qvg_download, base_files, free_space, tmp_path):
-    from qvg_cli.models.hyworldplay.weights import build_transformer, load_transformer
+    from qvg_cli.models.hyworldplay.model import WalkTransformer
+    from qvg_cli.models.wan.checkpoint import open_wan
 
     config = {**TINY_WALK, "_class_name": "WanTransformer3DModel", "_diffusers_version": "0"}
-    state = build_transformer(TINY_WALK).state_dict()
+    state = WalkTransformer(**TINY_WALK).state_dict()
     hub.repository(
         "tencent/HY-WorldPlay",
         {
@@ -393,11 +394,14 @@ def test_other_backends_need_no_code_of_their_own(hub, qvg_download, base_files,
     assert result.exit_code == 0, result.stderr
     assert not hub.asked("GET", "wan_transformer/diffusion_pytorch_model.safetensors")
     folder = weights_folder("hyworldplay")
-    found = load_transformer(folder / "transformer", torch.bfloat16, torch.device("cpu")).state_dict()
+    found = open_wan(WalkTransformer, folder / "transformer").load(torch.bfloat16).state_dict()
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name].to(found[name].dtype)) for name in state)
     # The converter writes a config.json of its own: not into the hub's cache, which the folder linked to.
-    assert json.loads((folder / "transformer" / "config.json").read_text()).keys() == TINY_WALK.keys()
+    assert json.loads((folder / "transformer" / "config.json").read_text()).keys() == {
+        "_class_name",
+        *TINY_WALK,
+    }
     (cached,) = (tmp_path / "hf").rglob("wan_transformer/config.json")
     assert json.loads(cached.read_text()) == config
 

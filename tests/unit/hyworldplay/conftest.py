@@ -7,8 +7,8 @@ import torch
 
 from qvg_cli.config.load import Request
 from qvg_cli.config.yaml_text import format_yaml
-from qvg_cli.models.hyworldplay.weights import build_transformer, convert_checkpoint
-from qvg_cli.models.registry import load_config
+from qvg_cli.models.hyworldplay.model import WalkTransformer
+from qvg_cli.models.registry import find_family, load_config
 
 TRANSFORMER = {
     "num_attention_heads": 2,
@@ -28,8 +28,8 @@ def walk_weights(tiny_weights, tmp_path_factory):
     for part in ("vae", "text_encoder", "tokenizer"):
         shutil.copytree(tiny_weights / part, folder / part)
     torch.manual_seed(0)
-    torch.save({"generator": build_transformer(TRANSFORMER).state_dict()}, folder / "model.pt")
-    convert_checkpoint(folder / "model.pt", TRANSFORMER, folder / "transformer")
+    torch.save({"generator": WalkTransformer(**TRANSFORMER).state_dict()}, folder / "model.pt")
+    find_family("hyworldplay").convert_checkpoint(folder / "model.pt", TRANSFORMER, folder / "transformer")
     return folder
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from qvg_cli.models.longcat.layers import TransformerConfig
-from qvg_cli.models.longcat.weights import empty_transformer
+from qvg_cli.models.longcat.model import LongCatTransformer
 
 CONFIG = TransformerConfig(
     in_channels=16,
@@ -38,7 +38,8 @@ def longcat_weights(tiny_weights, tmp_path_factory):
         shutil.copytree(tiny_weights / part, folder / part)
     (folder / "dit").mkdir()
     (folder / "dit" / "config.json").write_text(json.dumps(asdict(CONFIG)))
-    shapes = {name: tensor.shape for name, tensor in empty_transformer(CONFIG).state_dict().items()}
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in LongCatTransformer(CONFIG).state_dict().items()}
     save_file({name: random(*shape) for name, shape in shapes.items()}, folder / "dit" / "model.safetensors")
     (folder / "lora").mkdir()
     stem = "lora___lorahyphen___blocks___lorahyphen___1___lorahyphen___attn___lorahyphen___proj"

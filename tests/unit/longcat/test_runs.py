@@ -18,8 +18,7 @@ from qvg_cli.main import app
 from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.window import WindowDecoder
 from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
-from qvg_cli.models.vae import StreamingDecoder
-from qvg_cli.models.vae_encode import encode_frames
+from qvg_cli.models.vae import StreamingDecoder, encode_frames
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import total
 

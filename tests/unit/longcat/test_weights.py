@@ -9,13 +9,9 @@ from safetensors.torch import save_file
 
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.longcat.layers import TransformerConfig
-from qvg_cli.models.longcat.weights import (
-    INDEX_FILE,
-    Checkpoint,
-    config_from,
-    empty_transformer,
-    read_config,
-)
+from qvg_cli.models.longcat.model import LongCatTransformer, open_longcat
+from qvg_cli.models.wan.checkpoint import INDEX_FILE
+from qvg_cli.models.wan.lora import Lora
 
 # meituan-longcat/LongCat-Video, dit/config.json
 PUBLISHED = {
@@ -87,7 +83,11 @@ SMALL = TransformerConfig(
     patch_size=(1, 2, 2),
     text_tokens_zero_pad=True,
 )
-CPU = torch.device("cpu")
+
+
+def empty_transformer(config):
+    with torch.device("meta"):
+        return LongCatTransformer(config)
 
 
 def random_state():
@@ -112,11 +112,11 @@ def adapter_tensors(module, down, ups, factor):
 
 
 def load(folder, dtype=torch.float32, adapters=()):
-    return Checkpoint(folder, adapters).load(dtype=dtype, device=CPU)
+    return open_longcat(folder, [Lora(path) for path in adapters]).load(dtype)
 
 
 def test_published_model_has_the_published_names_shapes_and_size():
-    state = empty_transformer(config_from(PUBLISHED, "config.json")).state_dict()
+    state = empty_transformer(TransformerConfig.read(PUBLISHED, "config.json")).state_dict()
     expected = dict(OUTER_SHAPES)
     for index in range(48):
         expected.update({f"blocks.{index}.{name}": shape for name, shape in BLOCK_SHAPES.items()})
@@ -172,8 +172,8 @@ def test_adapter_of_another_size_is_refused(tmp_path):
 def test_a_missing_adapter_says_where_it_comes_from(tmp_path):
     write_model(tmp_path, random_state())
     with pytest.raises(MissingModelError, match="there is no adapter") as caught:
-        load(tmp_path, adapters=[tmp_path / "none.safetensors"])
-    assert "qvg download longcat" in caught.value.hint
+        Lora(tmp_path / "none.safetensors", hint="fetch it")
+    assert caught.value.hint == "fetch it"
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_adapter_in_another_format_is_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("blocks.1.ffn.w2.weight"), "the first is blocks.1.ffn.w2.weight"),
+        (lambda state: state.pop("blocks.1.ffn.w2.weight"), "tensor blocks.1.ffn.w2.weight is missing from"),
         (lambda state: state.update(extra=torch.ones(1)), "tensor extra in .* is not part of the model"),
         (lambda state: state.update({"final_layer.linear.bias": torch.ones(3)}), r"shape \(3,\), .* \(16,\)"),
     ],
@@ -232,4 +232,4 @@ def test_configuration_of_another_model_is_refused(tmp_path):
     with pytest.raises(
         MissingModelError, match=r"lacks in_channels, .*it is not that of a LongCat-Video model"
     ):
-        read_config(tmp_path)
+        open_longcat(tmp_path)

@@ -8,9 +8,10 @@ import torch
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
+from qvg_cli.models.longcat.model import open_longcat
 from qvg_cli.models.longcat.plan import plan_chunks
 from qvg_cli.models.longcat.schedule import Sampling, guided_schedule
-from qvg_cli.models.longcat.weights import Checkpoint
+from qvg_cli.models.wan.lora import Lora
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import Geometry
 from qvg_kernels.spec import NoneSpec
@@ -94,7 +95,7 @@ def test_the_saved_adapter_is_the_trained_one(model, tmp_path):
     path = tmp_path / "lora" / "cfg_step_lora.safetensors"
     adapter.save(path)
     save_transformer(model, tmp_path / "dit")
-    checkpoint = Checkpoint(tmp_path / "dit", [path])
+    checkpoint = open_longcat(tmp_path / "dit", [Lora(path)])
     loaded = checkpoint.load(dtype=torch.float32, device=torch.device("cpu"))
 
     window, prompts = torch.randn(1, 16, FRAMES, HEIGHT, WIDTH), random_prompts(1, 3)

@@ -8,8 +8,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors import safe_open
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from qvg_cli.models.longcat.model import open_longcat
 from qvg_cli.models.longcat.pipeline import DISTILLED_ADAPTER
-from qvg_cli.models.longcat.weights import Checkpoint
+from qvg_cli.models.wan.lora import Lora
 from scripts.pocket.adapter import MODULES
 from scripts.pocket.longcat import CONFIG
 from scripts.pocket.prompts import Grammar
@@ -75,9 +76,9 @@ def test_shipped_tokenizer_is_the_one_the_grammar_builds():
 
 
 def test_longcat_loads_with_its_adapter():
-    plain = Checkpoint(FOLDER / "dit")
+    plain = open_longcat(FOLDER / "dit")
     assert plain.config == CONFIG
-    checkpoint = Checkpoint(FOLDER / "dit", [FOLDER / DISTILLED_ADAPTER])
+    checkpoint = open_longcat(FOLDER / "dit", [Lora(FOLDER / DISTILLED_ADAPTER)])
     cpu = torch.device("cpu")
     models = [each.load(dtype=torch.float32, device=cpu).state_dict() for each in (plain, checkpoint)]
     changed = {name for name, tensor in models[0].items() if not torch.equal(tensor, models[1][name])}

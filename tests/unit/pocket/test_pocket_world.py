@@ -6,10 +6,10 @@ import torch
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.load import Request
 from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser
-from qvg_cli.models.hyworldplay.model import prepare
+from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.hyworldplay.plan import plan_video, planner
-from qvg_cli.models.hyworldplay.weights import load_transformer
 from qvg_cli.models.registry import load_config
+from qvg_cli.models.wan.checkpoint import open_wan
 from qvg_cli.planning.cache_forecast import CacheShape
 from scripts.pocket.train_world import focal_lengths, parse_arguments, save_world, start_from_pocket, train
 from scripts.pocket.walk_prompts import WORLD_GRAMMAR_PATH
@@ -45,25 +45,26 @@ def test_the_training_pass_equals_the_denoiser():
     )
 
     noise = torch.randn(1, 16, 12, 4, 6, generator=torch.Generator().manual_seed(1))
-    prepare(model)
-    model_config = model.config
-    shape = CacheShape(2, model_config.num_attention_heads, model_config.attention_head_dim)
+    heads = model.config.num_attention_heads
+    shape = CacheShape(2, heads, model.config.attention_head_dim)
     cache = open_cache(config.cache, plan, shape, seed=0)
-    denoiser = HyWorldPlayDenoiser(model, cache, text, config.sampler, walk, image)
+    tokens = plan.tokens_per_frame
+    denoiser = HyWorldPlayDenoiser(model, cache, text, config.sampler, lambda: path, tokens, image)
     for chunk in plan.chunks:
         own = slice(chunk.makes[0], chunk.makes[-1] + 1)
-        step = cache.begin(chunk)
+        commit = cache.begin(chunk).commit
         made = denoiser.denoise(chunk, lambda own=own: noise[:, :, own], lambda: None)
         torch.testing.assert_close(made, expected[:, :, own], atol=2e-5, rtol=1e-5)
-        if step.commit is not None:
-            denoiser.update_cache(chunk, chunk.makes, made, step.commit)
+        if commit is not None:
+            denoiser.update_cache(chunk, chunk.makes, made, commit)
+            cache.settle(commit)
 
 
 def test_what_is_written_is_what_the_backend_loads(tmp_path):
     config = world_config(num_layers=2, ffn_dim=16, text_dim=8)
     model = build_world(config)
     save_world(model, config, tmp_path)
-    loaded = load_transformer(tmp_path, torch.float32, torch.device("cpu"))
+    loaded = open_wan(WalkTransformer, tmp_path).load()
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.bfloat16().float()), name
     assert (tmp_path / "grammar.yaml").read_text() == WORLD_GRAMMAR_PATH.read_text()
@@ -104,8 +105,6 @@ def test_training_runs_and_goes_on(tmp_path):
         parse_arguments([*words, "--resume", str(tmp_path / "one"), "--out", str(tmp_path / "two")])
     )
     assert trainer.clips.made >= 2
-    before, after = (
-        load_transformer(tmp_path / name, torch.float32, torch.device("cpu")) for name in ("one", "two")
-    )
+    before, after = (open_wan(WalkTransformer, tmp_path / name).load() for name in ("one", "two"))
     assert not torch.equal(before.proj_out.weight, after.proj_out.weight)
     assert after.proj_out.weight.isfinite().all()

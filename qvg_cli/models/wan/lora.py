@@ -10,6 +10,7 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/modules/lora_utils.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,9 @@ class _Adapter:
 class Lora:
     """One adapter file; tensors are read when they are asked for.
 
+    Args:
+        hint: What to do where there is no such file.
+
     Attributes:
         shapes: Paths of the adapted modules to `(out, in)` of what is added to their weights.
 
@@ -45,13 +49,10 @@ class Lora:
         MissingModelError: The file is not there, not whole, or not in the published format.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, hint: str | None = None) -> None:
         self.path = path
         if not path.is_file():
-            raise MissingModelError(
-                f"there is no adapter {path}",
-                hint="fetch it with qvg download longcat, or take sampler.mode=guided, which needs none",
-            )
+            raise MissingModelError(f"there is no adapter {path}", hint=hint)
         try:
             with safe_open(path, framework="pt") as file:
                 sizes = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
@@ -69,6 +70,27 @@ class Lora:
             if rank != sum(up[1] for up in ups):
                 raise MissingModelError(f"the adapter {path} is broken: the ranks of {module} do not match")
             self.shapes[module] = sum(up[0] for up in ups), width
+
+    def check(self, expected: Mapping[str, Tensor]) -> None:
+        """Refuse an adapter of a model with other tensors than `expected`.
+
+        Raises:
+            MissingModelError: A module is unknown or has another shape; it is named.
+        """
+        for module, shape in self.shapes.items():
+            weight = expected.get(f"{module}.weight")
+            if weight is None:
+                raise MissingModelError(f"the adapter {self.path} is for {module}, which the model has not")
+            if tuple(weight.shape) != shape:
+                raise MissingModelError(
+                    f"the adapter {self.path} changes {module} by a matrix of {shape}, "
+                    f"the model's is {tuple(weight.shape)}"
+                )
+
+    def merge(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor `name` with what the adapter adds to it, in float32; others come back as they are."""
+        module = name.removesuffix(".weight")
+        return tensor.float() + self.delta(module) if module in self.shapes else tensor
 
     def delta(self, module: str) -> Tensor:
         """What the adapter adds to the weight of `module`, `[out, in]` float32."""

@@ -1,0 +1,141 @@
+"""A loaded Wan model: text encoder, transformer and VAE of one weights folder. A family says what differs.
+
+The text encoder is larger than most transformers: it is loaded for prompts and dropped again, and the
+transformer is read when the first video begins, so that they never lie on the device beside each other.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from qvg_cli.cache.kv_cache import KVCache
+from qvg_cli.config.resources import weights_folder
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.device import model_dtype
+from qvg_cli.errors import MissingModelError
+from qvg_cli.models.base import Denoiser, Pipeline, Planner
+from qvg_cli.models.decoder import Decoder
+from qvg_cli.models.offload import STORAGE_DTYPE, Offload, OffloadedDecoder
+from qvg_cli.models.text import PromptEncoder
+from qvg_cli.models.vae import StreamingDecoder, encode_frames
+from qvg_cli.models.wan.checkpoint import Checkpoint
+from qvg_cli.planning.cache_forecast import CacheShape
+from qvg_cli.randomness import derive_seed
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class Models(Generic[ModelT]):
+    """What stays loaded, each part read when it is first needed.
+
+    Args:
+        config: Names the weights folder, and what is held where.
+        open_checkpoint: Finds the transformer in the weights folder and checks it.
+
+    Raises:
+        UsageError: The device cannot hold it so.
+        MissingModelError: There is no such folder, or a part is missing or does not fit.
+    """
+
+    def __init__(
+        self, config: RunConfig, device: torch.device, open_checkpoint: Callable[[Path], Checkpoint[ModelT]]
+    ) -> None:
+        self.offload = Offload(config.memory, device)
+        self.weights = weights_folder(config.model.weights)
+        self.device = device
+        self.dtype = model_dtype(config.model, device)
+        self.prompts = PromptEncoder(self.weights, config.model.text_tokens, device, self.dtype)
+        self._checkpoint = open_checkpoint(self.weights)
+
+    @cached_property
+    def transformer(self) -> ModelT:
+        """Ready to be attached to a cache, adapters merged."""
+        offload = self.offload
+        matrix_dtype = STORAGE_DTYPE if offload.is_fp8 else None
+        model = self._checkpoint.load(self.dtype, offload.load_device, matrix_dtype=matrix_dtype)
+        offload.place_transformer(model, self.dtype)
+        return model
+
+    @cached_property
+    def vae(self) -> AutoencoderKLWan:
+        """From latents to pixels and back.
+
+        Raises:
+            MissingModelError: It is missing or broken.
+        """
+        vae = self.read_vae().eval().requires_grad_(False).to(self.offload.vae_load_device)
+        self.offload.place_vae(vae)
+        return vae
+
+    def read_vae(self) -> AutoencoderKLWan:
+        """The VAE in CPU memory."""
+        folder = self.weights / "vae"
+        try:
+            return AutoencoderKLWan.from_pretrained(
+                folder, torch_dtype=self.dtype, local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise MissingModelError(f"cannot load {folder}: {error}") from error
+
+
+class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
+    """What the Wan families share.
+
+    Attributes:
+        clip_purpose: Purpose of the seed with which pictures are drawn from the encoder's posterior; `None`
+            takes the posterior's mean.
+    """
+
+    clip_purpose: ClassVar[str | None] = None
+
+    def __init__(self, config: ConfigT, models: Models[ModelT]) -> None:
+        self._config = config
+        self._models = models
+
+    def with_config(self, config: ConfigT) -> Self:
+        return type(self)(config, self._models)
+
+    @property
+    def cache_shape(self) -> CacheShape:
+        model: Any = self._models.transformer.config
+        return CacheShape(model.num_layers, model.num_attention_heads, model.attention_head_dim)
+
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def read_prompts(self, prompts: Sequence[str]) -> None:
+        self._models.prompts.prepare([text for prompt in prompts for text in self.texts(prompt)])
+
+    def encode_prompt(self, prompt: str) -> Tensor:
+        self.read_prompts([prompt])
+        return torch.cat([self._models.prompts.encode(text) for text in self.texts(prompt)])
+
+    def texts(self, prompt: str) -> list[str]:
+        """What is encoded for a prompt, one row each."""
+        return [prompt]
+
+    def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
+        generator = None
+        if self.clip_purpose is not None:
+            generator = torch.Generator().manual_seed(derive_seed(seed, self.clip_purpose))
+        # Read before there is room for it: what is read late stays where it waits.
+        vae = self._models.vae
+        with self._models.offload.pixels():
+            return encode_frames(vae, frames, generator).to(self.latents_dtype)
+
+    def decoder(self) -> Decoder:
+        decoder = StreamingDecoder(self._models.vae)
+        return OffloadedDecoder(decoder, self._models.offload, features=decoder)
+
+    @abstractmethod
+    def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> Denoiser: ...

@@ -1,0 +1,220 @@
+"""diffusers' Wan transformer made causal: its self-attention on a cache, its positions those of a plan.
+
+Nothing of diffusers' forward is overridden. `rope` and the 2 x L attention processors are replaced; what
+`rope` returns reaches the self-attention processors untouched, so it carries the rotation of the call.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qvg_cli.cache.kv_cache import KVCache, LayerCache
+from qvg_cli.models.wan.rope import FrameRotation
+from qvg_cli.planning.cache_plan import Commit
+from qvg_cli.planning.chunks import ChunkPlan, Frames
+from qvg_kernels.rope.tables import RotaryTables
+
+CallT = TypeVar("CallT", bound="Call")
+
+
+@dataclass
+class Call:
+    """What the layers need to know of one model call, set by the denoiser before it.
+
+    Attributes:
+        chunk: The plan of the chunk.
+        frames: Frames of the input, in order.
+        commit: What the call leaves in each layer; `None` leaves nothing.
+    """
+
+    chunk: ChunkPlan
+    frames: Frames = ()
+    commit: Commit | None = None
+
+    @property
+    def reads(self) -> Frames:
+        """Frames of the history to attend to: not those that pass through the model in this call."""
+        return tuple(frame for frame in self.chunk.reads if frame not in self.frames)
+
+
+class FrameRope(nn.Module):
+    """Stands where a model keeps its rotary embedding, and returns the rotation itself.
+
+    Args:
+        max_positions: Of each axis.
+
+    Attributes:
+        call: Of which the rotation is, where the model calls this module itself.
+    """
+
+    def __init__(self, head_dim: int, max_positions: int, patch_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.call: Call | None = None
+        self._head_dim = head_dim
+        self._max_positions = max_positions
+        self._patch_size = patch_size
+        self._tables: RotaryTables | None = None
+
+    def forward(self, latents: Tensor) -> FrameRotation:
+        """The rotation for `[B, C, F, h, w]` latents of the call."""
+        assert self.call is not None
+        if self._tables is None:
+            self._tables = RotaryTables.of(self._head_dim, self._max_positions, latents.device)
+        _, rows, columns = self._patch_size
+        chunk = self.call.chunk
+        height, width = latents.shape[-2] // rows, latents.shape[-1] // columns
+        return FrameRotation(self._tables, height, width, chunk.view, chunk.positions)
+
+
+class TimestepSinusoid(nn.Module):
+    """Sinusoid of the timestep, cosines first, angles in float64 as in the original model.
+
+    Source: Wan-Video/Wan2.1, `sinusoidal_embedding_1d` in `wan/modules/model.py`. diffusers computes it in
+    float32, which alone is most of the difference to the original's output.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """`[N]` timesteps to `[N, num_channels]` float32."""
+        half = self.num_channels // 2
+        exponent = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
+        angles = timesteps.double()[:, None] * torch.exp(-math.log(10000.0) * exponent)
+        return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
+
+
+class CachedSelfAttention:
+    """Self-attention processor of one layer: attends to the cache and, in a cache-update pass, fills it."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, layer: LayerCache, call: Call) -> None:
+        self.layer = layer
+        self.call = call
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: FrameRotation | None = None,
+    ) -> Tensor:
+        """`[B, S, C]` to `[B, S, C]`."""
+        assert rotary_emb is not None
+        call = self.call
+        query = _split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
+        key = _split_heads(attn.norm_k(attn.to_k(hidden_states)), attn.heads)
+        value = _split_heads(attn.to_v(hidden_states), attn.heads)
+        query = rotary_emb.rotate(query, call.frames)
+        attended = self.layer.attend(
+            query, key, value, frames=call.frames, reads=call.reads, rotation=rotary_emb
+        )
+        if call.commit is not None:
+            self.layer.commit(key, value, call.frames, call.commit)
+        output: Tensor = attn.to_out[0](_join_heads(attended))
+        return output
+
+
+class TextCrossAttention:
+    """Cross-attention processor of one layer; the text's keys and values are computed once per prompt."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self) -> None:
+        self._text: tuple[Tensor, Tensor] | None = None
+
+    def forget(self) -> None:
+        """Compute keys and values anew at the next call, from another prompt."""
+        self._text = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_emb: None = None,
+    ) -> Tensor:
+        """`[B, S, C]` attending to prompt embeddings `[B, N, C]`, zero rows included, without a mask."""
+        if self._text is None:
+            key = _split_heads(attn.norm_k(attn.to_k(encoder_hidden_states)), attn.heads)
+            value = _split_heads(attn.to_v(encoder_hidden_states), attn.heads)
+            self._text = key, value
+        query = _split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
+        attended = functional.scaled_dot_product_attention(query, *self._text)
+        output: Tensor = attn.to_out[0](_join_heads(attended))
+        return output
+
+
+class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diffusers has no types
+    """What the Wan families share; `from_pretrained` loads each of them.
+
+    Attributes:
+        stays_on_device: Parts beside the blocks that never wait elsewhere: small, and at work in every call.
+        self_attention: Processor of each layer, made of its cache and the call.
+        cross_attention: Processor of each layer.
+    """
+
+    stays_on_device: ClassVar = ("patch_embedding", "condition_embedder", "norm_out", "proj_out")
+    self_attention: ClassVar[type[Any]] = CachedSelfAttention
+    cross_attention: ClassVar[type[TextCrossAttention]] = TextCrossAttention
+
+    # Under the signature of diffusers, which reads the names of the settings from it.
+    @wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        config = self.config
+        self.rope = FrameRope(config.attention_head_dim, config.rope_max_seq_len, tuple(config.patch_size))
+        self.adapt()
+
+    def adapt(self) -> None:
+        """Replace or add what a family has otherwise, once the stock model is built."""
+
+    def attach(self, cache: KVCache) -> Call:
+        """Read and fill `cache`, and forget the last prompt.
+
+        Returns:
+            What the denoiser sets before every model call.
+        """
+        return self.attach_call(Call(ChunkPlan(0, ())), cache)
+
+    def attach_call(self, call: CallT, cache: KVCache) -> CallT:
+        """`attach`, with a call of the family's own kind."""
+        self.rope.call = call
+        processors: dict[str, object] = {}
+        for index, layer in enumerate(cache.layers):
+            processors[f"blocks.{index}.attn1.processor"] = self.self_attention(layer, call)
+            processors[f"blocks.{index}.attn2.processor"] = self.cross_attention()
+        self.set_attn_processor(processors)
+        return call
+
+    def forget_text(self) -> None:
+        """Let every layer of an attached model read the prompt embeddings anew at the next call."""
+        for processor in self.attn_processors.values():
+            if isinstance(processor, TextCrossAttention):
+                processor.forget()
+
+
+def _split_heads(states: Tensor, heads: int) -> Tensor:
+    """`[B, S, H * D]` to `[B, H, S, D]`."""
+    split: Tensor = states.unflatten(-1, (heads, -1))
+    return split.transpose(1, 2)
+
+
+def _join_heads(states: Tensor) -> Tensor:
+    """`[B, H, S, D]` to `[B, S, H * D]`."""
+    return states.transpose(1, 2).flatten(2)
