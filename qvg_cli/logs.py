@@ -55,6 +55,12 @@ class _File(logging.FileHandler):
 
 
 _recent = _Recent()
+_command_began = time.perf_counter()
+
+
+def command_began() -> float:
+    """When the command that is under way began, by `time.perf_counter`."""
+    return _command_began
 
 
 def set_up(*, is_verbose: bool) -> None:
@@ -66,6 +72,8 @@ def set_up(*, is_verbose: bool) -> None:
     Raises:
         UsageError: `QVG_LOG` is no level.
     """
+    global _command_began
+    _command_began = time.perf_counter()
     asked = os.environ.get(VARIABLE, "").strip().lower()
     if asked and asked not in LEVELS:
         raise UsageError(f"{VARIABLE}={asked} is no level", hint=f"known: {', '.join(LEVELS)}")

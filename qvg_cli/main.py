@@ -21,8 +21,10 @@ from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
 from qvg_cli.commands.plan import plan
 from qvg_cli.commands.show import show
-from qvg_cli.console import show_error, visible
+from qvg_cli.console import drop_stream, show_error, visible
+from qvg_cli.environment import check_environment
 from qvg_cli.errors import shown_error
+from qvg_cli.interrupts import stop_on_signals
 from qvg_cli.logs import set_up
 from qvg_cli.redaction import redact
 
@@ -33,6 +35,7 @@ Exit codes:
   2    the request cannot be carried out as it was written
   3    weights or ffmpeg are missing
   4    out of memory
+  75   stopped by SIGTERM or SIGUSR1; what was made until then is kept, and --resume goes on
   130  stopped with Ctrl-C; what was made until then is kept"""
 
 _GENERATE_EXAMPLES = """\b
@@ -81,12 +84,14 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            set_up(is_verbose=bool(ctx.params.get("verbose")))
-            return super().invoke(ctx)
+            with stop_on_signals():
+                check_environment()
+                set_up(is_verbose=bool(ctx.params.get("verbose")))
+                return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, typer.Exit | typer.TyperException | typer.Abort):
                 raise
-            if ctx.params.get("debug"):
+            if ctx.params.get("debug") and sys.stderr is not None:
                 sys.stderr.write(visible(redact("".join(traceback.format_exception(error)))))
             raise typer.Exit(_tell(error)) from None
 
@@ -136,7 +141,13 @@ app.command(cls=_Command, epilog=EXIT_CODES)(clean)
 
 def main() -> None:
     """The entry point of the program `qvg`."""
-    app()
+    try:
+        app()
+    except OSError as error:
+        # Help that cannot be written: what a command does is caught where it runs.
+        if sys.stdout is not None:
+            drop_stream(sys.stdout)
+        sys.exit(_tell(error))
 
 
 if __name__ == "__main__":

@@ -91,30 +91,38 @@ def go_on(tmp_path):
     from qvg_cli.engine.engine import Engine
     from qvg_cli.engine.jobs import Planned
     from qvg_cli.models.registry import plan_video
-    from qvg_cli.runs.checkpoint import RunState
+    from qvg_cli.runs.checkpoint import Checkpoint
     from qvg_cli.runs.identity import identify
 
     def run(config, cut):
         video = Planned(config, plan_video(config), "video")
         engine = Engine.load_config(config, torch.device("cpu"))
-        state = RunState.create(tmp_path / "state", identify(config, "cpu"))
+        checkpoint = Checkpoint.create(tmp_path / "state", identify(config, "cpu"))
         kept = CacheKeeper()
         whole = []
         for result in engine.rollout(video, kept):
             if len(whole) < cut:
-                state.save(result, video.plan, kept.cache, fps=config.video.fps, seconds=1.0)
+                save_chunk(checkpoint, result, video.plan, kept.cache, fps=config.video.fps)
             whole.append(result)
-        state.close()
+        checkpoint.close()
 
-        state = RunState.open(tmp_path / "state", identify(config, "cpu"), pytest.fail)
-        restoring = CacheKeeper(lambda cache: state.restore(video.plan, cache, engine.device, pytest.fail))
+        checkpoint = Checkpoint.open(tmp_path / "state", identify(config, "cpu"), pytest.fail)
+        restoring = CacheKeeper(
+            lambda cache: checkpoint.restore(video.plan, cache, engine.device, pytest.fail)
+        )
         rest = list(engine.rollout(video, restoring))
-        restored = restoring.restored
-        assert restored.done.latents.equal(torch.cat([result.latents for result in whole[:cut]], dim=2))
-        assert restored.memory == [result.memory for result in whole[:cut]]
+        records, done = restoring.restored
+        assert done.latents.equal(torch.cat([result.latents for result in whole[:cut]], dim=2))
+        assert [record.memory for record in records] == [result.memory for result in whole[:cut]]
         return whole[cut:], rest
 
     return run
+
+
+def save_chunk(checkpoint, result, plan, cache, *, fps):
+    """Write a chunk into a checkpoint, here and now."""
+    record, blocks = checkpoint.describe(result, plan, cache, seconds=1.0)
+    return checkpoint.save(record, result.latents, blocks, result.frames[0].numpy(), fps=fps)
 
 
 class CacheKeeper:
@@ -124,13 +132,13 @@ class CacheKeeper:
         restore: Fills the empty cache with what was made before.
     """
 
-    def __init__(self, restore=lambda cache: None):
+    def __init__(self, restore=lambda cache: ([], None)):
         self._restore = restore
 
     def begin(self, cache):
         self.cache = cache
         self.restored = self._restore(cache)
-        return self.restored and self.restored.done
+        return self.restored[1]
 
     def show_clip(self, frames):
         """The video is kept nowhere."""

@@ -20,11 +20,12 @@ from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory, shown_error
+from qvg_cli.interrupts import stop_if_asked
+from qvg_cli.logs import command_began
 from qvg_cli.report.words import short_prompt
-from qvg_cli.runs.checkpoint import RunState
 from qvg_cli.runs.folder import RunDir, prepare_folder
-from qvg_cli.runs.identity import identify
-from qvg_cli.runs.writer import Recording
+from qvg_cli.runs.run import Run
+from qvg_cli.runs.summary import Times
 from qvg_cli.video.io import check_encoder
 
 LOG = getLogger(__name__)
@@ -112,7 +113,9 @@ class Batch:
             Interrupted: Ctrl-C.
             QvgError: The model cannot be loaded.
         """
+        times = Times(command_began())
         for number, video in enumerate(self._planned, start=1):
+            stop_if_asked()
             if len(self._planned) > 1:
                 self._console.note(
                     f"video {number}/{len(self._planned)}: {short_prompt(video.config.prompt)!r}"
@@ -123,25 +126,20 @@ class Batch:
                 continue
             if self._engine is None:
                 self._engine = load(video.config, self._device, self._console)
-                read_prompts(self._engine, self._planned[number - 1 :], self._console)
-            run = begun or RunDir.create(self._folder.parent, self._folder.name, video.name)
+                with times.measure("text"):
+                    read_prompts(self._engine, self._planned[number - 1 :], self._console)
+            folder = begun or RunDir.create(self._folder.parent, self._folder.name, video.name)
             try:
-                self._make_one(video, run, self._engine, is_begun=begun is not None)
+                run = Run(video, folder, self._device, self._console.note, times)
+                make_video(run, self._engine, self._console, is_json=self._is_json)
             except (Interrupted, KeyboardInterrupt):
                 raise
             except Exception as error:
                 LOG.debug("".join(traceback.format_exception(error)))
-                self._note_failure(number, video, run, error)
+                self._note_failure(number, video, folder, error)
             else:
-                self._add(video, run, "complete")
-
-    def _make_one(self, video: Planned, run: RunDir, engine: Engine, *, is_begun: bool) -> None:
-        state = None
-        if is_begun and run.state.is_dir():
-            identity = identify(video.config, self._device.type)
-            state = RunState.open(run.state, identity, self._console.note)
-        recording = Recording(video, run, self._device, self._console.note, state=state)
-        make_video(recording, engine, self._console, is_json=self._is_json)
+                self._add(video, folder, "complete")
+            times = Times()
 
     def _show_finished(self, video: Planned, run: RunDir) -> None:
         self._console.note(f"it is there: {run.path}")

@@ -18,21 +18,20 @@ from qvg_cli.device import attention_words, resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import check_memory, remedies_after
-from qvg_cli.errors import Interrupted, MissingModelError, QvgError, is_out_of_memory
-from qvg_cli.interrupts import hold_interrupts
-from qvg_cli.logs import run_log, timed
+from qvg_cli.errors import MissingModelError, QvgError, interruption, is_out_of_memory
+from qvg_cli.interrupts import Stopped, choose_moments, hold_interrupts, stop_if_asked
+from qvg_cli.logs import command_began, run_log, timed
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
-from qvg_cli.runs.checkpoint import RunState
 from qvg_cli.runs.folder import RunDir
-from qvg_cli.runs.identity import identify
-from qvg_cli.runs.writer import Recording
+from qvg_cli.runs.run import Run
+from qvg_cli.runs.summary import Times, chunk_line
 from qvg_cli.video.io import check_encoder
 
 LOG = logging.getLogger(__name__)
 
 
-def resume_video(video: Planned, run: RunDir, console: Console, *, is_json: bool) -> None:
+def resume_video(video: Planned, folder: RunDir, console: Console, *, is_json: bool) -> None:
     """Go on with a run that was cut off, from its last whole chunk.
 
     Raises:
@@ -41,15 +40,14 @@ def resume_video(video: Planned, run: RunDir, console: Console, *, is_json: bool
     """
     check_encoder()
     device = resolve_device(video.config.device)
-    state = RunState.open(run.state, identify(video.config, device.type), console.note)
+    run = Run(video, folder, device, console.note, Times(command_began()))
     try:
         warn_of_memory(video, device, console)
         engine = load(video.config, device, console)
     except BaseException:
-        state.close()
+        run.close()
         raise
-    recording = Recording(video, run, device, console.note, state=state)
-    make_video(recording, engine, console, is_json=is_json)
+    make_video(run, engine, console, is_json=is_json)
 
 
 def warn_of_memory(
@@ -98,7 +96,7 @@ def read_prompts(engine: Engine, videos: Sequence[Planned], console: Console) ->
 
 
 def make_video(
-    recording: Recording,
+    run: Run,
     engine: Engine,
     console: Console,
     *,
@@ -109,57 +107,64 @@ def make_video(
     """Make one video into its folder, and say what was made of it, however it ends.
 
     Args:
-        is_shown: Whether the summary and the paths are shown.
+        is_shown: Whether the video's path, or its figures, are shown.
         prompt_embeds: What `Engine.encode_prompts` gave for it; `None` encodes its prompts here.
 
     Raises:
-        Interrupted: Ctrl-C; the part made so far is in the folder.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the part made so far is in the folder.
     """
-    try:
-        with run_log(recording.log):
-            _make_video(recording, engine, console, prompt_embeds)
-    finally:
-        if recording.samples and is_shown:
-            console.note(recording.summary())
-            show_data(json.dumps(recording.figures()) if is_json else str(recording.video_path))
-
-
-def _make_video(
-    recording: Recording, engine: Engine, console: Console, prompt_embeds: Mapping[int, Tensor] | None
-) -> None:
-    config, plan = recording.video.config, recording.video.plan
-    LOG.info("video of %d frames in %d chunks: %s", plan.num_pixel_frames, len(plan.chunks), recording.log)
-    try:
-        if prompt_embeds is None:
-            with timed("prompts"), prompts_heard(console):
-                prompt_embeds = engine.encode_prompts(recording.video)
-        results = engine.rollout(
-            recording.video, recording, prompt_embeds=prompt_embeds, on_step=lambda: progress.step()
+    plan = run.video.plan
+    with run_log(run.folder.log):
+        LOG.info(
+            "video of %d frames in %d chunks: %s", plan.num_pixel_frames, len(plan.chunks), run.folder.log
         )
-        with console.progress(len(plan.chunks), recording.num_done) as progress:
-            for result in results:
-                with hold_interrupts(), timed("put away", logging.DEBUG):
-                    recording.add(result)
-                LOG.info("%s", recording.log_line(result))
-                progress.chunk_done(recording.status_line())
-        with hold_interrupts(), timed("video and reports"):
-            recording.finish("complete")
-    except KeyboardInterrupt:
-        LOG.info("stopped with Ctrl-C")
-        with hold_interrupts():
-            recording.finish("interrupted")
-        raise Interrupted(f"stopped; {recording.kept()}", hint=recording.remedy()) from None
-    except Exception as error:
-        LOG.error("failed", exc_info=error)
         try:
-            recording.finish("failed")
-        except QvgError as second:
-            error.add_note(str(second))
-        error.add_note(recording.kept())
-        if remedy := recording.remedy():
-            error.add_note(remedy)
-        if is_out_of_memory(error):
-            error.add_note(recording.memory_note())
-            with suppress(QvgError):
-                error.add_note(remedies_after(config, plan, is_gpu=recording.is_on_gpu))
-        raise
+            if prompt_embeds is None:
+                with run.summary.times.measure("text"), timed("prompts"), prompts_heard(console):
+                    prompt_embeds = engine.encode_prompts(run.video)
+
+            def end_step() -> None:
+                progress.step()
+                stop_if_asked(in_chunk=True)
+
+            results = engine.rollout(run.video, run, prompt_embeds=prompt_embeds, on_step=end_step)
+            num_done = run.summary.resumed_after or 0
+            with choose_moments(), console.progress(len(plan.chunks), num_done) as progress:
+                for result in results:
+                    with hold_interrupts():
+                        run.add(result)
+                    LOG.info("%s", chunk_line(result))
+                    progress.chunk_done(run.summary.status_line())
+                    if result.chunk.index + 1 < len(plan.chunks):
+                        stop_if_asked()
+            with hold_interrupts(), timed("video and reports"):
+                run.finish("complete")
+        except KeyboardInterrupt as stop:
+            LOG.info("stopped by %s", stop if isinstance(stop, Stopped) else "Ctrl-C")
+            with hold_interrupts():
+                run.finish("interrupted")
+            raise interruption(stop, f"stopped; {run.kept()}", hint=run.suggestion()) from None
+        except Exception as error:
+            LOG.error("failed", exc_info=error)
+            _keep(run, error)
+            raise
+        finally:
+            if run.summary.records:
+                console.note(str(run.summary))
+                if is_shown:
+                    show_data(json.dumps(run.figures()) if is_json else str(run.folder.video))
+
+
+def _keep(run: Run, error: Exception) -> None:
+    """Keep what was made before `error`, and add to it what the user needs to know."""
+    try:
+        run.finish("failed")
+    except QvgError as second:
+        error.add_note(str(second))
+    error.add_note(run.kept())
+    if suggestion := run.suggestion():
+        error.add_note(suggestion)
+    if is_out_of_memory(error):
+        error.add_note(run.memory_note())
+        with suppress(QvgError):
+            error.add_note(remedies_after(run.video.config, run.video.plan, is_gpu=run.device.type == "cuda"))

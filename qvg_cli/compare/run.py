@@ -29,22 +29,20 @@ from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError
-from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.interrupts import hold_interrupts, stop_if_asked
 from qvg_cli.models.decoder import redecode
 from qvg_cli.report.run_files import Result, read_result
 from qvg_cli.report.tables import comparison_tables
 from qvg_cli.report.words import short_prompt
-from qvg_cli.runs.checkpoint import RunState
 from qvg_cli.runs.folder import RunDir
-from qvg_cli.runs.identity import identify
-from qvg_cli.runs.writer import Recording
+from qvg_cli.runs.run import Run
 from qvg_cli.video.io import check_encoder
 
 FROM_RUNS = "frames as the model made them, before any lossy coding"
 FROM_LATENTS = "frames decoded anew from the latents of the runs, before any lossy coding"
 
 
-class SpooledRecording(Recording):
+class SpooledRun(Run):
     """A run of a comparison: its frames are also kept as they are.
 
     Args:
@@ -55,22 +53,18 @@ class SpooledRecording(Recording):
     def __init__(
         self,
         video: Planned,
-        run: RunDir,
+        folder: RunDir,
         device: torch.device,
         spool: FrameSpool,
         engine: Engine,
         note: Callable[[str], None],
     ) -> None:
-        state = None
-        if run.state.is_dir():
-            state = RunState.open(run.state, identify(video.config, device.type), note)
-        super().__init__(video, run, device, note, state=state)
+        super().__init__(video, folder, device, note)
         self._spool = spool
         self._engine = engine
-        self._comparison = run.path.parents[1]
 
     def begin(self, cache: KVCache) -> Done | None:
-        """See `Recording.begin`."""
+        """See `Run.begin`."""
         done = super().begin(cache)
         if done is not None:
             for frames in redecode(self._engine.pipeline.decoder(), done.chunks, done.latents):
@@ -78,13 +72,13 @@ class SpooledRecording(Recording):
         return done
 
     def add(self, result: ChunkResult) -> None:
-        """See `Recording.add`."""
+        """See `Run.add`."""
         super().add(result)
         self._spool.write(result.frames[0].numpy())
 
-    def remedy(self) -> str | None:
-        """See `Recording.remedy`; the whole comparison goes on."""
-        return resume_hint(self._comparison)
+    def suggestion(self) -> str | None:
+        """See `Run.suggestion`; the whole comparison is resumed."""
+        return resume_hint(self.folder.path.parents[1])
 
 
 def resume_hint(folder: Path) -> str:
@@ -195,21 +189,21 @@ def _compare_row(
     with _kept_if_filled(folder), _spools(folder, len(row), row[0]) as spools:
         runs = []
         for name, arm_folder, video, spool in zip(writer.names, arm_folders, row, spools, strict=True):
-            run = RunDir(folder / arm_folder)
-            if is_finished(run):
-                console.note(f"{name}: decoding {run.path}")
-                _decode_run(FinishedArm(name, video, read_result(run.path)), engine, spool)
-                runs.append(read_result(run.path))
+            stop_if_asked()
+            place = RunDir(folder / arm_folder)
+            if is_finished(place):
+                console.note(f"{name}: decoding {place.path}")
+                _decode_run(FinishedArm(name, video, read_result(place.path)), engine, spool)
+                runs.append(read_result(place.path))
                 continue
             if prompt_embeds is None:
                 with prompts_heard(console):
                     prompt_embeds = engine.encode_prompts(row[0])
             console.note(f"making it with {name}")
-            run.path.mkdir(exist_ok=True)
-            recording = SpooledRecording(video, run, device, spool, engine, console.note)
-            make_video(recording, engine, console, is_shown=False, prompt_embeds=prompt_embeds)
-            console.note(recording.summary())
-            runs.append(read_result(run.path))
+            place.path.mkdir(exist_ok=True)
+            run = SpooledRun(video, place, device, spool, engine, console.note)
+            make_video(run, engine, console, is_shown=False, prompt_embeds=prompt_embeds)
+            runs.append(read_result(place.path))
         _measure(row[0], folder, runs, spools, writer, device, perceptual, console)
 
 

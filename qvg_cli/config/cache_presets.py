@@ -71,7 +71,7 @@ def read_preset(name: object, source: str) -> dict[str, Any]:
             f"unknown cache preset {str(name)!r} ({source})", hint=f"{nearest}known: {', '.join(known)}"
         )
     path = configs_dir() / "cache" / f"{name}.yaml"
-    preset = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    preset = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     return {side: preset[side] for side in SIDES}
 
 

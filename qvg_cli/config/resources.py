@@ -6,6 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -36,10 +37,10 @@ def preset_names() -> tuple[str, ...]:
 def qvg_home() -> Path:
     """The folder for downloaded weights: `QVG_HOME`, or `qvg` in the user's cache folder."""
     if home := os.environ.get("QVG_HOME"):
-        return Path(home).expanduser().absolute()
+        return expand_user(home).absolute()
     cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG standard has relative paths ignored.
-    return (cache_home if cache_home.is_absolute() else Path.home() / ".cache") / "qvg"
+    return (cache_home if cache_home.is_absolute() else expand_user("~") / ".cache") / "qvg"
 
 
 def weights_folder(name: str) -> Path:
@@ -52,7 +53,7 @@ def weights_folder(name: str) -> Path:
         MissingModelError: There is no such folder, or what it links to has gone.
     """
     is_name = "/" not in name
-    folders = [_PACKAGE / "data" / name, qvg_home() / name] if is_name else [Path(name).expanduser()]
+    folders = [_PACKAGE / "data" / name, qvg_home() / name] if is_name else [expand_user(name)]
     for folder in folders:
         if folder.is_dir():
             if folder.parent == qvg_home():

@@ -154,6 +154,8 @@ def _read_prompts(
         scheduled = prompt_a_chunk(read_jobs(prompts), plan, prompts)
     else:
         scheduled = _scheduled(schedule)
+    for number, change in enumerate(config.prompt_changes, start=1):
+        check_prompt(change.prompt, f"prompt_changes, number {number}: prompt")
     first = config.prompt
     config = with_schedule(config, plan, scheduled)
     # Again: not every family takes prompts that change.

@@ -93,6 +93,11 @@ class Offload:
         """Where the VAE is to be read to."""
         return self.device if self.memory.vae == "none" else _HOST
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the transformer's weights stay on a GPU, as they are, for good."""
+        return self.device.type == "cuda" and self.memory.transformer == "none" and not self.is_fp8
+
     def place_transformer(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Bring a transformer that was just read to its place.
 

@@ -92,7 +92,7 @@ def read_layout(folder: Path) -> Mapping[str, Any]:
     """
     path = folder / "config.json"
     try:
-        layout = json.loads(path.read_text(encoding="utf-8"))
+        layout = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise MissingModelError(f"cannot read {path}: {error}") from error
     if not isinstance(layout, dict):

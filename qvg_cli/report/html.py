@@ -34,7 +34,7 @@ def run_page(run: Result) -> str:
     return _render(
         "run.html",
         title=title_of(run.figures),
-        video=_video(run.folder, run.folder / "video.mp4"),
+        video=_video(run.folder, run.folder / "video.mp4", run.figures),
         rows=result_rows(run),
         plot=_data_uri(run.folder / "memory.png", "image/png"),
         chunk_header=CHUNK_HEADER,
@@ -93,10 +93,10 @@ def gallery_page(root: Path, results: Sequence[Result]) -> str:
         lines.append(
             {
                 "title": title_of(result.figures),
-                "video": _video(root, _main_video(result)),
+                "video": _video(root, _main_video(result), result.figures),
                 "rows": short_rows(result),
                 "folder": relative,
-                "page": quote(f"{relative}/report.html")
+                "page": quote(os.fsencode(f"{relative}/report.html"))
                 if (result.folder / "report.html").is_file()
                 else None,
             }
@@ -125,13 +125,13 @@ def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _video(base: Path, path: Path) -> dict[str, str | None] | None:
-    """Source and poster of a video for a page in `base`; none if there is no video."""
+def _video(base: Path, path: Path, figures: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """Source and poster of a video for a page in `base`; `None` if there is no video."""
     if not path.is_file():
         return None
-    poster = poster_jpeg(path)
+    poster = poster_jpeg(path, figures["video_seconds"])
     return {
-        "source": quote(Path(os.path.relpath(path, base)).as_posix()),
+        "source": quote(os.fsencode(Path(os.path.relpath(path, base)).as_posix())),
         "poster": _encode(poster, "image/jpeg") if poster else None,
     }
 

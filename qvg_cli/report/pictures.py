@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from qvg_cli.errors import UsageError
-from qvg_cli.video.io import Frames, count_frames_and_seconds, read_frames
+from qvg_cli.video.io import Frames, read_frames
 
 _POSTER_WIDTH = 480
 
@@ -24,9 +24,8 @@ def jpeg(picture: Frames, *, max_width: int) -> bytes:
     return buffer.getvalue()
 
 
-def poster_jpeg(path: Path) -> bytes | None:
-    """A frame from the middle of a video; `None` if the file does not play."""
-    _, seconds = count_frames_and_seconds(path)
+def poster_jpeg(path: Path, seconds: float) -> bytes | None:
+    """A frame from the middle of a video that lasts `seconds`; `None` if the file does not play."""
     frames = read_frames(path, start_seconds=seconds / 2)
     try:
         frame = next(frames)

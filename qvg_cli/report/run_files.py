@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.errors import UsageError
+from qvg_cli.text_files import read_text
 
 MEMORY, COMPARISON = "memory.json", "compare.json"
 _SCHEMAS = {MEMORY: 1, COMPARISON: 1}
@@ -81,10 +82,8 @@ def _result_files(root: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+        figures = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is broken: {error}") from error
     schema = figures.get("schema") if isinstance(figures, dict) else None
     if not isinstance(schema, int):

@@ -1,68 +1,99 @@
-"""The state of a run that is under way: begun, saved after every chunk, opened again, removed at the end.
+"""The checkpoint of an unfinished run: every finished chunk as files, from which another process resumes.
 
-Invariant: what `save` has returned from survives anything but the disk's own end; a run that goes on from it
-makes the frames that it would have made.
+A chunk leaves its latents, the blocks that it added to the history and its part of the video; its record,
+written last, has their sizes and SHA-256. Invariants: whatever stops the machine, a chunk is either whole or
+not there; nothing is read that does not have the bytes that were written; a run that is resumed makes the
+frames that it would have made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache
 from qvg_cli.cache.snapshot import block_tensors, is_packing, read_blocks
+from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
-from qvg_cli.runs.chunk_store import (
-    CACHE,
-    LATENTS,
-    VIDEO,
-    ChunkRecord,
-    ChunkStore,
-    DamagedError,
-    Held,
-    StoredFile,
-)
-from qvg_cli.runs.folder import remove_folder, sync_folder, write_whole
-from qvg_cli.runs.identity import Identity, differences, other_versions
-from qvg_cli.runs.unfinished import IDENTITY, LOCK
-from qvg_cli.video.io import Frames, VideoWriter
-from qvg_cli.video.parts import encode_part, join_parts
+from qvg_cli.runs.folder import IDENTITY, LOCK, remove_folder, sync_folder, write_whole
+from qvg_cli.runs.identity import Identity, differences, hash_content, other_versions
+from qvg_cli.video.io import Frames
+from qvg_cli.video.parts import encode_part
 
-CLIP = "clip.mp4"
+LATENTS, CACHE, VIDEO = "latents.safetensors", "cache.safetensors", "mp4"
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What an earlier process has made of a run.
+class DamagedError(QvgError):
+    """A file of the checkpoint is not what was written; says which and why."""
 
-    Attributes:
-        records: Of the chunks that are whole, at least one.
-        done: The same chunks, for the rollout.
-    """
 
-    records: tuple[ChunkRecord, ...]
-    done: Done
+class StoredFile(Config):
+    """Size and hash of a file, in bytes and as hexadecimal SHA-256."""
+
+    size: int
+    sha256: str
+
+
+class HeldEntry(Config):
+    """Frames of a block, and whether it is packed."""
+
+    frames: tuple[int, ...]
+    is_packed: bool
+
+
+class Held(Config):
+    """A block of the history that is alive after a chunk; `chunk` stored it, and its file holds it."""
+
+    entry: HeldEntry
+    chunk: int
 
     @property
-    def memory(self) -> list[MemorySample]:
-        """The sample of every chunk."""
-        return [record.memory for record in self.records]
+    def block(self) -> Block:
+        """The block of the record."""
+        return Block(self.entry.frames, self.entry.is_packed, self.chunk)
 
 
-class RunState:
+class ChunkRecord(Config):
+    """One finished chunk.
+
+    Attributes:
+        run: Hash of the run's identity, so that files of two runs are never mixed.
+        files: By kind; without history or frames of its own, a chunk has no `CACHE` or no `VIDEO`.
+        entries: What its `CACHE` holds, as `qvg_cli.cache.snapshot.block_tensors` describes it.
+        held: The history after the chunk, in order, if it is kept.
+        has_history: Whether it is kept; one that is not packed is larger than it is slow to compute again.
+        num_frames: Pixel frames that the chunk added.
+        seconds: Of the run so far.
+    """
+
+    run: str
+    chunk: int
+    files: dict[str, StoredFile]
+    entries: tuple[JsonValue, ...]
+    held: tuple[Held, ...]
+    has_history: bool
+    memory: MemorySample
+    num_frames: int
+    chunk_seconds: float
+    seconds: float
+
+
+class Checkpoint:
     """The state of one run, in a folder of its own, kept from other processes while this object lives.
 
     Args:
@@ -72,17 +103,14 @@ class RunState:
 
     def __init__(self, folder: Path, identity: Identity, lock: FileLock) -> None:
         self.folder = folder
-        self._identity = identity
+        self._run = identity.hash()
         self._lock = lock
-        self._store = ChunkStore(folder, identity.hash())
-        self._records: list[ChunkRecord] = []
         self._saved: set[Block] = set()
-        self._clip: VideoWriter | None = None
-        self._is_clip_whole = False
+        self._alive: set[int] = set()
 
     @classmethod
-    def create(cls, folder: Path, identity: Identity) -> RunState:
-        """Begin the state of a new run in a new folder.
+    def create(cls, folder: Path, identity: Identity) -> Checkpoint:
+        """Begin the checkpoint of a new run in a new folder.
 
         Raises:
             QvgError: It cannot be written.
@@ -90,7 +118,7 @@ class RunState:
         try:
             folder.mkdir()
         except OSError as error:
-            raise QvgError(f"cannot write to {folder}: {error.strerror}") from error
+            raise _cannot_write(folder, error) from error
         lock = _take(folder)
         text = identity.model_dump_json(indent=1)
         write_whole(folder / IDENTITY, lambda path: path.write_text(text, encoding="utf-8"))
@@ -99,11 +127,11 @@ class RunState:
         return cls(folder, identity, lock)
 
     @classmethod
-    def open(cls, folder: Path, identity: Identity, note: Callable[[str], None]) -> RunState:
-        """The state that another process has left.
+    def open(cls, folder: Path, identity: Identity, note: Callable[[str], None]) -> Checkpoint:
+        """The checkpoint that another process has left.
 
         Args:
-            identity: Of the run that is to go on.
+            identity: Of the run that is to be resumed.
             note: Takes a line for the user.
 
         Raises:
@@ -126,109 +154,144 @@ class RunState:
             note(f"the run was begun with something else, so later frames may differ slightly: {line}")
         return cls(folder, begun, lock)
 
-    @property
-    def video_frames(self) -> int:
-        """Pixel frames of the clip and in the parts that are whole."""
-        num_clip = self._clip.num_frames if self._clip is not None else 0
-        return num_clip + sum(record.num_frames for record in self._records)
+    def path(self, chunk: int, kind: str) -> Path:
+        """Where a file of a chunk is."""
+        return self.folder / f"{chunk:05}.{kind}"
 
     def restore(
         self, plan: VideoPlan, cache: KVCache, device: torch.device, note: Callable[[str], None]
-    ) -> Restored | None:
+    ) -> tuple[list[ChunkRecord], Done | None]:
         """Check what is there, and fill an empty `cache` with the history after the last chunk that is whole,
         if that history is kept.
 
-        What comes after that chunk is removed; what is lost by that is said. None if there is no whole chunk.
+        What comes after that chunk is removed; what is lost by that is said.
+
+        Returns:
+            Records of the chunks that are whole, and the same chunks for the rollout.
         """
         records = []
         try:
-            for record in self._store.records():
+            for record in self._read_records():
                 records.append(record)
         except DamagedError as error:
             note(f"{error}: chunk {len(records) + 1} and those after it are made again")
         while records:
             try:
-                latents = self._read_latents(records)
+                latents = self.read_latents(records)
                 break
             except DamagedError as error:
                 note(f"{error}: chunk {len(records)} is made again")
                 records.pop()
-        self._store.forget_from(len(records))
-        self._records = records
+        self._forget_from(len(records))
         if not records:
-            return None
-        has_history = records[-1].has_history and self._fill(plan, cache, device, note)
-        return Restored(tuple(records), Done(plan.chunks[: len(records)], latents.to(device), has_history))
+            return [], None
+        has_history = records[-1].has_history
+        if has_history:
+            try:
+                self._fill(plan, cache, device, records)
+            except DamagedError as error:
+                note(f"{error}: the history is computed again")
+                has_history = False
+        return records, Done(plan.chunks[: len(records)], latents.to(device), has_history)
 
-    def save(self, result: ChunkResult, plan: VideoPlan, cache: KVCache, *, fps: int, seconds: float) -> None:
-        """Put a finished chunk away; it is safe when this returns.
+    def read_latents(self, records: Sequence[ChunkRecord]) -> Tensor:
+        """`[B, C, F, h, w]` of the chunks of `records`.
 
         Raises:
-            QvgError: The disk is full, or ffmpeg failed; the chunk does not count.
+            DamagedError: A file of them is not what was written.
+        """
+        try:
+            return torch.cat([self._tensors(record, LATENTS)["latents"] for record in records], dim=2)
+        except (KeyError, RuntimeError, IndexError) as error:
+            raise DamagedError(f"the latents do not fit: {error}") from error
+
+    def describe(
+        self, result: ChunkResult, plan: VideoPlan, cache: KVCache, *, seconds: float
+    ) -> tuple[ChunkRecord, dict[str, Tensor]]:
+        """The record of a chunk that has just ended, without its files, and the history that it adds.
+
+        Returns:
+            The record, and tensors where the cache has them.
         """
         chunk = result.chunk.index
-        following = plan.chunks[chunk + 1] if chunk + 1 < len(plan.chunks) else None
-        self._end_clip()
-        with ThreadPoolExecutor(1) as pool:
-            # ffmpeg computes while the other files are written.
-            encoded = pool.submit(self._save_video, chunk, result.frames[0].numpy(), fps)
-            # After the last chunk nothing is left to be read.
-            held = () if following is None else cache.plan.blocks_after(following.evicts)
-            has_history = not held or is_packing(cache)
-            held = held if has_history else ()
-            files = {LATENTS: self._store.write(chunk, LATENTS, save({"latents": result.latents.cpu()}))}
-            tensors, about = block_tensors(cache, [block for block in held if block not in self._saved])
-            if tensors:
-                on_cpu = {name: tensor.cpu() for name, tensor in tensors.items()}
-                files[CACHE] = self._store.write(chunk, CACHE, save(on_cpu))
-            files.update(encoded.result())
+        # After the last chunk nothing is left to be read.
+        is_last = chunk + 1 == len(plan.chunks)
+        held = () if is_last else cache.plan.blocks_after(plan.chunks[chunk + 1].evicts)
+        has_history = not held or is_packing(cache)
+        held = held if has_history else ()
+        tensors, entries = block_tensors(cache, [block for block in held if block not in self._saved])
+        self._saved = set(held)
         record = ChunkRecord(
-            run=self._store.run,
+            run=self._run,
             chunk=chunk,
-            files=files,
-            entries=about,
-            held=tuple(Held.of(block) for block in held),
+            files={},
+            entries=entries,
+            held=tuple(
+                Held(entry=HeldEntry(frames=block.frames, is_packed=block.is_packed), chunk=block.chunk)
+                for block in held
+            ),
             has_history=has_history,
             memory=result.memory,
             num_frames=result.frames.shape[1],
             chunk_seconds=round(result.seconds, 4),
-            seconds=seconds,
+            seconds=round(seconds, 4),
         )
-        self._store.commit(record)
-        self._records.append(record)
-        self._saved = set(held)
+        return record, tensors
 
-    def join_video(self, path: Path) -> None:
-        """Write the video of all chunks that are whole.
+    def save(
+        self, record: ChunkRecord, latents: Tensor, blocks: Mapping[str, Tensor], frames: Frames, *, fps: int
+    ) -> ChunkRecord:
+        """Write what a chunk leaves; it is safe when this returns.
 
-        Raises:
-            QvgError: It cannot be written.
-        """
-        self._end_clip()
-        parts = [self._store.path(record.chunk, VIDEO) for record in self._records if VIDEO in record.files]
-        if self._clip is not None:
-            parts.insert(0, self._clip.path)
-        join_parts(parts, path, num_frames=self.video_frames)
+        Args:
+            record: Without files, as `describe` gives it.
+            latents: `[B, C, F, h, w]`, on the host.
+            blocks: The tensors of the history that it adds, on the host.
+            frames: `[n, height, width, 3]` uint8.
 
-    def show_clip(self, frames: Frames, *, fps: int) -> None:
-        """Begin the video with frames, `[n, height, width, 3]` uint8, that are there before every chunk.
-
-        They are written anew by every process: what they come from is there as long as the run is.
+        Returns:
+            The whole record.
 
         Raises:
-            QvgError: The disk is full, or ffmpeg failed.
+            QvgError: The disk is full, or ffmpeg failed; the chunk does not count.
         """
-        if self._clip is None:
-            height, width = frames.shape[1:3]
-            self._clip = VideoWriter(self.folder / CLIP, height=height, width=width, fps=fps)
-        self._clip.write(frames)
+        writes: dict[str, Callable[[Path], None]] = {LATENTS: self._safetensors({"latents": latents})}
+        if blocks:
+            writes[CACHE] = self._safetensors(blocks)
+        if len(frames):
+            writes[VIDEO] = lambda path: encode_part(path, frames, fps=fps)
+        # ffmpeg computes while the other files are written.
+        with ThreadPoolExecutor(len(writes)) as pool:
+            stored = [pool.submit(self._store, record.chunk, kind, write) for kind, write in writes.items()]
+            files = {kind: file.result() for kind, file in zip(writes, stored, strict=True)}
+        record = record.model_copy(update={"files": files})
+        self.commit(record)
+        return record
+
+    def commit(self, record: ChunkRecord) -> None:
+        """Make a chunk count, and drop the history files in which no block was alive at the last two chunks.
+
+        Raises:
+            QvgError: The record cannot be written.
+        """
+        text = record.model_dump_json()
+        content = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "record": text})
+        path = self.path(record.chunk, "json")
+        write_whole(path, lambda part: part.write_text(content, encoding="utf-8"))
+        sync_folder(self.folder)
+        # One chunk longer than needed: should this record be damaged, the one before it is still of use.
+        alive = {held.chunk for held in record.held}
+        for chunk in range(record.chunk):
+            if chunk not in alive | self._alive:
+                self.path(chunk, CACHE).unlink(missing_ok=True)
+        self._alive = alive
 
     def close(self) -> None:
-        """Let other processes go on from here."""
+        """Let other processes resume from here."""
         self._lock.release()
 
     def remove(self) -> None:
-        """Remove the state of a run that needs it no more."""
+        """Remove the checkpoint of a run that needs it no more."""
         try:
             remove_folder(self.folder)
         except OSError as error:
@@ -236,66 +299,104 @@ class RunState:
         finally:
             self._lock.release()
 
-    def _end_clip(self) -> None:
-        if self._clip is not None and not self._is_clip_whole:
-            self._clip.finish()
-            self._is_clip_whole = True
+    def _safetensors(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            # To a file, not to bytes: that would keep Python, and with it the model's next launch, waiting.
+            try:
+                save_file(dict(tensors), path)
+                # It makes files that only their owner can read.
+                shutil.copymode(self.folder / IDENTITY, path)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
 
-    def _save_video(self, chunk: int, frames: Frames, fps: int) -> dict[str, StoredFile]:
-        if not len(frames):
-            return {}
-        write_whole(self._store.path(chunk, VIDEO), lambda path: encode_part(path, frames, fps=fps))
-        return {VIDEO: self._store.measure(chunk, VIDEO)}
+        return write
+
+    def _store(self, chunk: int, kind: str, write: Callable[[Path], None]) -> StoredFile:
+        path = self.path(chunk, kind)
+        write_whole(path, write)
+        try:
+            return StoredFile(size=path.stat().st_size, sha256=hash_content(path))
+        except OSError as error:
+            raise QvgError(f"cannot read {path}: {error.strerror}") from error
+
+    def _read_records(self) -> Iterator[ChunkRecord]:
+        """Records of the chunks from the first on, up to the last whose latents and video are whole."""
+        chunk = 0
+        while self.path(chunk, "json").exists():
+            record = self._read_record(chunk)
+            self._read(record, LATENTS)
+            if record.num_frames:
+                self._read(record, VIDEO)
+            yield record
+            chunk += 1
+
+    def _read_record(self, chunk: int) -> ChunkRecord:
+        path = self.path(chunk, "json")
+        try:
+            found: Mapping[str, str] = json.loads(path.read_bytes())
+            text = found["record"]
+            if hashlib.sha256(text.encode()).hexdigest() != found["sha256"]:
+                raise DamagedError(f"{path.name} has changed since it was written")
+            record = ChunkRecord.model_validate_json(text)
+        except OSError as error:
+            raise DamagedError(f"{path.name}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError) as error:
+            raise DamagedError(f"{path.name} is not a record") from error
+        if (record.run, record.chunk) != (self._run, chunk):
+            raise DamagedError(f"{path.name} is of another run")
+        return record
+
+    def _read(self, record: ChunkRecord, kind: str) -> bytes:
+        path = self.path(record.chunk, kind)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DamagedError(f"{path.name}: {error.strerror}") from error
+        found = StoredFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        if record.files.get(kind) != found:
+            raise DamagedError(f"{path.name} has changed since it was written")
+        return content
+
+    def _tensors(self, record: ChunkRecord, kind: str) -> dict[str, Tensor]:
+        try:
+            return load(self._read(record, kind))
+        except SafetensorError as error:
+            raise DamagedError(f"{self.path(record.chunk, kind).name}: {error}") from error
 
     def _fill(
-        self, plan: VideoPlan, cache: KVCache, device: torch.device, note: Callable[[str], None]
-    ) -> bool:
-        """Put the history after the last record into `cache`; says so if it is damaged."""
-        records = self._records
-        try:
-            entries = self._read_history(records, cache, device)
-        except DamagedError as error:
-            note(f"{error}: the history is computed again")
-            return False
+        self, plan: VideoPlan, cache: KVCache, device: torch.device, records: Sequence[ChunkRecord]
+    ) -> None:
+        """Put the blocks that were alive after the last record into `cache`."""
         held = [item.block for item in records[-1].held]
-        self._saved = set(held)
-        layers = [[entries[block][index] for block in held] for index in range(len(cache.layers))]
-        cache.restore(plan.chunks[: len(records)], layers)
-        return True
-
-    def _read_latents(self, records: Sequence[ChunkRecord]) -> Tensor:
-        try:
-            parts = [self._tensors(record, LATENTS)["latents"] for record in records]
-            return torch.cat(parts, dim=2)
-        except (KeyError, RuntimeError, IndexError) as error:
-            raise DamagedError(f"the latents do not fit: {error}") from error
-
-    def _read_history(
-        self, records: Sequence[ChunkRecord], cache: KVCache, device: torch.device
-    ) -> dict[Block, list[Entry]]:
-        """Blocks that were alive after the last record, one entry a layer."""
-        wanted = [item.block for item in records[-1].held]
         entries: dict[Block, list[Entry]] = {}
-        for chunk in sorted({block.chunk for block in wanted}):
+        for chunk in sorted({block.chunk for block in held}):
             if chunk >= len(records):
                 raise DamagedError(f"the record of chunk {len(records)} names a later one")
             tensors = self._tensors(records[chunk], CACHE)
             try:
                 found = read_blocks(tensors, records[chunk].entries, chunk, cache, device)
-                entries.update({block: found[block] for block in wanted if block.chunk == chunk})
+                entries.update({block: found[block] for block in held if block.chunk == chunk})
             except (ValueError, KeyError) as error:
                 raise DamagedError(f"the history of chunk {chunk + 1} does not fit: {error}") from error
-        return entries
+        self._saved = set(held)
+        layers = [[entries[block][index] for block in held] for index in range(len(cache.layers))]
+        cache.restore(plan.chunks[: len(records)], layers)
 
-    def _tensors(self, record: ChunkRecord, kind: str) -> dict[str, Tensor]:
+    def _forget_from(self, chunk: int) -> None:
+        """Remove what is there of `chunk` and those after it, and what was never finished."""
         try:
-            return load(self._store.read(record, kind))
-        except SafetensorError as error:
-            raise DamagedError(f"{self._store.path(record.chunk, kind).name}: {error}") from error
+            for path in self.folder.iterdir():
+                number, _, _ = path.name.partition(".")
+                is_later = number.isdecimal() and int(number) >= chunk
+                # The last are those of `save_file`.
+                if is_later or path.suffix == ".part" or path.name.startswith(".tmp"):
+                    path.unlink()
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
 
 
 def read_identity(folder: Path) -> Identity:
-    """What run a state belongs to.
+    """What run a checkpoint belongs to.
 
     Raises:
         UsageError: It is not there, or damaged.
@@ -319,5 +420,9 @@ def _take(folder: Path) -> FileLock:
             f"another qvg is at work on {folder.parent}", hint="wait for it, or stop it first"
         ) from error
     except OSError as error:
-        raise QvgError(f"cannot write to {folder}: {error.strerror}") from error
+        raise _cannot_write(folder, error) from error
     return lock
+
+
+def _cannot_write(folder: Path, error: OSError) -> QvgError:
+    return QvgError(f"cannot write to {folder}: {error.strerror}")

@@ -1,7 +1,7 @@
 """A run's folder: one place for all that a run leaves behind, never written over, never half a file.
 
-Every file but the video is written under a temporary name and moved when whole; the video is written by
-`qvg_cli.video.io` in the same way. Nothing from a prompt or a name can lead out of the folder.
+Every file is written under a temporary name and moved when whole, but for log and preview, which grow.
+Nothing from a prompt or a name can lead out of the folder. No torch.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from filelock import FileLock, Timeout
+
 from qvg_cli.errors import QvgError, UsageError
+
+STATE, LOCK, IDENTITY = "state", "lock", "identity.json"
 
 _MAX_SLUG = 48
 
@@ -31,12 +35,13 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.video = path / "video.mp4"
+        self.preview = path / "preview.mp4"
         self.latents = path / "latents.safetensors"
         self.memory = path / "memory.json"
         self.plot = path / "memory.png"
         self.page = path / "report.html"
         self.config = path / "run.yaml"
-        self.state = path / "state"
+        self.state = path / STATE
         self.log = path / "run.log"
 
     @classmethod
@@ -62,8 +67,8 @@ class RunDir:
 
     def discard(self) -> None:
         """Remove the folder of a run that made nothing; what else lies in it stays."""
-        self.config.unlink(missing_ok=True)
-        self.log.unlink(missing_ok=True)
+        for path in (self.config, self.log, self.preview):
+            path.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
 
@@ -83,6 +88,34 @@ def finish_removal(folder: Path) -> None:
 
 def _removed(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.removed")
+
+
+def find_states(root: Path) -> Iterator[Path]:
+    """State folders of unfinished runs below `root`, and what was left of removed ones."""
+    if not root.is_dir():
+        return
+    for path in sorted(root.rglob(IDENTITY)):
+        if path.parent.name in (STATE, f".{STATE}.removed"):
+            yield path.parent
+
+
+def drop_state(folder: Path) -> None:
+    """Remove a state: its run cannot go on then; what the run's folder holds beside it stays.
+
+    Raises:
+        QvgError: A process works on the run, or the folder cannot be written.
+    """
+    try:
+        if folder.name != STATE:
+            shutil.rmtree(folder)
+            return
+        with FileLock(folder / LOCK, timeout=0):
+            remove_folder(folder)
+        finish_removal(folder)
+    except Timeout as error:
+        raise QvgError(f"another qvg is at work on {folder.parent}", hint="stop it first") from error
+    except OSError as error:
+        raise QvgError(f"cannot remove {folder}: {error.strerror}") from error
 
 
 def prepare_folder(folder: Path) -> Path:

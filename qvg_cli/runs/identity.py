@@ -1,39 +1,51 @@
 """What makes a run this run and no other: settings, kind of device, weights, and the files it was given.
 
-Two runs of the same identity make the same frames, so one may go on where the other stopped.
+Two runs of the same identity make the same frames, so one may go on where the other stopped. The hash of a
+large file is remembered by its place, size, time of change and inode, so a changed file is read again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import platform
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
 from qvg_cli import __version__
-from qvg_cli.config.resources import weights_folder
+from qvg_cli.config.resources import qvg_home, weights_folder
 from qvg_cli.config.schema import Config, RunConfig
+from qvg_cli.environment import expand_user
+from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.logs import timed
-from qvg_cli.runs.fingerprint import hash_file, hash_folder
+from qvg_cli.models.registry import find_family
+from qvg_cli.runs.folder import write_whole
 
 _PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae"}}
 """Where a run computes, not what: it may go on with others, say after a lack of memory."""
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy")
+_REMEMBERED_BYTES = 1 << 26
+"""Smaller files are read faster than it matters."""
+_THREADS = 4
+"""One hashes a gigabyte a second."""
 
 
 class Identity(Config):
-    """Of one run.
+    """What decides the frames of one run.
 
     Attributes:
         settings: The resolved configuration, without what says where things are held.
         device: Its kind, such as "cuda"; another kind computes other bits.
         weights: Hash of the weights folder, over the names and every byte.
-        inputs: SHA-256 of every file that a setting, or `extra`, names.
-        extra: What else decides the frames, by name.
+        inputs: SHA-256 of every file that a setting names.
+        extra: Empty; part of the hash since the first format.
         versions: Of the packages that compute, and the name of the GPU; others may round otherwise.
     """
 
@@ -42,7 +54,7 @@ class Identity(Config):
     device: str
     weights: str
     inputs: dict[str, str]
-    extra: dict[str, JsonValue]
+    extra: dict[str, JsonValue] = Field(default_factory=dict)
     versions: dict[str, str]
 
     def hash(self) -> str:
@@ -50,12 +62,11 @@ class Identity(Config):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-def identify(config: RunConfig, device: str, extra: Mapping[str, JsonValue] | None = None) -> Identity:
+def identify(config: RunConfig, device: str) -> Identity:
     """The identity of a run of `config`.
 
     Args:
         device: Kind of device that it runs on.
-        extra: What decides the frames beside the configuration.
 
     Raises:
         MissingModelError: The weights are not there.
@@ -63,14 +74,12 @@ def identify(config: RunConfig, device: str, extra: Mapping[str, JsonValue] | No
     with timed("reading what the weights are"):
         weights = hash_folder(weights_folder(config.model.weights))
     settings = config.model_dump(mode="json", exclude=_PLACES)
-    texts = [text for _, text in _leaves({"settings": settings, "extra": dict(extra or {})})]
-    files = sorted({text for text in texts if isinstance(text, str) and _is_file(text)})
+    files = sorted({text for _, text in _leaves(settings) if isinstance(text, str) and _is_file(text)})
     return Identity(
         settings=settings,
         device=device,
         weights=weights,
-        inputs={name: hash_file(Path(name).expanduser()) for name in files},
-        extra=dict(extra or {}),
+        inputs={name: hash_file(expand_user(name)) for name in files},
         versions=_versions(device),
     )
 
@@ -83,8 +92,7 @@ def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:
 def differences(begun: Identity, now: Identity) -> list[str]:
     """In what two identities differ so that their frames would, in words; empty if they do not."""
     found: list[str] = []
-    before = dict(_leaves({**begun.settings, **begun.extra}))
-    after = dict(_leaves({**now.settings, **now.extra}))
+    before, after = (dict(_leaves({**_known_settings(each), **each.extra})) for each in (begun, now))
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
             found.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
@@ -98,6 +106,18 @@ def differences(begun: Identity, now: Identity) -> list[str]:
     return found
 
 
+def _known_settings(identity: Identity) -> dict[str, JsonValue]:
+    """The settings under their names of today; those that have come since are at their defaults."""
+    settings = identity.settings
+    try:
+        family = find_family(str(settings.get("family") or settings.get("backend")))
+        config = family.config_class.model_validate_json(json.dumps(settings))
+    except (UsageError, ValidationError):
+        return settings
+    known: dict[str, JsonValue] = config.model_dump(mode="json", exclude=_PLACES)
+    return known
+
+
 def other_versions(begun: Identity, now: Identity) -> list[str]:
     """Packages that have other versions now, and another GPU, in words."""
     return [
@@ -105,6 +125,46 @@ def other_versions(begun: Identity, now: Identity) -> list[str]:
         for name, old in begun.versions.items()
         if old != now.versions.get(name)
     ]
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 over the names and the contents of all files in a folder, wherever they are linked to."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        contents = list(pool.map(hash_file, paths))
+    named = [
+        [path.relative_to(folder).as_posix(), content] for path, content in zip(paths, contents, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file; that of a large one is remembered."""
+    facts = path.stat()
+    if facts.st_size < _REMEMBERED_BYTES:
+        return hash_content(path)
+    known = _place(path, facts)
+    with suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[0-9a-f]{64}", text := known.read_text(encoding="utf-8")):
+            return text
+    found = hash_content(path)
+    # A home that cannot be written costs the time again, and nothing else.
+    with suppress(OSError, QvgError):
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(known, lambda part: part.write_text(found, encoding="utf-8"))
+    return found
+
+
+def hash_content(path: Path) -> str:
+    """SHA-256 of a file, read anew."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _place(path: Path, facts: os.stat_result) -> Path:
+    about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
+    return qvg_home() / "hashes" / name
 
 
 def _versions(device: str) -> dict[str, str]:
@@ -133,6 +193,6 @@ def _leaves(values: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).expanduser().is_file()
+        return expand_user(text).is_file()
     except (OSError, ValueError, RuntimeError):
         return False

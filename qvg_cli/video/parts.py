@@ -7,6 +7,7 @@ its parts were made.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ import imageio_ffmpeg
 import numpy as np
 
 from qvg_cli.errors import QvgError
-from qvg_cli.video.io import Frames, count_frames, disk_error
+from qvg_cli.video.io import Frames, disk_error
 
 QUALITY = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "16")
+_TICKS = 1000
+"""Units of time of a frame in a file that grows."""
 
 
 def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
@@ -48,9 +51,11 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
         # Names without quotes or spaces, beside the list.
         listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
         arguments = ["-f", "concat", "-i", listing.name, "-c", "copy", "-movflags", "+faststart"]
+        # It says how many frames it has copied; counting them afterwards would decode the whole video.
+        arguments += ["-progress", "-", "-f", "mp4", str(part.absolute())]
         # In its folder: a list's own name is read as an address, in which # and ? have a meaning.
-        _run([*arguments, "-f", "mp4", str(part.absolute())], path, None, folder=listing.parent)
-        found = count_frames(part)
+        said = _run(arguments, path, None, folder=listing.parent)
+        found = int((re.findall(rb"^frame=(\d+)", said, re.M) or [0])[-1])
         if found != num_frames:
             raise QvgError(f"{path} would have {found} of {num_frames} frames: ffmpeg did not join its parts")
         descriptor = os.open(part, os.O_RDONLY)
@@ -64,10 +69,46 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
         part.unlink(missing_ok=True)
 
 
-def _run(arguments: list[str], path: Path, data: memoryview | None, folder: Path | None = None) -> None:
+def append_parts(parts: Sequence[Path], path: Path, *, num_before: int, fps: int) -> None:
+    """Append the frames of `parts`, all of one folder, to a file that plays while it grows.
+
+    It is a fragmented MP4: a head, written with the first parts, and a fragment for each key frame.
+
+    Args:
+        num_before: Frames that the file has already.
+
+    Raises:
+        QvgError: ffmpeg failed, or the disk is full.
+    """
+    listing = parts[0].parent / "preview.txt"
+    flags = "+frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets"
+    try:
+        listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
+        arguments = ["-f", "concat", "-i", listing.name, "-c", "copy", "-movflags", flags]
+        arguments += ["-video_track_timescale", str(_TICKS * fps), "-f", "mp4", "-"]
+        data = _run(arguments, path, None, folder=listing.parent)
+        with path.open("ab" if num_before else "wb") as stream:
+            while data:
+                size = int.from_bytes(data[:4], "big")
+                box, kind, data = data[:size], data[4:8], data[size:]
+                if kind == b"moof":
+                    # Its time counts from the first of these parts. Source: ISO/IEC 14496-12, 8.8.12.
+                    begin = box.index(b"tfdt") + 8
+                    ticks = int.from_bytes(box[begin : begin + 8], "big") + _TICKS * num_before
+                    box = box[:begin] + ticks.to_bytes(8, "big") + box[begin + 8 :]
+                if kind in (b"moof", b"mdat") or (not num_before and kind in (b"ftyp", b"moov")):
+                    stream.write(box)
+    except OSError as error:
+        raise disk_error(path, f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        listing.unlink(missing_ok=True)
+
+
+def _run(arguments: list[str], path: Path, data: memoryview | None, folder: Path | None = None) -> bytes:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *arguments]
     # In a session of its own: Ctrl-C is for us, and the part in hand is finished first.
     result = subprocess.run(command, input=data, capture_output=True, start_new_session=True, cwd=folder)
     if result.returncode:
         said = result.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise disk_error(path, ": ".join([f"cannot write {path}: ffmpeg failed", *said]))
+    return result.stdout

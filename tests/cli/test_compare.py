@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from qvg_cli.errors import QvgError
 from qvg_cli.main import app
-from qvg_cli.runs.writer import Recording
+from qvg_cli.runs.run import Run
 from qvg_cli.video.io import count_frames, read_frames
 
 FRAMES = 45
@@ -264,7 +264,7 @@ def test_the_built_in_model_loses_little_with_int2(tmp_path):
 @pytest.mark.parametrize("cut", [6, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (2, 8, 10))])
 def test_a_comparison_that_was_cut_off_goes_on(compare, compared, qvg, tmp_path, monkeypatch, cut):
     """Cut in the second run; in the first, after a whole video, in the second video."""
-    add, left = Recording.add, [cut]
+    add, left = Run.add, [cut]
 
     def add_then_die(self, result):
         add(self, result)
@@ -274,7 +274,7 @@ def test_a_comparison_that_was_cut_off_goes_on(compare, compared, qvg, tmp_path,
 
     arguments = ("bf16", "int2-qvg", "--prompt", "a red ball", *LENGTH, "--seed", 5, "--seeds", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(Recording, "add", add_then_die)
+        patch.setattr(Run, "add", add_then_die)
         result = compare(*arguments, "--out", tmp_path)
     [folder] = (tmp_path / "compare").iterdir()
     assert result.exit_code == 1

@@ -30,7 +30,7 @@ def test_stderr_has_the_log_only_if_asked_for(finished, tiny, tmp_path, monkeypa
     assert " INFO qvg_cli.commands.make_videos: chunk 1: denoise " in shown
     assert shown.count("chunk 1/1: ") == 1
     monkeypatch.setenv("QVG_LOG", "debug")
-    assert " DEBUG qvg_cli.logs: put away: " in tiny(*short).stderr
+    assert " DEBUG qvg_cli.logs: chunk written: " in tiny(*short).stderr
     monkeypatch.setenv("QVG_LOG", "loud")
     result = tiny(*short)
     assert (result.exit_code, "QVG_LOG=loud is no level" in result.stderr) == (2, True)

@@ -15,10 +15,9 @@ from qvg_cli.engine import engine
 from qvg_cli.errors import QvgError
 from qvg_cli.main import app
 from qvg_cli.models.registry import load_config
-from qvg_cli.runs.checkpoint import RunState, read_identity
-from qvg_cli.runs.chunk_store import ChunkRecord, ChunkStore, describe
-from qvg_cli.runs.identity import differences, identify, other_versions
-from qvg_cli.runs.writer import Recording
+from qvg_cli.runs.checkpoint import Checkpoint, ChunkRecord, StoredFile, read_identity
+from qvg_cli.runs.identity import differences, hash_content, identify, other_versions
+from qvg_cli.runs.run import Run
 from qvg_cli.video.io import read_frames
 
 CHUNKS, CUT_AFTER = 6, 4
@@ -53,17 +52,21 @@ def whole(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cut_off(tiny, tmp_path_factory):
     """The folder of the same run after four of its six chunks, as kill -9 leaves it."""
-    add, left = Recording.add, []
+    add = Run.add
 
     def add_then_die(self, result):
+        # What is in hand when the next chunk comes is whole then.
         add(self, result)
-        if len(self.samples) == CUT_AFTER:
-            left.append(shutil.copytree(self._run.path, folder))
+        if len(self.summary.records) == CUT_AFTER + 1:
+            self._wait()
+            shutil.copytree(self.folder.path, folder)
+            for path in (folder / "state").glob(f"{CUT_AFTER:05}.*"):
+                path.unlink()
             raise QvgError("cut off")
 
     folder = tmp_path_factory.mktemp("cut-off") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recording, "add", add_then_die)
+        patch.setattr(Run, "add", add_then_die)
         assert tiny("a red ball", *LENGTH, "--out", folder.parent / "out").exit_code == 1
     (folder / "state" / "lock").unlink()
     return folder
@@ -159,9 +162,11 @@ def test_a_forged_history_is_not_read(run, whole):
     save_file(tensors, path)
     record = run / "state" / "00003.json"
     text = json.loads(json.loads(record.read_text())["record"])
-    text["files"]["cache.safetensors"] = describe(path.read_bytes()).model_dump()
-    parsed = ChunkRecord.model_validate_json(json.dumps(text))
-    ChunkStore(run / "state", parsed.run).commit(parsed)
+    forged = StoredFile(size=path.stat().st_size, sha256=hash_content(path))
+    text["files"]["cache.safetensors"] = forged.model_dump()
+    state = Checkpoint.open(run / "state", read_identity(run / "state"), pytest.fail)
+    state.commit(ChunkRecord.model_validate_json(json.dumps(text)))
+    state.close()
     result = resume(run)
     assert "the history of chunk 4 does not fit" in result.stderr
     assert_same(run, whole)
@@ -221,7 +226,7 @@ def test_other_versions_and_another_gpu_are_named(run):
 
 
 def test_only_one_process_works_on_a_run(run):
-    state = RunState.open(run / "state", read_identity(run / "state"), print)
+    state = Checkpoint.open(run / "state", read_identity(run / "state"), print)
     result = resume(run)
     assert (result.exit_code, result.stderr.splitlines()[0]) == (
         1,

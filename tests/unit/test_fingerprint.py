@@ -4,15 +4,15 @@ import os
 
 import pytest
 
-from qvg_cli.runs import fingerprint
-from qvg_cli.runs.fingerprint import hash_folder
+from qvg_cli.runs import identity
+from qvg_cli.runs.identity import hash_folder
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Two files, of which the second counts as large."""
     monkeypatch.setenv("QVG_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(fingerprint, "_REMEMBERED_BYTES", 100)
+    monkeypatch.setattr(identity, "_REMEMBERED_BYTES", 100)
     folder = tmp_path / "weights"
     (folder / "vae").mkdir(parents=True)
     (folder / "config.json").write_bytes(b"{}")
@@ -53,7 +53,7 @@ def test_large_files_are_read_once(folder, hashes, monkeypatch):
     assert len(hashes()) == 1
     (folder / "config.json").unlink()
     small = hash_folder(folder)
-    monkeypatch.setattr(fingerprint, "_read_hash", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(identity, "hash_content", lambda path: pytest.fail(f"{path} was read again"))
     assert hash_folder(folder) == small != expected
 
 

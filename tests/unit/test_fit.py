@@ -21,7 +21,7 @@ from qvg_cli.models.self_forcing.model import SelfForcingTransformer
 from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
 from qvg_cli.planning.cards import GIB, Card, parse_card
-from qvg_cli.runs.checkpoint import RunState
+from qvg_cli.runs.checkpoint import Checkpoint
 from qvg_cli.runs.identity import identify
 from scripts import full_size
 from scripts.random_models import FULL, TINY, RandomModels
@@ -201,11 +201,12 @@ def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, keep_cache
     pipeline = full_size._PIPELINES["self-forcing"](config, models)
     plan = plan_video(config)
     embeds, kept = models.text_states(1, config.model.text_tokens), keep_cache()
-    state = RunState.create(tmp_path / "state", identify(config, "cpu"))
+    state = Checkpoint.create(tmp_path / "state", identify(config, "cpu"))
     most = 0
     video = Planned(config, plan, "video")
     for result in Engine(config, pipeline, CPU).rollout(video, kept, prompt_embeds={0: embeds}):
-        state.save(result, plan, kept.cache, fps=16, seconds=1.0)
+        record, blocks = state.describe(result, plan, kept.cache, seconds=1.0)
+        state.save(record, result.latents, blocks, result.frames[0].numpy(), fps=16)
         files = [path for path in state.folder.rglob("*.safetensors") if "latents" not in path.name]
         most = max(most, sum(count_bytes(path) for path in files))
     state.close()

@@ -1,7 +1,7 @@
 """A cut-off run goes on in another process, on the same GPU, to the same latents, pixels and packed bytes.
 
-As a program, this file makes one half: the first process makes the whole videos and puts their first chunks
-away, the second goes on from what it finds on the disk.
+As a program, this file makes one half: the first process makes the whole videos and writes their first
+chunks, the second goes on from what it finds on the disk.
 """
 
 import os
@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
-from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.cache.snapshot import block_tensors, is_packing, read_blocks
+from qvg_cli.cache.snapshot import block_tensors
 from qvg_cli.config.load import Request
-from qvg_cli.engine.noise import SeededNoise
-from qvg_cli.engine.rollout import Done, rollout
-from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
-from qvg_cli.runs.chunk_store import CACHE, LATENTS, ChunkRecord, ChunkStore, Held
-from qvg_cli.runs.identity import identify
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.models.registry import load_config, plan_video
+from qvg_cli.runs.folder import RunDir
+from qvg_cli.runs.run import Run
 
 PRESETS = ("int2", "int2-qvg", "bf16")
 CUT = 3
@@ -33,78 +32,41 @@ def configured(preset):
     return load_config(Request(pocket=True, sets=(*SMALL, f"cache.preset={preset}"))).config
 
 
-class Begun:
-    """A video before its first chunk, with an empty cache."""
+class Looked(Run):
+    """A run whose cache can be looked into."""
 
-    def __init__(self, config, device):
-        self.plan = plan_video(config)
-        self._pipeline = load_pipeline(config, device)
-        self.cache = open_cache(config.cache, self.plan, self._pipeline.cache_shape, config.seed)
-        embeds = self._pipeline.encode_prompt(config.prompt)
-        self._denoiser = self._pipeline.denoiser(
-            self.cache, family_of(config).planner(config), embeds, config.seed
-        )
-        self._noise = SeededNoise(self.plan, config.seed, self._pipeline.latents_dtype, device)
+    def begin(self, cache):
+        self.cache = cache
+        return super().begin(cache)
 
-    def results(self, done=None):
-        chunks = self.plan.chunks[len(done.chunks) if done else 0 :]
-        return rollout(chunks, self._denoiser, self._pipeline.decoder(), self._noise, done=done)
+
+def begin(folder, preset, device):
+    """A run in `folder`, and its chunks."""
+    config = configured(preset)
+    video = Planned(config, plan_video(config), "video")
+    (folder / "run").mkdir(exist_ok=True)
+    run = Looked(video, RunDir(folder / "run"), device, print)
+    return run, Engine.load_config(config, device).rollout(video, run)
 
 
 def make_whole(folder, preset, device):
-    """One run without a cut; its chunks before `CUT` are put away as the command does."""
-    config = configured(preset)
-    video = Begun(config, device)
-    store = ChunkStore(folder, identify(config, device.type).hash())
+    """One run without a cut; its chunks before `CUT` are written as the command does."""
+    run, made = begin(folder, preset, device)
     results = []
-    for result in video.results():
+    for result in made:
         if len(results) < CUT:
-            put_away(store, result, video.cache, video.plan.chunks[result.chunk.index + 1])
+            run.add(result)
         results.append(result)
-    keep(folder / "whole.safetensors", results[CUT:], video.cache)
-
-
-def put_away(store, result, cache, following):
-    chunk = result.chunk.index
-    files = {LATENTS: store.write(chunk, LATENTS, save({"latents": result.latents.cpu()}))}
-    held = cache.plan.blocks_after(following.evicts) if is_packing(cache) else ()
-    tensors, about = block_tensors(cache, [block for block in held if block.chunk == chunk])
-    if tensors:
-        files[CACHE] = store.write(chunk, CACHE, save(tensors))
-    store.commit(
-        ChunkRecord(
-            run=store.run,
-            chunk=chunk,
-            files=files,
-            entries=about,
-            held=tuple(Held.of(block) for block in held),
-            has_history=is_packing(cache),
-            memory=result.memory,
-            num_frames=0,
-            chunk_seconds=result.seconds,
-            seconds=result.seconds,
-        )
-    )
+    run.close()
+    keep(folder / "whole.safetensors", results[CUT:], run.cache)
 
 
 def go_on(folder, preset, device):
-    """The chunks after `CUT`, from what the other process has put away."""
-    config = configured(preset)
-    video = Begun(config, device)
-    store = ChunkStore(folder, identify(config, device.type).hash())
-    records = list(store.records())
-    assert len(records) == CUT
-    latents = torch.cat([load(store.read(record, LATENTS))["latents"] for record in records], dim=2)
-    last = records[-1]
-    done = Done(video.plan.chunks[:CUT], latents.to(device), last.has_history)
-    if last.has_history:
-        found = {}
-        for record in records:
-            tensors = load(store.read(record, CACHE)) if CACHE in record.files else {}
-            found |= read_blocks(tensors, record.entries, record.chunk, video.cache, device)
-        layers = [[found[held.block][layer.index] for held in last.held] for layer in video.cache.layers]
-        video.cache.restore(done.chunks, layers)
-    keep(folder / "rest.safetensors", list(video.results(done)), video.cache)
+    """The chunks after `CUT`, from what the other process has written."""
+    run, made = begin(folder, preset, device)
+    assert run.summary.resumed_after == CUT
+    keep(folder / "rest.safetensors", list(made), run.cache)
+    run.close()
 
 
 def keep(path, results, cache):

@@ -1,0 +1,297 @@
+"""A folder that is written while a video is made: what was made survives whatever stops it.
+
+Guarantee: a process that is killed loses at most the chunk in hand and the one that is being written; one
+that fails, or is stopped, loses only the chunk in hand.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from qvg_cli.cache.kv_cache import KVCache
+from qvg_cli.config.yaml_text import format_yaml
+from qvg_cli.device import attention_words
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.rollout import ChunkResult, Done
+from qvg_cli.errors import QvgError
+from qvg_cli.logs import timed
+from qvg_cli.models.registry import family_of
+from qvg_cli.report.html import run_page
+from qvg_cli.report.lack_of_memory import memory_breakdown
+from qvg_cli.report.provenance import provenance
+from qvg_cli.report.run_files import read_result
+from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
+from qvg_cli.runs.folder import RunDir, write_whole
+from qvg_cli.runs.identity import identify
+from qvg_cli.runs.summary import Summary, Times
+from qvg_cli.runs.writer import Writer, copy_to_host
+from qvg_cli.video.io import Frames, VideoWriter
+from qvg_cli.video.parts import append_parts, join_parts
+
+
+class Run:
+    """One run while it is made. A checkpoint in its folder is resumed.
+
+    Args:
+        folder: Of this run alone.
+        note: Takes a line for the user.
+        times: Counts from the moment from which the user waits for this video; `None` for now.
+
+    Attributes:
+        summary: What the run has made so far.
+
+    Raises:
+        UsageError: The checkpoint is of another run.
+        QvgError: Another process works on it.
+    """
+
+    def __init__(
+        self,
+        video: Planned,
+        folder: RunDir,
+        device: torch.device,
+        note: Callable[[str], None],
+        times: Times | None = None,
+    ) -> None:
+        self.video = video
+        self.folder = folder
+        self.device = device
+        self.summary = Summary(video, device, times or Times())
+        self._note = note
+        self._details = family_of(video.config).run_details(video.config)
+        self._checkpoint: Checkpoint | None = None
+        if folder.state.is_dir():
+            self._checkpoint = Checkpoint.open(folder.state, identify(video.config, device.type), note)
+        self._cache: KVCache | None = None
+        self._clip: VideoWriter | None = None
+        self._writer: Writer[ChunkRecord] = Writer()
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._has_clip = False
+        self._num_previewed = 0
+        self._earlier_seconds = 0.0
+
+    def begin(self, cache: KVCache) -> Done | None:
+        """Write what is known before the first chunk, or fill the empty `cache` from the checkpoint.
+
+        Returns:
+            The chunks that are there already, if any.
+        """
+        self._cache, done = cache, None
+        if self._checkpoint is None:
+            self._write_config()
+            identity = identify(self.video.config, self.device.type)
+            self._checkpoint = Checkpoint.create(self.folder.state, identity)
+        else:
+            # The checkpoint has all that it shows.
+            self.folder.preview.unlink(missing_ok=True)
+            records, done = self._checkpoint.restore(self.video.plan, cache, self.device, self._note)
+            self.summary.records = records
+        if done is not None:
+            self._earlier_seconds = self.summary.seconds = records[-1].seconds
+            self.summary.resumed_after = len(records)
+            self._note(f"going on after chunk {len(records)} of {len(self.video.plan.chunks)}")
+        self.summary.times.begin_loop()
+        return done
+
+    def show_clip(self, frames: Frames) -> None:
+        """Begin the video with frames of a clip, `[n, height, width, 3]` uint8.
+
+        They are written anew by every process: what they come from is there as long as the run is.
+        """
+        if self._clip is None:
+            height, width = frames.shape[1:3]
+            self._clip = VideoWriter(
+                self._clip_path, height=height, width=width, fps=self.video.config.video.fps
+            )
+        self._clip.write(frames)
+        self.summary.num_clip += len(frames)
+
+    def add(self, result: ChunkResult) -> None:
+        """Hand a chunk over to be written; it is safe when the next call of `add` or `finish` returns.
+
+        Raises:
+            QvgError: The chunk before could not be written; neither is kept.
+        """
+        assert self._checkpoint is not None
+        assert self._cache is not None
+        self.summary.times.add(result)
+        with self.summary.times.measure("writing"):
+            self._wait()
+            seconds = self._earlier_seconds + self.summary.times.loop_seconds
+            record, blocks = self._checkpoint.describe(result, self.video.plan, self._cache, seconds=seconds)
+            copies = copy_to_host({**blocks, "latents": result.latents}, self._stream)
+            frames, earlier = result.frames[0].numpy(), tuple(self.summary.records)
+            self._writer.start(partial(self._write, self._checkpoint, record, earlier, copies, frames))
+            self.summary.records.append(record)
+            self.summary.seconds = self._earlier_seconds + self.summary.times.loop_seconds
+
+    def finish(self, status: str) -> None:
+        """Write video, latents and reports; a run that made nothing leaves nothing.
+
+        The checkpoint stays as long as something is missing.
+
+        Raises:
+            QvgError: A file could not be written; the others were tried all the same.
+        """
+        summary, run, checkpoint = self.summary, self.folder, self._checkpoint
+        if summary.status != "running":
+            return
+        summary.status = status
+        failures: list[QvgError] = []
+
+        def attempt(write: Callable[[], object]) -> None:
+            try:
+                write()
+            except QvgError as error:
+                failures.append(error)
+
+        with summary.times.measure("writing"):
+            attempt(self._wait)
+            if not summary.records:
+                if checkpoint is not None:
+                    checkpoint.remove()
+                run.discard()
+                return
+            assert checkpoint is not None
+            writes = [
+                lambda: self._join_video(checkpoint),
+                lambda: write_whole(run.latents, partial(self._save_latents, checkpoint)),
+                lambda: write_whole(run.plot, summary.report.save_plot),
+            ]
+            for name, write_file in self._details.files.items():
+                writes.append(partial(write_whole, run.path / name, write_file))
+            for write in writes:
+                attempt(write)
+        summary.seconds = self._earlier_seconds + summary.times.loop_seconds
+        if failures:
+            summary.status = "failed"
+        attempt(lambda: _write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n"))
+        # The last: it shows what the other files hold.
+        attempt(lambda: _write_text(run.page, run_page(read_result(run.path))))
+        if failures:
+            summary.status = "failed"
+            checkpoint.close()
+            raise failures[0]
+        if status == "complete":
+            checkpoint.remove()
+        else:
+            checkpoint.close()
+
+    def close(self) -> None:
+        """Leave the run to other processes, with the chunks that were handed over."""
+        self._wait()
+        if self._checkpoint is not None:
+            self._checkpoint.close()
+
+    def kept(self) -> str:
+        """What is left of a run that ended early."""
+        kept = self.summary.kept()
+        place = self.folder.video if self.folder.video.exists() else self.folder.state
+        return f"{kept} are in {place}" if self.summary.num_frames else kept
+
+    def suggestion(self) -> str | None:
+        """How to resume a run that ended early; `None` if nothing is left of it."""
+        if not self.folder.state.exists():
+            return None
+        return f"go on with: qvg generate --resume {shlex.quote(str(self.folder.path))}"
+
+    def memory_note(self) -> str:
+        """What the cache and the device held when memory ran out."""
+        samples = self.summary.samples
+        return memory_breakdown(samples[-1] if samples else None, self.device)
+
+    def figures(self) -> dict[str, Any]:
+        """Paths and figures for `--json`."""
+        run = self.folder
+        return {
+            "schema": 1,
+            **self.summary.about(),
+            "folder": str(run.path),
+            "video": str(run.video),
+            "latents": str(run.latents),
+            "memory": str(run.memory),
+            "plot": str(run.plot),
+            "report": str(run.page),
+            "config": str(run.config),
+            **self.summary.report.summary(),
+        }
+
+    @property
+    def _clip_path(self) -> Path:
+        return self.folder.state / "clip.mp4"
+
+    def _wait(self) -> None:
+        """Let the chunk that is being written become whole."""
+        try:
+            record = self._writer.wait()
+        except BaseException:
+            self.summary.records.pop()
+            raise
+        if record is not None:
+            self.summary.records[-1] = record
+
+    def _write(
+        self,
+        checkpoint: Checkpoint,
+        record: ChunkRecord,
+        earlier: Sequence[ChunkRecord],
+        copies: Callable[[], dict[str, Tensor]],
+        frames: Frames,
+    ) -> ChunkRecord:
+        """Write a chunk after those `earlier`, on the writer's thread."""
+        fps = self.video.config.video.fps
+        with timed("chunk written", logging.DEBUG):
+            blocks = copies()
+            latents = blocks.pop("latents")
+            record = checkpoint.save(record, latents, blocks, frames, fps=fps)
+            parts = self._video_parts(checkpoint, [*earlier, record])[self._num_previewed :]
+            if parts:
+                num_before = self.summary.num_clip + sum(each.num_frames for each in earlier)
+                append_parts(
+                    parts, self.folder.preview, num_before=num_before if self._num_previewed else 0, fps=fps
+                )
+                self._num_previewed += len(parts)
+        return record
+
+    def _video_parts(self, checkpoint: Checkpoint, records: Sequence[ChunkRecord]) -> list[Path]:
+        """The files that together are the video of `records`."""
+        if self._clip is not None:
+            self._clip.finish()
+            self._clip, self._has_clip = None, True
+        parts = [self._clip_path] if self._has_clip else []
+        return parts + [checkpoint.path(each.chunk, VIDEO) for each in records if each.num_frames]
+
+    def _join_video(self, checkpoint: Checkpoint) -> None:
+        parts = self._video_parts(checkpoint, self.summary.records)
+        if parts:
+            join_parts(parts, self.folder.video, num_frames=self.summary.num_frames)
+        self.folder.preview.unlink(missing_ok=True)
+
+    def _save_latents(self, checkpoint: Checkpoint, path: Path) -> None:
+        # Not save_file: it makes files that only their owner can read.
+        path.write_bytes(save({"latents": checkpoint.read_latents(self.summary.records).contiguous()}))
+
+    def _write_config(self) -> None:
+        values = {
+            **self.video.config.model_dump(mode="json"),
+            **({"details": self._details.about} if self._details.about else {}),
+            "provenance": {
+                **provenance(self.device),
+                "attention": attention_words(self.video.config, self.device),
+            },
+        }
+        _write_text(self.folder.config, format_yaml(values))
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))

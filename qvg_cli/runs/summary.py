@@ -1,0 +1,199 @@
+"""What one run has to say of itself, in figures and in words, while it is made and when it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from qvg_cli.config.cache_presets import cache_label
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.rollout import ChunkResult
+from qvg_cli.planning.chunks import pixel_frames
+from qvg_cli.planning.ledger import MemorySample, total
+from qvg_cli.report.memory import MemoryReport
+from qvg_cli.report.words import describe_bytes, mib_text
+from qvg_cli.runs.checkpoint import ChunkRecord
+
+
+class Times:
+    """Where the time of one process goes, from the wait for a video to its last file, in seconds.
+
+    Args:
+        began: When the wait began, by `time.perf_counter`; `None` for now.
+    """
+
+    def __init__(self, began: float | None = None) -> None:
+        self._began = time.perf_counter() if began is None else began
+        self._loop_began = self._began
+        self._spent = dict.fromkeys(("text", "model", "vae", "writing"), 0.0)
+        self._first_frame: float | None = None
+        self._num_frames = 0
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Count the block as "text" or "writing"."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[name] += time.perf_counter() - started
+
+    def begin_loop(self) -> None:
+        """All that comes before the first chunk is there."""
+        self._loop_began = time.perf_counter()
+
+    def add(self, result: ChunkResult) -> None:
+        """Take in a chunk whose pixels have just come."""
+        decoding = result.phases.get("decode", 0.0)
+        self._spent["vae"] += decoding
+        self._spent["model"] += sum(result.phases.values()) - decoding
+        if result.chunk.makes:
+            self._num_frames += result.frames.shape[1]
+            if self._first_frame is None:
+                self._first_frame = time.perf_counter() - self._began
+
+    @property
+    def loop_seconds(self) -> float:
+        """From the loop's begin until now."""
+        return time.perf_counter() - self._loop_began
+
+    def figures(self) -> dict[str, float | None]:
+        """Everything until now, as memory.json has it."""
+        loop, spent = self.loop_seconds, self._spent
+        model, computing = spent["model"], spent["model"] + spent["vae"]
+        figures = {
+            "start": self._loop_began - self._began - spent["text"],
+            **spent,
+            "idle": max(0.0, loop - computing - spent["writing"]),
+            "total": self._loop_began - self._began + loop,
+            "first_frame": self._first_frame,
+            "frames_per_second_without_vae": self._num_frames / model if model else None,
+            "frames_per_second_with_vae": self._num_frames / computing if computing else None,
+        }
+        return {name: value if value is None else round(value, 3) for name, value in figures.items()}
+
+
+class Summary:
+    """The figures of one run.
+
+    Attributes:
+        records: Of the chunks made so far, the one that is still being written among them.
+        num_clip: Pixel frames of a clip in front of the first chunk.
+        seconds: Time of the loop so far, that of all processes.
+        status: "running", then "complete", "interrupted" or "failed".
+        resumed_after: Chunks that earlier processes have made; `None` if this one has begun the run.
+    """
+
+    def __init__(self, video: Planned, device: torch.device, times: Times) -> None:
+        self.video = video
+        self.times = times
+        self.records: list[ChunkRecord] = []
+        self.num_clip = 0
+        self.seconds = 0.0
+        self.status = "running"
+        self.resumed_after: int | None = None
+        self._device = device
+
+    @property
+    def samples(self) -> list[MemorySample]:
+        """The memory of every chunk."""
+        return [record.memory for record in self.records]
+
+    @property
+    def num_frames(self) -> int:
+        """Pixel frames so far."""
+        return self.num_clip + sum(record.num_frames for record in self.records)
+
+    @property
+    def num_given(self) -> int:
+        """Of them, those that were there before the run."""
+        chunks = self.video.plan.chunks
+        return self.num_clip + sum(
+            record.num_frames for record in self.records if not chunks[record.chunk].makes
+        )
+
+    @property
+    def report(self) -> MemoryReport:
+        """What the cache held."""
+        config = self.video.config
+        # Those of the clip that no latent frame stands for.
+        ahead = 0
+        if config.source is not None and config.source.clip is not None:
+            ahead = self.num_clip - pixel_frames(config.source.clip_frames)
+        label = f"{cache_label(config.cache)} cache"
+        return MemoryReport(self.video.plan, self.samples, config.video.fps, label, ahead)
+
+    def status_line(self) -> str:
+        """How the run goes, in a few words."""
+        sample = self.samples[-1]
+        cache = describe_bytes(total(sample.end_bytes), sample.bf16_end_bytes)
+        num_made = self.num_frames - self.num_given
+        rate = f"{num_made / self.seconds:.1f} frames/s" if num_made else "given"
+        return f"{self.num_frames} frames, {rate}, cache {cache}"
+
+    def __str__(self) -> str:
+        num_made = self.num_frames - self.num_given
+        made = f", {num_made} of them new," if self.num_given else ""
+        times = self.times.figures()
+        spent = ", ".join(
+            f"{'VAE' if name == 'vae' else name} {times[name]:.1f} s"
+            for name in ("start", "text", "model", "vae", "writing", "idle")
+        )
+        if times["first_frame"] is not None:
+            spent += f"; first frame after {times['first_frame']:.1f} s"
+            spent += f"; {times['frames_per_second_without_vae']:.1f} frames/s by the model alone"
+            spent += f", {times['frames_per_second_with_vae']:.1f} with the VAE"
+        return (
+            f"{self._lasting()}{made} in {self.seconds:.1f} s, {num_made / self.seconds:.1f} frames/s; "
+            f"cache at its peak {self.report.peak_text()} for the same frames\n{spent}"
+        )
+
+    def kept(self) -> str:
+        """How much there is of a run that ended early."""
+        return f"the first {self._lasting()}" if self.num_frames else "no frame was kept"
+
+    def about(self) -> dict[str, Any]:
+        """What the run was, in front of the figures of its memory."""
+        config, num_frames = self.video.config, self.num_frames
+        return {
+            "status": self.status,
+            "backend": config.backend,
+            "model": config.model.name,
+            "prompt": config.prompt,
+            "seed": config.seed,
+            "cache": cache_label(config.cache),
+            "device": str(self._device),
+            "height": config.video.height,
+            "width": config.video.width,
+            "fps": config.video.fps,
+            "latent_frames": self.samples[-1].num_frames,
+            "pixel_frames": num_frames,
+            "video_seconds": num_frames / config.video.fps,
+            "given_frames": self.num_given,
+            "seconds": round(self.seconds, 3),
+            "frames_per_second": round((num_frames - self.num_given) / self.seconds, 3),
+            "times": self.times.figures(),
+            "resumed_after": self.resumed_after,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of memory.json."""
+        chunk_seconds = [record.chunk_seconds for record in self.records]
+        return self.report.to_json({**self.about(), "chunk_seconds": chunk_seconds})
+
+    def _lasting(self) -> str:
+        return f"{self.num_frames} frames ({self.num_frames / self.video.config.video.fps:.2f} s)"
+
+
+def chunk_line(result: ChunkResult) -> str:
+    """What a chunk cost, for the log."""
+    phases = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in result.phases.items())
+    sample, memory = result.memory, ""
+    if sample.device_peak_bytes is not None:
+        memory = f", device peak {mib_text(sample.device_peak_bytes)} MiB"
+    held = f"cache {mib_text(total(sample.end_bytes))} MiB, at its peak {mib_text(total(sample.peak_bytes))}"
+    return f"chunk {result.chunk.index + 1}: {phases}; {held}{memory}"
