@@ -10,6 +10,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,14 +164,16 @@ class Run:
                 return
             assert checkpoint is not None
             writes = [
-                lambda: self._join_video(checkpoint),
                 lambda: write_whole(run.latents, partial(self._save_latents, checkpoint)),
                 lambda: write_whole(run.plot, summary.report.save_plot),
             ]
             for name, write_file in self._details.files.items():
                 writes.append(partial(write_whole, run.path / name, write_file))
-            for write in writes:
-                attempt(write)
+            # ffmpeg copies while the other files are written.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(attempt, lambda: self._join_video(checkpoint))
+                for write in writes:
+                    attempt(write)
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
             summary.status = "failed"

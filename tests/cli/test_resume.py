@@ -266,7 +266,7 @@ def test_a_video_that_cannot_be_joined_is_joined_later(tiny, whole, tmp_path, mo
 
 
 def test_a_run_of_version_0_1_goes_on(tmp_path):
-    """A state of two chunks of three, as commit 5abd6e7 left it, and the latents that it made without a cut."""
+    """Two chunks of three, as commit 5abd6e7 left them, and the latents that it made without a cut."""
     run = Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
     result = resume(run)
     assert result.exit_code == 0, result.stderr
