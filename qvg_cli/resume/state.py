@@ -21,7 +21,7 @@ from torch import Tensor
 from qvg_cli.cache.accounting import MemorySample
 from qvg_cli.cache.kv_cache import Entry, KVCache
 from qvg_cli.cache.snapshot import HeldEntry, entry_tensors, held_entries, is_packing, read_entries
-from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.errors import BusyError, QvgError, UsageError
 from qvg_cli.plan import VideoPlan
 from qvg_cli.resume.identity import Identity, differences, other_versions
 from qvg_cli.resume.store import (
@@ -314,7 +314,7 @@ def _take(folder: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise QvgError(
+        raise BusyError(
             f"another qvg is at work on {folder.parent}", hint="wait for it, or stop it first"
         ) from error
     except OSError as error:
