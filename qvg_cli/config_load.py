@@ -87,6 +87,7 @@ def load_config(request: Request) -> LoadedConfig:
     user_layers += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
     named = [layer.values["backend"] for layer in user_layers if "backend" in layer.values]
     backend = request.backend or (named[-1] if named else DEFAULT_BACKEND)
+    backend = known_name(backend, backend_names())
     has_default_backend = request.backend is None and not named
     if backend not in backend_names():
         raise unknown_name("backend", backend, backend_names())
@@ -106,6 +107,11 @@ def load_config(request: Request) -> LoadedConfig:
         has_default_backend=has_default_backend,
         has_default_prompt=not any("prompt" in layer.values for layer in user_layers),
     )
+
+
+def known_name(name: object, known: Sequence[str]) -> Any:
+    """The one of `known` that `name` is but for capitals; `name` itself where there is none."""
+    return next((each for each in known if isinstance(name, str) and each == name.lower()), name)
 
 
 def unknown_name(kind: str, name: object, known: Sequence[str]) -> UsageError:

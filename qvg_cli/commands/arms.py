@@ -14,7 +14,7 @@ from qvg_cli.backends.registry import plan_video
 from qvg_cli.cache_settings import cache_label
 from qvg_cli.commands.jobs import Planned, plan_jobs
 from qvg_cli.config import RunConfig
-from qvg_cli.config_load import Request, load_config, unknown_name
+from qvg_cli.config_load import Request, known_name, load_config, unknown_name
 from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
 from qvg_cli.report.run_files import Result, read_result
@@ -44,6 +44,11 @@ class FinishedArm:
     name: str
     video: Planned
     run: Result
+
+
+def named_presets(arms: Sequence[str]) -> list[str]:
+    """The arms, presets under their own names however they were written."""
+    return [arm if Path(arm).is_dir() else known_name(arm, preset_names()) for arm in arms]
 
 
 def are_presets(arms: Sequence[str]) -> bool:

@@ -26,7 +26,9 @@ def extend(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="PROMPT", help="What comes next. Without it, the prompt of the run.", show_default=False
+            metavar="PROMPT",
+            help="What comes next; - reads it from stdin. Without it, the prompt of the run.",
+            show_default=False,
         ),
     ] = None,
     backend: options.Backend = None,
@@ -40,7 +42,13 @@ def extend(
         typer.Option(help="New seconds, rounded up to the next possible length.", show_default=False),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(help="New pixel frames, those that one sees.", show_default=False)
+        int | None,
+        typer.Option(
+            "--frames",
+            "--num-frames",
+            help="New pixel frames, those that one sees, rounded up to the next possible number.",
+            show_default=False,
+        ),
     ] = None,
     segments: Annotated[
         int | None, typer.Option(metavar="N", help="longcat: new segments.", show_default=False)
@@ -69,7 +77,7 @@ def extend(
     what it would have been if it had been made longer. Its folder is left as it is: the new video has one of
     its own, with the files that qvg generate makes.
     """
-    from qvg_cli.commands.jobs import plan_jobs
+    from qvg_cli.commands.jobs import check_weights, plan_jobs
     from qvg_cli.commands.sources import find_start
     from qvg_cli.config_load import Request
 
@@ -137,6 +145,8 @@ def extend(
 
         show_plan(planned[:1], card, num_videos=len(planned), is_json=json_)
         return
+
+    check_weights(planned[0])
 
     from qvg_cli.commands.batch import make_videos
 
