@@ -69,6 +69,25 @@ def weights_folder(name: str) -> Path:
     raise MissingModelError(f"no weights at {folders[-1]}", hint=hint)
 
 
+def check_weights(weights: str, checkpoint: str | None = None) -> None:
+    """Notice in no time what would be missed after seconds of loading.
+
+    Args:
+        checkpoint: A file that takes the place of the transformer.
+
+    Raises:
+        MissingModelError: There is no such folder, or no model in it, or no such file.
+    """
+    folder = weights_folder(weights)
+    if not (folder / "vae").is_dir():
+        raise MissingModelError(
+            f"{folder} holds no model: it has no folder vae",
+            hint="name the folder that has it with model.weights",
+        )
+    if checkpoint is not None and not expand_user(checkpoint).is_file():
+        raise MissingModelError(f"model.checkpoint={checkpoint} is no file")
+
+
 def is_shipped(weights: Path) -> bool:
     """Whether a folder of weights is the package's own."""
     return weights.is_relative_to(_PACKAGE)

@@ -23,9 +23,9 @@ from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.config.yaml_text import format_yaml
+from qvg_cli.device import attention_words
 from qvg_cli.engine.session import Chunk
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.models.loading import attention_words
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.html import run_page
