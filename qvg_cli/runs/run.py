@@ -161,6 +161,8 @@ class Run:
                 if checkpoint is not None:
                     checkpoint.remove()
                 run.discard()
+                if failures:
+                    raise failures[0]
                 return
             assert checkpoint is not None
             writes = [
@@ -174,6 +176,7 @@ class Run:
                 pool.submit(attempt, lambda: self._join_video(checkpoint))
                 for write in writes:
                     attempt(write)
+        summary.times.end_loop()
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
             summary.status = "failed"

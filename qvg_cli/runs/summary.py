@@ -29,6 +29,7 @@ class Times:
     def __init__(self, began: float | None = None) -> None:
         self._began = time.perf_counter() if began is None else began
         self._loop_began = self._began
+        self._loop_ended: float | None = None
         self._spent = dict.fromkeys(("text", "model", "vae", "writing"), 0.0)
         self._first_frame: float | None = None
         self._num_frames = 0
@@ -46,6 +47,10 @@ class Times:
         """All that comes before the first chunk is there."""
         self._loop_began = time.perf_counter()
 
+    def end_loop(self) -> None:
+        """The video is there."""
+        self._loop_ended = time.perf_counter()
+
     def add(self, result: ChunkResult) -> None:
         """Take in a chunk whose pixels have just come."""
         decoding = result.phases.get("decode", 0.0)
@@ -58,11 +63,11 @@ class Times:
 
     @property
     def loop_seconds(self) -> float:
-        """From the loop's begin until now."""
-        return time.perf_counter() - self._loop_began
+        """From the loop's begin to its end, or until now."""
+        return (self._loop_ended or time.perf_counter()) - self._loop_began
 
     def figures(self) -> dict[str, float | None]:
-        """Everything until now, as memory.json has it."""
+        """Everything so far, as memory.json has it."""
         loop, spent = self.loop_seconds, self._spent
         model, computing = spent["model"], spent["model"] + spent["vae"]
         figures = {
