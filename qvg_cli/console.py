@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import typer
 
+from qvg_cli.errors import QvgError
 from qvg_cli.logs import SAID
 from qvg_cli.redaction import redact
 
@@ -50,7 +51,7 @@ class Console:
         """A line that a person may want to know."""
         _LOG.info("%s", text)
         if not self._is_quiet:
-            typer.echo(visible(redact(text)), err=True)
+            _tell(visible(redact(text)))
 
     @contextmanager
     def progress(self, num_chunks: int, num_done: int = 0) -> Iterator[Progress]:
@@ -70,18 +71,45 @@ class Console:
 
 def show_error(message: str, hint: str | None = None) -> None:
     """What went wrong and, after an empty line, what to do about it."""
-    typer.echo(f"error: {visible(redact(message))}", err=True)
+    _tell(f"error: {visible(redact(message))}")
     if hint:
-        typer.echo(f"\nhint: {visible(redact(hint))}", err=True)
+        _tell(f"\nhint: {visible(redact(hint))}")
+
+
+def _tell(text: str) -> None:
+    """A line on stderr. One that cannot be shown ends no run."""
+    try:
+        typer.echo(text, err=True)
+    except OSError:
+        drop_stream(sys.stderr)
+
+
+def drop_stream(stream: TextIO) -> None:
+    """Let what is still to be written to a broken `stream` go nowhere, so that the interpreter's end does not
+    trip over it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def show_data(text: str) -> None:
-    """A result for a program, byte for byte; a terminal gets it without control characters."""
+    """A result for a program, byte for byte; a terminal gets it without control characters.
+
+    Raises:
+        QvgError: It cannot be written; what was made is on the disk.
+    """
+    if sys.stdout is None:
+        # Closed by who started this: nobody waits for it.
+        return
     try:
         typer.echo(visible(text) if sys.stdout.isatty() else text.encode(errors="surrogateescape"))
     except BrokenPipeError:
-        # It has read enough, and what was made is on the disk. The interpreter's end must not trip over it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # It has read enough, and what was made is on the disk.
+        drop_stream(sys.stdout)
+    except OSError as error:
+        drop_stream(sys.stdout)
+        raise QvgError(
+            f"cannot write the result to stdout: {error.strerror}",
+            hint="what was made is on the disk; send stdout elsewhere",
+        ) from error
 
 
 def visible(text: str) -> str:

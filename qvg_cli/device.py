@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from qvg_cli.config.schema import ModelConfig, RunConfig
@@ -18,6 +20,17 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UsageError: The name is none of a device, or this machine does not have it.
     """
+    device = _find_device(name)
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type == "cpu" and os.environ.get("QVG_KERNELS") == "triton" and not is_interpreted:
+        raise UsageError(
+            "QVG_KERNELS=triton is not possible on a CPU",
+            hint="unset it; Triton's interpreter, TRITON_INTERPRET=1, runs them here for tests",
+        )
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:

@@ -5,7 +5,24 @@ Everything below `main.py` raises; only `main.py` prints and exits.
 
 from __future__ import annotations
 
+import errno
 import sys
+
+from qvg_cli.interrupts import Stopped
+
+_DISK_HINTS = {
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space: your quota is used up",
+    errno.EIO: "the disk or the terminal has gone",
+    errno.EACCES: "you may not use it; give another one, or change its permissions",
+    errno.EPERM: "you may not use it; give another one, or change its permissions",
+    errno.EROFS: "it can only be read; give another folder",
+    errno.ELOOP: "its links lead in a circle",
+    errno.ENOTDIR: "a part of it is a file, not a folder",
+    errno.EISDIR: "it is a folder; give a file",
+}
+"""What the machine refuses, and what a user can do; anything else would be a defect."""
 
 
 class QvgError(Exception):
@@ -28,6 +45,10 @@ class UsageError(QvgError):
     exit_code = 2
 
 
+class BusyError(QvgError):
+    """Another process works on the same run."""
+
+
 class MissingModelError(QvgError):
     """Weights or a helper program are not on this machine, or access to them was refused."""
 
@@ -46,6 +67,17 @@ class Interrupted(QvgError):
     exit_code = 130
 
 
+class Paused(Interrupted):
+    """SIGTERM or SIGUSR1 stopped the run, as schedulers do; what was made is kept, and the run can go on."""
+
+    exit_code = 75
+
+
+def interruption(stop: BaseException, message: str, *, hint: str | None = None) -> Interrupted:
+    """The error for a run that Ctrl-C or a signal has stopped."""
+    return (Paused if isinstance(stop, Stopped) else Interrupted)(message, hint=hint)
+
+
 def shown_error(error: BaseException) -> QvgError:
     """What the user is told about `error`."""
     if isinstance(error, QvgError):
@@ -56,7 +88,13 @@ def shown_error(error: BaseException) -> QvgError:
             hint="give a smaller --size, fewer --seconds, another --cache or --set memory.transformer=model",
         )
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("stopped")
+        return interruption(error, f"stopped by {error}" if isinstance(error, Stopped) else "stopped")
+    if isinstance(error, OSError) and error.errno in _DISK_HINTS:
+        place = f" {error.filename}" if error.filename else ""
+        message = f"cannot use{place}: {error.strerror}" if place else str(error.strerror)
+        hint = _DISK_HINTS[error.errno]
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        return QvgError(message, hint=hint) if is_full else UsageError(message, hint=hint)
     return QvgError(
         f"{type(error).__name__}: {error}",
         hint="this is a defect of qvg; the same command with --debug shows where",

@@ -20,9 +20,12 @@ from qvg_cli.commands.download import download
 from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
 from qvg_cli.commands.plan import plan
+from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
-from qvg_cli.console import show_error, visible
+from qvg_cli.console import drop_stream, show_error, visible
+from qvg_cli.environment import check_environment
 from qvg_cli.errors import shown_error
+from qvg_cli.interrupts import stop_on_signals
 from qvg_cli.logs import set_up
 from qvg_cli.redaction import redact
 
@@ -33,6 +36,7 @@ Exit codes:
   2    the request cannot be carried out as it was written
   3    weights or ffmpeg are missing
   4    out of memory
+  75   stopped by SIGTERM or SIGUSR1; what was made until then is kept, and --resume goes on
   130  stopped with Ctrl-C; what was made until then is kept"""
 
 _GENERATE_EXAMPLES = """\b
@@ -69,6 +73,13 @@ Examples:
   qvg plan --backend longcat --segments 10 --card "RTX 4090"
   qvg plan --backend hyworldplay --pose w-40,a-40 --card 24GiB --json"""
 
+_PLAY_EXAMPLES = """\b
+Examples:
+  qvg play
+  qvg play --backend hyworldplay --image street.jpg --record street
+  qvg play --backend self-forcing --pocket
+  qvg play --resume results/hyworldplay/NAME"""
+
 _SHOW_EXAMPLES = """\b
 Examples:
   qvg show
@@ -81,12 +92,14 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            set_up(is_verbose=bool(ctx.params.get("verbose")))
-            return super().invoke(ctx)
+            with stop_on_signals():
+                check_environment()
+                set_up(is_verbose=bool(ctx.params.get("verbose")))
+                return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, typer.Exit | typer.TyperException | typer.Abort):
                 raise
-            if ctx.params.get("debug"):
+            if ctx.params.get("debug") and sys.stderr is not None:
                 sys.stderr.write(visible(redact("".join(traceback.format_exception(error)))))
             raise typer.Exit(_tell(error)) from None
 
@@ -129,14 +142,42 @@ app.command(cls=_Command, epilog=f"{_EXTEND_EXAMPLES}\n\n{EXIT_CODES}")(extend)
 app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
 app.command(cls=_Command, epilog=f"{_COMPARE_EXAMPLES}\n\n{EXIT_CODES}")(compare)
 app.command(cls=_Command, epilog=f"{_PLAN_EXAMPLES}\n\n{EXIT_CODES}")(plan)
+app.command(cls=_Command, epilog=f"{_PLAY_EXAMPLES}\n\n{EXIT_CODES}")(play)
 app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)
 app.command(cls=_Command, epilog=EXIT_CODES)(doctor)
 app.command(cls=_Command, epilog=EXIT_CODES)(clean)
 
 
+@app.command("help", cls=_Command, epilog=EXIT_CODES)
+def help_(
+    context: typer.Context,
+    command: Annotated[
+        str | None, typer.Argument(metavar="COMMAND", help="A command of qvg.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what qvg can do, or what a command can, as --help does."""
+    from qvg_cli.config.load import unknown_name
+
+    assert context.parent is not None
+    commands = context.parent.command.commands  # type: ignore[attr-defined]
+    if command is None:
+        typer.echo(context.parent.get_help())
+        return
+    if command not in commands:
+        raise unknown_name("command", command, sorted(commands))
+    shown = commands[command]
+    typer.echo(shown.get_help(typer.Context(shown, info_name=command, parent=context.parent)))
+
+
 def main() -> None:
     """The entry point of the program `qvg`."""
-    app()
+    try:
+        app()
+    except OSError as error:
+        # Help that cannot be written: what a command does is caught where it runs.
+        if sys.stdout is not None:
+            drop_stream(sys.stdout)
+        sys.exit(_tell(error))
 
 
 if __name__ == "__main__":

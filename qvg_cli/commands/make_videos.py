@@ -18,8 +18,8 @@ from qvg_cli.device import attention_words, resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import check_memory, remedies_after
-from qvg_cli.errors import Interrupted, MissingModelError, QvgError, is_out_of_memory
-from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.errors import MissingModelError, QvgError, interruption, is_out_of_memory
+from qvg_cli.interrupts import Stopped, choose_moments, hold_interrupts, stop_if_asked
 from qvg_cli.logs import command_began, run_log, timed
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
@@ -111,7 +111,7 @@ def make_video(
         prompt_embeds: What `Engine.encode_prompts` gave for it; `None` encodes its prompts here.
 
     Raises:
-        Interrupted: Ctrl-C; the part made so far is in the folder.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the part made so far is in the folder.
     """
     plan = run.video.plan
     with run_log(run.folder.log):
@@ -122,22 +122,28 @@ def make_video(
             if prompt_embeds is None:
                 with run.summary.times.measure("text"), timed("prompts"), prompts_heard(console):
                     prompt_embeds = engine.encode_prompts(run.video)
-            results = engine.rollout(
-                run.video, run, prompt_embeds=prompt_embeds, on_step=lambda: progress.step()
-            )
-            with console.progress(len(plan.chunks), run.summary.resumed_after or 0) as progress:
+
+            def end_step() -> None:
+                progress.step()
+                stop_if_asked(in_chunk=True)
+
+            results = engine.rollout(run.video, run, prompt_embeds=prompt_embeds, on_step=end_step)
+            num_done = run.summary.resumed_after or 0
+            with choose_moments(), console.progress(len(plan.chunks), num_done) as progress:
                 for result in results:
                     with hold_interrupts():
                         run.add(result)
                     LOG.info("%s", chunk_line(result))
                     progress.chunk_done(run.summary.status_line())
+                    if result.chunk.index + 1 < len(plan.chunks):
+                        stop_if_asked()
             with hold_interrupts(), timed("video and reports"):
                 run.finish("complete")
-        except KeyboardInterrupt:
-            LOG.info("stopped with Ctrl-C")
+        except KeyboardInterrupt as stop:
+            LOG.info("stopped by %s", stop if isinstance(stop, Stopped) else "Ctrl-C")
             with hold_interrupts():
                 run.finish("interrupted")
-            raise Interrupted(f"stopped; {run.kept()}", hint=run.suggestion()) from None
+            raise interruption(stop, f"stopped; {run.kept()}", hint=run.suggestion()) from None
         except Exception as error:
             LOG.error("failed", exc_info=error)
             _keep(run, error)

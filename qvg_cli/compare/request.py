@@ -64,7 +64,7 @@ def read_begun(folder: Path) -> Begun:
     """
     path = folder / BEGUN
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         if content["schema"] != SCHEMA:
             raise ValueError(f"its schema is {content['schema']}")
         names = tuple(str(name) for name in content["names"])

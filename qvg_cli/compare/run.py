@@ -29,7 +29,7 @@ from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError
-from qvg_cli.interrupts import hold_interrupts
+from qvg_cli.interrupts import hold_interrupts, stop_if_asked
 from qvg_cli.models.decoder import redecode
 from qvg_cli.report.run_files import Result, read_result
 from qvg_cli.report.tables import comparison_tables
@@ -189,6 +189,7 @@ def _compare_row(
     with _kept_if_filled(folder), _spools(folder, len(row), row[0]) as spools:
         runs = []
         for name, arm_folder, video, spool in zip(writer.names, arm_folders, row, spools, strict=True):
+            stop_if_asked()
             place = RunDir(folder / arm_folder)
             if is_finished(place):
                 console.note(f"{name}: decoding {place.path}")

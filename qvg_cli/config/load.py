@@ -25,6 +25,7 @@ from qvg_cli.config.resources import configs_dir
 from qvg_cli.config.schema import OLD_OFFLOAD_WORDS, RunConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import UsageError
+from qvg_cli.text_files import find_unwritable, read_text
 
 DEFAULT_BACKEND = "self-forcing"
 _ABOUT_THE_FILE = ("summary", "licence", "provenance", "details", "download")
@@ -107,7 +108,7 @@ def read_backend(request: Request) -> Backend:
     user = [_read_layer(request.file)] if request.file else []
     user += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
     named = [layer.values["backend"] for layer in user if "backend" in layer.values]
-    name = request.backend or (named[-1] if named else DEFAULT_BACKEND)
+    name = known_name(request.backend or (named[-1] if named else DEFAULT_BACKEND), backend_names())
     if name not in backend_names():
         raise unknown_name("backend", name, backend_names())
     builtin = _read_layer(configs_dir() / f"{name}.yaml")
@@ -158,6 +159,11 @@ def backend_names() -> tuple[str, ...]:
     return tuple(name for name, text in texts.items() if _NAMES_BACKEND.search(text))
 
 
+def known_name(name: object, known: Sequence[str]) -> Any:
+    """The one of `known` that `name` is but for capitals; `name` itself where there is none."""
+    return next((each for each in known if isinstance(name, str) and each == name.lower()), name)
+
+
 def unknown_name(kind: str, name: object, known: Sequence[str]) -> UsageError:
     """The error for a name that is not one of `known`."""
     near = get_close_matches(str(name), known, n=1, cutoff=0.5)
@@ -166,13 +172,7 @@ def unknown_name(kind: str, name: object, known: Sequence[str]) -> UsageError:
 
 
 def _read_layer(path: Path) -> Layer:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"cannot read {path}: it is not UTF-8 text") from error
-    values = parse_yaml(text, str(path))
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise UsageError(f"{path} has no settings", hint="a line looks like `seed: 7`")
     return Layer(str(path), {key: value for key, value in values.items() if key not in _ABOUT_THE_FILE})
@@ -277,8 +277,26 @@ def _check(layers: Sequence[Layer], model: type[RunConfig]) -> RunConfig:
             cache_layers.append((layer.source, cache))
             _note_source("cache", cache, layer.source, sources)
         _merge(merged, rest, layer.source, sources)
+    _check_texts(merged, sources)
     merged["cache"] = merge_cache(cache_layers)
     try:
         return model.model_validate(merged)
     except ValidationError as error:
         raise describe(error, sources, model, extra_names=[f"cache.{knob}" for knob in KNOBS]) from error
+
+
+def _check_texts(values: Mapping[str, Any], sources: Mapping[str, str], path: str = "") -> None:
+    """Refuse what run.yaml cannot hold, such as the name of a file that is not UTF-8."""
+    for key, value in values.items():
+        name = f"{path}{key}"
+        if isinstance(value, Mapping):
+            _check_texts(value, sources, f"{name}.")
+            continue
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, Mapping):
+                _check_texts(text, sources, f"{name}.")
+            elif isinstance(text, str) and (found := find_unwritable(text)):
+                raise UsageError(
+                    f"{name}={text!r} ({sources.get(name, 'the settings')}): {found}",
+                    hint="run.yaml is UTF-8 text; give the file another name" if "byte" in found else None,
+                )

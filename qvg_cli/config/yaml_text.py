@@ -1,19 +1,22 @@
 """YAML in and out, without the traps: what a file seems to say is what it means.
 
 YAML 1.1 reads `yes` as true, `12:30` as 750, `010` as 8 and `1e-4` as a text, and keeps the last of two equal
-keys. Each is refused here with its line. Text written here is always accepted back.
+keys. Each is refused here with its line. It also breaks lines at U+0085, U+2028 and U+2029; here, as in
+YAML 1.2, they are characters of their text. Text written here is always read back equal.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import yaml
 
 from qvg_cli.errors import UsageError
+from qvg_cli.text_files import name_character
 
 _NUMBER_TRAPS = (
     (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "some YAML readers take it for base 60"),
@@ -26,6 +29,10 @@ _PROPER_FLOAT = re.compile(r"[-+]?\d+\.\d*([eE][-+]\d+)?")
 _MAX_CHARACTERS = 1_000_000
 _MAX_NODES = 10_000
 _NEST_HINT = "settings are two or three levels deep and have no & or * names"
+_OLD_BREAKS = "\x85\u2028\u2029"
+"""Line breaks of YAML 1.1 only."""
+_STAND_INS = tuple(map(chr, chain(range(0xFDD0, 0xFDF0), range(0xE000, 0xF900))))
+"""Characters that a text hardly has, and that a YAML reader takes for letters."""
 _TRUTH_TRAP = re.compile(r"y|yes|n|no|on|off", re.IGNORECASE)
 
 
@@ -43,12 +50,14 @@ def parse_yaml(text: str, source: str) -> Any:
             f"{source} has {len(text)} characters; settings have at most {_MAX_CHARACTERS}",
             hint="give a file of settings",
         )
+    text, hidden = _hide_old_breaks(text)
     try:
         with _load(text) as loader:
             node = loader.get_single_node()
             if node is None:
                 return None
             _check_size(node, source)
+            _restore_texts(node, hidden)
             _check_node(node, source)
             return loader.construct_document(node)
     except RecursionError as error:
@@ -61,8 +70,8 @@ def parse_yaml(text: str, source: str) -> Any:
         ) from error
     except yaml.reader.ReaderError as error:
         raise UsageError(
-            f"{source}: character number {error.position + 1} cannot be printed",
-            hint="write it as plain text",
+            f"{source}: character {error.position + 1} is {name_character(chr(error.character))}",
+            hint="leave it out, or write it as an escape in double quotes",
         ) from error
     except (yaml.YAMLError, ValueError) as error:
         # Such as a number of thousands of digits.
@@ -81,6 +90,30 @@ def _load(text: str) -> Iterator[yaml.SafeLoader]:
         yield loader
     finally:
         loader.dispose()
+
+
+def _hide_old_breaks(text: str) -> tuple[str, dict[int, str]]:
+    """`text` with stand-ins for the line breaks of YAML 1.1, and what each stands for."""
+    found = [character for character in _OLD_BREAKS if character in text]
+    free = (character for character in _STAND_INS if character not in text)
+    stand_ins = dict(zip(found, free, strict=False))
+    for character, stand_in in stand_ins.items():
+        text = text.replace(character, stand_in)
+    return text, {ord(stand_in): character for character, stand_in in stand_ins.items()}
+
+
+def _restore_texts(root: yaml.Node, hidden: Mapping[int, str]) -> None:
+    """Undo `_hide_old_breaks`, and join halves of characters: JSON writes an emoji as two escapes."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        else:
+            halves = node.value.translate(hidden).encode("utf-16-le", "surrogatepass")
+            node.value = halves.decode("utf-16-le", "surrogatepass")
 
 
 def _check_size(root: yaml.Node, source: str) -> None:
@@ -145,7 +178,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _trap(text) else None)
+    style = "'" if _trap(text) else None
+    if any(character in text for character in _OLD_BREAKS):
+        # Written as escapes, so that readers of YAML 1.1 keep them too.
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.SequenceNode:

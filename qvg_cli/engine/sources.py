@@ -15,6 +15,7 @@ from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import extension_of, load_config
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.runs.folder import RunDir, slug
+from qvg_cli.text_files import find_unwritable
 from qvg_cli.video.clip import Clip, open_clip, survey_clip
 from qvg_cli.video.picture import address_in, fitting_note, open_image
 
@@ -67,6 +68,11 @@ def find_start(path: Path) -> Start:
     if (address := address_in(str(path))) is not None:
         raise UsageError(
             f"{address} is an address, not a file", hint="save the video first, and give its file"
+        )
+    if found := find_unwritable(str(path.absolute())):
+        raise UsageError(
+            f"cannot go on from {path.absolute()}: {found}",
+            hint="run.yaml is UTF-8 text; give the file another name",
         )
     if not path.exists():
         raise UsageError(f"no video {path}", hint="give a video file, or the folder of a run")

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from qvg_cli.errors import MissingModelError, QvgError
+from qvg_cli.hub.proxies import check_proxies, proxy_for
 
 _LOG_IN = "log in with `hf auth login`, or put a token into HF_TOKEN"
 _CONTINUES = "the same command continues where it stopped"
@@ -32,6 +33,7 @@ _CONTINUES = "the same command continues where it stopped"
 @contextmanager
 def hub_errors(repository: str, revision: str) -> Iterator[None]:
     """Errors of the block, which works with `repository` at `revision`, become messages with a remedy."""
+    check_proxies()
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -92,13 +94,16 @@ def _told(error: BaseException | None, repository: str, revision: str) -> QvgErr
             hint="check HF_ENDPOINT, and whether a proxy or firewall answers in the hub's place",
         )
     if isinstance(error, httpx2.ProxyError):
-        return QvgError("the proxy refuses the connection to the hub", hint="check HTTPS_PROXY and NO_PROXY")
+        named = proxy_for(constants.ENDPOINT) or "HTTPS_PROXY"
+        return QvgError("the proxy refuses the connection to the hub", hint=f"check {named}, and NO_PROXY")
     if isinstance(error, OSError) and error.errno is not None:
         return disk_error(error, str(error.filename or constants.HF_HUB_CACHE), "HF_HOME")
     if isinstance(error, httpx2.TransportError):
+        proxy = proxy_for(constants.ENDPOINT)
+        way = f" by the proxy of {proxy}" if proxy else ""
         return QvgError(
-            f"no connection to {constants.ENDPOINT}: {error or type(error).__name__}",
-            hint=f"check the network, and HF_ENDPOINT if it is set; {_CONTINUES}",
+            f"no connection to {constants.ENDPOINT}{way}: {error or type(error).__name__}",
+            hint=f"check the {'proxy' if proxy else 'network'}, and HF_ENDPOINT if it is set; {_CONTINUES}",
         )
     return QvgError(f"{repository} was not fetched whole: {type(error).__name__}", hint=_CONTINUES)
 

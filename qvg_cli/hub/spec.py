@@ -89,7 +89,7 @@ def read_downloads() -> dict[str, Download]:
     """Everything that can be downloaded, by name."""
     found: dict[str, Download] = {}
     for path in sorted(configs_dir().glob("*.yaml")):
-        values: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        values: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
         if "download" in values:
             found[path.stem] = Download(
                 name=path.stem,

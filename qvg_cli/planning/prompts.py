@@ -6,6 +6,7 @@ import codecs
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ import yaml
 
 from qvg_cli.config.resources import pocket_grammar
 from qvg_cli.errors import UsageError
+from qvg_cli.text_files import decode_text, find_refused
 
 _SCHEDULE_UNITS = ("frame", "seconds", "chunk")
 _SCHEDULE_EXAMPLE = '{"frame": 33, "prompt": "..."}'
 _JOB_KEYS = ("prompt", "seed", "name")
+_COMMENT = "#"
+_MAX_WRITTEN = 500_000
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,8 @@ class Job:
     """One video to make.
 
     Attributes:
-        seed: Its own seed; none takes the run's.
-        name: Of its run folder; none makes one from the prompt.
+        seed: Its own seed; `None` takes the run's.
+        name: Of its run folder; `None` makes one from the prompt.
     """
 
     prompt: str
@@ -39,22 +43,45 @@ def check_prompt(prompt: str, place: str = "the prompt") -> str:
     """`prompt` without white space around it.
 
     Raises:
-        UsageError: Nothing is left, or it holds control characters.
+        UsageError: Nothing is left, or it holds a control character or a lone surrogate, which is named.
     """
     text = prompt.strip()
     if not text:
         raise UsageError(
             f"{place} is empty", hint='say what to show, for example qvg generate "a red ball bounces"'
         )
-    if not all(character.isprintable() or character.isspace() for character in text):
-        raise UsageError(f"{place} holds characters that cannot be printed", hint="write it as plain text")
+    if refused := find_refused(prompt):
+        raise UsageError(
+            f"{place}: {refused}", hint="leave it out; every other character of Unicode is taken"
+        )
+    written = len(text.encode("ascii", "backslashreplace"))
+    if written > _MAX_WRITTEN:
+        # run.yaml has to hold it, and is read back only up to a size.
+        raise UsageError(f"{place} is {written} characters long when it is written; {_MAX_WRITTEN} are taken")
     return text
+
+
+def prompt_of_argument(argument: str) -> str:
+    """The prompt that an argument means: itself, or where it is -, all of stdin.
+
+    Raises:
+        UsageError: stdin is closed, or no UTF-8 text.
+    """
+    if argument != "-":
+        return argument
+    if sys.stdin is None:
+        raise UsageError(
+            "- reads the prompt from stdin, which is closed", hint='write it: qvg generate "..."'
+        )
+    # Past what is taken, nobody waits for the rest.
+    content = sys.stdin.buffer.read(4 * _MAX_WRITTEN)
+    return decode_text(content, "cannot read the prompt from stdin").removeprefix("\ufeff")
 
 
 def read_jobs(path: Path, bad: list[UsageError] | None = None) -> list[Job]:
     """The jobs of a .txt file, a prompt a line, or of a .jsonl file, an object with `prompt` a line.
 
-    Empty lines are left out.
+    Empty lines, and those that begin with #, are left out.
 
     Args:
         bad: Takes what is wrong with lines that are no jobs, as long as another line is one.
@@ -62,7 +89,8 @@ def read_jobs(path: Path, bad: list[UsageError] | None = None) -> list[Job]:
     Raises:
         UsageError: The file cannot be read, or a line is no job; its number is named.
     """
-    if path.suffix not in (".txt", ".jsonl"):
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".jsonl"):
         raise UsageError(
             f"{path}: prompts are read from .txt or .jsonl", hint="rename the file by what it holds"
         )
@@ -70,10 +98,8 @@ def read_jobs(path: Path, bad: list[UsageError] | None = None) -> list[Job]:
     refused: list[UsageError] = []
     for place, line in _lines(path):
         try:
-            text = _decode(line, place)
-            jobs.append(
-                _parse_job(text, place) if path.suffix == ".jsonl" else Job(check_prompt(text, place))
-            )
+            text = decode_text(line, place).strip()
+            jobs.append(_parse_job(text, place) if suffix == ".jsonl" else Job(check_prompt(text, place)))
         except UsageError as error:
             if bad is None:
                 raise
@@ -86,27 +112,24 @@ def read_jobs(path: Path, bad: list[UsageError] | None = None) -> list[Job]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every line with text, and how messages call it; at least one."""
+    """Every line with text that is no comment, and how messages call it; at least one."""
     try:
-        lines = path.read_bytes().splitlines()
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        # Cut into lines by bytes, it would have as many wrong lines as it has lines.
+        decode_text(content, f"cannot read {path}")
     is_empty = True
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        if line.decode(errors="replace").strip():
+        text = line.decode(errors="replace").strip()
+        if text and not text.startswith(_COMMENT):
             is_empty = False
             yield f"{path} line {number}", line
     if is_empty:
         raise UsageError(f"{path} holds no prompt", hint="write one prompt a line")
-
-
-def _decode(line: bytes, place: str) -> str:
-    try:
-        return line.decode().strip()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{place}: it is not UTF-8 text") from error
 
 
 def _parse_object(text: str, place: str, example: str) -> dict[str, Any]:
@@ -162,11 +185,11 @@ def read_schedule(path: Path) -> list[ScheduledPrompt]:
     Raises:
         UsageError: The file cannot be read, or a line says no prompt or no place; its number is named.
     """
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         raise UsageError(f"{path}: a schedule is read from .jsonl", hint="rename the file by what it holds")
     scheduled = []
     for place, line in _lines(path):
-        entry = _parse_object(_decode(line, place), place, _SCHEDULE_EXAMPLE)
+        entry = _parse_object(decode_text(line, place).strip(), place, _SCHEDULE_EXAMPLE)
         units = [key for key in entry if key != "prompt"]
         if len(units) != 1 or units[0] not in _SCHEDULE_UNITS:
             raise UsageError(

@@ -20,7 +20,8 @@ from huggingface_hub import constants, get_token
 
 from qvg_cli import __version__
 from qvg_cli.config.resources import qvg_home
-from qvg_cli.errors import QvgError
+from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.hub.proxies import check_proxies, proxy_for
 from qvg_cli.hub.record import is_whole, read_record
 from qvg_cli.hub.spec import read_downloads
 from qvg_cli.redaction import redact
@@ -213,9 +214,15 @@ def _hub() -> Finding:
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", "note", f"offline mode, {token}", "unset HF_HUB_OFFLINE to download")
     try:
+        check_proxies()
+    except UsageError as error:
+        return Finding("hub", "problem", str(error), error.hint)
+    try:
         status = httpx2.head(constants.ENDPOINT, timeout=_HUB_SECONDS, follow_redirects=True).status_code
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        said = f"no connection to {constants.ENDPOINT}: {type(error).__name__}"
+        proxy = proxy_for(constants.ENDPOINT)
+        way = f" by the proxy of {redact(proxy)}" if proxy else ""
+        said = f"no connection to {constants.ENDPOINT}{way}: {type(error).__name__}"
         return Finding("hub", "note", said, "check the network, HTTPS_PROXY and HF_ENDPOINT to download")
     if status >= 500:
         return Finding("hub", "note", f"{constants.ENDPOINT} answers with status {status}", "try again later")

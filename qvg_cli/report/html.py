@@ -96,7 +96,7 @@ def gallery_page(root: Path, results: Sequence[Result]) -> str:
                 "video": _video(root, _main_video(result), result.figures),
                 "rows": short_rows(result),
                 "folder": relative,
-                "page": quote(f"{relative}/report.html")
+                "page": quote(os.fsencode(f"{relative}/report.html"))
                 if (result.folder / "report.html").is_file()
                 else None,
             }
@@ -131,7 +131,7 @@ def _video(base: Path, path: Path, figures: Mapping[str, Any]) -> dict[str, str 
         return None
     poster = poster_jpeg(path, figures["video_seconds"])
     return {
-        "source": quote(Path(os.path.relpath(path, base)).as_posix()),
+        "source": quote(os.fsencode(Path(os.path.relpath(path, base)).as_posix())),
         "poster": _encode(poster, "image/jpeg") if poster else None,
     }
 

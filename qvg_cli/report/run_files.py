@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.errors import UsageError
+from qvg_cli.text_files import read_text
 
 MEMORY, COMPARISON = "memory.json", "compare.json"
 _SCHEMAS = {MEMORY: 1, COMPARISON: 1}
@@ -74,6 +75,12 @@ def find_results(root: Path) -> list[Path]:
     return [path.parent for path in found if comparisons.isdisjoint(path.parent.parents)]
 
 
+def newest_file(folder: Path) -> float:
+    """When the report of the run or the comparison in `folder` was written, in seconds of the clock."""
+    reports = [folder / name for name in (COMPARISON, MEMORY)]
+    return max(path.stat().st_mtime for path in reports if path.is_file())
+
+
 def _result_files(root: Path) -> Iterator[Path]:
     for name in (COMPARISON, MEMORY):
         yield from root.rglob(name)
@@ -81,10 +88,8 @@ def _result_files(root: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+        figures = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is broken: {error}") from error
     schema = figures.get("schema") if isinstance(figures, dict) else None
     if not isinstance(schema, int):

@@ -22,6 +22,7 @@ from pydantic import Field, JsonValue, ValidationError
 from qvg_cli import __version__
 from qvg_cli.config.resources import qvg_home, weights_folder
 from qvg_cli.config.schema import Config, RunConfig
+from qvg_cli.environment import expand_user
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import find_family
@@ -78,7 +79,7 @@ def identify(config: RunConfig, device: str) -> Identity:
         settings=settings,
         device=device,
         weights=weights,
-        inputs={name: hash_file(Path(name).expanduser()) for name in files},
+        inputs={name: hash_file(expand_user(name)) for name in files},
         versions=_versions(device),
     )
 
@@ -192,6 +193,6 @@ def _leaves(values: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).expanduser().is_file()
+        return expand_user(text).is_file()
     except (OSError, ValueError, RuntimeError):
         return False

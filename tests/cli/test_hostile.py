@@ -39,7 +39,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(
         ("{a: " * 20_000, "brackets in brackets without end"),
         ("seed: " + "9" * 6000, "Exceeds the limit"),
         ("x" * 1_000_001, "settings have at most 1000000"),
-        ("prompt: \x1b[31m", "character number 9 cannot be printed"),
+        ("prompt: \x1b[31m", r"character 9 is U\+001B, a control character"),
         ('prompt: !!python/object/apply:os.system ["touch owned"]', "could not determine a constructor"),
         ("prompt: !!python/name:os.system", "could not determine a constructor"),
         ("? [1, 2]\n: x", "a setting's name must be a text"),

@@ -1,9 +1,12 @@
 """YAML says what it means: traps are refused by line, and what we write is read back."""
 
+import random
+
 import pytest
 
 from qvg_cli.config.yaml_text import format_yaml, parse_yaml
 from qvg_cli.errors import UsageError
+from qvg_cli.text_files import find_refused
 
 
 @pytest.mark.parametrize(
@@ -61,3 +64,47 @@ def test_any_text_that_is_written_is_read_back(text):
         "prompt": text,
         "nested": {"list": [text]},
     }
+
+
+def _read_back(texts):
+    for begin in range(0, len(texts), 400):
+        part = texts[begin : begin + 400]
+        assert parse_yaml(format_yaml({"prompt": part[0], "list": part}), "f") == {
+            "prompt": part[0],
+            "list": part,
+        }
+
+
+def test_all_of_unicode_that_a_prompt_may_hold_is_read_back():
+    taken = [chr(code) for code in range(0x110000) if not find_refused(chr(code))]
+    assert len(taken) == 0x110000 - 0x800 - (65 - 6)
+    _read_back(["".join(taken[begin : begin + 997]) for begin in range(0, len(taken), 997)])
+
+
+@pytest.mark.parametrize("form", ["{}", "a{}b", "a {} b", "{} a", "a {}"])
+def test_each_character_that_yaml_may_mind_is_read_back(form):
+    codes = [*range(0x500), *range(0x2000, 0x2100), 0xD7FF, 0xE000, *range(0xFDCF, 0xFDF1)]
+    codes += [0xFEFF, 0xFFFD, 0xFFFE, 0xFFFF, 0x10000, 0x1FFFE, 0x10FFFE, 0x10FFFF]
+    _read_back([form.format(chr(code)) for code in codes if not find_refused(chr(code))])
+
+
+def test_texts_of_every_mixture_are_read_back():
+    draw = random.Random(0)
+    pool = "ab :#'\"\\-?,[]{}&*!|>%@`\n\t\r\x85\u2028\u2029\ufeff\u200b\xa0\ufdd0\ue000"
+    _read_back(["".join(draw.choices(pool, k=draw.choice((1, 2, 3, 8, 130)))) for _ in range(2000)])
+
+
+def test_a_line_break_of_old_yaml_is_a_character():
+    assert parse_yaml("\ufeffa: one\x85two\u2028three\r\nb: 'x\u2029 y'\r\n", "f") == {
+        "a": "one\x85two\u2028three",
+        "b": "x\u2029 y",
+    }
+
+
+def test_two_escapes_of_json_are_one_character():
+    assert parse_yaml('a: "\\ud83d\\ude00"', "f") == {"a": "\U0001f600"}
+
+
+def test_a_control_character_is_named():
+    with pytest.raises(UsageError, match=r"^f: character 4 is U\+0007, a control character$"):
+        parse_yaml("a: \x07", "f")

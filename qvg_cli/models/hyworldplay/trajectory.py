@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qvg_cli.environment import expand_user
 from qvg_cli.errors import UsageError
 from qvg_cli.models.hyworldplay.pose import MAX_POSES, Command, parse_pose
+from qvg_cli.text_files import read_text
 
 Array = NDArray[np.float64]
 
@@ -31,11 +33,11 @@ TURN = math.radians(3.0)
 """Angle of a turn in one latent frame."""
 FOCAL_PIXELS = 969.6969696969696
 CENTRE_PIXELS = (960.0, 540.0)
-"""Of the lens that the model was trained with, a 1920x1080 camera, whatever the size of the video."""
+"""The lens that the model was trained with, of a 1920x1080 camera, whatever the size of the video."""
 _MIN_STEP = 1e-4
 _MIN_TURN_DEGREES = 0.05
 _TOLERANCE = 1e-3
-"""Of a rotation read from a file: files are written with few digits."""
+"""How far a rotation read from a file may be off: files are written with few digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +77,8 @@ def camera_path(pose: str) -> Trajectory:
     Raises:
         UsageError: The text or the file is not what it has to be; the place is named.
     """
-    if pose.strip().endswith(".json"):
-        return read_trajectory(Path(pose.strip()).expanduser())
+    if pose.strip().lower().endswith(".json"):
+        return read_trajectory(expand_user(pose.strip()))
     parsed = parse_pose(pose)
     return replace(walk(parsed.commands), notes=parsed.notes)
 
@@ -126,9 +128,7 @@ def read_trajectory(path: Path) -> Trajectory:
         UsageError: The file cannot be read, or an entry is not what it has to be; the entry is named.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the trajectory {path}: {error.strerror}") from error
+        entries = json.loads(read_text(path, "the trajectory"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the trajectory {path} is not JSON: {error}") from error
     if not isinstance(entries, dict) or not entries:

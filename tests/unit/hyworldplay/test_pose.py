@@ -118,3 +118,20 @@ def test_the_camera_stands_still_after_the_end_of_its_path():
     path = camera_path("w-2").take(5)
     assert path.actions == (0, 9, 9, 0, 0)
     assert (path.viewmats[2:] == path.viewmats[2]).all()
+
+
+@pytest.mark.parametrize("name", ["path.json", "PATH.JSON"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_trajectory_is_read_whatever_editor_wrote_it(tmp_path, name, mark):
+    lens = [[970, 0, 960], [0, 970, 540], [0, 0, 1]]
+    step = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0.08], [0, 0, 0, 1]]
+    file = tmp_path / name
+    file.write_bytes(mark + json.dumps({"0": {"extrinsic": step, "K": lens}}).encode())
+    assert camera_path(str(file)).viewmats[0, 2, 3] == pytest.approx(-0.08)
+
+
+def test_a_trajectory_in_another_encoding_is_told(tmp_path):
+    file = tmp_path / "path.json"
+    file.write_bytes("{}".encode("utf-16"))
+    with pytest.raises(UsageError, match=r"cannot read the trajectory .*: it is not UTF-8 text"):
+        camera_path(str(file))

@@ -1,0 +1,36 @@
+"""Variables of the environment that decide what a run does, checked before anything is loaded. No torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qvg_cli.errors import UsageError
+
+KERNELS = ("QVG_KERNELS", ("auto", "triton", "reference"))
+"""As `qvg_kernels.dispatch`, which imports torch."""
+_SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
+"""That huggingface_hub reads as whole numbers when it is imported."""
+
+
+def check_environment() -> None:
+    """Refuse values that nothing could be made of.
+
+    Raises:
+        UsageError: A variable has one; it is named.
+    """
+    variable, choices = KERNELS
+    asked = os.environ.get(variable)
+    if asked and asked not in choices:
+        raise UsageError(f"{variable}={asked} is not possible", hint=f"known: {', '.join(choices)}")
+    for name in _SECONDS:
+        value = os.environ.get(name)
+        if value is not None and not value.strip().isdecimal():
+            raise UsageError(
+                f"{name}={value} is not a whole number of seconds", hint="such as 10, or unset it"
+            )
+
+
+def expand_user(name: str | Path) -> Path:
+    """`name` with a leading ~ as a home folder; a user that is not there leaves it as it is."""
+    return Path(os.path.expanduser(name))
