@@ -6,7 +6,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
+<<<<<<< HEAD
 .PHONY: demo test test-slow test-browser lint fix docs build size
+=======
+.PHONY: demo test test-slow lint fix docs docs-check docs-pictures docs-site docs-screenshots build size
+>>>>>>> main
 
 demo: $(VENV)/run.stamp  ## one video from the built-in pocket model, with its memory report
 	$(BIN)/qvg generate
@@ -28,8 +32,25 @@ lint: $(VENV)/dev.stamp
 fix: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-docs: $(VENV)/dev.stamp  ## docs/cli.md from the --help of every command
+docs: $(VENV)/dev.stamp  ## docs/cli.md from the --help of every command, tables from qvg plan
 	$(BIN)/python scripts/write_cli_docs.py
+	$(BIN)/python -m scripts.docs.write_tables
+
+docs-check: $(VENV)/dev.stamp  ## whether they are up to date
+	$(BIN)/python scripts/write_cli_docs.py --check
+	$(BIN)/python -m scripts.docs.write_tables --check
+
+docs-pictures: $(VENV)/dev.stamp  ## the README's badges, animation and plots
+	$(BIN)/python -m scripts.docs.draw_badges docs/images
+	$(BIN)/python -m scripts.docs.draw_demo docs/images/demo.webp
+	$(BIN)/python -m scripts.docs.draw_memory_plot docs/images/why-two-bits.png
+	$(BIN)/python -m scripts.docs.draw_codec docs/images/codec.png
+
+docs-site: $(VENV)/docs.stamp  ## the documentation as a site, into build/site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs-screenshots: docs-site  ## its pages at desktop and phone width, into build/screenshots/; needs Chromium
+	$(BIN)/python -m scripts.docs.take_screenshots build/screenshots
 
 build: $(VENV)/dev.stamp  ## the wheel, into dist/
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
@@ -45,4 +66,9 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --editable ".[dev]"
+	touch $@ $(VENV)/run.stamp
+
+$(VENV)/docs.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable ".[docs]"
 	touch $@ $(VENV)/run.stamp

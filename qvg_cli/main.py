@@ -148,6 +148,27 @@ app.command(cls=_Command, epilog=EXIT_CODES)(doctor)
 app.command(cls=_Command, epilog=EXIT_CODES)(clean)
 
 
+@app.command("help", cls=_Command, epilog=EXIT_CODES)
+def help_(
+    context: typer.Context,
+    command: Annotated[
+        str | None, typer.Argument(metavar="COMMAND", help="A command of qvg.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what qvg can do, or what a command can, as --help does."""
+    from qvg_cli.config.load import unknown_name
+
+    assert context.parent is not None
+    commands = context.parent.command.commands  # type: ignore[attr-defined]
+    if command is None:
+        typer.echo(context.parent.get_help())
+        return
+    if command not in commands:
+        raise unknown_name("command", command, sorted(commands))
+    shown = commands[command]
+    typer.echo(shown.get_help(typer.Context(shown, info_name=command, parent=context.parent)))
+
+
 def main() -> None:
     """The entry point of the program `qvg`."""
     try:

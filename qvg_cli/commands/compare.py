@@ -66,7 +66,9 @@ def compare(
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(metavar="FOLDER", help="Results go to FOLDER/compare/<name>/, never over old ones."),
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="Results go to FOLDER/compare/<name>/, never over old ones."
+        ),
     ] = Path("results"),
     device: options.Device = None,
     config: options.ConfigFile = None,
@@ -84,8 +86,9 @@ def compare(
     report.html, compare.json, plots, and for every video a side-by-side MP4 and the run of each arm. The
     report's path goes to stdout, everything else to stderr.
     """
-    from qvg_cli.compare.variants import are_presets, find_arms, plan_arms
+    from qvg_cli.compare.variants import are_presets, find_arms, named_presets, plan_arms
     from qvg_cli.config.load import Request
+    from qvg_cli.engine.jobs import check_weights
 
     del verbose, debug
     console = Console(is_quiet=quiet)
@@ -105,9 +108,10 @@ def compare(
 
         resume_comparison(resume, console, is_json=json_)
         return
-    if not are_presets(arms or []):
+    arms = named_presets(arms or [])
+    if not are_presets(arms):
         _refuse_given(makes_videos)
-        found = find_arms(arms or [])
+        found = find_arms(arms)
 
         from qvg_cli.compare.run import compare_runs
 
@@ -140,8 +144,9 @@ def compare(
         ),
     )
     planned = plan_arms(
-        arms or [], request, console, prompts=prompts, seconds=seconds, frames=frames, num_seeds=seeds or 1
+        arms, request, console, prompts=prompts, seconds=seconds, frames=frames, num_seeds=seeds or 1
     )
+    check_weights(planned[0].videos[0])
 
     from qvg_cli.compare.run import compare_presets
 

@@ -26,7 +26,9 @@ def extend(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="PROMPT", help="What comes next. Without it, the prompt of the run.", show_default=False
+            metavar="PROMPT",
+            help="What comes next; - reads it from stdin. Without it, the prompt of the run.",
+            show_default=False,
         ),
     ] = None,
     backend: options.Backend = None,
@@ -40,7 +42,13 @@ def extend(
         typer.Option(help="New seconds, rounded up to the next possible length.", show_default=False),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(help="New pixel frames, those that one sees.", show_default=False)
+        int | None,
+        typer.Option(
+            "--frames",
+            "--num-frames",
+            help="New pixel frames, those that one sees, rounded up to the next possible number.",
+            show_default=False,
+        ),
     ] = None,
     segments: Annotated[
         int | None, typer.Option(metavar="N", help="longcat: new segments.", show_default=False)
@@ -70,7 +78,7 @@ def extend(
     its own, with the files that qvg generate makes.
     """
     from qvg_cli.config.load import Request
-    from qvg_cli.engine.jobs import plan_jobs
+    from qvg_cli.engine.jobs import check_weights, plan_jobs
     from qvg_cli.engine.sources import find_start
 
     del verbose, debug
@@ -137,6 +145,8 @@ def extend(
 
         show_plan(planned[:1], card, num_videos=len(planned), is_json=json_)
         return
+
+    check_weights(planned[0])
 
     from qvg_cli.commands.batch import make_videos
 

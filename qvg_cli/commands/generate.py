@@ -16,7 +16,9 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="PROMPT", help="What the video shows. Without it, the demo prompt.", show_default=False
+            metavar="PROMPT",
+            help="What the video shows; - reads it from stdin. Without it, the demo prompt.",
+            show_default=False,
         ),
     ] = None,
     backend: options.Backend = None,
@@ -63,7 +65,7 @@ def generate(
     """
     from qvg_cli.commands.shards import Shard
     from qvg_cli.config.load import Request
-    from qvg_cli.engine.jobs import Planned, plan_jobs
+    from qvg_cli.engine.jobs import Planned, check_weights, plan_jobs
 
     del verbose, debug
     options.check_video_options(
@@ -136,6 +138,8 @@ def generate(
 
         show_plan(planned[:1], card, num_videos=len(planned), is_json=json_)
         return
+
+    check_weights(planned[0])
 
     from qvg_cli.commands.batch import make_videos
 

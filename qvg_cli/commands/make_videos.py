@@ -159,7 +159,7 @@ def _keep(run: Run, error: Exception) -> None:
     """Keep what was made before `error`, and add to it what the user needs to know."""
     try:
         run.finish("failed")
-    except QvgError as second:
+    except Exception as second:
         error.add_note(str(second))
     error.add_note(run.kept())
     if suggestion := run.suggestion():

@@ -27,7 +27,10 @@ Seconds = Annotated[
 PixelFrames = Annotated[
     int | None,
     typer.Option(
-        help="Length in pixel frames, those that one sees. (Latent frames: --set video.frames=N.)",
+        "--frames",
+        "--num-frames",
+        help="Length in pixel frames, those that one sees, rounded up to the next possible one. "
+        "(Latent frames: --set video.frames=N.)",
         show_default=False,
     ),
 ]
@@ -42,7 +45,7 @@ Segments = Annotated[
 Size = Annotated[
     str | None,
     typer.Option(
-        metavar="HEIGHTxWIDTH", help="Size in pixels, the height first, such as 480x832.", show_default=False
+        metavar="WIDTHxHEIGHT", help="Size in pixels, the width first, such as 832x480.", show_default=False
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of the noise and the codecs.", show_default=False)]
@@ -50,8 +53,8 @@ Prompts = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Many videos: a .txt file with a prompt a line, or a .jsonl file with an object a line "
-        "(keys prompt, seed, name). With --segments: one video, a prompt for every clip of it.",
+        help="Many videos: a .txt file with a prompt a line (# begins a comment), or a .jsonl file with an "
+        "object a line (keys prompt, seed, name). With --segments: one video, a prompt for every clip of it.",
         show_default=False,
     ),
 ]
@@ -60,7 +63,7 @@ Schedule = Annotated[
     typer.Option(
         metavar="FILE",
         help="Prompts that change in the video: a .jsonl file with an object a line, prompt and where it "
-        "begins among the new frames (key frame, seconds or chunk).",
+        "begins among the new frames (key frame, seconds or chunk); rounded up to the next chunk.",
         show_default=False,
     ),
 ]
@@ -76,7 +79,7 @@ Sets = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="One setting, such as cache.block_size=16. Repeatable.",
+        help="One setting, such as video.fps=24. Repeatable.",
         show_default=False,
     ),
 ]
@@ -149,7 +152,9 @@ Sink = Annotated[
 ]
 Out = Annotated[
     Path,
-    typer.Option(metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."),
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."
+    ),
 ]
 VideosAsJson = Annotated[
     bool, typer.Option("--json", help="Print an object a video to stdout: paths and figures.")
@@ -192,24 +197,25 @@ def option_layers(
 ) -> list[Layer]:
     """The settings of options of their own, each with the option's name."""
     from qvg_cli.config.load import Layer
+    from qvg_cli.planning.prompts import prompt_of_argument
 
     layers = []
     if prompt is not None:
-        layers.append(Layer(prompt_option, {"prompt": prompt}))
+        layers.append(Layer(prompt_option, {"prompt": prompt_of_argument(prompt)}))
     if cache is not None:
         layers.append(Layer("--cache", {"cache": {"preset": cache}}))
     if size is not None:
-        height, width = _parse_size(size)
+        width, height = _parse_size(size)
         layers.append(Layer("--size", {"video": {"height": height, "width": width}}))
     if seed is not None:
         layers.append(Layer("--seed", {"seed": seed}))
     if device is not None:
-        layers.append(Layer("--device", {"device": device}))
+        layers.append(Layer("--device", {"device": device.lower()}))
     of_a_family = {
         "--pose": pose,
         "--pad-pose": pad_pose,
         "--image": image,
-        "--context": context,
+        "--context": None if context is None else context.lower(),
         "--window": window,
         "--sink": sink,
     }
@@ -274,9 +280,10 @@ def check_length_options(seconds: float | None, frames: int | None, segments: in
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-    height, separator, width = text.lower().partition("x")
+    """Width and height."""
+    width, separator, height = (part.strip() for part in text.lower().replace("\u00d7", "x").partition("x"))
     # Longer numbers than this Python does not even read.
     is_size = height.isdecimal() and width.isdecimal() and max(len(height), len(width)) < 10
     if not (separator and is_size):
-        raise UsageError(f"--size {text} is not of the form HEIGHTxWIDTH", hint="for example --size 480x832")
-    return int(height), int(width)
+        raise UsageError(f"--size {text} is not of the form WIDTHxHEIGHT", hint="for example --size 832x480")
+    return int(width), int(height)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.config.cache_presets import cache_label
-from qvg_cli.config.load import Request, unknown_name
+from qvg_cli.config.load import Request, known_name, unknown_name
 from qvg_cli.config.resources import preset_names
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.console import Console
@@ -44,6 +44,11 @@ class FinishedArm:
     name: str
     video: Planned
     run: Result
+
+
+def named_presets(arms: Sequence[str]) -> list[str]:
+    """The arms, presets under their own names however they were written."""
+    return [arm if Path(arm).is_dir() else known_name(arm, preset_names()) for arm in arms]
 
 
 def are_presets(arms: Sequence[str]) -> bool:

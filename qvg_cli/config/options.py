@@ -37,7 +37,7 @@ def parse_window(text: str) -> int | None:
     Raises:
         UsageError: It is neither.
     """
-    if text == "all":
+    if text.lower() == "all":
         return None
     if not text.isdecimal():
         raise UsageError(f"--window {text} is not a number of latent frames", hint="or all")

@@ -42,10 +42,10 @@ def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
 
 
 def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
-    """`config` with the length that gives exactly `wanted` pixel frames, beside those that are given.
+    """`config` with the shortest possible length of at least `wanted` pixel frames, beside those given.
 
     Raises:
-        UsageError: No length does; the message names the nearest that the model can make.
+        UsageError: There is none.
     """
     if wanted < 1:
         raise UsageError(f"--frames {wanted} is not a length", hint="the shortest video has 1 frame")
@@ -53,17 +53,20 @@ def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
     latent = _latent_frames(given + wanted)
     # Where no length near this one is possible, planning it says why.
     above = _next_possible(config, latent) or family.plan(with_frames(config, latent))
-    if above.num_pixel_frames == given + wanted:
-        return with_frames(config, above.num_frames)
-    below = _next_possible(config, above.num_frames - 1, direction=-1)
-    lengths = [plan.num_pixel_frames - given for plan in (below, above) if plan is not None]
-    near = ", ".join(str(length) for length in lengths if length > 0)
-    size = config.sampler.frames_per_chunk
-    raise UsageError(
-        f"--frames {wanted} does not fit chunks of {size} latent frames "
-        f"({size * above.pixel_frames_per_latent} pixel frames); nearest: {near}",
-        hint="or give --seconds, which takes the next possible length",
-    )
+    return with_frames(config, above.num_frames)
+
+
+def rounding_note(
+    config: RunConfig, plan: VideoPlan, *, seconds: float | None, frames: int | None
+) -> str | None:
+    """What to tell where `plan` is longer than was asked for; `None` where it is not."""
+    num_new = plan.num_pixel_frames - given_pixel_frames(config)
+    lasts = num_new / config.video.fps
+    if seconds is not None and abs(lasts - seconds) > 1e-6:
+        return f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s"
+    if frames is not None and num_new != frames:
+        return f"{frames} frames are not a possible length: the next one is {num_new} frames"
+    return None
 
 
 def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
@@ -97,12 +100,10 @@ def _latent_frames(wanted: int) -> int:
     return 1 + -(-(wanted - 1) // per_latent)
 
 
-def _next_possible(config: RunConfig, latent: int, *, direction: int = 1) -> VideoPlan | None:
-    """The plan of the possible length nearest to `latent` in one direction, itself included."""
+def _next_possible(config: RunConfig, latent: int) -> VideoPlan | None:
+    """The plan of the shortest possible length from `latent` on."""
     family = family_of(config)
-    for num_frames in range(latent, latent + direction * _REACH, direction):
-        if num_frames < 1:
-            break
+    for num_frames in range(latent, latent + _REACH):
         try:
             return family.plan(with_frames(config, num_frames))
         except UsageError:

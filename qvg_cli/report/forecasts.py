@@ -180,7 +180,10 @@ def _kinds_table(plannings: Sequence[Planning]) -> str:
     for kind in KINDS:
         values = [mib_text(planning.found.peak.bytes_by_kind[kind]) for planning in plannings]
         rows.append([f"  {_KIND_WORDS[kind]}", *values])
-    rows.append(["together", *(mib_text(planning.found.peak.total_bytes) for planning in plannings)])
+    rows.append(
+        ["together, prompts read", *(mib_text(planning.found.peak.total_bytes) for planning in plannings)]
+    )
+    rows.append(["most at any moment", *(mib_text(planning.found.device_bytes) for planning in plannings)])
     rows.append(["in chunk", *(str(planning.found.peak.chunk + 1) for planning in plannings)])
     cached = [planning.found.cache_peak for planning in plannings]
     ratios = [
@@ -193,7 +196,7 @@ def _kinds_table(plannings: Sequence[Planning]) -> str:
 
 def _time_table(plannings: Sequence[Planning]) -> str:
     moments = plannings[0].found.moments
-    rows = []
+    rows = [["prompts", "0", *(mib_text(planning.found.text_stage_bytes) for planning in plannings)]]
     for index in spread(len(moments), _MAX_CHUNKS):
         cells = [mib_text(planning.found.moments[index].total_bytes) for planning in plannings]
         rows.append([f"chunk {index + 1}", str(moments[index].num_frames), *cells])

@@ -3,9 +3,9 @@
 import pytest
 
 from qvg_cli.config.load import Request
-from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
+from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, rounding_note
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import load_config
+from qvg_cli.models.registry import load_config, plan_video
 
 
 @pytest.fixture
@@ -18,11 +18,19 @@ def test_pixel_frames_that_fit(config, pixel, latent):
     assert fit_pixel_frames(config, pixel).video.frames == latent
 
 
+@pytest.mark.parametrize(("wanted", "latent"), [(1, 3), (10, 6), (82, 24), (93, 24), (94, 27)])
+def test_pixel_frames_are_rounded_up_and_it_is_said(config, wanted, latent):
+    fitted = fit_pixel_frames(config, wanted)
+    assert fitted.video.frames == latent
+    made = 4 * latent - 3
+    said = f"{wanted} frames are not a possible length: the next one is {made} frames"
+    note = rounding_note(fitted, plan_video(fitted), seconds=None, frames=wanted)
+    assert note == (None if made == wanted else said)
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (82, "--frames 82 does not fit chunks of 3 latent frames (12 pixel frames); nearest: 81, 93"),
-        (1, "--frames 1 does not fit chunks of 3 latent frames (12 pixel frames); nearest: 9"),
         (0, "--frames 0 is not a length"),
         (
             5000,

@@ -86,17 +86,16 @@ def residual_of(
     """What bf16 centroids leave of the program's tokens: `[TILE_S, HEAD_DIM]` float32.
 
     Returns:
-        Also the rows of the tokens among those of all heads, and whether there are such tokens.
+        Also the numbers of the tokens, and whether there are such tokens.
     """
-    head = tl.program_id(1)
     tokens = tl.program_id(0) * TILE_S + tl.arange(0, TILE_S)
     is_token = tokens < num_tokens
-    row = head.to(tl.int64) * num_tokens + tokens
+    head = tl.program_id(1)
     # [TILE_S, HEAD_DIM]
     values = load_tokens(block, head_stride, token_stride, tokens, is_token, HEAD_DIM).to(tl.float32)
-    cluster = tl.load(ids + row, mask=is_token, other=0).to(tl.int32)
+    cluster = tl.load(ids + head.to(tl.int64) * num_tokens + tokens, mask=is_token, other=0).to(tl.int32)
     at = centroids + (head * count + cluster)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    return values - tl.load(at).to(tl.float32), row, is_token
+    return values - tl.load(at).to(tl.float32), tokens, is_token
 
 
 @triton.jit

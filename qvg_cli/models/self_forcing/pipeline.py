@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
+from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.base import Planner
 from qvg_cli.models.self_forcing.config import SelfForcingConfig
@@ -53,7 +54,7 @@ def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcin
 def _open_checkpoint(weights: Path, checkpoint: str | None) -> Checkpoint[SelfForcingTransformer]:
     """The transformer in the file `checkpoint`, or else the one of a weights folder."""
     folder = weights / "transformer"
-    source = _find_transformer(weights, folder) if checkpoint is None else Path(checkpoint).expanduser()
+    source = _find_transformer(weights, folder) if checkpoint is None else expand_user(checkpoint)
     if source == folder:
         return open_wan(SelfForcingTransformer, folder)
     if not source.is_file():

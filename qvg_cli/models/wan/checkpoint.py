@@ -194,7 +194,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     try:
         files = sorted(folder.glob("*.safetensors"))
         if index.exists():
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()
             files = [folder / name for name in sorted(set(names))]
     except (OSError, ValueError, LookupError, AttributeError) as error:
         raise MissingModelError(f"cannot read {index}: {error}") from error

@@ -78,13 +78,14 @@ def _extent_kernel(
 ):  # fmt: skip
     """Lowest residual and exact step of groups of SIZE channels, and the largest of each in this program."""
     GROUPS: tl.constexpr = HEAD_DIM // SIZE
-    residual, row, is_token = residual_of(
+    residual, tokens, is_token = residual_of(
         block, head_stride, token_stride, centroids, ids, count, num_tokens, HEAD_DIM, TILE_S
     )
     groups = tl.reshape(residual, [TILE_S, GROUPS, SIZE])
     low = tl.min(groups, 2)
     step = (tl.max(groups, 2) - low) / (2**BITS - 1)
     head = tl.program_id(1)
+    row = head.to(tl.int64) * num_tokens + tokens
     at = row[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
     tl.store(lows + at, low, mask=is_token[:, None])
     tl.store(steps + at, step, mask=is_token[:, None])
@@ -100,10 +101,11 @@ def _asymmetric_kernel(
 ):  # fmt: skip
     """Round groups of SIZE channels to levels from their stored low upwards, by their stored step."""
     GROUPS: tl.constexpr = HEAD_DIM // SIZE
-    residual, row, is_token = residual_of(
+    residual, tokens, is_token = residual_of(
         block, head_stride, token_stride, centroids, ids, count, num_tokens, HEAD_DIM, TILE_S
     )
     head = tl.program_id(1)
+    row = head.to(tl.int64) * num_tokens + tokens
     at = row[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
     # Two [TILE_S, GROUPS].
     step = e4m3_value(tl.load(steps + at, mask=is_token[:, None], other=0)) * tl.load(units + head * 2)

@@ -72,9 +72,10 @@ def _subtract_kernel(
     HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr,
 ):  # fmt: skip
     """Write residuals."""
-    residual, row, is_token = residual_of(
+    residual, tokens, is_token = residual_of(
         block, head_stride, token_stride, centroids, ids, count, num_tokens, HEAD_DIM, TILE_S
     )
+    row = tl.program_id(1).to(tl.int64) * num_tokens + tokens
     at = target + row[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
     tl.store(at, residual, mask=is_token[:, None])
 
@@ -87,11 +88,12 @@ def _symmetric_kernel(
     """Round groups of SIZE channels to levels that are symmetric about zero."""
     LARGEST: tl.constexpr = 2 ** (BITS - 1) - 1
     GROUPS: tl.constexpr = HEAD_DIM // SIZE
-    residual, row, is_token = residual_of(
+    residual, tokens, is_token = residual_of(
         block, head_stride, token_stride, centroids, ids, count, num_tokens, HEAD_DIM, TILE_S
     )
     groups = tl.reshape(residual, [TILE_S, GROUPS, SIZE])
     bits = e4m3_bits(tl.max(tl.abs(groups), 2) / LARGEST)
+    row = tl.program_id(1).to(tl.int64) * num_tokens + tokens
     at = scales + row[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
     tl.store(at, bits, mask=is_token[:, None])
     # A group whose scale underflows to zero keeps only its centroids.
