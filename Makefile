@@ -6,11 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-<<<<<<< HEAD
-.PHONY: demo test test-slow test-browser lint fix docs build size
-=======
-.PHONY: demo test test-slow lint fix docs docs-check docs-pictures docs-site docs-screenshots build size
->>>>>>> main
+.PHONY: demo test test-slow test-browser lint fix docs docs-check docs-pictures docs-site docs-screenshots build size
 
 demo: $(VENV)/run.stamp  ## one video from the built-in pocket model, with its memory report
 	$(BIN)/qvg generate
