@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qvg_cli.config.options import FamilyOption
     from qvg_cli.config.schema import RunConfig
     from qvg_cli.models.decoder import Decoder
+    from qvg_cli.models.parallel import Rows, Tokens
     from qvg_cli.planning.cache_forecast import CacheShape
     from qvg_cli.planning.cache_plan import Commit
     from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan
@@ -220,21 +221,6 @@ class Denoiser(Protocol):
         ...
 
 
-class Rows(Protocol):
-    """Who computes the rows of a guided step: this process alone, or two together."""
-
-    def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
-        """Predictions `[num_rows, ...]`; `predict` makes those of some rows."""
-        ...
-
-
-class AllRows(Rows):
-    """All rows here, in one model call."""
-
-    def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
-        return predict(slice(0, num_rows))
-
-
 class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""
 
@@ -246,9 +232,13 @@ class Pipeline(Protocol):
         """
         ...
 
+    def share(self, tokens: Tokens, rows: Rows) -> None:
+        """Compute with other processes: some tokens and heads, or rows of the guidance, of every call."""
+        ...
+
     @property
     def cache_shape(self) -> CacheShape:
-        """Keys and values of one video."""
+        """Keys and values of one video, of the heads that are computed here."""
         ...
 
     @property
