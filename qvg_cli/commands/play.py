@@ -123,12 +123,15 @@ def play(
         token = None if is_loopback(host) else secrets.token_urlsafe(16)
         server, first = _open(request, out, record, resume, console)
         address = page_address(host, listening.getsockname()[1], token)
-        console.note(f"play at {address}")
-        console.note("Ctrl-C ends it; the walk is saved then")
-        if not no_browser:
-            _open_browser(address)
         try:
+            console.note(f"play at {address}")
+            console.note("Ctrl-C ends it; the walk is saved then")
+            if not no_browser:
+                _open_browser(address)
             serve(server.app(first, token), listening)
+        except KeyboardInterrupt:
+            # The way to end it.
+            pass
         finally:
             server.close()
             for run in server.player.saved:

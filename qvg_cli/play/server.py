@@ -352,6 +352,5 @@ def web_server(app: Starlette) -> uvicorn.Server:
 
 
 def serve(app: Starlette, listening: socket.socket) -> None:
-    """Run until Ctrl-C or SIGTERM."""
-    with suppress(KeyboardInterrupt):
-        web_server(app).run(sockets=[listening])
+    """Run until Ctrl-C or SIGTERM, which raise `KeyboardInterrupt` when all connections are closed."""
+    web_server(app).run(sockets=[listening])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -133,7 +133,11 @@ class WalkFolder:
     def _write_chunk(self, number: int, chunk: Chunk, config: RunConfig) -> None:
         stem = self._parts / f"{number:05}"
         latents = save({"latents": chunk.latents.contiguous()})
-        about = {"seconds": round(chunk.seconds, 4), "memory": asdict(chunk.memory)}
+        about = {
+            "seconds": round(chunk.seconds, 4),
+            "frames": len(chunk.frames),
+            "memory": asdict(chunk.memory),
+        }
         write_whole(stem.with_suffix(".safetensors"), lambda part: part.write_bytes(latents))
         self._write_text(stem.with_suffix(".json"), json.dumps(about))
         # The video last: a chunk is known by it.
@@ -146,11 +150,10 @@ class WalkFolder:
         if not records:
             return
         samples = [MemorySample(**record["memory"]) for record in records]
-        chunk_seconds = [record["seconds"] for record in records]
         report = MemoryReport(
             plan_video(config), samples, config.video.fps, f"{cache_label(config.cache)} cache"
         )
-        about = _about(config, self._device, num_frames, chunk_seconds)
+        about = _about(config, self._device, num_frames, records)
         self._write_text(self.run.memory, json.dumps(report.to_json(about), indent=1) + "\n")
         write_whole(self.run.plot, report.save_plot)
         page = run_page(read_result(self.run.path))
@@ -236,9 +239,11 @@ def _settings(config: RunConfig, device: torch.device) -> dict[str, Any]:
 
 
 def _about(
-    config: RunConfig, device: torch.device, num_frames: int, chunk_seconds: list[float]
+    config: RunConfig, device: torch.device, num_frames: int, records: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    seconds = sum(chunk_seconds)
+    """What the walk was, in front of the figures of its memory."""
+    chunk_seconds = [record["seconds"] for record in records]
+    seconds, num_made = sum(chunk_seconds), sum(record["frames"] for record in records)
     return {
         "status": "complete",
         "backend": config.backend,
@@ -253,9 +258,9 @@ def _about(
         "latent_frames": config.video.frames,
         "pixel_frames": num_frames,
         "video_seconds": num_frames / config.video.fps,
-        "given_frames": 0,
+        "given_frames": num_frames - num_made,
         "seconds": round(seconds, 3),
-        "frames_per_second": round(num_frames / seconds, 3) if seconds else 0.0,
+        "frames_per_second": round(num_made / seconds, 3),
         "resumed_after": None,
         "chunk_seconds": chunk_seconds,
     }

@@ -28,7 +28,7 @@ LAYERS = (
     ("qvg_cli.cache", "qvg_cli.video"),
     ("qvg_cli.models",),
     ("qvg_cli.engine", "qvg_cli.hub"),
-    ("qvg_cli.report", "qvg_cli.runs", "qvg_cli.compare"),
+    ("qvg_cli.report", "qvg_cli.runs", "qvg_cli.compare", "qvg_cli.play"),
     ("qvg_cli.commands", "qvg_cli.compare.run"),
     ("qvg_cli.main", "qvg_cli.__main__"),
 )
