@@ -177,7 +177,8 @@ class Summary:
         card = torch.cuda.get_device_name(self._device)
         return (
             f"{cache}; weights, activations and cache together {mib_text(peak)} MiB at the peak, of "
-            f"{mib_text(whole)} MiB on {card}; {mib_text(reserved)} are still reserved, {mib_text(others)} are other programs', {mib_text(free)} are free"
+            f"{mib_text(whole)} MiB on {card}; {mib_text(reserved)} are still reserved, "
+            f"{mib_text(others)} are other programs', {mib_text(free)} are free"
         )
 
     def about(self) -> dict[str, Any]:
