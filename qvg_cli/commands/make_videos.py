@@ -165,6 +165,6 @@ def _keep(run: Run, error: Exception) -> None:
     if suggestion := run.suggestion():
         error.add_note(suggestion)
     if is_out_of_memory(error):
-        error.add_note(run.memory_note())
+        error.add_note(run.summary.memory_note())
         with suppress(QvgError):
             error.add_note(remedies_after(run.video.config, run.video.plan, is_gpu=run.device.type == "cuda"))

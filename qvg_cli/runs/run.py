@@ -27,7 +27,6 @@ from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
 from qvg_cli.report.html import run_page
-from qvg_cli.report.lack_of_memory import memory_breakdown
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
@@ -161,6 +160,8 @@ class Run:
                 if checkpoint is not None:
                     checkpoint.remove()
                 run.discard()
+                if failures:
+                    raise failures[0]
                 return
             assert checkpoint is not None
             writes = [
@@ -174,6 +175,7 @@ class Run:
                 pool.submit(attempt, lambda: self._join_video(checkpoint))
                 for write in writes:
                     attempt(write)
+        summary.times.end_loop()
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
             summary.status = "failed"
@@ -206,11 +208,6 @@ class Run:
         if not self.folder.state.exists():
             return None
         return f"go on with: qvg generate --resume {shlex.quote(str(self.folder.path))}"
-
-    def memory_note(self) -> str:
-        """What the cache and the device held when memory ran out."""
-        samples = self.summary.samples
-        return memory_breakdown(samples[-1] if samples else None, self.device)
 
     def figures(self) -> dict[str, Any]:
         """Paths and figures for `--json`."""

@@ -1,5 +1,6 @@
 """A run is written beside the making of it: one chunk behind at most, with a preview that plays."""
 
+import json
 import threading
 
 import numpy as np
@@ -97,6 +98,16 @@ def test_the_last_chunk_that_cannot_be_written_is_told_at_the_end(made):
     assert count_frames(run.folder.video) == run.summary.num_frames == 21
 
 
+def test_an_only_chunk_that_cannot_be_written_is_told_and_leaves_nothing(made):
+    run, results = made
+    first = next(results)
+    (run.folder.state / "00000.latents.safetensors").mkdir()
+    run.add(first)
+    with pytest.raises(QvgError, match=r"00000\.latents\.safetensors"):
+        run.finish("complete")
+    assert not run.folder.path.exists()
+
+
 def test_times_add_up(made):
     run, results = made
     for result in results:
@@ -105,5 +116,6 @@ def test_times_add_up(made):
     times = run.summary.times.figures()
     parts = ("start", "text", "model", "vae", "writing", "idle")
     assert sum(times[name] for name in parts) == pytest.approx(times["total"], abs=0.01)
+    assert json.loads(run.folder.memory.read_text())["times"] == run.figures()["times"] == times
     assert 0 < times["first_frame"] < times["total"]
     assert times["frames_per_second_with_vae"] < times["frames_per_second_without_vae"]
