@@ -224,7 +224,12 @@ def _with_option(layer: Layer, options: Sequence[FamilyOption]) -> Layer:
     for option in options:
         if option.flag == layer.source:
             # From Python, a number may be given where the command line has its text.
-            value = option.parse(option.type(layer.values[layer.source]))
+            given = layer.values[layer.source]
+            if option.is_repeatable:
+                texts = [given] if isinstance(given, str | Path) else given
+                value: object = [option.parse(option.type(text)) for text in texts]
+            else:
+                value = option.parse(option.type(given))
             return Layer(layer.source, _nest(option.setting, value))
     raise UsageError(
         f"{layer.source} is not an option of this backend", hint="give the one that has it with --backend"
