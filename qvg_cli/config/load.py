@@ -28,7 +28,7 @@ from qvg_cli.errors import UsageError
 from qvg_cli.text_files import find_unwritable, read_text
 
 DEFAULT_BACKEND = "self-forcing"
-_ABOUT_THE_FILE = ("summary", "licence", "provenance", "details", "download")
+_ABOUT_THE_FILE = ("summary", "licence", "claims", "provenance", "details", "download")
 """Sections of a file that describe it and set nothing."""
 _NAMES_BACKEND = re.compile(r"^(backend|family):", re.MULTILINE)
 
@@ -226,7 +226,7 @@ def _with_option(layer: Layer, options: Sequence[FamilyOption]) -> Layer:
             # From Python, a number may be given where the command line has its text.
             given = layer.values[layer.source]
             if option.is_repeatable:
-                texts = [given] if isinstance(given, str | Path) else given
+                texts: Sequence[Any] = [given] if isinstance(given, str | Path) else given
                 value: object = [option.parse(option.type(text)) for text in texts]
             else:
                 value = option.parse(option.type(given))
