@@ -28,7 +28,7 @@ from qvg_cli.errors import UsageError
 from qvg_cli.text_files import find_unwritable, read_text
 
 DEFAULT_BACKEND = "self-forcing"
-_ABOUT_THE_FILE = ("summary", "licence", "provenance", "details", "download")
+_ABOUT_THE_FILE = ("summary", "licence", "claims", "provenance", "details", "download")
 """Sections of a file that describe it and set nothing."""
 _NAMES_BACKEND = re.compile(r"^(backend|family):", re.MULTILINE)
 
@@ -229,7 +229,12 @@ def _with_option(layer: Layer, options: Sequence[FamilyOption]) -> Layer:
     for option in options:
         if option.flag == layer.source:
             # From Python, a number may be given where the command line has its text.
-            value = option.parse(option.type(layer.values[layer.source]))
+            given = layer.values[layer.source]
+            if option.is_repeatable:
+                texts: Sequence[Any] = [given] if isinstance(given, str | Path) else given
+                value: object = [option.parse(option.type(text)) for text in texts]
+            else:
+                value = option.parse(option.type(given))
             return Layer(layer.source, _nest(option.setting, value))
     raise UsageError(
         f"{layer.source} is not an option of this backend", hint="give the one that has it with --backend"

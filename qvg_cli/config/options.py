@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class FamilyOption:
         metavar: What `--help` shows in the value's place.
         type: That the command line is read as.
         parse: From that value to the setting's; a wrong one is a `UsageError`.
+        is_repeatable: Whether it may be given several times: the setting is the list of all values, parsed.
     """
 
     flag: str
@@ -29,6 +31,7 @@ class FamilyOption:
     metavar: str
     type: type[str] | type[int] | type[Path] = str
     parse: Callable[[Any], object] = lambda value: value
+    is_repeatable: bool = False
 
 
 def parse_window(text: str) -> int | None:
@@ -42,3 +45,23 @@ def parse_window(text: str) -> int | None:
     if not text.isdecimal():
         raise UsageError(f"--window {text} is not a number of latent frames", hint="or all")
     return int(text)
+
+
+def parse_lora(text: str) -> dict[str, object]:
+    """The setting of a `--lora`: FILE, or FILE:WEIGHT; a file whose name ends like the latter is taken first.
+
+    Raises:
+        UsageError: There is no file, or no number after it.
+    """
+    file, separator, weight = text.rpartition(":")
+    if not separator or Path(text).expanduser().is_file():
+        file, weight = text, "1"
+    try:
+        number = float(weight)
+    except ValueError as error:
+        raise UsageError(
+            f"--lora {text}: {weight!r} is not a weight", hint="for example --lora style.safetensors:0.8"
+        ) from error
+    if not file or not isfinite(number):
+        raise UsageError(f"--lora {text} is not FILE or FILE:WEIGHT", hint="for example --lora a.safetensors")
+    return {"file": file, "weight": number}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from qvg_cli.cache.kv_cache import KVCache
     from qvg_cli.config.options import FamilyOption
-    from qvg_cli.config.schema import RunConfig
+    from qvg_cli.config.schema import LoraConfig, RunConfig
     from qvg_cli.models.decoder import Decoder
     from qvg_cli.models.parallel import Rows, Tokens
     from qvg_cli.planning.cache_forecast import CacheShape
@@ -135,11 +135,21 @@ class Family(ABC, Generic[ConfigT]):
             MissingModelError: The weights are not there or not whole.
         """
 
-    def convert_checkpoint(self, source: Path, config: Mapping[str, object], folder: Path) -> None:
+    def convert_checkpoint(
+        self,
+        source: Path,
+        config: Mapping[str, object],
+        folder: Path,
+        *,
+        weights_key: str = "auto",
+        lora: Sequence[LoraConfig] = (),
+    ) -> None:
         """Write the published checkpoint `source` to `folder` as safetensors with a config.json.
 
         Args:
             config: What the model is built from.
+            weights_key: Which of its weights: "ema", "raw" or "auto", those that the authors run.
+            lora: Adapters to merge.
 
         Raises:
             MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
