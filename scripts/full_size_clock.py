@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -119,6 +120,10 @@ class TimedDecoder:
         self._clock.end_decoder("decode", began)
         return frames
 
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        """All frames in one part, timed as one."""
+        yield self.decode(latents)
+
 
 class NoDecoder:
     """Makes no pixels, and recalls latents as they were made."""
@@ -130,3 +135,7 @@ class NoDecoder:
     def decode(self, latents: Tensor) -> Tensor:
         """No frames."""
         return torch.empty(latents.shape[0], 0, 1, 1, 3, dtype=torch.uint8)
+
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        """No frames."""
+        yield self.decode(latents)
