@@ -154,9 +154,10 @@ def resolve(
 
 
 def backend_names() -> tuple[str, ...]:
-    """Names that `--backend` takes: the files of configs/ that say what backend or family they are."""
+    """Names that `--backend` takes, the default first: files of configs/ that say their backend or family."""
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(configs_dir().glob("*.yaml"))}
-    return tuple(name for name, text in texts.items() if _NAMES_BACKEND.search(text))
+    names = [name for name, text in texts.items() if _NAMES_BACKEND.search(text)]
+    return tuple(sorted(names, key=lambda name: name != DEFAULT_BACKEND))
 
 
 def known_name(name: object, known: Sequence[str]) -> Any:

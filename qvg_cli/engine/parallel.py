@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.errors import QvgError, UsageError, is_out_of_memory

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from qvg_cli.compare.lpips import find_network
 from qvg_cli.config.resources import weights_folder
 from qvg_cli.errors import MissingModelError
-from qvg_cli.hub import store
+from qvg_cli.models.self_forcing.family import SelfForcing
 
 CHECKPOINT = "checkpoints/self_forcing_dmd.pt"
 MODEL = "gdhe17/Self-Forcing"
@@ -186,7 +186,7 @@ def test_an_interrupted_conversion_leaves_nothing_half(published, qvg_download, 
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "convert_checkpoint", convert)
+        patch.setattr(SelfForcing, "convert_checkpoint", convert)
         result = qvg_download("self-forcing")
     assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert [path.name for path in folder.parent.iterdir()] == [".self-forcing.lock"]
@@ -204,7 +204,7 @@ def test_an_interrupted_update_keeps_the_old_folder(
     def convert(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "convert_checkpoint", convert)
+    monkeypatch.setattr(SelfForcing, "convert_checkpoint", convert)
     assert qvg_download("self-forcing", "--revision", f"{MODEL}=main").exit_code == 130
     assert record_of(downloaded) == before
     assert weights_folder("self-forcing") == downloaded
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_another_model_is_named_and_leaves_nothing(
     published.repositories[MODEL].push({CHECKPOINT: saved({"generator_ema": lacking})})
     result = qvg_download("self-forcing")
     assert result.exit_code == 3
-    assert "error: tensor proj_out.bias is missing from the checkpoint" in result.stderr
+    assert "error: tensor proj_out.bias is missing from " in result.stderr
     assert not folder.exists()
 
 
