@@ -120,10 +120,6 @@ class TimedDecoder:
         self._clock.end_decoder("decode", began)
         yield from parts
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
-        """All frames in one part, timed as one."""
-        yield self.decode(latents)
-
 
 class NoDecoder:
     """Makes no pixels, and recalls latents as they were made."""
