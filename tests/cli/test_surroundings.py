@@ -12,7 +12,7 @@ import torch
 from qvg_cli.device import resolve_device
 from qvg_cli.environment import KERNELS
 from qvg_cli.errors import UsageError, shown_error
-from qvg_kernels import dispatch
+from qvg_kernels.runtime import dispatch
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 

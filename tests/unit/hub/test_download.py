@@ -180,7 +180,7 @@ def test_what_is_missing_is_answered_with_the_command(qvg, hub, tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interrupted_conversion_leaves_nothing_half(published, qvg_download, folder, monkeypatch, error):
-    def convert(name, source, config, into):
+    def convert(family, source, config, into, **options):
         into.mkdir()
         (into / "diffusion_pytorch_model.safetensors").write_bytes(b"half")
         raise error
@@ -189,6 +189,7 @@ def test_an_interrupted_conversion_leaves_nothing_half(published, qvg_download, 
         patch.setattr(SelfForcing, "convert_checkpoint", convert)
         result = qvg_download("self-forcing")
     assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert "defect" not in result.stderr
     assert [path.name for path in folder.parent.iterdir()] == [".self-forcing.lock"]
     published.requests.clear()
     assert qvg_download("self-forcing").exit_code == 0
@@ -201,7 +202,7 @@ def test_an_interrupted_update_keeps_the_old_folder(
     published.repositories[MODEL].push({CHECKPOINT: saved({"generator": generator})})
     before = record_of(downloaded)
 
-    def convert(*_):
+    def convert(*given, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SelfForcing, "convert_checkpoint", convert)
