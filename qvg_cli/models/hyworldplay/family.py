@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvg_cli.config.options import FamilyOption, parse_window
+from qvg_cli.config.options import FamilyOption, parse_window, spaced_steps
 from qvg_cli.models.base import Family
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "Latent frames that are attended to, the chunk's own included; all is the whole history.",
             metavar="N",
             parse=parse_window,
+        ),
+        FamilyOption(
+            "--steps",
+            "sampler.steps",
+            "Denoising steps of a chunk, evenly spaced; the model was distilled to 4.",
+            metavar="N",
+            type=int,
+            parse=spaced_steps,
         ),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvg_cli.config.options import FamilyOption, parse_window
+from qvg_cli.config.options import FamilyOption, parse_window, spaced_steps
 from qvg_cli.models.base import Family
 
 if TYPE_CHECKING:
@@ -38,6 +38,21 @@ class SelfForcing(Family["SelfForcingConfig"]):
             "First latent frames that a window never drops.",
             metavar="N",
             type=int,
+        ),
+        FamilyOption(
+            "--position-span",
+            "sampler.position_span",
+            "Time positions that the frames in view are kept within.",
+            metavar="N",
+            type=int,
+        ),
+        FamilyOption(
+            "--steps",
+            "sampler.steps",
+            "Denoising steps of a chunk, evenly spaced; the model was distilled to 4.",
+            metavar="N",
+            type=int,
+            parse=spaced_steps,
         ),
     )
 
