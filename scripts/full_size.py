@@ -49,7 +49,7 @@ from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.runs.folder import write_whole
+from qvg_cli.files import write_whole
 from scripts.full_size_clock import Clock, NoDecoder, OutOfBudget, TimedDecoder
 from scripts.full_size_profile import profile
 from scripts.full_size_table import fill_page, table

@@ -1,4 +1,4 @@
-"""`qvg compare`: from the arguments to arms that are checked whole before anything heavy is loaded."""
+"""`qvg compare`: from the arguments to variants that are checked whole before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qvg_cli.errors import UsageError
 
 
 def compare(
-    arms: Annotated[
+    variants: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="A B [C ...]",
@@ -80,11 +80,11 @@ def compare(
 ) -> None:
     """Show what presets of the cache cost and lose beside the first of them.
 
-    All arms have the same prompts, seeds and noise; frames are compared before lossy coding. The folder gets
-    report.html, compare.json, plots, and for every video a side-by-side MP4 and the run of each arm. The
+    All variants have the same prompts, seeds and noise; frames are compared before lossy coding. The folder gets
+    report.html, compare.json, plots, and for every video a side-by-side MP4 and the run of each variant. The
     report's path goes to stdout, everything else to stderr.
     """
-    from qvg_cli.compare.variants import are_presets, find_arms, plan_arms
+    from qvg_cli.comparison.variants import are_presets, find_variants, plan_variants
     from qvg_cli.config.load import Request
 
     del verbose, debug
@@ -98,18 +98,18 @@ def compare(
     }  # fmt: skip
     if resume is not None:
         options.refuse_beside_resume(
-            {**makes_videos, "--lpips": lpips or None, "--device": device, "arms": arms or None}
+            {**makes_videos, "--lpips": lpips or None, "--device": device, "arms": variants or None}
         )
 
-        from qvg_cli.compare.run import resume_comparison
+        from qvg_cli.comparison.run import resume_comparison
 
         resume_comparison(resume, console, is_json=json_)
         return
-    if not are_presets(arms or []):
+    if not are_presets(variants or []):
         _refuse_given(makes_videos)
-        found = find_arms(arms or [])
+        found = find_variants(variants or [])
 
-        from qvg_cli.compare.run import compare_runs
+        from qvg_cli.comparison.run import compare_runs
 
         compare_runs(found, out, device or "auto", console, has_lpips=lpips, is_json=json_)
         return
@@ -139,11 +139,11 @@ def compare(
             prompt_option="--prompt",
         ),
     )
-    planned = plan_arms(
-        arms or [], request, console, prompts=prompts, seconds=seconds, frames=frames, num_seeds=seeds or 1
+    planned = plan_variants(
+        variants or [], request, console, prompts=prompts, seconds=seconds, frames=frames, num_seeds=seeds or 1
     )
 
-    from qvg_cli.compare.run import compare_presets
+    from qvg_cli.comparison.run import compare_presets
 
     compare_presets(planned, out, console, has_lpips=lpips, is_json=json_)
 
@@ -160,4 +160,4 @@ def _refuse_given(makes_videos: Mapping[str, object]) -> None:
 def _check_sets(sets: Sequence[str]) -> None:
     for text in sets:
         if text.partition("=")[0].strip() == "cache.preset":
-            raise UsageError(f"--set {text}: the presets are the arms", hint="name it as an arm instead")
+            raise UsageError(f"--set {text}: the presets are the variants", hint="name it as an variant instead")

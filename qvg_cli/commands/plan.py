@@ -53,7 +53,7 @@ def plan(
     whether the video fits, and if not, the first settings that would. Nothing is loaded.
     """
     from qvg_cli.commands.show_plan import show_plan
-    from qvg_cli.engine.forecasts import plan_caches
+    from qvg_cli.engine.jobs import plan_caches
 
     length.check()
     videos = plan_caches(
@@ -63,5 +63,6 @@ def plan(
         seconds=length.seconds,
         frames=length.frames,
         segments=length.segments,
+        is_made=False,
     )
-    show_plan(videos, card, num_videos=1, is_json=json_)
+    show_plan([video for (video,) in videos], card, num_videos=1, is_json=json_)

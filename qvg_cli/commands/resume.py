@@ -11,8 +11,8 @@ from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import load_config, plan_video
-from qvg_cli.report.run_files import read_result
-from qvg_cli.runs.folder import RunDir, finish_removal
+from qvg_cli.report.run_files import is_finished
+from qvg_cli.files import RunDir, finish_removal
 
 
 def resume_run(
@@ -45,7 +45,7 @@ def resume_run(
         config = fit_seconds(config, seconds)
     video = Planned(config, plan_video(config), folder.name)
 
-    from qvg_cli.commands.make_videos import resume_video
+    from qvg_cli.commands.batch import resume_video
 
     resume_video(video, run, console, is_json=is_json)
 
@@ -68,10 +68,3 @@ def find_run(folder: Path) -> RunDir:
             hint=f"make it again with --config {run.config}",
         )
     return run
-
-
-def is_finished(run: RunDir) -> bool:
-    """Whether a run has made everything that it was to make."""
-    if run.state.is_dir() or not run.memory.is_file():
-        return False
-    return bool(read_result(run.path).figures["status"] == "complete")

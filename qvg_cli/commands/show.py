@@ -87,7 +87,7 @@ def _text(result: Result) -> str:
 def _write_gallery(folder: Path) -> None:
     from qvg_cli.report.html import gallery_page
     from qvg_cli.report.run_files import find_results, read_result
-    from qvg_cli.runs.folder import write_whole
+    from qvg_cli.files import write_whole
 
     console = Console()
     results = []

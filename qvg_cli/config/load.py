@@ -169,6 +169,40 @@ def unknown_name(kind: str, name: object, known: Sequence[str]) -> UsageError:
     return UsageError(f"unknown {kind} {str(name)!r}", hint=f"{hint}known: {', '.join(known)}")
 
 
+def make_request(
+    backend: str | None = None,
+    *,
+    pocket: bool = False,
+    cache: str | None = None,
+    device: str | None = None,
+    file: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Request:
+    """What is asked for from Python.
+
+    Args:
+        cache: Name of a preset.
+        settings: By their dotted names, such as `{"sampler.window": 12}`.
+        options: Of the model's family, by their names in Python, such as `{"pad_pose": "hold"}`.
+    """
+    named = {"cache.preset": cache, "device": device}
+    layers = setting_layers({name: value for name, value in named.items() if value is not None})
+    layers += setting_layers(settings or {}) + option_layers(options or {})
+    return Request(backend, pocket, None if file is None else Path(file), options=layers)
+
+
+def setting_layers(settings: Mapping[str, Any]) -> list[Layer]:
+    """Settings by their dotted names."""
+    return [Layer(name, nest(name, value)) for name, value in settings.items()]
+
+
+def option_layers(options: Mapping[str, Any]) -> list[Layer]:
+    """Options of a family by their names in Python."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    return [Layer(flag, {flag: value}) for flag, value in flags.items()]
+
+
 def _read_layer(path: Path) -> Layer:
     values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):

@@ -14,7 +14,7 @@ from qvg_cli.config.schema import RunConfig, SourceConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import extension_of, load_config
 from qvg_cli.planning.chunks import pixel_frames
-from qvg_cli.runs.folder import RunDir, slug
+from qvg_cli.files import RunDir, slug
 from qvg_cli.text_files import find_unwritable
 from qvg_cli.video.clip import Clip, open_clip, survey_clip
 from qvg_cli.video.picture import address_in, fitting_note, open_image

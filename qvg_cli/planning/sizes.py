@@ -54,7 +54,7 @@ class ModelSizes:
         matrix_values: Weights that `memory.weights=fp8` stores in one byte each, of all blocks.
         text_encoder_bytes: Of the encoder that reads prompts and goes.
         token_bytes: Of a token that passes through the transformer, at the fullest moment.
-        text_bytes: Of text states that stay beside the transformer.
+        text_bytes: Of prompt embeddings that stay beside the transformer.
         latent_bytes: Of one value of latents as they are stored.
         rows: Items that pass in every denoising step: two with guidance.
         sink_frames: First latent frames that a window never drops.

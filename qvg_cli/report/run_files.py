@@ -97,3 +97,10 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise UsageError(f"{path} is not whole: it has no {key}", hint="make the run again")
     content: Mapping[str, Any] = figures
     return content
+
+
+def is_finished(run: RunDir) -> bool:
+    """Whether a run has made everything that it was to make."""
+    if run.state.is_dir() or not run.memory.is_file():
+        return False
+    return bool(read_result(run.path).figures["status"] == "complete")

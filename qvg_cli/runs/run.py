@@ -31,7 +31,7 @@ from qvg_cli.report.lack_of_memory import memory_breakdown
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
-from qvg_cli.runs.folder import RunDir, write_whole
+from qvg_cli.files import RunDir, write_whole
 from qvg_cli.runs.identity import identify
 from qvg_cli.runs.summary import Summary, Times
 from qvg_cli.runs.writer import Writer, copy_to_host

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qvg_cli.commands.make_videos import warn_of_memory
+from qvg_cli.runs.make import warn_of_memory
 from qvg_cli.config.load import Request
 from qvg_cli.console import Console
 from qvg_cli.engine.jobs import Planned

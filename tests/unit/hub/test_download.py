@@ -9,7 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from published import saved
 
-from qvg_cli.compare.lpips import find_network
+from qvg_cli.comparison.lpips import find_network
 from qvg_cli.config.resources import weights_folder
 from qvg_cli.errors import MissingModelError
 from qvg_cli.hub import store

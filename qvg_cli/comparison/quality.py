@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvg_cli.compare.metrics import psnr, ssim
-from qvg_cli.compare.spool import FrameSpool
+from qvg_cli.comparison.metrics import psnr, ssim
+from qvg_cli.comparison.spool import FrameSpool
 
 WINDOW_SECONDS = 2.0
 DIVERGENCE_DB = 30.0

@@ -1,4 +1,4 @@
-"""The comparison itself: every video of every arm, frame against frame, and the report on all of them."""
+"""The comparison itself: every video of every variant, frame against frame, and the report on all of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
-from qvg_cli.commands.make_videos import make_video, prompts_heard, warn_of_memory
-from qvg_cli.commands.resume import is_finished
-from qvg_cli.compare.lpips import PerceptualDistance, load_perceptual_distance
-from qvg_cli.compare.request import BEGUN, Begun, read_begun
-from qvg_cli.compare.spool import FrameSpool, check_space
-from qvg_cli.compare.variants import Arm, FinishedArm, comparison_name
-from qvg_cli.compare.video import compare_video
-from qvg_cli.compare.writer import SIDE_BY_SIDE, ComparisonWriter
+from qvg_cli.runs.make import make_video, prompts_heard, warn_of_memory
+from qvg_cli.report.run_files import is_finished
+from qvg_cli.comparison.lpips import PerceptualDistance, load_perceptual_distance
+from qvg_cli.comparison.request import BEGUN, Begun, read_begun
+from qvg_cli.comparison.spool import FrameSpool, check_space
+from qvg_cli.comparison.variants import Variant, FinishedVariant, comparison_name
+from qvg_cli.comparison.video import compare_video
+from qvg_cli.comparison.writer import SIDE_BY_SIDE, ComparisonWriter
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
@@ -34,7 +34,7 @@ from qvg_cli.models.decoder import redecode
 from qvg_cli.report.run_files import Result, read_result
 from qvg_cli.report.tables import comparison_tables
 from qvg_cli.report.words import short_prompt
-from qvg_cli.runs.folder import RunDir
+from qvg_cli.files import RunDir
 from qvg_cli.runs.run import Run
 from qvg_cli.video.io import check_encoder
 
@@ -87,18 +87,18 @@ def resume_hint(folder: Path) -> str:
 
 
 def compare_presets(
-    arms: Sequence[Arm], out: Path, console: Console, *, has_lpips: bool, is_json: bool
+    variants: Sequence[Variant], out: Path, console: Console, *, has_lpips: bool, is_json: bool
 ) -> None:
-    """Make every video with every arm, one prompt and seed after the other, and compare them.
+    """Make every video with every variant, one prompt and seed after the other, and compare them.
 
-    The model is loaded once; only one arm's cache is held at a time, so the device peak of each is its own.
+    The model is loaded once; only one variant's cache is held at a time, so the device peak of each is its own.
 
     Raises:
         QvgError: A video failed or was stopped; the prompts and seeds before it are reported on.
     """
     check_encoder()
-    rows = tuple(zip(*(arm.videos for arm in arms), strict=True))
-    begun = Begun(tuple(arm.name for arm in arms), rows, has_lpips)
+    rows = tuple(zip(*(variant.videos for variant in variants), strict=True))
+    begun = Begun(tuple(variant.name for variant in variants), rows, has_lpips)
     resolve_device(begun.rows[0][0].config.device)
     name = comparison_name(begun.names, [row[0] for row in begun.rows])
     with _new_folder(out / "compare", name) as folder:
@@ -133,7 +133,7 @@ def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> 
             if len(begun.rows) > 1:
                 seed, prompt = row[0].config.seed, short_prompt(row[0].config.prompt)
                 console.note(f"video {number}/{len(begun.rows)}, seed {seed}: {prompt!r}")
-            _compare_row(row, folder / name, begun.arm_folders, writer, engine, device, perceptual, console)
+            _compare_row(row, folder / name, begun.variant_folders, writer, engine, device, perceptual, console)
     except BaseException as error:
         _keep_report(writer, error)
         raise
@@ -142,7 +142,7 @@ def _compare(begun: Begun, folder: Path, console: Console, *, is_json: bool) -> 
 
 
 def compare_runs(
-    arms: Sequence[FinishedArm],
+    variants: Sequence[FinishedVariant],
     out: Path,
     device_name: str,
     console: Console,
@@ -156,20 +156,20 @@ def compare_runs(
         QvgError: Latents cannot be read.
     """
     check_encoder()
-    video = arms[0].video
+    video = variants[0].video
     device = resolve_device(device_name)
-    names = [arm.name for arm in arms]
+    names = [variant.name for variant in variants]
     perceptual = load_perceptual_distance() if has_lpips else None
     with _new_folder(out / "compare", comparison_name(names, [video])) as folder:
-        _check_space(folder, len(arms), video)
+        _check_space(folder, len(variants), video)
         console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
         engine = Engine.load_config(video.config, device)
-        writer = ComparisonWriter(folder, names, [arm.video.config for arm in arms], device, FROM_LATENTS)
-        with _spools(folder, len(arms), video) as spools:
-            for arm, spool in zip(arms, spools, strict=True):
-                console.note(f"{arm.name}: decoding {arm.run.folder}")
-                _decode_run(arm, engine, spool)
-            runs = [arm.run for arm in arms]
+        writer = ComparisonWriter(folder, names, [variant.video.config for variant in variants], device, FROM_LATENTS)
+        with _spools(folder, len(variants), video) as spools:
+            for variant, spool in zip(variants, spools, strict=True):
+                console.note(f"{variant.name}: decoding {variant.run.folder}")
+                _decode_run(variant, engine, spool)
+            runs = [variant.run for variant in variants]
             _measure(video, folder, runs, spools, writer, device, perceptual, console)
         _report(writer, console, is_json=is_json)
 
@@ -177,23 +177,23 @@ def compare_runs(
 def _compare_row(
     row: Sequence[Planned],
     folder: Path,
-    arm_folders: Sequence[str],
+    variant_folders: Sequence[str],
     writer: ComparisonWriter,
     engine: Engine,
     device: torch.device,
     perceptual: PerceptualDistance | None,
     console: Console,
 ) -> None:
-    """Make one prompt and seed with every arm, as far as it is not there, and compare what was made."""
+    """Make one prompt and seed with every variant, as far as it is not there, and compare what was made."""
     prompt_embeds: Mapping[int, Tensor] | None = None
     with _kept_if_filled(folder), _spools(folder, len(row), row[0]) as spools:
         runs = []
-        for name, arm_folder, video, spool in zip(writer.names, arm_folders, row, spools, strict=True):
+        for name, variant_folder, video, spool in zip(writer.names, variant_folders, row, spools, strict=True):
             stop_if_asked()
-            place = RunDir(folder / arm_folder)
+            place = RunDir(folder / variant_folder)
             if is_finished(place):
                 console.note(f"{name}: decoding {place.path}")
-                _decode_run(FinishedArm(name, video, read_result(place.path)), engine, spool)
+                _decode_run(FinishedVariant(name, video, read_result(place.path)), engine, spool)
                 runs.append(read_result(place.path))
                 continue
             if prompt_embeds is None:
@@ -228,26 +228,26 @@ def _measure(
     writer.add(video.config, path, runs, compared)
 
 
-def _decode_run(arm: FinishedArm, engine: Engine, spool: FrameSpool) -> None:
+def _decode_run(variant: FinishedVariant, engine: Engine, spool: FrameSpool) -> None:
     """Decode the latents of a run chunk by chunk, as the rollout that made them did."""
-    path = arm.run.folder / "latents.safetensors"
+    path = variant.run.folder / "latents.safetensors"
     try:
         latents = load_file(path)["latents"]
     except (OSError, KeyError, SafetensorError) as error:
         raise QvgError(f"cannot read {path}: {error}") from error
-    for frames in redecode(engine.pipeline.decoder(), arm.video.plan.chunks, latents):
+    for frames in redecode(engine.pipeline.decoder(), variant.video.plan.chunks, latents):
         spool.write(frames[0].numpy())
 
 
-def _check_space(folder: Path, num_arms: int, video: Planned) -> None:
+def _check_space(folder: Path, num_variants: int, video: Planned) -> None:
     size = video.config.video
-    num_frames = num_arms * video.plan.num_pixel_frames
+    num_frames = num_variants * video.plan.num_pixel_frames
     check_space(folder, num_frames=num_frames, height=size.height, width=size.width)
 
 
 @contextmanager
 def _spools(folder: Path, count: int, video: Planned) -> Iterator[list[FrameSpool]]:
-    """A spool for every arm, gone in the end."""
+    """A spool for every variant, gone in the end."""
     size = video.config.video
     with ExitStack() as stack:
         spools = [FrameSpool(folder, height=size.height, width=size.width) for _ in range(count)]
