@@ -1,4 +1,4 @@
-"""Functions of the Python API that need no torch; `import qvg_cli` offers them with the classes of the engine."""
+"""Functions of the Python API that need no torch; `import qvg_cli` offers them beside the engine."""
 
 from __future__ import annotations
 

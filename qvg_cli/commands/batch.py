@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from qvg_cli.runs.make import load, make_video, prompts_heard, warn_of_memory
-from qvg_cli.report.run_files import is_finished
 from qvg_cli.commands.shards import Shard, find_begun
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory, shown_error
+from qvg_cli.files import RunDir, prepare_folder
 from qvg_cli.interrupts import stop_if_asked
 from qvg_cli.logs import command_began
+from qvg_cli.report.run_files import is_finished
 from qvg_cli.report.words import short_prompt
-from qvg_cli.files import RunDir, prepare_folder
+from qvg_cli.runs.make import load, make_video, prompts_heard, warn_of_memory
 from qvg_cli.runs.run import Run
 from qvg_cli.runs.summary import Times
 from qvg_cli.video.io import check_encoder

@@ -29,11 +29,11 @@ def complete_cards(incomplete: str) -> list[str]:
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Folders of runs and comparisons below results/, by their path or by their name alone; and any path."""
-    folders = [path.parent for path in Path("results").glob("*/*/*") if path.name in ("run.yaml", "compare.json")]
-    runs = sorted({str(folder) for folder in folders if incomplete in ("", folder.name[: len(incomplete)])})
+    """Folders of runs and comparisons below results/, then any path."""
+    names = ("run.yaml", "compare.json")
+    folders = sorted(str(path.parent) for name in names for path in Path("results").glob(f"*/*/{name}"))
     paths = [f"{path}/" if Path(path).is_dir() else path for path in sorted(glob(f"{escape(incomplete)}*"))]
-    return list(dict.fromkeys([*runs, *_beginning(map(str, sorted(folders)), incomplete), *paths]))
+    return list(dict.fromkeys([*_beginning(folders, incomplete), *paths]))
 
 
 def complete_presets_and_runs(incomplete: str) -> list[str]:

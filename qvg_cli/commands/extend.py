@@ -70,7 +70,7 @@ def extend(
     request = model.request(size, family, prompting, run, prompt=prompt)
     if run.resume is not None:
         refused = ("--dry-run", *length.given(), "--prompts", "--config", "--schedule")
-        refuse_beside_resume(run, length, prompting, model, only=refused, VIDEO=video)
+        refuse_beside_resume(run, length, prompting, model, own={"VIDEO": video}, only=refused)
 
         from qvg_cli.commands.resume import resume_run
 

@@ -63,7 +63,7 @@ def generate(
     request = model.request(size, family, prompting, run, prompt=prompt)
     if run.resume is not None:
         refused = ("--dry-run", "--prompts", "--config", "--schedule", "--segments")
-        refuse_beside_resume(run, prompting, model, length, only=refused)
+        refuse_beside_resume(run, prompting, model, length, own={}, only=refused)
 
         from qvg_cli.commands.resume import resume_run
 

@@ -28,15 +28,12 @@ if TYPE_CHECKING:
     from qvg_cli.config.load import Layer, Request
     from qvg_cli.config.options import FamilyOption
 
-SIZE, PROMPTS, RUN, SETTINGS, OUTPUT = (
-    "Length and size",
-    "Prompts",
-    "Runs",
-    "Device and settings",
-    "What is shown",
-)
+SIZE, PROMPTS, RUN = "Length and size", "Prompts", "Runs"
+SETTINGS, OUTPUT = "Device and settings", "What is shown"
 FAMILY_PANEL = "Options of a family"
 """`--help` shows these under the name of each family that has them."""
+PANELS = ("Arguments", "Options", SIZE, PROMPTS, FAMILY_PANEL, RUN, SETTINGS, OUTPUT)
+"""Sections of `--help`, from what a newcomer needs to what few do."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,8 @@ class Options:
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
         """One for each option, as Typer reads them."""
-        return _parameters(cls)
+        hints = get_type_hints(cls, include_extras=True)
+        return [_keyword(field.name, hints[field.name], field.default) for field in fields(cls)]
 
     @classmethod
     def collect(cls, values: dict[str, Any]) -> Self:
@@ -128,9 +126,7 @@ class ModelOptions(Options):
         ),
     ] = None
 
-    def request(
-        self, *groups: Options, prompt: str | None = None, prompt_option: str = "PROMPT"
-    ) -> Request:
+    def request(self, *groups: Options, prompt: str | None = None, prompt_option: str = "PROMPT") -> Request:
         """What these and other options ask for."""
         from qvg_cli.config.load import Layer, Request
 
@@ -427,21 +423,18 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 def family_help(flag: str) -> dict[str, str]:
     """What `--help` says of an option under each family that has it."""
     return {
-        name: option.help
-        for name in FAMILIES
-        for option in find_family(name).options
-        if option.flag == flag
+        name: option.help for name in FAMILIES for option in find_family(name).options if option.flag == flag
     }
 
 
 def refuse_beside_resume(
-    *groups: Options, only: Collection[str] | None = None, **own: object
+    *groups: Options, own: Mapping[str, object], only: Collection[str] | None = None
 ) -> None:
     """Refuse options that a run which goes on cannot take.
 
     Args:
-        only: Those that it cannot take; `None` for all of the groups.
         own: The command's own arguments and options, by their names.
+        only: Those of the groups that it cannot take; `None` for all.
 
     Raises:
         UsageError: One was given.
@@ -463,12 +456,6 @@ def _parse_size(text: str) -> dict[str, int]:
     return {"height": int(height), "width": int(width)}
 
 
-@functools.cache
-def _parameters(group: type[Options]) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [_keyword(field.name, hints[field.name], field.default) for field in fields(group)]
-
-
 def _family_parameter(declared: Mapping[str, FamilyOption]) -> inspect.Parameter:
     first, *others = declared.values()
     kind = first.type if all(other.type is first.type for other in others) else str
@@ -483,9 +470,7 @@ def _family_parameter(declared: Mapping[str, FamilyOption]) -> inspect.Parameter
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _name(flag: str) -> str:

@@ -10,9 +10,9 @@ from qvg_cli.console import Console, show_data
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
 from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir, finish_removal
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.report.run_files import is_finished
-from qvg_cli.files import RunDir, finish_removal
 
 
 def resume_run(

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qvg_cli.report.run_files import is_finished
 from qvg_cli.config.load import Request
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import load_config
 from qvg_cli.files import RunDir, slug, write_whole
+from qvg_cli.models.registry import load_config
+from qvg_cli.report.run_files import is_finished
 from qvg_cli.runs.identity import are_settings_equal
 
 SCHEMA = 1

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.models.registry import find_family, plan_video
 from qvg_cli.files import slug, unique_names, write_whole
+from qvg_cli.models.registry import find_family, plan_video
 
 BEGUN = "begun.json"
 SCHEMA = 1

@@ -1,4 +1,4 @@
-"""The variants of a comparison before anything is loaded: presets that are still to run, or runs that are there.
+"""The variants of a comparison before anything is loaded: presets to run, or runs that are there.
 
 All variants have the same prompts, seeds, sizes and settings; only the cache may differ. No torch.
 """
@@ -16,9 +16,9 @@ from qvg_cli.config.resources import preset_names
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned, plan_caches
 from qvg_cli.errors import UsageError
+from qvg_cli.files import run_name, slug, unique_names
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.report.run_files import Result, read_result
-from qvg_cli.files import run_name, slug, unique_names
 
 _MAY_DIFFER = ("cache", "device")
 

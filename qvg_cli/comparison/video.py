@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvg_cli.report.comparison import db_text
 from qvg_cli.comparison.quality import FrameQuality, measure, video_figures
 from qvg_cli.comparison.side_by_side import SideBySide
 from qvg_cli.comparison.spool import FrameSpool
+from qvg_cli.report.comparison import db_text
 from qvg_cli.report.pictures import jpeg
 from qvg_cli.video.io import VideoWriter
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from qvg_cli.report.comparison import SCHEMA, variant_costs, with_baseline
 from qvg_cli.comparison.quality import DIVERGENCE_DB, WINDOW_SECONDS, mean_figures
 from qvg_cli.comparison.video import ComparedVideo
 from qvg_cli.config.schema import RunConfig
+from qvg_cli.files import write_whole
+from qvg_cli.report.comparison import SCHEMA, variant_costs, with_baseline
 from qvg_cli.report.html import comparison_page
 from qvg_cli.report.plots import save_cost_plot, save_quality_plot
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import COMPARISON, Result
-from qvg_cli.files import write_whole
 
 SIDE_BY_SIDE = "side-by-side.mp4"
 

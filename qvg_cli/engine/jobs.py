@@ -13,6 +13,7 @@ from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, fit_segments, 
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
+from qvg_cli.files import run_name, slug
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.prompts import (
@@ -24,7 +25,6 @@ from qvg_cli.planning.prompts import (
     read_schedule,
     unknown_words,
 )
-from qvg_cli.files import run_name, slug
 
 _MAX_WORDS = 8
 
@@ -85,7 +85,7 @@ def plan_jobs(
         config = take_picture(config, note, is_size_given=has_size(request))
     config = _with_length(config, seconds=seconds, frames=frames, segments=segments)
     plan = plan_video(config)
-    _note_length(note, config, plan, seconds)
+    _note_length(note, config, plan, seconds, frames)
     for text in plan.notes:
         note(text)
 
@@ -193,12 +193,19 @@ def _read_prompts(
 
 
 def _note_length(
-    note: Callable[[str], None], config: RunConfig, plan: VideoPlan, seconds: float | None
+    note: Callable[[str], None],
+    config: RunConfig,
+    plan: VideoPlan,
+    seconds: float | None,
+    wanted: int | None,
 ) -> None:
     given = given_pixel_frames(config)
     lasts = (plan.num_pixel_frames - given) / config.video.fps
     if seconds is not None and abs(lasts - seconds) > 1e-6:
         note(f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s")
+    if wanted is not None and plan.num_pixel_frames - given != wanted:
+        made = plan.num_pixel_frames - given
+        note(f"{wanted} frames are not a possible length: the next one is {made}")
     frames = f"{plan.num_pixel_frames} frames ({plan.num_frames} latent)"
     if given and config.source is not None:
         new = plan.num_frames - config.source.frames

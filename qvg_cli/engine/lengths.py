@@ -42,28 +42,16 @@ def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
 
 
 def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
-    """`config` with the length that gives exactly `wanted` pixel frames, beside those that are given.
+    """`config` with the shortest possible length of at least `wanted` pixel frames, beside what is given.
 
     Raises:
-        UsageError: No length does; the message names the nearest that the model can make.
+        UsageError: There is none.
     """
     if wanted < 1:
         raise UsageError(f"--frames {wanted} is not a length", hint="the shortest video has 1 frame")
-    family, given = family_of(config), given_pixel_frames(config)
-    latent = _latent_frames(given + wanted)
-    # Where no length near this one is possible, planning it says why.
-    above = _next_possible(config, latent) or family.plan(with_frames(config, latent))
-    if above.num_pixel_frames == given + wanted:
-        return with_frames(config, above.num_frames)
-    below = _next_possible(config, above.num_frames - 1, direction=-1)
-    lengths = [plan.num_pixel_frames - given for plan in (below, above) if plan is not None]
-    near = ", ".join(str(length) for length in lengths if length > 0)
-    size = config.sampler.frames_per_chunk
-    raise UsageError(
-        f"--frames {wanted} does not fit chunks of {size} latent frames "
-        f"({size * above.pixel_frames_per_latent} pixel frames); nearest: {near}",
-        hint="or give --seconds, which takes the next possible length",
-    )
+    latent = _latent_frames(given_pixel_frames(config) + wanted)
+    above = _next_possible(config, latent)
+    return with_frames(config, latent if above is None else above.num_frames)
 
 
 def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
@@ -78,9 +66,7 @@ def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
         )
     # A hair less, so that 0.1 s at 30 fps is 3 frames and not 4.
     wanted = max(1, math.ceil(seconds * config.video.fps - 1e-6))
-    latent = _latent_frames(given_pixel_frames(config) + wanted)
-    above = _next_possible(config, latent)
-    return with_frames(config, latent if above is None else above.num_frames)
+    return fit_pixel_frames(config, wanted)
 
 
 def shorter_lengths(config: RunConfig, plan: VideoPlan) -> list[RunConfig]:
@@ -97,12 +83,10 @@ def _latent_frames(wanted: int) -> int:
     return 1 + -(-(wanted - 1) // per_latent)
 
 
-def _next_possible(config: RunConfig, latent: int, *, direction: int = 1) -> VideoPlan | None:
-    """The plan of the possible length nearest to `latent` in one direction, itself included."""
+def _next_possible(config: RunConfig, latent: int) -> VideoPlan | None:
+    """The plan of the shortest possible length of at least `latent` frames."""
     family = family_of(config)
-    for num_frames in range(latent, latent + direction * _REACH, direction):
-        if num_frames < 1:
-            break
+    for num_frames in range(latent, latent + _REACH):
         try:
             return family.plan(with_frames(config, num_frames))
         except UsageError:

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig, SourceConfig
 from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir, slug
 from qvg_cli.models.registry import extension_of, load_config
 from qvg_cli.planning.chunks import pixel_frames
-from qvg_cli.files import RunDir, slug
 from qvg_cli.text_files import find_unwritable
 from qvg_cli.video.clip import Clip, open_clip, survey_clip
 from qvg_cli.video.picture import address_in, fitting_note, open_image
@@ -153,8 +153,9 @@ def _with_size(config: RunConfig, height: int, width: int) -> RunConfig:
 
 def has_size(request: Request) -> bool:
     """Whether a request names a size."""
-    asked = [layer.source for layer in request.options] + [text.partition("=")[0] for text in request.sets]
-    return any(name.strip() in ("--size", "video.height", "video.width") for name in asked)
+    asked = [f"video.{name}" for layer in request.options for name in layer.values.get("video", ())]
+    asked += [text.partition("=")[0].strip() for text in request.sets]
+    return not {"video.height", "video.width"}.isdisjoint(asked)
 
 
 def _after_clip(

@@ -126,7 +126,9 @@ def _in_words(
     suggestions = find_suggestions(config, plan, limit_bytes, is_gpu=is_gpu, has_text=has_text)
     if not suggestions:
         return no_suggestion(found, limit_bytes, has_text=has_text)
-    tried = ", or ".join(f"{suggestion.options} ({suggestion.device_bytes / MIB:.0f} MiB)" for suggestion in suggestions)
+    tried = ", or ".join(
+        f"{suggestion.options} ({suggestion.device_bytes / MIB:.0f} MiB)" for suggestion in suggestions
+    )
     return f"these would need less: {tried}"
 
 

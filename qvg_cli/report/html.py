@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qvg_cli.report.comparison import db_text, frame_time, summary_lines, window_label
 from qvg_cli.config.yaml_text import format_yaml
+from qvg_cli.report.comparison import db_text, frame_time, summary_lines, window_label
 from qvg_cli.report.pictures import poster_jpeg
 from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
@@ -61,7 +61,9 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
                 "source": quote(video["side_by_side"]),
                 "poster": poster,
                 "stills": stills,
-                "rows": quality_rows([{"name": variant["name"], "quality": variant} for variant in video["arms"]], fps),
+                "rows": quality_rows(
+                    [{"name": variant["name"], "quality": variant} for variant in video["arms"]], fps
+                ),
                 "runs": [(variant["name"], quote(variant["run"])) for variant in video["arms"]],
             }
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir
 from qvg_cli.text_files import read_text
 
 MEMORY, COMPARISON = "memory.json", "compare.json"

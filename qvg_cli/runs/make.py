@@ -137,4 +137,6 @@ def _keep(run: Run, error: Exception) -> None:
     if is_out_of_memory(error):
         error.add_note(run.memory_note())
         with suppress(QvgError):
-            error.add_note(suggestions_after(run.video.config, run.video.plan, is_gpu=run.device.type == "cuda"))
+            error.add_note(
+                suggestions_after(run.video.config, run.video.plan, is_gpu=run.device.type == "cuda")
+            )

@@ -24,6 +24,7 @@ from qvg_cli.device import attention_words
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError
+from qvg_cli.files import RunDir, write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
 from qvg_cli.report.html import run_page
@@ -31,7 +32,6 @@ from qvg_cli.report.lack_of_memory import memory_breakdown
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
-from qvg_cli.files import RunDir, write_whole
 from qvg_cli.runs.identity import identify
 from qvg_cli.runs.summary import Summary, Times
 from qvg_cli.runs.writer import Writer, copy_to_host

@@ -181,7 +181,7 @@ def test_the_page_needs_no_network_and_no_script(folder):
 def test_the_side_by_side_video_shows_the_frames_and_the_error(folder):
     path = folder / "a-red-ball-seed5" / "side-by-side.mp4"
     *_, last = read_frames(path)
-    # Enlarged four times, below a caption 24 high; the third variant is equal to the first: its error is black.
+    # Enlarged four times, below a caption 24 high; the third variant equals the first: its error is black.
     frames = [last[24 : 24 + 128, left : left + 256].astype(int) for left in (0, 260, 520)]
     assert np.abs(frames[0] - frames[2]).mean() < 5
     errors = [last[24 + 132 : 24 + 260, left : left + 256].astype(int) for left in (260, 520)]

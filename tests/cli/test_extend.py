@@ -187,8 +187,6 @@ def test_a_run_whose_clip_has_gone_is_a_clip_itself(clip, extended, qvg, tmp_pat
         (["short.mp4"], "error: no PROMPT given for what comes after short.mp4\n"),
         (["tall.mp4", "a"], "of its frames 29% would be left in a video 224 wide and 128 high, at least 70%"),
         (["clip.mp4", "--schedule", "s.jsonl"], "error: no PROMPT given for what comes after clip.mp4\n"),
-        (["clip.mp4", "a", "--frames", "10"], "error: --frames 10 does not fit chunks of 3 latent frames (12 "
-         "pixel frames); nearest: 12\n"),
         (["clip.mp4", "a", "--seconds", "0"], "error: --seconds 0.0 is not a length\n"),
         (["clip.mp4", "a", "--frames", "4080"], "positions; longest: 1023 latent frames (4089 pixel frames)"),
         (["clip.mp4", "a", "--segments", "2"], "error: --segments is not an option of self-forcing\n"),

@@ -5,7 +5,7 @@ import pytest
 from qvg_cli.config.load import Request
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import load_config
+from qvg_cli.models.registry import load_config, plan_video
 
 
 @pytest.fixture
@@ -13,16 +13,14 @@ def config():
     return load_config(Request()).config
 
 
-@pytest.mark.parametrize(("pixel", "latent"), [(9, 3), (21, 6), (81, 21), (4089, 1023)])
-def test_pixel_frames_that_fit(config, pixel, latent):
+@pytest.mark.parametrize(("pixel", "latent"), [(1, 3), (9, 3), (21, 6), (81, 21), (82, 24), (4089, 1023)])
+def test_pixel_frames_are_rounded_up(config, pixel, latent):
     assert fit_pixel_frames(config, pixel).video.frames == latent
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (82, "--frames 82 does not fit chunks of 3 latent frames (12 pixel frames); nearest: 81, 93"),
-        (1, "--frames 1 does not fit chunks of 3 latent frames (12 pixel frames); nearest: 9"),
         (0, "--frames 0 is not a length"),
         (
             5000,
@@ -31,9 +29,9 @@ def test_pixel_frames_that_fit(config, pixel, latent):
         ),
     ],
 )
-def test_pixel_frames_that_do_not_fit(config, wanted, message):
+def test_pixel_frames_that_are_no_length(config, wanted, message):
     with pytest.raises(UsageError) as caught:
-        fit_pixel_frames(config, wanted)
+        plan_video(fit_pixel_frames(config, wanted))
     assert str(caught.value) == message
 
 

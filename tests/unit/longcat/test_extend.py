@@ -158,7 +158,6 @@ def test_a_size_of_the_480p_class_is_fitted_to_the_clip(longcat_weights, tmp_pat
     [
         (["short.mp4", "a"], "the clip has 9 frames at 15 a second; this model goes on from 13 (0.87 s"),
         (["clip.mp4", "a", "--segments", "0"], "--segments 0 is not a number of segments"),
-        (["clip.mp4", "a", "--frames", "9"], "--frames 9 does not fit chunks of 2 latent frames"),
         (["clip.mp4", "--prompts", "p.txt", "--segments", "2"], "p.txt has 3 prompts for 2 new clips"),
         (["clip.mp4", "--prompts", "p.jsonl", "--segments", "1"], "a segment has no seed or name of its own"),
         (["clip.mp4", "a", "--schedule", "s.jsonl"], "s.jsonl line 1: chunk 4: there are 1 new chunks"),
