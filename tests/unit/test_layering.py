@@ -27,7 +27,7 @@ ARROWS = {
     "engine": "base kernels.spec config planning device cache video models",
     "report": "base kernels config planning video hub engine",
     "runs": "base kernels config planning device cache video models engine report",
-    "comparison": "base config planning device cache video models engine report runs",
+    "comparison": "base config device cache video models engine report runs",
     "api": "base config engine report",
     "commands": "base config planning device video models hub engine report runs comparison",
     "main": "base models commands",
