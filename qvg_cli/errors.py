@@ -45,6 +45,10 @@ class UsageError(QvgError):
     exit_code = 2
 
 
+class BusyError(QvgError):
+    """Another process works on the same run."""
+
+
 class MissingModelError(QvgError):
     """Weights or a helper program are not on this machine, or access to them was refused."""
 

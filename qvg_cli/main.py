@@ -21,6 +21,7 @@ from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
 from qvg_cli.commands.options import FAMILY_PANEL, PANELS, family_help
 from qvg_cli.commands.plan import plan
+from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_error, visible
 from qvg_cli.environment import check_environment
@@ -73,6 +74,13 @@ Examples:
   qvg plan --backend self-forcing --seconds 45 --cache int2 --cache bf16
   qvg plan --backend longcat --segments 10 --card "RTX 4090"
   qvg plan --backend hyworldplay --pose w-40,a-40 --card 24GiB --json"""
+
+_PLAY_EXAMPLES = """\b
+Examples:
+  qvg play
+  qvg play --backend hyworldplay --image street.jpg --record street
+  qvg play --backend self-forcing --pocket
+  qvg play --resume results/hyworldplay/NAME"""
 
 _SHOW_EXAMPLES = """\b
 Examples:
@@ -155,9 +163,31 @@ app.command(cls=_Command, epilog=f"{_EXTEND_EXAMPLES}\n\n{EXIT_CODES}")(extend)
 app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
 app.command(cls=_Command, epilog=f"{_COMPARE_EXAMPLES}\n\n{EXIT_CODES}")(compare)
 app.command(cls=_Command, epilog=f"{_PLAN_EXAMPLES}\n\n{EXIT_CODES}")(plan)
+app.command(cls=_Command, epilog=f"{_PLAY_EXAMPLES}\n\n{EXIT_CODES}")(play)
 app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)
 app.command(cls=_Command, epilog=EXIT_CODES)(doctor)
 app.command(cls=_Command, epilog=EXIT_CODES)(clean)
+
+
+@app.command("help", cls=_Command, epilog=EXIT_CODES)
+def help_(
+    context: typer.Context,
+    command: Annotated[
+        str | None, typer.Argument(metavar="COMMAND", help="A command of qvg.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what qvg can do, or what a command can, as --help does."""
+    from qvg_cli.config.load import unknown_name
+
+    assert context.parent is not None
+    commands = context.parent.command.commands  # type: ignore[attr-defined]
+    if command is None:
+        typer.echo(context.parent.get_help())
+        return
+    if command not in commands:
+        raise unknown_name("command", command, sorted(commands))
+    shown = commands[command]
+    typer.echo(shown.get_help(typer.Context(shown, info_name=command, parent=context.parent)))
 
 
 def main() -> None:

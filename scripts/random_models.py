@@ -22,7 +22,9 @@ from qvg_cli.models.longcat.layers import TransformerConfig
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.offload import STORAGE_DTYPE, Offload
 from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+from qvg_cli.models.vae_gpu import speed_up
 from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix, put_tensor
+from qvg_cli.models.wan.transformer import CausalWanTransformer
 
 _TEXT_TOKENS = 48
 """Rows of a prompt that are not zero: a long sentence."""
@@ -129,6 +131,8 @@ class RandomModels:
 
         self._fill(model, held_in, self.offload.load_device)
         self.offload.place_transformer(model, self.dtype)
+        if self.offload.is_fixed and isinstance(model, CausalWanTransformer):
+            model.capture_blocks()
         return model
 
     @cached_property
@@ -138,6 +142,8 @@ class RandomModels:
             vae = AutoencoderKLWan(**self.layout.vae)
         self._fill(vae, lambda name: self.dtype, self.offload.vae_load_device)
         self.offload.place_vae(vae)
+        if self.device.type == "cuda":
+            speed_up(vae)
         return vae
 
     def text_states(self, rows: int, num_tokens: int) -> Tensor:

@@ -18,7 +18,7 @@ from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.errors import Interrupted, QvgError, is_out_of_memory, shown_error
+from qvg_cli.errors import BusyError, Interrupted, QvgError, is_out_of_memory, shown_error
 from qvg_cli.files import RunDir, prepare_folder
 from qvg_cli.interrupts import stop_if_asked
 from qvg_cli.logs import command_began
@@ -61,9 +61,12 @@ def make_videos(
     batch = Batch(planned, folder, device, console, is_json=is_json, is_restarted=shard is not None)
     for error in bad:
         console.note(f"left out: {error}")
-    batch.make()
-    if shard is not None:
-        shard.write_manifest(folder, batch.videos, bad)
+    if shard is None:
+        batch.make()
+    else:
+        with shard.hold(folder):
+            batch.make()
+            shard.write_manifest(folder, batch.videos, bad)
         console.note(f"what has become of each video is in {shard.manifest(folder)}")
     failures = [*batch.failures, *bad]
     if len(planned) == 1 and batch.failures and not bad:
@@ -153,6 +156,11 @@ class Batch:
                 self._engine = load(video.config, self._device, self._console)
                 with times.measure("text"), prompts_heard(self._console):
                     self._engine.read_prompts(self._planned[number - 1 :])
+                # While that took its time, a part that overlaps with this one may have begun it.
+                begun = find_begun(self._folder, video) if self._is_restarted else None
+                if begun is not None and is_finished(begun):
+                    self._show_finished(video, begun)
+                    continue
             folder = begun or RunDir.create(self._folder.parent, self._folder.name, video.name)
             try:
                 run = Run(video, folder, self._device, self._console.note, times)
@@ -173,7 +181,7 @@ class Batch:
         show_data(json.dumps(shown) if self._is_json else str(run.video))
 
     def _note_failure(self, number: int, video: Planned, run: RunDir, error: Exception) -> None:
-        self._add(video, run, "failed")
+        self._add(video, run, "running" if isinstance(error, BusyError) else "failed")
         if len(self._planned) == 1:
             self.failures.append(error)
             return

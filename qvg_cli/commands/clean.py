@@ -24,9 +24,9 @@ def clean(
             metavar="NAME", help="What to remove, by the names that are shown without.", show_default=False
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where unfinished runs are looked for.")] = Path(
-        "results"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where unfinished runs are looked for.")
+    ] = Path("results"),
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, only show what would go.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
     debug: options.Debug = False,

@@ -96,11 +96,13 @@ def compare(
     gets report.html, compare.json, plots, and for every video a side-by-side MP4 and the run of each
     variant. The report's path goes to stdout, everything else to stderr.
     """
-    from qvg_cli.comparison.variants import are_presets, find_variants, plan_variants
+    from qvg_cli.comparison.variants import are_presets, find_variants, named_presets, plan_variants
+    from qvg_cli.engine.jobs import check_weights
 
     console = Console(is_quiet=output.quiet)
     own: dict[str, object] = {"--prompt": prompt, "--seeds": seeds}
     groups = (model, length, size, family, prompting)
+    variants = named_presets(variants or [])
     if resume is not None:
         own |= {"--lpips": lpips or None, "variants": variants or None}
         refuse_beside_resume(*groups, own=own)
@@ -108,7 +110,7 @@ def compare(
         from qvg_cli.comparison.run import resume_comparison
 
         comparison = resume_comparison(resume, console)
-    elif not are_presets(variants or []):
+    elif not are_presets(variants):
         given = [name for name, value in own.items() if value is not None]
         given += [name for group in groups for name in group.given() if name != "--device"]
         if given:
@@ -116,7 +118,7 @@ def compare(
                 f"{given[0]} has no effect on finished runs",
                 hint="leave it out, or compare presets instead of folders",
             )
-        found = find_variants(variants or [])
+        found = find_variants(variants)
 
         from qvg_cli.comparison.run import compare_runs
 
@@ -132,7 +134,7 @@ def compare(
                     f"--set {text}: the presets are the variants", hint="name it as a variant instead"
                 )
         planned = plan_variants(
-            variants or [],
+            variants,
             model.request(size, family, prompting, prompt=prompt, prompt_option="--prompt"),
             console.note,
             num_seeds=seeds or 1,
@@ -142,6 +144,8 @@ def compare(
             segments=length.segments,
             schedule=prompting.schedule,
         )
+
+        check_weights(planned[0].videos[0])
 
         from qvg_cli.comparison.run import compare_presets
 

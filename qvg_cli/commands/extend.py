@@ -46,7 +46,9 @@ def extend(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="PROMPT", help="What comes next. Without it, the prompt of the run.", show_default=False
+            metavar="PROMPT",
+            help="What comes next; - reads it from stdin. Without it, the prompt of the run.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -56,7 +58,7 @@ def extend(
     what it would have been if it had been made longer. Its folder is left as it is: the new video has one of
     its own, with the files that qvg generate makes.
     """
-    from qvg_cli.engine.jobs import plan_jobs
+    from qvg_cli.engine.jobs import check_weights, plan_jobs
     from qvg_cli.engine.sources import find_start
 
     prompting.check(prompt, length)
@@ -96,6 +98,8 @@ def extend(
 
         show_plan(planned[:1], run.card, num_videos=len(planned), is_json=run.json_)
         return
+
+    check_weights(planned[0])
 
     from qvg_cli.commands.batch import make_videos
 

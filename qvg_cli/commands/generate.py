@@ -33,7 +33,9 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="PROMPT", help="What the video shows. Without it, the demo prompt.", show_default=False
+            metavar="PROMPT",
+            help="What the video shows; - reads it from stdin. Without it, the demo prompt.",
+            show_default=False,
         ),
     ] = None,
     shard: Annotated[
@@ -54,7 +56,7 @@ def generate(
     The video's path goes to stdout, everything else to stderr.
     """
     from qvg_cli.commands.shards import Shard
-    from qvg_cli.engine.jobs import plan_jobs
+    from qvg_cli.engine.jobs import check_weights, plan_jobs
 
     prompting.check(prompt, length)
     length.check()
@@ -99,6 +101,8 @@ def generate(
 
         show_plan(planned[:1], run.card, num_videos=len(planned), is_json=run.json_)
         return
+
+    check_weights(planned[0])
 
     from qvg_cli.commands.batch import make_videos
 

@@ -104,7 +104,7 @@ class ModelOptions(Options):
         typer.Option(
             metavar="NAME", help="auto, cpu, cuda or cuda:N.", show_default=False, rich_help_panel=SETTINGS
         ),
-        Setting("device"),
+        Setting("device", str.lower),
     ] = None
     config: Annotated[
         Path | None,
@@ -120,7 +120,7 @@ class ModelOptions(Options):
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="One setting, such as cache.block_size=16. Repeatable.",
+            help="One setting, such as video.fps=24. Repeatable.",
             show_default=False,
             rich_help_panel=SETTINGS,
         ),
@@ -129,10 +129,11 @@ class ModelOptions(Options):
     def request(self, *groups: Options, prompt: str | None = None, prompt_option: str = "PROMPT") -> Request:
         """What these and other options ask for."""
         from qvg_cli.config.load import Layer, Request
+        from qvg_cli.planning.prompts import prompt_of_argument
 
         layers = [layer for group in (self, *groups) for layer in group.layers()]
         if prompt is not None:
-            layers.insert(0, Layer(prompt_option, {"prompt": prompt}))
+            layers.insert(0, Layer(prompt_option, {"prompt": prompt_of_argument(prompt)}))
         return Request(self.backend, self.pocket, self.config, self.set_ or (), layers)
 
 
@@ -183,8 +184,8 @@ class SizeOptions(Options):
     size: Annotated[
         str | None,
         typer.Option(
-            metavar="HEIGHTxWIDTH",
-            help="Size in pixels, the height first, such as 480x832.",
+            metavar="WIDTHxHEIGHT",
+            help="Size in pixels, the width first, such as 832x480.",
             show_default=False,
         ),
         Setting("video", lambda text: _parse_size(text)),
@@ -213,20 +214,27 @@ class SizeOptions(Options):
 
 
 @dataclass(frozen=True)
-class PromptOptions(Options):
-    """Which videos are made."""
+class SeedOptions(Options):
+    """What a video's noise is drawn from."""
 
     seed: Annotated[
         int | None,
         typer.Option(metavar="N", help="Of the noise and the codecs.", show_default=False),
         Setting("seed"),
     ] = None
+
+
+@dataclass(frozen=True)
+class PromptOptions(SeedOptions):
+    """Which videos are made."""
+
     prompts: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Many videos: a .txt file with a prompt a line, or a .jsonl file with an object a line "
-            "(keys prompt, seed, name). With --segments: one video, a prompt for every clip of it.",
+            help="Many videos: a .txt file with a prompt a line (# begins a comment), or a .jsonl file with "
+            "an object a line (keys prompt, seed, name). With --segments: one video, a prompt for every clip "
+            "of it.",
             show_default=False,
             rich_help_panel=PROMPTS,
         ),
@@ -236,7 +244,7 @@ class PromptOptions(Options):
         typer.Option(
             metavar="FILE",
             help="Prompts that change in the video: a .jsonl file with an object a line, prompt and where it "
-            "begins among the new frames (key frame, seconds or chunk).",
+            "begins among the new frames (key frame, seconds or chunk); rounded up to the next chunk.",
             show_default=False,
             rich_help_panel=PROMPTS,
         ),
@@ -259,8 +267,8 @@ class PromptOptions(Options):
 
 
 @dataclass(frozen=True)
-class RunOptions(Options):
-    """Where a run is kept, and whether it is made at all."""
+class CacheOptions(Options):
+    """How the history is kept."""
 
     cache: Annotated[
         str | None,
@@ -272,15 +280,21 @@ class RunOptions(Options):
         ),
         Setting("cache.preset"),
     ] = None
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Results go to FOLDER/<backend>/<name>/, never over old ones.",
-        ),
-    ] = Path("results")
+
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RunOptions(CacheOptions):
+    """Where a run is kept, and whether it is made at all."""
+
+    out: Out = Path("results")
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only tell what the video needs, as qvg plan does; nothing is made."),
@@ -356,8 +370,8 @@ class FamilyOptions(Options):
     """Options that families declare; a command takes those of all, and a run those of its own."""
 
     values: Mapping[str, Any]
-    goes_on: ClassVar[bool] = False
-    """Whether the command goes on from a video, so that no option says what the video begins with."""
+    command: ClassVar[str] = ""
+    """Name of the command, where some of the options would have no effect in it."""
 
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
@@ -382,10 +396,10 @@ class FamilyOptions(Options):
         declared: dict[str, dict[str, FamilyOption]] = {}
         for name in FAMILIES:
             family = find_family(name)
-            if cls.goes_on and not family.can_extend:
+            if cls.command == "extend" and not family.can_extend:
                 continue
             for option in family.options:
-                if not (cls.goes_on and option.is_of_first_frame):
+                if cls.command not in option.not_in:
                     declared.setdefault(option.flag, {})[name] = option
         return declared
 
@@ -393,7 +407,13 @@ class FamilyOptions(Options):
 class ExtendFamilyOptions(FamilyOptions):
     """Those of families that go on from a video."""
 
-    goes_on = True
+    command = "extend"
+
+
+class PlayFamilyOptions(FamilyOptions):
+    """Those of a video that is played."""
+
+    command = "play"
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -448,11 +468,11 @@ def refuse_beside_resume(
 
 
 def _parse_size(text: str) -> dict[str, int]:
-    height, separator, width = text.lower().partition("x")
+    width, separator, height = (part.strip() for part in text.lower().replace("\u00d7", "x").partition("x"))
     # Longer numbers than this Python does not even read.
     is_size = height.isdecimal() and width.isdecimal() and max(len(height), len(width)) < 10
     if not (separator and is_size):
-        raise UsageError(f"--size {text} is not of the form HEIGHTxWIDTH", hint="for example --size 480x832")
+        raise UsageError(f"--size {text} is not of the form WIDTHxHEIGHT", hint="for example --size 832x480")
     return {"height": int(height), "width": int(width)}
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qvg_cli.config.load import Request
 from qvg_cli.console import Console, show_data
-from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
+from qvg_cli.engine.jobs import Planned, check_weights
+from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, rounding_note
 from qvg_cli.errors import UsageError
 from qvg_cli.files import RunDir, finish_removal
 from qvg_cli.models.registry import load_config, plan_video
@@ -43,7 +43,11 @@ def resume_run(
         config = fit_pixel_frames(config, frames)
     if seconds is not None:
         config = fit_seconds(config, seconds)
-    video = Planned(config, plan_video(config), folder.name)
+    plan = plan_video(config)
+    if note := rounding_note(config, plan, seconds=seconds, frames=frames):
+        console.note(note)
+    video = Planned(config, plan, folder.name)
+    check_weights(video)
 
     from qvg_cli.commands.batch import resume_video
 

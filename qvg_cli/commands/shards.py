@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
+
 from qvg_cli.config.load import Request
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.files import RunDir, slug, write_whole
 from qvg_cli.models.registry import load_config
 from qvg_cli.report.run_files import is_finished
@@ -55,6 +58,29 @@ class Shard:
     def manifest(self, folder: Path) -> Path:
         """The file that says what has become of the part, written when all of it was tried."""
         return folder / f"{slug(self.file.stem) or 'prompts'}-{self.index}-of-{self.count}.json"
+
+    @contextmanager
+    def hold(self, folder: Path) -> Iterator[None]:
+        """Keep other processes from making this part in `folder`.
+
+        Raises:
+            UsageError: One is at it.
+        """
+        manifest = self.manifest(folder)
+        lock = FileLock(manifest.with_name(f".{manifest.stem}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"another qvg makes --shard {self.index}/{self.count} of {self.file} in {folder}",
+                hint="wait for it, or give another part or another folder",
+            ) from error
+        except OSError as error:
+            raise QvgError(f"cannot write to {folder}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def write_manifest(
         self, folder: Path, videos: Sequence[dict[str, Any]], left_out: Sequence[Exception]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,10 @@ from qvg_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from qvg_cli.report.run_files import Result
+    from qvg_cli.report.unfinished import Unfinished
 
 _MAX_CHUNKS = 12
+_MAX_UNFINISHED = 5
 
 
 def show(
@@ -29,9 +32,9 @@ def show(
             autocompletion=complete_runs,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the newest is looked for.")] = Path(
-        "results"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the newest is looked for.")
+    ] = Path("results"),
     gallery: Annotated[
         Path | None,
         typer.Option(
@@ -45,31 +48,49 @@ def show(
     ] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Print the figures of a run or a comparison."""
+    """Print the figures of a run or a comparison; of one that was cut off, how far it is."""
     del debug
     if gallery is not None:
         if run is not None or json_:
             raise UsageError("--gallery is given alone", hint="qvg show --gallery results")
         _write_gallery(gallery)
         return
+    from qvg_cli.report.unfinished import Unfinished
+
     result = _find(run, out)
+    if isinstance(result, Unfinished):
+        show_data(json.dumps(result.to_json()) if json_ else result.line())
+        return
     if json_:
         show_data(json.dumps({"folder": str(result.folder), **result.figures}))
     else:
         show_data(_text(result))
 
 
-def _find(run: Path | None, out: Path) -> Result:
-    from qvg_cli.report.run_files import find_results, read_result
+def _find(run: Path | None, out: Path) -> Result | Unfinished:
+    from qvg_cli.report.run_files import find_results, newest_file, read_result
+    from qvg_cli.report.unfinished import find_unfinished, is_unfinished, modified, read_unfinished
 
     if run is not None:
-        return read_result(run)
+        return read_unfinished(run) if is_unfinished(run) else read_result(run)
     folders = find_results(out)
-    if not folders:
+    unfinished = find_unfinished(out)
+    if not folders and not unfinished:
         raise UsageError(
             f"no run in {out}", hint="make one with qvg generate, or name another folder with --out"
         )
+    if unfinished and (not folders or modified(unfinished[0]) > newest_file(folders[0])):
+        return unfinished[0]
+    _note_unfinished(unfinished)
     return read_result(folders[0])
+
+
+def _note_unfinished(unfinished: Sequence[Unfinished]) -> None:
+    console = Console()
+    for each in unfinished[:_MAX_UNFINISHED]:
+        console.note(each.line())
+    if len(unfinished) > _MAX_UNFINISHED:
+        console.note(f"and {len(unfinished) - _MAX_UNFINISHED} more that are not finished")
 
 
 def _text(result: Result) -> str:
@@ -92,6 +113,7 @@ def _write_gallery(folder: Path) -> None:
     from qvg_cli.files import write_whole
     from qvg_cli.report.html import gallery_page
     from qvg_cli.report.run_files import find_results, read_result
+    from qvg_cli.report.unfinished import find_unfinished
 
     console = Console()
     results = []
@@ -100,6 +122,7 @@ def _write_gallery(folder: Path) -> None:
             results.append(read_result(found))
         except UsageError as error:
             console.note(f"left out: {error}")
+    _note_unfinished(find_unfinished(folder))
     if not results:
         raise UsageError(f"no run in {folder}", hint="make one with qvg generate --out FOLDER")
     page = folder / "index.html"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.config.cache_presets import cache_label
-from qvg_cli.config.load import Request, unknown_name
+from qvg_cli.config.load import Request, known_name, unknown_name
 from qvg_cli.config.resources import preset_names
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned, plan_caches
@@ -43,6 +43,11 @@ class FinishedVariant:
     name: str
     video: Planned
     run: Result
+
+
+def named_presets(variants: Sequence[str]) -> list[str]:
+    """The variants, presets under their own names however they were written."""
+    return [each if Path(each).is_dir() else known_name(each, preset_names()) for each in variants]
 
 
 def are_presets(variants: Sequence[str]) -> bool:

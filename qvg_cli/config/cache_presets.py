@@ -41,7 +41,10 @@ def merge_cache(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, An
     for source, section in layers:
         # From the general to the special, whatever the order in the file.
         if "preset" in section:
-            merged.update(read_preset(section["preset"], source), preset=section["preset"])
+            preset = section["preset"]
+            if isinstance(preset, str) and preset.lower() in preset_names():
+                preset = preset.lower()
+            merged.update(read_preset(preset, source), preset=preset)
         for side in SIDES:
             side_section = _side_section(section, side, source)
             if "preset" in side_section:
@@ -64,6 +67,8 @@ def read_preset(name: object, source: str) -> dict[str, Any]:
         UsageError: There is no such preset.
     """
     known = preset_names()
+    if isinstance(name, str) and name.lower() in known:
+        name = name.lower()
     if name not in known:
         near = get_close_matches(str(name), known, n=1, cutoff=0.5)
         nearest = f"nearest: {near[0]}; " if near else ""

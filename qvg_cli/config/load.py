@@ -109,7 +109,7 @@ def read_backend(request: Request) -> Backend:
     user = [_read_layer(request.file)] if request.file else []
     user += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
     named = [layer.values["backend"] for layer in user if "backend" in layer.values]
-    name = request.backend or (named[-1] if named else DEFAULT_BACKEND)
+    name = known_name(request.backend or (named[-1] if named else DEFAULT_BACKEND), backend_names())
     if name not in backend_names():
         raise unknown_name("backend", name, backend_names())
     builtin = _read_layer(configs_dir() / f"{name}.yaml")
@@ -160,6 +160,11 @@ def backend_names() -> tuple[str, ...]:
     """Names that `--backend` takes: the files of configs/ that say what backend or family they are."""
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(configs_dir().glob("*.yaml"))}
     return tuple(name for name, text in texts.items() if _NAMES_BACKEND.search(text))
+
+
+def known_name(name: object, known: Sequence[str]) -> Any:
+    """The one of `known` that `name` is but for capitals; `name` itself where there is none."""
+    return next((each for each in known if isinstance(name, str) and each == name.lower()), name)
 
 
 def unknown_name(kind: str, name: object, known: Sequence[str]) -> UsageError:

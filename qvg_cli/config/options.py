@@ -22,7 +22,7 @@ class FamilyOption:
         type: That the command line is read as.
         parse: From that value to the setting's; a wrong one is a `UsageError`.
         needs: Another setting and the value without which the option has no effect, and is refused.
-        is_of_first_frame: Whether it says what a video begins with: no option where a video is gone on from.
+        not_in: Commands that have not got it, since it would have no effect there.
     """
 
     flag: str
@@ -32,7 +32,7 @@ class FamilyOption:
     type: type[str] | type[int] | type[float] | type[Path] = str
     parse: Callable[[Any], object] = lambda value: value
     needs: tuple[str, object] | None = None
-    is_of_first_frame: bool = False
+    not_in: tuple[str, ...] = ()
 
     def read(self, value: object) -> object:
         """The setting's value; from Python, a number may be given where the command line has its text.
@@ -56,7 +56,7 @@ def parse_window(text: str) -> int | None:
     Raises:
         UsageError: It is neither.
     """
-    if text == "all":
+    if text.lower() == "all":
         return None
     if not text.isdecimal():
         raise UsageError(f"--window {text} is not a number of latent frames", hint="or all")

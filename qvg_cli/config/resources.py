@@ -11,7 +11,7 @@ from qvg_cli.errors import MissingModelError
 
 _PACKAGE = Path(__file__).parents[1]
 _OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
-"""Of the families whose built-in model understands other prompts than the first one."""
+"""Families whose built-in model understands other prompts than the first one."""
 
 
 @cache
@@ -56,8 +56,10 @@ def weights_folder(name: str) -> Path:
     folders = [_PACKAGE / "data" / name, qvg_home() / name] if is_name else [expand_user(name)]
     for folder in folders:
         if folder.is_dir():
-            if folder.parent == qvg_home():
-                _check_links(folder)
+            for path in folder.rglob("*") if folder.parent == qvg_home() else ():
+                if not path.exists():
+                    hint = f"fetch it again with: qvg download {folder.name}"
+                    raise MissingModelError(f"{path} links to a file that has gone", hint=hint)
             return folder
     hint = "use --pocket for the built-in weights, or --set model.weights=FOLDER for your own"
     if is_name and (configs_dir() / f"{name}.yaml").is_file():
@@ -67,16 +69,28 @@ def weights_folder(name: str) -> Path:
     raise MissingModelError(f"no weights at {folders[-1]}", hint=hint)
 
 
+def check_weights(weights: str, checkpoint: str | None = None) -> None:
+    """Notice in no time what would be missed after seconds of loading.
+
+    Args:
+        checkpoint: A file that takes the place of the transformer.
+
+    Raises:
+        MissingModelError: There is no such folder, or no model in it, or no such file.
+    """
+    folder = weights_folder(weights)
+    if not (folder / "vae").is_dir():
+        raise MissingModelError(
+            f"{folder} holds no model: it has no folder vae",
+            hint="name the folder that has it with model.weights",
+        )
+    if checkpoint is not None and not expand_user(checkpoint).is_file():
+        raise MissingModelError(f"model.checkpoint={checkpoint} is no file")
+
+
 def is_shipped(weights: Path) -> bool:
     """Whether a folder of weights is the package's own."""
     return weights.is_relative_to(_PACKAGE)
-
-
-def _check_links(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if not path.exists():
-            hint = f"fetch it again with: qvg download {folder.name}"
-            raise MissingModelError(f"{path} links to a file that has gone", hint=hint)
 
 
 def pocket_grammar(family: str) -> Path:
@@ -90,6 +104,6 @@ def lpips_heads() -> Path:
 
 
 def checkout_dir() -> Path | None:
-    """The git checkout that this package runs from; none when it is installed."""
+    """The git checkout that this package runs from; `None` when it is installed."""
     root = _PACKAGE.parent
     return root if (root / ".git").exists() else None

@@ -160,7 +160,7 @@ class RunConfig(Config):
         family: Model family of the backend; None where it has the backend's name.
         prompt: From the first frame on.
         prompt_changes: The prompts after it, in the order of their frames.
-        source: What is there already; none starts from nothing but the prompt.
+        source: What is there already; `None` starts from nothing but the prompt.
     """
 
     backend: str

@@ -7,9 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qvg_cli.config import resources
 from qvg_cli.config.load import DEFAULT_BACKEND, Request
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, fit_segments, given_pixel_frames
+from qvg_cli.engine.lengths import (
+    fit_pixel_frames,
+    fit_seconds,
+    fit_segments,
+    given_pixel_frames,
+    rounding_note,
+)
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
@@ -85,13 +92,16 @@ def plan_jobs(
         config = take_picture(config, note, is_size_given=has_size(request))
     config = _with_length(config, seconds=seconds, frames=frames, segments=segments)
     plan = plan_video(config)
-    _note_length(note, config, plan, seconds, frames)
-    for text in plan.notes:
-        note(text)
+    if rounding := rounding_note(config, plan, seconds=seconds, frames=frames):
+        note(rounding)
+    _note_length(note, config, plan)
+    _note_tall_size(note, config, request)
+    for line in plan.notes:
+        note(line)
 
     is_given = any("prompt" in layer.values for layer in request.options)
     config, jobs = _read_prompts(
-        config, plan, prompts, schedule, is_prompt_given=is_given, is_one=bool(segments), bad=bad
+        config, plan, prompts, schedule, note, is_prompt_given=is_given, is_one=bool(segments), bad=bad
     )
     # A change of the prompt may have chunks of its own.
     plan = plan_video(config)
@@ -130,6 +140,16 @@ def plan_caches(
     return planned
 
 
+def check_weights(video: Planned) -> None:
+    """Notice missing weights before torch is loaded.
+
+    Raises:
+        MissingModelError: They are not there.
+    """
+    model = video.config.model
+    resources.check_weights(model.weights, getattr(model, "checkpoint", None))
+
+
 def _with_length(
     config: RunConfig, *, seconds: float | None, frames: int | None, segments: int | None
 ) -> RunConfig:
@@ -158,6 +178,7 @@ def _read_prompts(
     plan: VideoPlan,
     prompts: Path | None,
     schedule: Path | Sequence[ScheduledPrompt] | None,
+    note: Callable[[str], None],
     *,
     is_prompt_given: bool,
     is_one: bool,
@@ -180,7 +201,7 @@ def _read_prompts(
     for number, change in enumerate(config.prompt_changes, start=1):
         check_prompt(change.prompt, f"prompt_changes, number {number}: prompt")
     first = config.prompt
-    config = with_schedule(config, plan, scheduled)
+    config = with_schedule(config, plan, scheduled, note)
     # Again: not every family takes prompts that change.
     prompt_begins(plan_video(config), [change.frame for change in config.prompt_changes])
     if prompts is None or is_one:
@@ -192,20 +213,17 @@ def _read_prompts(
     return config, read_jobs(prompts, bad)
 
 
-def _note_length(
-    note: Callable[[str], None],
-    config: RunConfig,
-    plan: VideoPlan,
-    seconds: float | None,
-    wanted: int | None,
-) -> None:
+def _note_tall_size(note: Callable[[str], None], config: RunConfig, request: Request) -> None:
+    """Say how a --size is read that may be written in the order of earlier versions, the height first."""
+    width, height = config.video.width, config.video.height
+    is_given = any(layer.source == "--size" for layer in request.options)
+    if is_given and height > width and config.source is None:
+        note(f"--size is width x height: the video stands upright; for a wide one, --size {height}x{width}")
+
+
+def _note_length(note: Callable[[str], None], config: RunConfig, plan: VideoPlan) -> None:
     given = given_pixel_frames(config)
     lasts = (plan.num_pixel_frames - given) / config.video.fps
-    if seconds is not None and abs(lasts - seconds) > 1e-6:
-        note(f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s")
-    if wanted is not None and plan.num_pixel_frames - given != wanted:
-        made = plan.num_pixel_frames - given
-        note(f"{wanted} frames are not a possible length: the next one is {made}")
     frames = f"{plan.num_pixel_frames} frames ({plan.num_frames} latent)"
     if given and config.source is not None:
         new = plan.num_frames - config.source.frames

@@ -42,16 +42,31 @@ def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
 
 
 def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
-    """`config` with the shortest possible length of at least `wanted` pixel frames, beside what is given.
+    """`config` with the shortest possible length of at least `wanted` pixel frames, beside those given.
 
     Raises:
         UsageError: There is none.
     """
     if wanted < 1:
         raise UsageError(f"--frames {wanted} is not a length", hint="the shortest video has 1 frame")
-    latent = _latent_frames(given_pixel_frames(config) + wanted)
-    above = _next_possible(config, latent)
-    return with_frames(config, latent if above is None else above.num_frames)
+    family, given = family_of(config), given_pixel_frames(config)
+    latent = _latent_frames(given + wanted)
+    # Where no length near this one is possible, planning it says why.
+    above = _next_possible(config, latent) or family.plan(with_frames(config, latent))
+    return with_frames(config, above.num_frames)
+
+
+def rounding_note(
+    config: RunConfig, plan: VideoPlan, *, seconds: float | None, frames: int | None
+) -> str | None:
+    """What to tell where `plan` is longer than was asked for; `None` where it is not."""
+    num_new = plan.num_pixel_frames - given_pixel_frames(config)
+    lasts = num_new / config.video.fps
+    if seconds is not None and abs(lasts - seconds) > 1e-6:
+        return f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s"
+    if frames is not None and num_new != frames:
+        return f"{frames} frames are not a possible length: the next one is {num_new} frames"
+    return None
 
 
 def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
@@ -84,7 +99,7 @@ def _latent_frames(wanted: int) -> int:
 
 
 def _next_possible(config: RunConfig, latent: int) -> VideoPlan | None:
-    """The plan of the shortest possible length of at least `latent` frames."""
+    """The plan of the shortest possible length from `latent` on."""
     family = family_of(config)
     for num_frames in range(latent, latent + _REACH):
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qvg_cli.config.schema import PromptChange, RunConfig
@@ -15,11 +15,18 @@ _TOLERANCE = 0.01
 """Seconds by which a moment may miss a chunk's begin: they are shown with two digits."""
 
 
-def with_schedule(config: RunConfig, plan: VideoPlan, schedule: Sequence[ScheduledPrompt]) -> RunConfig:
+def with_schedule(
+    config: RunConfig, plan: VideoPlan, schedule: Sequence[ScheduledPrompt], note: Callable[[str], None]
+) -> RunConfig:
     """`config` with the prompts of a schedule; its frames, seconds and chunks count what is new.
 
+    A prompt that would begin inside a chunk begins with the next one.
+
+    Args:
+        note: Takes a line for the user.
+
     Raises:
-        UsageError: A prompt begins inside a chunk, or after the end, or not after the one before.
+        UsageError: A prompt begins after the last chunk's begin, or not after the one before.
     """
     given = given_pixel_frames(config)
     begins = [plan.first_pixel_frame(chunk) for chunk in plan.chunks if chunk.makes]
@@ -28,9 +35,11 @@ def with_schedule(config: RunConfig, plan: VideoPlan, schedule: Sequence[Schedul
     changes = list(config.prompt_changes)
     last = -1
     for entry in schedule:
-        frame = _find(entry, [begin - given for begin in begins], config.video.fps)
+        frame = _find(entry, [begin - given for begin in begins], config.video.fps, note)
         if frame <= last:
-            raise UsageError(f"{entry.place}: {_named(entry)} is not after the line before it")
+            raise UsageError(
+                f"{entry.place}: {_named(entry)} is not after the line before it, by whole chunks"
+            )
         last = frame
         if frame == 0 and plan.chunks[0].makes:
             config = config.model_copy(update={"prompt": entry.prompt})
@@ -59,7 +68,7 @@ def prompt_a_chunk(jobs: Sequence[Job], plan: VideoPlan, path: Path) -> list[Sch
     ]
 
 
-def _find(entry: ScheduledPrompt, begins: Sequence[int], fps: int) -> int:
+def _find(entry: ScheduledPrompt, begins: Sequence[int], fps: int, note: Callable[[str], None]) -> int:
     """The new frame that a line means."""
     if entry.unit == "chunk":
         if entry.begin > len(begins):
@@ -68,14 +77,19 @@ def _find(entry: ScheduledPrompt, begins: Sequence[int], fps: int) -> int:
     scale = fps if entry.unit == "seconds" else 1
     slack = _TOLERANCE * fps if entry.unit == "seconds" else 0
     wanted = entry.begin * scale
-    nearest = sorted(begins, key=lambda begin: abs(begin - wanted))[:2]
-    if abs(nearest[0] - wanted) <= slack:
-        return nearest[0]
-    near = ", ".join(f"{begin} ({begin / fps:.2f} s)" for begin in sorted(nearest))
-    raise UsageError(
-        f"{entry.place}: no chunk begins at {_named(entry)}; nearest: frame {near}",
-        hint="a prompt changes where a chunk begins",
-    )
+    following = next((begin for begin in begins if begin >= wanted - slack), None)
+    if following is None:
+        raise UsageError(
+            f"{entry.place}: no chunk begins at {_named(entry)} or later; the last one begins at frame "
+            f"{begins[-1]} ({begins[-1] / fps:.2f} s)",
+            hint="a prompt changes where a chunk begins",
+        )
+    if following - wanted > slack:
+        note(
+            f"{entry.place}: no chunk begins at {_named(entry)}; the prompt begins with the next one, at "
+            f"frame {following} ({following / fps:.2f} s)"
+        )
+    return following
 
 
 def _named(entry: ScheduledPrompt) -> str:

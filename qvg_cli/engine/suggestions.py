@@ -151,16 +151,11 @@ def _smaller_caches(
 
 def _places(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Every place alone, then each together with those before it."""
-    changes = [(key, value) for key, value in _CHANGES if _place_of(config, key) != value]
+    changes = [(k, v) for k, v in _CHANGES if getattr(config.memory, k.removeprefix("memory.")) != v]
     for change in changes:
         yield _placed(config, [change])
     for count in range(2, len(changes) + 1):
         yield _placed(config, changes[:count])
-
-
-def _place_of(config: RunConfig, key: str) -> str:
-    value: str = getattr(config.memory, key.removeprefix("memory."))
-    return value
 
 
 def _placed(config: RunConfig, changes: Sequence[tuple[str, str]]) -> tuple[str, RunConfig]:

@@ -233,11 +233,10 @@ class Rows(Protocol):
         ...
 
 
-class AllRows:
-    """See `Rows`; all of them here, in one model call."""
+class AllRows(Rows):
+    """All rows here, in one model call."""
 
     def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
-        """See `Rows.compute`."""
         return predict(slice(0, num_rows))
 
 

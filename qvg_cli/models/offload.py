@@ -44,7 +44,12 @@ class OffloadedModule(Offloadable):
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self._device = device
         self._tensors = [*module.parameters(), *module.buffers()]
-        self._copies = [_host_copy(tensor.data, device) for tensor in self._tensors]
+        # Of the kind that a GPU reads at full speed.
+        pins = device.type == "cuda"
+        self._copies = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pins).copy_(tensor.data)
+            for tensor in self._tensors
+        ]
 
     def offload(self) -> None:
         for tensor, copy in zip(self._tensors, self._copies, strict=True):
@@ -92,6 +97,11 @@ class Offload:
     def vae_load_device(self) -> torch.device:
         """Where the VAE is to be read to."""
         return self.device if self.memory.vae == "none" else _HOST
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the transformer's weights stay on a GPU, as they are, for good."""
+        return self.device.type == "cuda" and self.memory.transformer == "none" and not self.is_fp8
 
     def place_transformer(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Bring a transformer that was just read to its place.
@@ -190,9 +200,3 @@ class OffloadedDecoder(Decoder):
     def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
         with self._offload.pixels(self._features):
             self._decoder.skip(chunks, latents, num_shown)
-
-
-def _host_copy(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy in CPU memory, of the kind that a GPU reads at full speed."""
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=device.type == "cuda")
-    return copy.copy_(tensor)

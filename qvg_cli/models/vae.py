@@ -16,12 +16,13 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, Wa
 from torch import Tensor
 
 from qvg_cli.errors import QvgError
+from qvg_cli.models.decoder import Decoder
 from qvg_cli.models.seam import Seam
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.planning.sizes import PASS_PIXELS
 
 
-class StreamingDecoder:
+class StreamingDecoder(Decoder):
     """Decodes one video, a few latent frames at a time.
 
     Args:
@@ -46,7 +47,6 @@ class StreamingDecoder:
         self._copies: dict[int, Tensor] = {}
 
     def recall(self, latents: Tensor) -> Tensor:
-        """Finished latents as the model reads them again: as it made them."""
         return latents
 
     def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
@@ -84,7 +84,6 @@ class StreamingDecoder:
             yield self.decode(frame)
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
-        """See `qvg_cli.models.base.Decoder.follow`."""
         self._seam = Seam(frames[:, :, -1], self.decode_float(latents)[:, :, -1])
 
     @torch.no_grad()
@@ -115,18 +114,15 @@ class StreamingDecoder:
         for block in decoder.up_blocks[: self._num_adding]:
             states = block(states, **memory)
         first, parts = at[0], []
-        for part in states.split(self._pass_frames(latents), dim=2):
+        side: int = self._vae.config.scale_factor_spatial
+        together = max(1, PASS_PIXELS // (latents.shape[-2] * latents.shape[-1] * side**2))
+        for part in states.split(together, dim=2):
             at[0] = first
             for block in decoder.up_blocks[self._num_adding :]:
                 part = block(part, **memory)
             part = decoder.nonlinearity(decoder.norm_out(part))
             parts.append(self._convolve(decoder.conv_out, part, at))
         return torch.cat(parts, dim=2)
-
-    def _pass_frames(self, latents: Tensor) -> int:
-        """Frames that pass through the last blocks together."""
-        side: int = self._vae.config.scale_factor_spatial
-        return max(1, PASS_PIXELS // (latents.shape[-2] * latents.shape[-1] * side**2))
 
     def _convolve(self, convolution: WanCausalConv3d, states: Tensor, at: list[int]) -> Tensor:
         """A causal convolution that goes on after the frames it has seen, and remembers its last two."""

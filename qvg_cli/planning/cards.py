@@ -27,6 +27,11 @@ which a plan does not count on anyway."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gib|gb|g|mib|mb|m)", re.IGNORECASE)
 _VENDORS = ("nvidia", "geforce", "tesla")
+_FORMS = (
+    "sxm", "sxm2", "sxm4", "sxm5", "pcie", "nvl", "hbm2", "hbm2e", "hbm3", "hbm3e",
+    "generation", "blackwell", "workstation", "server", "edition",
+)  # fmt: skip
+"""Words that drivers add to the name of a card, whatever its memory."""
 _SECONDS = 5.0
 
 
@@ -35,7 +40,7 @@ class Card:
     """A card.
 
     Attributes:
-        free_bytes: Of its memory, what other programs leave; none if that is not known.
+        free_bytes: Of its memory, what other programs leave; `None` if that is not known.
     """
 
     name: str
@@ -65,6 +70,20 @@ def parse_card(text: str) -> Card:
     names = {_plain(name): name for name in CARDS}
     if wanted in names:
         return Card(names[wanted], CARDS[names[wanted]] * GIB)
+    bare = {_without_memory(name): name for name in names.values()}
+    for plain, name in [*names.items(), *bare.items()]:
+        # By its number alone, or with its memory added as drivers do.
+        if (
+            wanted.removeprefix("rtx") == plain.removeprefix("rtx") != ""
+            or wanted == f"{plain}{CARDS[name]}gb"
+        ):
+            if plain in names:
+                return Card(name, CARDS[name] * GIB)
+            sizes = [repr(each) for each in CARDS if _without_memory(each) == plain]
+            raise UsageError(
+                f"card {text!r} is sold with several sizes of memory",
+                hint=f"give {' or '.join(sizes)}, or its memory, such as --card 24GiB",
+            )
     near = get_close_matches(wanted, names, n=1, cutoff=0.6)
     nearest = f"nearest: {names[near[0]]}; " if near else ""
     raise UsageError(
@@ -74,7 +93,7 @@ def parse_card(text: str) -> Card:
 
 
 def find_card() -> Card | None:
-    """The first card of this machine, as its driver's tool tells; none if there is no such tool or card."""
+    """The first card of this machine, as its driver's tool tells; `None` if there is no such tool or card."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(query, capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
@@ -85,6 +104,11 @@ def find_card() -> Card | None:
 
 
 def _plain(name: str) -> str:
-    """A name without its vendor, spaces and case."""
-    words = [word for word in name.lower().replace("-", " ").split() if word not in _VENDORS]
-    return "".join(words)
+    """A name without its vendor, how it is built in, spaces and case."""
+    words = [word for word in re.split(r"[\s_-]+", name.lower()) if word not in _VENDORS]
+    return "".join(word for word in words if word not in _FORMS)
+
+
+def _without_memory(name: str) -> str:
+    """The plain name of a card that has its memory in its name, without it."""
+    return _plain(re.sub(r" \d+GB$", "", name))

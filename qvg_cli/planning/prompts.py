@@ -6,6 +6,7 @@ import codecs
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,8 @@ class Job:
     """One video to make.
 
     Attributes:
-        seed: Its own seed; none takes the run's.
-        name: Of its run folder; none makes one from the prompt.
+        seed: Its own seed; `None` takes the run's.
+        name: Of its run folder; `None` makes one from the prompt.
     """
 
     prompt: str
@@ -58,6 +59,23 @@ def check_prompt(prompt: str, place: str = "the prompt") -> str:
         # run.yaml has to hold it, and is read back only up to a size.
         raise UsageError(f"{place} is {written} characters long when it is written; {_MAX_WRITTEN} are taken")
     return text
+
+
+def prompt_of_argument(argument: str) -> str:
+    """The prompt that an argument means: itself, or where it is -, all of stdin.
+
+    Raises:
+        UsageError: stdin is closed, or no UTF-8 text.
+    """
+    if argument != "-":
+        return argument
+    if sys.stdin is None:
+        raise UsageError(
+            "- reads the prompt from stdin, which is closed", hint='write it: qvg generate "..."'
+        )
+    # Past what is taken, nobody waits for the rest.
+    content = sys.stdin.buffer.read(4 * _MAX_WRITTEN)
+    return decode_text(content, "cannot read the prompt from stdin").removeprefix("\ufeff")
 
 
 def read_jobs(path: Path, bad: list[UsageError] | None = None) -> list[Job]:

@@ -16,10 +16,10 @@ from typing import Any
 from qvg_cli.errors import MissingModelError
 
 PASS_PIXELS = 2**18
-"""Of the frames that pass through a VAE's last blocks together, but for one frame at least: at 480x832 and
-more, what four frames hold at once is most of the memory that decoding takes."""
+"""Pixels of the frames that pass through a VAE's last blocks together, but for one frame at least: at 480x832
+and more, what four frames hold at once is most of the memory that decoding takes."""
 TEXT_ENCODER_VALUES = 5_680_910_336
-"""Of UMT5-XXL's encoder, which all published weights have."""
+"""Values of UMT5-XXL's encoder, which all published weights have."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ModelSizes:
         matrix_values: Weights that `memory.weights=fp8` stores in one byte each, of all blocks.
         text_encoder_bytes: Of the encoder that reads prompts and goes.
         token_bytes: Of a token that passes through the transformer, at the fullest moment.
-        text_bytes: Of prompt embeddings that stay beside the transformer.
+        text_bytes: Keys and values of prompts that stay beside the transformer.
         latent_bytes: Of one value of latents as they are stored.
         rows: Items that pass in every denoising step: two with guidance.
         sink_frames: First latent frames that a window never drops.

@@ -250,7 +250,8 @@ def _kinds_table(caches: Sequence[CacheForecast]) -> str:
     for kind in KINDS:
         values = [mib_text(cache.forecast.peak.bytes_by_kind[kind]) for cache in caches]
         rows.append([f"  {_KIND_WORDS[kind]}", *values])
-    rows.append(["together", *(mib_text(cache.forecast.peak.total_bytes) for cache in caches)])
+    rows.append(["together, prompts read", *(mib_text(cache.forecast.peak.total_bytes) for cache in caches)])
+    rows.append(["most at any moment", *(mib_text(cache.forecast.device_bytes) for cache in caches)])
     rows.append(["in chunk", *(str(cache.forecast.peak.chunk + 1) for cache in caches)])
     cached = [cache.forecast.cache_peak for cache in caches]
     ratios = [
@@ -263,7 +264,7 @@ def _kinds_table(caches: Sequence[CacheForecast]) -> str:
 
 def _time_table(caches: Sequence[CacheForecast]) -> str:
     moments = caches[0].forecast.moments
-    rows = []
+    rows = [["prompts", "0", *(mib_text(cache.forecast.text_stage_bytes) for cache in caches)]]
     for index in spread(len(moments), _MAX_CHUNKS):
         cells = [mib_text(cache.forecast.moments[index].total_bytes) for cache in caches]
         rows.append([f"chunk {index + 1}", str(moments[index].num_frames), *cells])

@@ -76,6 +76,12 @@ def find_results(root: Path) -> list[Path]:
     return [path.parent for path in found if comparisons.isdisjoint(path.parent.parents)]
 
 
+def newest_file(folder: Path) -> float:
+    """When the report of the run or the comparison in `folder` was written, in seconds of the clock."""
+    reports = [folder / name for name in (COMPARISON, MEMORY)]
+    return max(path.stat().st_mtime for path in reports if path.is_file())
+
+
 def _result_files(root: Path) -> Iterator[Path]:
     for name in (COMPARISON, MEMORY):
         yield from root.rglob(name)

@@ -26,7 +26,7 @@ from qvg_cli.cache.kv_cache import Entry, KVCache
 from qvg_cli.cache.snapshot import block_tensors, is_packing, read_blocks
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
-from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.errors import BusyError, QvgError, UsageError
 from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync_folder, write_whole
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
@@ -416,7 +416,7 @@ def _take(folder: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise QvgError(
+        raise BusyError(
             f"another qvg is at work on {folder.parent}", hint="wait for it, or stop it first"
         ) from error
     except OSError as error:

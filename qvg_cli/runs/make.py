@@ -129,13 +129,13 @@ def _keep(run: Run, error: Exception) -> None:
     """Keep what was made before `error`, and add to it what the user needs to know."""
     try:
         run.finish("failed")
-    except QvgError as second:
+    except Exception as second:
         error.add_note(str(second))
     error.add_note(run.kept())
     if suggestion := run.suggestion():
         error.add_note(suggestion)
     if is_out_of_memory(error):
-        error.add_note(run.memory_note())
+        error.add_note(run.summary.memory_note())
         with suppress(QvgError):
             error.add_note(
                 suggestions_after(run.video.config, run.video.plan, is_gpu=run.device.type == "cuda")

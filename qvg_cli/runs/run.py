@@ -10,6 +10,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,10 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
-from qvg_cli.errors import QvgError
 from qvg_cli.files import RunDir, write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
 from qvg_cli.report.html import run_page
-from qvg_cli.report.lack_of_memory import memory_breakdown
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
@@ -147,12 +146,12 @@ class Run:
         if summary.status != "running":
             return
         summary.status = status
-        failures: list[QvgError] = []
+        failures: list[Exception] = []
 
         def attempt(write: Callable[[], object]) -> None:
             try:
                 write()
-            except QvgError as error:
+            except Exception as error:
                 failures.append(error)
 
         with summary.times.measure("writing"):
@@ -161,17 +160,22 @@ class Run:
                 if checkpoint is not None:
                     checkpoint.remove()
                 run.discard()
+                if failures:
+                    raise failures[0]
                 return
             assert checkpoint is not None
             writes = [
-                lambda: self._join_video(checkpoint),
                 lambda: write_whole(run.latents, partial(self._save_latents, checkpoint)),
                 lambda: write_whole(run.plot, summary.report.save_plot),
             ]
             for name, write_file in self._details.files.items():
                 writes.append(partial(write_whole, run.path / name, write_file))
-            for write in writes:
-                attempt(write)
+            # ffmpeg copies while the other files are written.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(attempt, lambda: self._join_video(checkpoint))
+                for write in writes:
+                    attempt(write)
+        summary.times.end_loop()
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
             summary.status = "failed"
@@ -204,11 +208,6 @@ class Run:
         if not self.folder.state.exists():
             return None
         return f"go on with: qvg generate --resume {shlex.quote(str(self.folder.path))}"
-
-    def memory_note(self) -> str:
-        """What the cache and the device held when memory ran out."""
-        samples = self.summary.samples
-        return memory_breakdown(samples[-1] if samples else None, self.device)
 
     def figures(self) -> dict[str, Any]:
         """Paths and figures for `--json`."""

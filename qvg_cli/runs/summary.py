@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.report.words import describe_bytes, mib_text
+from qvg_cli.report.words import MIB, describe_bytes, mib_text
 from qvg_cli.runs.checkpoint import ChunkRecord
 
 
@@ -29,6 +31,7 @@ class Times:
     def __init__(self, began: float | None = None) -> None:
         self._began = time.perf_counter() if began is None else began
         self._loop_began = self._began
+        self._loop_ended: float | None = None
         self._spent = dict.fromkeys(("text", "model", "vae", "writing"), 0.0)
         self._first_frame: float | None = None
         self._num_frames = 0
@@ -46,6 +49,10 @@ class Times:
         """All that comes before the first chunk is there."""
         self._loop_began = time.perf_counter()
 
+    def end_loop(self) -> None:
+        """The video is there."""
+        self._loop_ended = time.perf_counter()
+
     def add(self, result: ChunkResult) -> None:
         """Take in a chunk whose pixels have just come."""
         decoding = result.phases.get("decode", 0.0)
@@ -58,11 +65,11 @@ class Times:
 
     @property
     def loop_seconds(self) -> float:
-        """From the loop's begin until now."""
-        return time.perf_counter() - self._loop_began
+        """From the loop's begin to its end, or until now."""
+        return (self._loop_ended or time.perf_counter()) - self._loop_began
 
     def figures(self) -> dict[str, float | None]:
-        """Everything until now, as memory.json has it."""
+        """Everything so far, as memory.json has it."""
         loop, spent = self.loop_seconds, self._spent
         model, computing = spent["model"], spent["model"] + spent["vae"]
         figures = {
@@ -156,6 +163,24 @@ class Summary:
         """How much there is of a run that ended early."""
         return f"the first {self._lasting()}" if self.num_frames else "no frame was kept"
 
+    def memory_note(self) -> str:
+        """What the cache held after the last whole chunk, and who has the memory of the device."""
+        held = self.samples[-1].end_bytes if self.records else {}
+        kinds = ", ".join(f"{kind} {mib_text(count)}" for kind, count in sorted(held.items()))
+        cache = f"the cache held {mib_text(total(held))} MiB" + (f" ({kinds})" if kinds else "")
+        if self._device.type != "cuda":
+            return f"{cache}; {_on_host()}"
+        free, whole = torch.cuda.mem_get_info(self._device)
+        reserved = torch.cuda.memory_reserved(self._device)
+        peak = torch.cuda.max_memory_allocated(self._device)
+        others = max(0, whole - free - reserved)
+        card = torch.cuda.get_device_name(self._device)
+        return (
+            f"{cache}; weights, activations and cache together {mib_text(peak)} MiB at the peak, of "
+            f"{mib_text(whole)} MiB on {card}; {mib_text(reserved)} are still reserved, "
+            f"{mib_text(others)} are other programs', {mib_text(free)} are free"
+        )
+
     def about(self) -> dict[str, Any]:
         """What the run was, in front of the figures of its memory."""
         config, num_frames = self.video.config, self.num_frames
@@ -197,3 +222,14 @@ def chunk_line(result: ChunkResult) -> str:
         memory = f", device peak {mib_text(sample.device_peak_bytes)} MiB"
     held = f"cache {mib_text(total(sample.end_bytes))} MiB, at its peak {mib_text(total(sample.peak_bytes))}"
     return f"chunk {result.chunk.index + 1}: {phases}; {held}{memory}"
+
+
+def _on_host() -> str:
+    page = os.sysconf("SC_PAGE_SIZE")
+    whole, free = (page * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    # Linux counts it in KiB.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (
+        f"this process used {peak / MIB:.0f} MiB at its peak; "
+        f"{free / MIB:.0f} of the machine's {whole / MIB:.0f} MiB are free"
+    )

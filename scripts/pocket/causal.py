@@ -14,10 +14,12 @@ against each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor, nn
 
 BLOCK_FRAMES = 3
@@ -65,6 +67,14 @@ def initialize(model: WanTransformer3DModel) -> None:
             block.scale_shift_table[:, [2, 5]] = 1.0
 
 
+@cache
+def _stock_rope(
+    head_dim: int, patch_size: tuple[int, ...], length: int, device: torch.device
+) -> WanRotaryPosEmbed:
+    """diffusers' rope, which the backend's model has another for."""
+    return WanRotaryPosEmbed(head_dim, patch_size, length).to(device)
+
+
 def rope_tables(
     model: WanTransformer3DModel, frames: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
@@ -72,7 +82,10 @@ def rope_tables(
 
     Heads hold 44 channels for time, 42 for rows and 42 for columns, in adjacent pairs, as in diffusers' rope.
     """
-    rope = model.rope
+    config = model.config
+    rope = _stock_rope(
+        config.attention_head_dim, tuple(config.patch_size), config.rope_max_seq_len, frames.device
+    )
     tables = []
     for values in (rope.freqs_cos, rope.freqs_sin):
         time, row, column = values[:, 0::2].split([rope.t_dim // 2, rope.h_dim // 2, rope.w_dim // 2], dim=1)

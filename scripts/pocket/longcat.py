@@ -130,7 +130,7 @@ class WindowForward:
             states = self.block(block, states, time, text, cosine, sine, num_given)
         with torch.autocast(latents.device.type, enabled=False):
             patches = self._final(states[:, num_given:], time[:, given:])
-        return model._unpatchify(patches, latents[:, :, given:])
+        return model.unpatchify(patches, latents[:, :, given:])
 
     def _final(self, states: Tensor, time: Tensor) -> Tensor:
         layer = self.model.final_layer

@@ -19,7 +19,7 @@ class Tiny:
     @property
     def arguments(self):
         settings = [f"model.weights={self.weights}", "model.text_tokens=8", "cache.preset=int2-qvg"]
-        return ["--size", "32x64", *(part for setting in settings for part in ("--set", setting))]
+        return ["--size", "64x32", *(part for setting in settings for part in ("--set", setting))]
 
     def __call__(self, *arguments):
         return CliRunner().invoke(app, ["generate", *self.arguments, *map(str, arguments)])

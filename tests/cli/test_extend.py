@@ -138,7 +138,7 @@ def test_a_clip_of_another_size_and_rate_is_fitted(qvg, tiny, tmp_path):
 
 def test_latents_that_do_not_fit_are_not_used(finished, extended, qvg, tiny, tmp_path):
     _, made = finished
-    result = qvg("extend", made["folder"], "--size", "48x96", "--frames", 12, "--out", tmp_path, "--json")
+    result = qvg("extend", made["folder"], "--size", "96x48", "--frames", 12, "--out", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
     assert (
         "its latents are of another size or rate; going on from video.mp4 as from any clip" in result.stderr

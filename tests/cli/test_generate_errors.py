@@ -20,7 +20,7 @@ def assert_refused(result, code, message, hint=None):
         (["a", "--prompts", "p.txt"], "PROMPT and --prompts were both given", "put the prompt into the file"),
         (["--seconds", "1", "--frames", "9"], "--seconds and --frames were both given", "give one of them"),
         (["--frames", "0"], "--frames 0 is not a length", "the shortest video has 1 frame"),
-        (["--size", "128x224", "--width", "208"], "--size and --width were both given", "give one of them"),
+        (["--size", "224x128", "--width", "208"], "--size and --width were both given", "give one of them"),
         (
             ["--guidance-scale", "3"],
             "--guidance-scale is not an option of this backend",
@@ -29,9 +29,9 @@ def assert_refused(result, code, message, hint=None):
         (["--steps", "0"], "--steps 0 is not a number of denoising steps", "give 1 to 1000"),
         (["--set", "video.frames=20"], "20 latent frames (77 pixel frames) do not fit chunks of 3; nearest: "
          "18 (69 pixel frames), 21 (81 pixel frames)", None),
-        (["--size", "480"], "--size 480 is not of the form HEIGHTxWIDTH", "for example --size 480x832"),
-        (["--size", "100x224"], "height 100 is not a multiple of 16; nearest: 96, 112", None),
-        (["--size", "0x224"], "video.height=0 (--size): must be greater than 0", None),
+        (["--size", "480"], "--size 480 is not of the form WIDTHxHEIGHT", "for example --size 832x480"),
+        (["--size", "224x100"], "height 100 is not a multiple of 16; nearest: 96, 112", None),
+        (["--size", "224x0"], "video.height=0 (--size): must be greater than 0", None),
         (["--cache", "int2qvg"], "unknown cache preset 'int2qvg' (--cache)", ...),
         (["--backend", "selfforcing"], "unknown backend 'selfforcing'", ...),
         (["--set", "video.fp=3"], "unknown setting video.fp (--set video.fp)", "nearest: video.fps"),
@@ -129,4 +129,4 @@ def test_debug_shows_where_and_keeps_the_exit_code(qvg, capfd):
     assert result.exit_code == 2
     shown = result.stderr + capfd.readouterr().err
     assert "Traceback (most recent call last)" in shown
-    assert "error: --size 3 is not of the form HEIGHTxWIDTH" in shown
+    assert "error: --size 3 is not of the form WIDTHxHEIGHT" in shown

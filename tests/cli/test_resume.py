@@ -20,6 +20,7 @@ from qvg_cli.runs.identity import differences, hash_content, identify, other_ver
 from qvg_cli.runs.run import Run
 from qvg_cli.video.io import read_frames
 
+OLD_RUN = Path(__file__).parents[1] / "data" / "run-0.1"
 CHUNKS, CUT_AFTER = 6, 4
 # A window, spans of two chunks and a chunk that stays: every kind of entry is alive at the cut.
 LENGTH = ["--frames", "69", "--set", "sampler.window=15", "--set", "sampler.sink=3"]
@@ -262,6 +263,18 @@ def test_a_video_that_cannot_be_joined_is_joined_later(tiny, whole, tmp_path, mo
     assert f"go on with: qvg generate --resume {folder}" in result.stderr
     assert resume(folder).exit_code == 0
     assert_same(folder, whole)
+
+
+def test_a_run_of_version_0_1_goes_on(tmp_path):
+    """Two chunks of three, as commit 5abd6e7 left them, and the latents that it made without a cut."""
+    run = Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
+    result = resume(run)
+    assert result.exit_code == 0, result.stderr
+    assert "going on after chunk 2 of 3" in result.stderr
+    latents = load_file(run / "latents.safetensors")["latents"].float()
+    expected = load_file(run / "whole.safetensors")["latents"].float()
+    assert latents[:, :, :6].equal(expected[:, :, :6])
+    assert (latents - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,8 @@ def test_a_run_goes_on_with_its_prompts(tiny, schedule, tmp_path, qvg):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([{"frame": 20, "prompt": "x"}], "no chunk begins at frame 20; nearest: frame 9 (0.56 s), 21"),
-        ([{"seconds": 1.5, "prompt": "x"}], "no chunk begins at 1.5 s; nearest: frame 21 (1.31 s), 33"),
-        ([{"frame": 400, "prompt": "x"}], "at frame 400; nearest: frame 21 (1.31 s), 33 (2.06 s)"),
+        ([{"frame": 400, "prompt": "x"}], "at frame 400 or later; the last one begins at frame 33 (2.06 s)"),
+        ([{"frame": 10, "prompt": "x"}, {"frame": 20, "prompt": "y"}], "line 2: frame 20 is not after the"),
         ([{"chunk": 9, "prompt": "x"}], "schedule.jsonl line 1: chunk 9: there are 4 new chunks"),
         ([{"frame": 21, "prompt": "x"}, {"chunk": 2, "prompt": "y"}], "line 2: chunk 2 is not after the"),
         ([{"frame": 0, "prompt": "x"}], "PROMPT and a prompt at the begin of"),
@@ -82,3 +81,26 @@ def test_what_does_not_fit_is_refused(tiny, schedule, tmp_path, lines, message):
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            {"frame": 20, "prompt": "x"},
+            "no chunk begins at frame 20; the prompt begins with the next one, at frame 21",
+        ),
+        (
+            {"seconds": 1.3, "prompt": "x"},
+            "no chunk begins at 1.3 s; the prompt begins with the next one, at frame 21",
+        ),
+        ({"seconds": 1.31, "prompt": "x"}, None),
+        ({"frame": 21, "prompt": "x"}, None),
+    ],
+    ids=str,
+)
+def test_a_prompt_inside_a_chunk_begins_with_the_next_one(tiny, schedule, tmp_path, line, said):
+    result = tiny("a", "--frames", 45, "--schedule", schedule(line), "--out", tmp_path, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert ("no chunk begins" in result.stderr) == (said is not None)
+    assert said is None or f"schedule.jsonl line 1: {said} (1.31 s)" in result.stderr

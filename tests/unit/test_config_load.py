@@ -211,3 +211,20 @@ def test_a_missing_file_is_named(tmp_path):
     assert (
         refused(file=tmp_path / "no.yaml")[0] == f"cannot read {tmp_path}/no.yaml: No such file or directory"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("memory.transformer=resident", "memory.transformer=none"),
+        ("memory.transformer=parked", "memory.transformer=model"),
+        ("memory.transformer=streamed", "memory.transformer=group"),
+        ("memory.vae=parked", "memory.vae=model"),
+    ],
+)
+def test_words_of_older_runs_mean_what_they_meant(old, new):
+    loaded = load_config(Request(sets=[old]))
+    assert loaded.config == load(new)
+    setting = old.partition("=")[0]
+    assert loaded.notes == (f"{old} (--set {setting}) is called {new} now, and means the same",)
+    assert not load_config(Request(sets=[new])).notes

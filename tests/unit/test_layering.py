@@ -28,8 +28,9 @@ ARROWS = {
     "report": "base kernels config planning video hub engine",
     "runs": "base kernels config planning device cache video models engine report",
     "comparison": "base config device cache video models engine report runs",
+    "play": "base config planning device video models engine report",
     "api": "base config engine report",
-    "commands": "base config planning device video models hub engine report runs comparison",
+    "commands": "base config planning device video models hub engine report runs comparison play",
     "main": "base models commands",
 }
 """What each room may import beside itself; docs/architecture.md has the same table."""

@@ -3,7 +3,7 @@
 import pytest
 
 from qvg_cli.config.load import Request
-from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds
+from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, rounding_note
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import load_config, plan_video
 
@@ -16,6 +16,16 @@ def config():
 @pytest.mark.parametrize(("pixel", "latent"), [(1, 3), (9, 3), (21, 6), (81, 21), (82, 24), (4089, 1023)])
 def test_pixel_frames_are_rounded_up(config, pixel, latent):
     assert fit_pixel_frames(config, pixel).video.frames == latent
+
+
+@pytest.mark.parametrize(("wanted", "latent"), [(1, 3), (10, 6), (82, 24), (93, 24), (94, 27)])
+def test_pixel_frames_are_rounded_up_and_it_is_said(config, wanted, latent):
+    fitted = fit_pixel_frames(config, wanted)
+    assert fitted.video.frames == latent
+    made = 4 * latent - 3
+    said = f"{wanted} frames are not a possible length: the next one is {made} frames"
+    note = rounding_note(fitted, plan_video(fitted), seconds=None, frames=wanted)
+    assert note == (None if made == wanted else said)
 
 
 @pytest.mark.parametrize(

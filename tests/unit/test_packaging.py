@@ -68,7 +68,7 @@ def test_the_installed_package_finds_its_own_files(installed, tmp_path):
 
 @pytest.mark.slow
 def test_the_installed_program_makes_a_video(installed, tmp_path, tiny_weights):
-    program = [str(installed / "bin" / "qvg"), "generate", "a red ball", "--frames", "9", "--size", "32x64"]
+    program = [str(installed / "bin" / "qvg"), "generate", "a red ball", "--frames", "9", "--size", "64x32"]
     settings = [f"model.weights={tiny_weights}", "model.text_tokens=8"]
     result = run(installed, tmp_path, *program, *(part for text in settings for part in ("--set", text)))
     assert result.stdout == "results/self-forcing/a-red-ball-seed0/video.mp4\n"

@@ -1,4 +1,4 @@
-"""A packed history is put away, one that is not packed is computed again: the video is the same."""
+"""A packed history is saved, one that is not packed is computed again: the video is the same."""
 
 import pytest
 

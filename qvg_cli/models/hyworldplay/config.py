@@ -19,8 +19,8 @@ class WalkConfig(Config):
 
     Attributes:
         pose: Moves such as "w-8,a-8", or a trajectory file that ends in ".json".
-        pad_pose: What the camera does when the video goes on after its path; none refuses that.
-        image: The picture to walk into: a file, or the name of one that ships with the package; none starts
+        pad_pose: What the camera does when the video goes on after its path; `None` refuses that.
+        image: The picture to walk into: a file, or the name of one that ships with the package; `None` starts
             from the prompt alone.
     """
 
@@ -33,8 +33,8 @@ class WalkSamplerConfig(SamplerConfig):
     """Sampling, and the context of a chunk.
 
     Attributes:
-        context_noise: Timestep that frames of the history are told.
-        window: Latent frames looked back at, the chunk's own included; none means the whole history.
+        context_noise: Conditioning timestep of frames of the history.
+        window: Latent frames looked back at, the chunk's own included; `None` means the whole history.
         context: How the history's keys and values come about. "append": all frames in reach pass through the
             model before every chunk, and those of new frames are added. "rebuild": as append, but they
             replace the old ones. "incremental": the finished chunk alone passes, reading the history.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,12 +31,14 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "How the camera moves, in latent frames, such as w-8,a-8 (w s a d, and turns up down left "
             "right); or a trajectory file, path.json.",
             metavar="MOVES",
+            not_in=("play",),
         ),
         FamilyOption(
             "--pad-pose",
             "walk.pad_pose",
             "Let the camera stand still where the video is longer than its pose.",
             metavar="hold",
+            not_in=("play",),
         ),
         FamilyOption("--image", "walk.image", "The picture to walk into.", "FILE", Path, str),
         FamilyOption(
@@ -43,6 +46,7 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "sampler.context",
             "How the history is kept: append, rebuild or incremental.",
             metavar="MODE",
+            parse=str.lower,
         ),
         FamilyOption(
             "--window",
@@ -83,9 +87,15 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
         return open_planner(config)
 
     def sizes(self, config: HyWorldPlayConfig, *, is_gpu: bool) -> ModelSizes:
-        from qvg_cli.models.hyworldplay.sizes import model_sizes
+        from qvg_cli.models.wan.sizes import WanLayout, wan_sizes
+        from qvg_cli.planning.sizes import WAN_22_VAE
 
-        return model_sizes(config, is_gpu=is_gpu)
+        # Wan2.2-TI2V-5B with the camera's parts.
+        layout = WanLayout(30, 24, 128, ffn_dim=14336, in_channels=48, out_channels=48, has_camera=True)
+        transformer = config.model.transformer
+        sizes = wan_sizes(config, layout, WAN_22_VAE, is_gpu=is_gpu, transformer=transformer)
+        # Latents are float32, and prompts are encoded before the VAE is read.
+        return replace(sizes, latent_bytes=4, text_beside_vae=False)
 
     def run_details(self, config: HyWorldPlayConfig) -> RunDetails:
         from qvg_cli.models.hyworldplay.details import run_details

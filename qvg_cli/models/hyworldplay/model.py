@@ -1,4 +1,4 @@
-"""The world model: diffusers' Wan transformer, told what the camera does, with a second stream of attention.
+"""The world model: Wan's transformer conditioned on the camera, with a second stream of attention.
 
 The model's own forward runs unchanged. The frames of a call go through it as a batch of single frames, so
 that every frame has its own timestep and action; attention joins them again. One set of projections gives the
@@ -17,10 +17,10 @@ from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
 from torch import Tensor, nn
 
-from qvg_cli.cache.kv_cache import KVCache, LayerCache
+from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.models.hyworldplay.streams import Cameras
 from qvg_cli.models.wan.rope import FrameRotation
-from qvg_cli.models.wan.transformer import Call, CausalWanTransformer, TextCrossAttention
+from qvg_cli.models.wan.transformer import CachedSelfAttention, Call, CausalWanTransformer, TextCrossAttention
 from qvg_cli.planning.chunks import ChunkPlan
 
 
@@ -69,51 +69,50 @@ class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # di
         return embedded
 
 
-class TwoStreamSelfAttention:
+class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
     """Self-attention processor of a layer: both streams attend to the cache, a cache-update pass fills it."""
 
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, layer: LayerCache, call: WalkCall) -> None:
-        self.layer = layer
-        self.call = call
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: FrameRotation | None = None,
-    ) -> Tensor:
-        """`[B * F, P, C]` to `[B * F, P, C]`."""
-        assert rotary_emb is not None
-        assert self.call.cameras is not None
-        frames = self.call.frames
-        query = self._join_frames(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
-        key = self._join_frames(attn.norm_k(attn.to_k(hidden_states)), attn.heads)
-        value = self._join_frames(attn.to_v(hidden_states), attn.heads)
-
-        rotated = rotary_emb.rotate(query, frames)
-        attended = self.layer.attend(
-            rotated, key, value, frames=frames, reads=self.call.reads, rotation=rotary_emb
+    def project(self, attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[B, H, F * P, D]` of `[B * F, P, C]`."""
+        return (
+            self._join_frames(attn.norm_q(attn.to_q(hidden_states)), attn.heads),
+            self._join_frames(attn.norm_k(attn.to_k(hidden_states)), attn.heads),
+            self._join_frames(attn.to_v(hidden_states), attn.heads),
         )
-        output: Tensor = attn.to_out[0](self._split_frames(attended))
 
-        cameras = self.call.cameras
-        attended = self.layer.attend(
-            cameras.rotate_query(query, frames),
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
+    ) -> tuple[Tensor, ...]:
+        """What both streams gather, `[B * F, P, C]` each: by place and time, then by camera."""
+        call, cameras = self.call, self.call.cameras
+        assert cameras is not None
+        timed = self.layer.attend(
+            rotary_emb.rotate(query, call.frames),
             key,
             value,
-            frames=frames,
-            reads=self.call.reads,
+            frames=call.frames,
+            reads=call.reads,
+            rotation=rotary_emb,
+        )
+        # Copied before the other stream attends: both may be gathered in the same workspace.
+        timed = self._split_frames(timed)
+        seen = self.layer.attend(
+            cameras.rotate_query(query, call.frames),
+            key,
+            value,
+            frames=call.frames,
+            reads=call.reads,
             rotation=cameras,
             value_rotation=cameras,
         )
-        output = output + attn.to_out_prope[0](self._split_frames(cameras.restore(attended, frames)))
-        if self.call.commit is not None:
-            self.layer.commit(key, value, frames, self.call.commit)
+        seen = self._split_frames(cameras.restore(seen, call.frames))
+        if call.commit is not None:
+            self.layer.commit(key, value, call.frames, call.commit)
+        return timed, seen
+
+    def output(self, attn: Any, *attended: Tensor) -> Tensor:
+        timed, seen = attended
+        output: Tensor = attn.to_out[0](timed) + attn.to_out_prope[0](seen)
         return output
 
     def _join_frames(self, states: Tensor, heads: int) -> Tensor:

@@ -224,9 +224,12 @@ def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
     notes = list(path.notes)
     if poses < num_frames:
         notes.append(f"the camera stands still from latent frame {poses} on: its pose has ended")
-    if poses > num_frames:
-        unused = f"{num_frames} to {poses - 1} are" if poses > num_frames + 1 else f"{num_frames} is"
-        notes.append(f"of the pose's latent frames 0 to {poses - 1}, {unused} after the end of the video")
+    # A walk of whole chunks has a pose more than frames: where the last of them leads to.
+    if poses > num_frames + 1:
+        notes.append(
+            f"of the pose's latent frames 0 to {poses - 1}, {num_frames} to {poses - 1} are after the end of "
+            "the video"
+        )
     return path.take(num_frames), tuple(notes)
 
 

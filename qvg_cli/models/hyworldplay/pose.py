@@ -97,7 +97,9 @@ def _parse_command(text: str, part: str, start: int) -> tuple[Command, str | Non
     if not hyphen:
         raise _mistake(text, start, f"{written!r} has no length")
     if move.strip() not in MOVES:
-        raise _mistake(text, start, f"unknown move {move.strip()!r}", _near(move.strip()))
+        matches = get_close_matches(move.strip().lower(), MOVES, n=1, cutoff=0.5)
+        near = f"nearest: {matches[0]}; " if matches else ""
+        raise _mistake(text, start, f"unknown move {move.strip()!r}", near)
     start += len(move) + 1 + len(number) - len(number.lstrip())
     number = number.strip()
     if not number:
@@ -111,11 +113,6 @@ def _parse_command(text: str, part: str, start: int) -> tuple[Command, str | Non
     elif float(number) != frames:
         note = f"{written!r} in the pose is taken as {frames} whole latent frames"
     return Command(move.strip(), frames), note
-
-
-def _near(move: str) -> str:
-    near = get_close_matches(move.lower(), MOVES, n=1, cutoff=0.5)
-    return f"nearest: {near[0]}; " if near else ""
 
 
 def _mistake(text: str, position: int, what: str, near: str = "") -> UsageError:

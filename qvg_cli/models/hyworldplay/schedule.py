@@ -21,10 +21,11 @@ def denoising_steps(sampler: SamplerConfig) -> tuple[Step, ...]:
 
     A timestep that is a published one but for its last digit becomes that one.
     """
-    return tuple(_warp(step / NUM_TRAIN_TIMESTEPS, sampler.shift) for step in sampler.steps)
-
-
-def _warp(fraction: float, shift: float) -> Step:
-    exact = NUM_TRAIN_TIMESTEPS * shift * fraction / (1 + (shift - 1) * fraction)
-    timestep = next((told for told in PUBLISHED_TIMESTEPS if abs(told - exact) < _DIGIT), exact)
-    return Step(timestep=float(np.float32(timestep)), sigma=float(np.float32(timestep / NUM_TRAIN_TIMESTEPS)))
+    found = []
+    for step in sampler.steps:
+        fraction, shift = step / NUM_TRAIN_TIMESTEPS, sampler.shift
+        exact = NUM_TRAIN_TIMESTEPS * shift * fraction / (1 + (shift - 1) * fraction)
+        timestep = next((known for known in PUBLISHED_TIMESTEPS if abs(known - exact) < _DIGIT), exact)
+        sigma = np.float32(timestep / NUM_TRAIN_TIMESTEPS)
+        found.append(Step(timestep=float(np.float32(timestep)), sigma=float(sigma)))
+    return tuple(found)

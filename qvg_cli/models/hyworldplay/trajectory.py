@@ -33,11 +33,11 @@ TURN = math.radians(3.0)
 """Angle of a turn in one latent frame."""
 FOCAL_PIXELS = 969.6969696969696
 CENTRE_PIXELS = (960.0, 540.0)
-"""Of the lens that the model was trained with, a 1920x1080 camera, whatever the size of the video."""
+"""The lens that the model was trained with, of a 1920x1080 camera, whatever the size of the video."""
 _MIN_STEP = 1e-4
 _MIN_TURN_DEGREES = 0.05
 _TOLERANCE = 1e-3
-"""Of a rotation read from a file: files are written with few digits."""
+"""How far a rotation read from a file may be off: files are written with few digits."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,5 +45,4 @@ class LongCatConfig(RunConfig):
 
     @property
     def num_rows(self) -> int:
-        """See `RunConfig.num_rows`."""
         return 2 if self.sampler.is_guided else 1

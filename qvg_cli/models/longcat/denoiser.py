@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.models.base import AllRows, Denoiser, Rows
-from qvg_cli.models.longcat.layers import TextStates
+from qvg_cli.models.longcat.layers import ProjectedPrompt
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.longcat.schedule import Sampling, Step, guide
 from qvg_cli.models.wan.transformer import Call
@@ -74,7 +74,7 @@ class LongCatDenoiser(Denoiser):
             on_step()
         return latents
 
-    def _predict_flow(self, latents: Tensor, step: Step, text: TextStates, call: Call) -> Tensor:
+    def _predict_flow(self, latents: Tensor, step: Step, text: ProjectedPrompt, call: Call) -> Tensor:
         """`clean - noise` of `[1, C, F, h, w]` latents, guided if there are two rows of text."""
         num_rows = text.states.shape[0]
 

@@ -5,35 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qvg_cli.errors import UsageError
+from qvg_cli.models.base import Extension
 from qvg_cli.models.longcat.config import LongCatConfig
 from qvg_cli.models.longcat.plan import fit_size, is_480p
 from qvg_cli.planning.chunks import pixel_frames
 
 
 @dataclass(frozen=True)
-class LongCatExtension:
-    """See `qvg_cli.models.base.Extension`."""
+class LongCatExtension(Extension):
+    """Segments of a fixed number of frames, from a fixed number of frames."""
 
     config: LongCatConfig
 
     def default_frames(self, given: int) -> int:
-        """One segment."""
         return self.config.sampler.frames_per_chunk
 
     def frames_of_segments(self, count: int) -> int:
-        """See `Extension.frames_of_segments`."""
         source = self.config.source
         start = self.config.sampler.window if source is None or source.image is not None else source.frames
         return start + count * self.config.sampler.frames_per_chunk
 
     def fit_size(self, height: int, width: int) -> tuple[int, int]:
-        """Of the sizes that the model was trained for, that of the clip's shape; a size of another class is
-        left as it is configured."""
+        # The trained size of the clip's shape; a size of another class is left as it is configured.
         video = self.config.video
         return fit_size(height, width) if is_480p(video.height, video.width) else (video.height, video.width)
 
     def clip_frames(self, num_frames: int) -> int:
-        """See `Extension.clip_frames`; always the same number."""
         count = self.config.sampler.condition_frames
         needed = pixel_frames(count)
         if num_frames < needed:

@@ -31,7 +31,7 @@ class LongCat(Family["LongCatConfig"]):
             metavar="FILE",
             type=Path,
             parse=str,
-            is_of_first_frame=True,
+            not_in=("extend",),
         ),
         FamilyOption(
             "--steps",

@@ -80,20 +80,20 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class TextStates:
+class ProjectedPrompt:
     """A prompt as the blocks read it.
 
     Attributes:
         states: `[B, N, D]`, projected.
-        mask: `[B, 1, 1, N]`, true where a token is attended to; none when all are.
+        mask: `[B, 1, 1, N]`, true where a token is attended to; `None` when all are.
     """
 
     states: Tensor
     mask: Tensor | None
 
-    def __getitem__(self, rows: slice) -> TextStates:
+    def __getitem__(self, rows: slice) -> ProjectedPrompt:
         """Some of the rows."""
-        return TextStates(self.states[rows], None if self.mask is None else self.mask[rows])
+        return ProjectedPrompt(self.states[rows], None if self.mask is None else self.mask[rows])
 
 
 class PatchEmbedder(nn.Module):
@@ -145,7 +145,7 @@ class CaptionEmbedder(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of a call's tokens to the history and to each other; fills the cache when told to."""
+    """Attention of a call's tokens to the history and each other; a cache-update pass fills the cache."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class CrossAttention(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_dim, eps=NORM_EPS)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, states: Tensor, text: TextStates) -> Tensor:
+    def forward(self, states: Tensor, text: ProjectedPrompt) -> Tensor:
         """`[B, S, D]` to `[B, S, D]`."""
         query = self.q_linear(states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.kv_linear(text.states).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -207,11 +207,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """`[B, S, D]` to `[B, S, D]`."""
-        return torch.cat([self._part(part) for part in states.split(_FFN_TOKENS, dim=1)], dim=1)
-
-    def _part(self, states: Tensor) -> Tensor:
-        output: Tensor = self.w2(functional.silu(self.w1(states)) * self.w3(states))
-        return output
+        parts = states.split(_FFN_TOKENS, dim=1)
+        return torch.cat([self.w2(functional.silu(self.w1(part)) * self.w3(part)) for part in parts], dim=1)
 
 
 class Block(nn.Module):
@@ -229,7 +226,7 @@ class Block(nn.Module):
         self,
         states: Tensor,
         time: Tensor,
-        text: TextStates | None,
+        text: ProjectedPrompt | None,
         rotation: FrameRotation,
         layer: LayerCache,
         call: Call,

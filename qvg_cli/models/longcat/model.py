@@ -21,7 +21,7 @@ from qvg_cli.models.longcat.layers import (
     CaptionEmbedder,
     FinalLayer,
     PatchEmbedder,
-    TextStates,
+    ProjectedPrompt,
     TimestepEmbedder,
     TransformerConfig,
 )
@@ -31,7 +31,7 @@ from qvg_cli.models.wan.transformer import Call, FrameRope
 from qvg_cli.planning.sizes import read_layout
 
 MAX_POSITIONS = 1024
-"""Of each axis; the published model has no limit of its own."""
+"""Largest position of each axis; the published model has no limit of its own."""
 
 
 class LongCatTransformer(nn.Module):
@@ -57,7 +57,7 @@ class LongCatTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and activations but for the parts that stay float32."""
+        """Dtype of weights and activations, but for the parts that stay float32."""
         return self.x_embedder.proj.weight.dtype
 
     @property
@@ -66,27 +66,27 @@ class LongCatTransformer(nn.Module):
         return self.x_embedder.proj.weight.device
 
     @torch.no_grad()
-    def embed_text(self, prompt_embeds: Tensor, mask: Tensor | None = None) -> TextStates:
+    def embed_text(self, prompt_embeds: Tensor, mask: Tensor | None = None) -> ProjectedPrompt:
         """Project the text encoder's states.
 
         Args:
             prompt_embeds: `[B, N, C]`.
-            mask: `[B, N]`, true or 1 for the prompt's tokens, else padding; none counts all as prompt.
+            mask: `[B, N]`, true or 1 for the prompt's tokens, else padding; `None` counts all as prompt.
         """
         states = self.y_embedder(prompt_embeds.to(self.dtype))
         if mask is None:
-            return TextStates(states, None)
+            return ProjectedPrompt(states, None)
         if self.config.text_tokens_zero_pad:
             # Zero rows still have keys and values, the biases, and the model was trained to attend to them.
-            return TextStates(states * mask.unsqueeze(-1).to(states.dtype), None)
-        return TextStates(states, mask[:, None, None, :].bool())
+            return ProjectedPrompt(states * mask.unsqueeze(-1).to(states.dtype), None)
+        return ProjectedPrompt(states, mask[:, None, None, :].bool())
 
     @torch.no_grad()
     def forward(
         self,
         latents: Tensor,
         timesteps: Tensor,
-        text: TextStates | None,
+        text: ProjectedPrompt | None,
         call: Call,
         layers: Sequence[LayerCache],
     ) -> Tensor:
@@ -109,16 +109,16 @@ class LongCatTransformer(nn.Module):
         rotation = self.rope(latents)
         for block, layer in zip(self.blocks, layers, strict=True):
             states = block(states, time, text, rotation, layer, call)
-        return self._unpatchify(self.final_layer(states, time), latents)
+        return self.unpatchify(self.final_layer(states, time), latents)
 
-    def _unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:
+    def unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:
         """`[B, S, pt * ph * pw * C]` to `[B, C, F, h, w]`, the size of `like`."""
         batch, _, *size = like.shape
-        patch = self.config.patch_size
+        patch, channels = self.config.patch_size, self.config.out_channels
         grid = [length // part for length, part in zip(size, patch, strict=True)]
-        pixels = patches.reshape(batch, *grid, *patch, self.config.out_channels)
+        pixels = patches.reshape(batch, *grid, *patch, channels)
         # [B, F, h, w, pt, ph, pw, C] to [B, C, F, pt, h, ph, w, pw]
-        return pixels.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, self.config.out_channels, *size)
+        return pixels.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, channels, *size)
 
 
 def open_longcat(folder: Path, adapters: Sequence[Lora] = ()) -> Checkpoint[LongCatTransformer]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Planner
-from qvg_cli.models.longcat.config import LongCatConfig, WindowSamplerConfig
+from qvg_cli.models.longcat.config import LongCatConfig
 from qvg_cli.models.wan.plan import refuse_unpacked, wan_geometry
 from qvg_cli.planning.chunks import ChunkPlan, Geometry, VideoPlan, length_text
 
@@ -82,7 +82,14 @@ def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
         context_frames=context_frames,
         finished_frames=finished_frames,
     )
-    return VideoPlan(**vars(geometry), chunks=chunks, notes=_about_mode(config.sampler))
+    notes: tuple[str, ...] = ()
+    if config.sampler.mode == "distilled":
+        num_steps = len(config.sampler.steps)
+        notes = (
+            f"distilled: {num_steps} steps a clip, without guidance; sampler.guided_steps, guidance and "
+            "negative_prompt have no say",
+        )
+    return VideoPlan(**vars(geometry), chunks=chunks, notes=notes)
 
 
 class SegmentPlanner(Planner):
@@ -130,16 +137,6 @@ def _geometry(config: LongCatConfig) -> Geometry:
     hint = "for an unpacked cache, take --cache bf16"
     refuse_unpacked(config.cache, most_tokens, "the condition frames", hint)
     return geometry
-
-
-def _about_mode(sampler: WindowSamplerConfig) -> tuple[str, ...]:
-    """Which settings have no say."""
-    if sampler.mode == "guided":
-        return ()
-    return (
-        f"distilled: {len(sampler.steps)} steps a clip, without guidance; sampler.guided_steps, guidance and "
-        "negative_prompt have no say",
-    )
 
 
 def plan_chunks(

@@ -1,8 +1,8 @@
 """The noise levels of a segment, the Euler step between them and the guidance of a step.
 
-Every level is warped by the shift of flow matching, `sigma = shift * u / (1 + (shift - 1) * u)`; the model is
-told `1000 * sigma`. Tables are float32, computed as the published ones are: a model in bf16 rounds
-timesteps, and one unit in the last place can move a value to its neighbour.
+Every level is warped by the shift of flow matching, `sigma = shift * u / (1 + (shift - 1) * u)`; the
+conditioning timestep is `1000 * sigma`. Tables are float32, computed as the published ones are: a model in
+bf16 rounds timesteps, and one unit in the last place can move a value to its neighbour.
 
 Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`, `get_timesteps_sigmas` and
 `optimized_scale`; shift 12 from the checkpoint's `scheduler/scheduler_config.json`.
@@ -29,7 +29,7 @@ _Levels = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step: what the model is told, and the noise level before and after."""
+    """One denoising step: the conditioning timestep, and the noise level before and after."""
 
     timestep: float
     sigma: float

@@ -19,7 +19,7 @@ from qvg_cli.planning.sizes import (
 _DEPTH, _HEADS, _HEAD_DIM = 48, 32, 128
 _VALUES = 13_581_071_424
 _FLOAT32_VALUES = 610_018_368
-"""Of all values: what modulates, and the embedding of time."""
+"""Values that stay float32: what modulates, and the embedding of time."""
 _BLOCK_VALUES, _BLOCK_FLOAT32_VALUES = 282_132_992, 12_607_488
 _MATRIX_VALUES = 12_936_806_400
 _TOKEN_VALUES = 10.04

@@ -15,15 +15,15 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from qvg_cli.models.decoder import redecode
+from qvg_cli.models.decoder import Decoder, redecode
 from qvg_cli.models.seam import Seam
 from qvg_cli.models.vae import StreamingDecoder, encode_frames, no_pixels, to_pixels
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.randomness import derive_seed
 
 
-class WindowDecoder:
-    """See `qvg_cli.models.base.Decoder`; decodes one video, a window at a time.
+class WindowDecoder(Decoder):
+    """Decodes one video, a window at a time.
 
     Args:
         vae: Not changed; several decoders may share it.
@@ -57,7 +57,6 @@ class WindowDecoder:
         return self._condition
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
-        """See `qvg_cli.models.base.Decoder.follow`."""
         self._shown = frames.cpu()
         self._encoded = latents
         self._is_after_clip = True

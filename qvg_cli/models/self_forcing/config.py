@@ -13,7 +13,7 @@ class BlockSamplerConfig(SamplerConfig):
     """Sampling, and what a block attends to.
 
     Attributes:
-        context_noise: Timestep of the clean pass whose keys and values stay.
+        context_noise: Conditioning timestep of the cache-update pass.
         independent_first_frame: Whether the first chunk is a single frame.
         window: Latent frames attended to, the chunk's own included; `None` means the whole history.
         sink: First latent frames that a window never drops.

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qvg_cli.errors import UsageError
+from qvg_cli.models.base import Extension
 from qvg_cli.models.self_forcing.config import SelfForcingConfig
 from qvg_cli.models.self_forcing.plan import MAX_FRAMES, TRAINED_FRAMES
 from qvg_cli.planning.chunks import pixel_frames
 
 
 @dataclass(frozen=True)
-class SelfForcingExtension:
-    """See `qvg_cli.models.base.Extension`."""
+class SelfForcingExtension(Extension):
+    """Whole chunks from the end of the clip, within the positions of the model."""
 
     config: SelfForcingConfig
 
     def default_frames(self, given: int) -> int:
-        """As many as the model was trained to make, in whole chunks, or what its positions leave."""
+        # As many as the model was trained to make, in whole chunks, or what its positions leave.
         size = self.config.sampler.frames_per_chunk
         chunks = max(1, TRAINED_FRAMES // size)
         if self.config.sampler.position_span is None:
@@ -25,15 +26,14 @@ class SelfForcingExtension:
         return chunks * size
 
     def frames_of_segments(self, count: int) -> None:
-        """See `Extension.frames_of_segments`."""
         return None
 
     def fit_size(self, height: int, width: int) -> tuple[int, int]:
-        """The configured size, whatever the clip's."""
+        # Whatever the clip's.
         return self.config.video.height, self.config.video.width
 
     def clip_frames(self, num_frames: int) -> int:
-        """The longest end in whole chunks that leaves the first new chunk inside the trained length."""
+        # The longest end in whole chunks that leaves the first new chunk inside the trained length.
         size = self.config.sampler.frames_per_chunk
         longest = max(1, TRAINED_FRAMES // size - 1) * size
         for count in range(longest, 0, -size):

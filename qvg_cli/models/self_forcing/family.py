@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,9 +79,14 @@ class SelfForcing(Family["SelfForcingConfig"]):
         return open_planner(config)
 
     def sizes(self, config: SelfForcingConfig, *, is_gpu: bool) -> ModelSizes:
-        from qvg_cli.models.self_forcing.sizes import model_sizes
+        from qvg_cli.models.wan.sizes import WanLayout, wan_sizes
+        from qvg_cli.planning.sizes import WAN_21_VAE
 
-        return model_sizes(config, is_gpu=is_gpu)
+        # Wan2.1-T2V-1.3B.
+        layout = WanLayout(30, heads=12, head_dim=128, ffn_dim=8960, in_channels=16, out_channels=16)
+        sizes = wan_sizes(config, layout, WAN_21_VAE, is_gpu=is_gpu)
+        sampler = config.sampler
+        return replace(sizes, sink_frames=0 if sampler.window is None else sampler.sink)
 
     def extension(self, config: SelfForcingConfig) -> SelfForcingExtension:
         from qvg_cli.models.self_forcing.extend import SelfForcingExtension

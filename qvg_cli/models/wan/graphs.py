@@ -22,10 +22,12 @@ from qvg_cli.models.wan.rope import FrameRotation
 class BlockGraphs:
     """What the graphs of all blocks share.
 
+    The shape that is captured is the first that two calls in a row have: the steps of a chunk. Calls of other
+    shapes, such as a prefill, run without graphs.
+
     Attributes:
         is_running: Whether the blocks of the current call run as graphs.
         pool: Memory of what lives inside a graph; one graph runs after the other, so they use the same.
-        shape: Shape of the hidden states that were captured.
         hidden: `[B, S, C]` between the blocks.
         time: The modulation of the timestep.
         projected: Queries, keys and values of a block.
@@ -33,18 +35,17 @@ class BlockGraphs:
     """
 
     def __init__(self) -> None:
-        self.reset(())
+        self.reset()
 
-    def reset(self, shape: tuple[int, ...]) -> None:
-        """Forget what was captured: the shape, the cache or the model's place is another."""
-        self.shape = shape
+    def reset(self) -> None:
+        """Forget what was captured: another cache is attached."""
         self.is_running = False
         self.pool: Any = None
         self.hidden: Tensor | None = None
         self.time: Tensor | None = None
         self.projected: tuple[Tensor, ...] = ()
         self.attended: tuple[Tensor, ...] = ()
-        self._num_seen = 0
+        self._last_shape: tuple[int, ...] = ()
         self._is_stale = False
 
     def forget_text(self) -> None:
@@ -53,16 +54,13 @@ class BlockGraphs:
 
     def begin(self, hidden: Tensor, time: Tensor) -> None:
         """Take the inputs of a model call, and decide whether its blocks run as graphs."""
-        if self.shape != hidden.shape:
-            self.reset(tuple(hidden.shape))
-        self._num_seen += 1
-        # The first call loads what libraries load late, which cannot be captured.
-        self.is_running = self._num_seen > 1 and not self._is_stale
+        if self.hidden is None and self._last_shape == hidden.shape:
+            self.pool = torch.cuda.graph_pool_handle()
+            self.hidden, self.time = torch.empty_like(hidden), torch.empty_like(time)
+        self._last_shape = tuple(hidden.shape)
+        self.is_running = not self._is_stale and self.hidden is not None and self.hidden.shape == hidden.shape
         self._is_stale = False
-        if self.is_running:
-            if self.hidden is None or self.time is None:
-                self.pool = torch.cuda.graph_pool_handle()
-                self.hidden, self.time = torch.empty_like(hidden), torch.empty_like(time)
+        if self.is_running and self.hidden is not None and self.time is not None:
             self.hidden.copy_(hidden)
             self.time.copy_(time)
 
@@ -115,7 +113,11 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
         if captured.before is None:
             captured.before = graphs.capture(self._before_attention)
         captured.before.replay()
-        attended = self.attn1.processor.attend(*graphs.projected, rotary_emb)
+        processor, projected = self.attn1.processor, graphs.projected
+        if processor.call.commit is not None:
+            # The cache may keep them as they are, and the next block writes its own there.
+            projected = tuple(part.clone() for part in projected)
+        attended = processor.attend(*projected, rotary_emb)
         if not graphs.attended:
             graphs.attended = tuple(torch.empty_like(part.contiguous()) for part in attended)
         for buffer, part in zip(graphs.attended, attended, strict=True):

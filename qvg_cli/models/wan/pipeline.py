@@ -26,7 +26,9 @@ from qvg_cli.models.decoder import Decoder
 from qvg_cli.models.offload import STORAGE_DTYPE, Offload, OffloadedDecoder
 from qvg_cli.models.text import PromptEncoder
 from qvg_cli.models.vae import StreamingDecoder, encode_frames
+from qvg_cli.models.vae_gpu import speed_up
 from qvg_cli.models.wan.checkpoint import Checkpoint
+from qvg_cli.models.wan.transformer import CausalWanTransformer
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.randomness import derive_seed
 
@@ -63,6 +65,8 @@ class Models(Generic[ModelT]):
         matrix_dtype = STORAGE_DTYPE if offload.is_fp8 else None
         model = self._checkpoint.load(self.dtype, offload.load_device, matrix_dtype=matrix_dtype)
         offload.place_transformer(model, self.dtype)
+        if offload.is_fixed and isinstance(model, CausalWanTransformer):
+            model.capture_blocks()
         return model
 
     @cached_property
@@ -74,6 +78,8 @@ class Models(Generic[ModelT]):
         """
         vae = self.read_vae().eval().requires_grad_(False).to(self.offload.vae_load_device)
         self.offload.place_vae(vae)
+        if self.device.type == "cuda":
+            speed_up(vae)
         return vae
 
     def read_vae(self) -> AutoencoderKLWan:

@@ -1,6 +1,7 @@
 """The few-step schedule: nominal steps on a 1000-step scale, warped by the shift of flow matching.
 
-`sigma = shift * u / (1 + (shift - 1) * u)` with `u = step / 1000`; the model is told `1000 * sigma`.
+`sigma = shift * u / (1 + (shift - 1) * u)` with `u = step / 1000`; the conditioning timestep is
+`1000 * sigma`.
 Timesteps are floats (937.5, 833.33, ...) and must never be rounded.
 
 Source: guandeh17/Self-Forcing at 33593df, `utils/scheduler.py` and `warp_denoising_step`.
@@ -19,7 +20,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step: what the model is told, and how much of its input is noise."""
+    """One denoising step: the conditioning timestep, and how much of its input is noise."""
 
     timestep: float
     sigma: float
@@ -35,10 +36,10 @@ class Step:
 
 def denoising_steps(steps: Sequence[int], shift: float) -> tuple[Step, ...]:
     """The steps of a chunk, noisiest first, of nominal `steps` on the 1000-step scale."""
-    return tuple(_warp(step / NUM_TRAIN_TIMESTEPS, shift) for step in steps)
-
-
-def _warp(fraction: float, shift: float) -> Step:
-    # The published table is float32; a float64 value would tell the model a timestep it was not trained on.
-    sigma = torch.tensor(shift * fraction / (1 + (shift - 1) * fraction), dtype=torch.float32)
-    return Step(timestep=(sigma * NUM_TRAIN_TIMESTEPS).item(), sigma=sigma.item())
+    found = []
+    for step in steps:
+        fraction = step / NUM_TRAIN_TIMESTEPS
+        # The published table is float32; the model was not trained on the timestep of a float64 value.
+        sigma = torch.tensor(shift * fraction / (1 + (shift - 1) * fraction), dtype=torch.float32)
+        found.append(Step(timestep=(sigma * NUM_TRAIN_TIMESTEPS).item(), sigma=sigma.item()))
+    return tuple(found)

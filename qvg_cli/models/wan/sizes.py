@@ -94,7 +94,7 @@ class WanLayout:
         return blocks + others * element_bytes + float32 * 4
 
     def token_bytes(self, element_bytes: int) -> float:
-        """Of a token at the fullest moment of a block, which is inside its feed-forward part."""
+        """What a token takes at the fullest moment of a block, which is inside its feed-forward part."""
         # Traced: 48,477 bytes at 1,536 channels and 8,960, 83,330 at 3,072 and 14,336, in bf16.
         return (4.15 * self.width + 2 * self.ffn_dim) * element_bytes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache
+from qvg_cli.models.wan.graphs import BlockGraphs, GraphedBlock
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -94,13 +95,16 @@ class TimestepSinusoid(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
 
 
-class CachedSelfAttention:
-    """Self-attention processor of one layer: attends to the cache and, in a cache-update pass, fills it."""
+class CachedSelfAttention(Generic[CallT]):
+    """Self-attention processor of one layer: attends to the cache and, in a cache-update pass, fills it.
+
+    In three parts, of which the middle one alone depends on the history.
+    """
 
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, layer: LayerCache, call: Call) -> None:
+    def __init__(self, layer: LayerCache, call: CallT) -> None:
         self.layer = layer
         self.call = call
 
@@ -114,17 +118,36 @@ class CachedSelfAttention:
     ) -> Tensor:
         """`[B, S, C]` to `[B, S, C]`."""
         assert rotary_emb is not None
+        return self.output(attn, *self.attend(*self.project(attn, hidden_states), rotary_emb))
+
+    def project(self, attn: WanAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[B, H, S, D]`, not rotated."""
+        return (
+            split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads),
+            split_heads(attn.norm_k(attn.to_k(hidden_states)), attn.heads),
+            split_heads(attn.to_v(hidden_states), attn.heads),
+        )
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
+    ) -> tuple[Tensor, ...]:
+        """What the queries gather from the history and the call, `[B, S, C]`; fills the cache."""
         call = self.call
-        query = _split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
-        key = _split_heads(attn.norm_k(attn.to_k(hidden_states)), attn.heads)
-        value = _split_heads(attn.to_v(hidden_states), attn.heads)
-        query = rotary_emb.rotate(query, call.frames)
         attended = self.layer.attend(
-            query, key, value, frames=call.frames, reads=call.reads, rotation=rotary_emb
+            rotary_emb.rotate(query, call.frames),
+            key,
+            value,
+            frames=call.frames,
+            reads=call.reads,
+            rotation=rotary_emb,
         )
         if call.commit is not None:
             self.layer.commit(key, value, call.frames, call.commit)
-        output: Tensor = attn.to_out[0](_join_heads(attended))
+        return (join_heads(attended),)
+
+    def output(self, attn: WanAttention, *attended: Tensor) -> Tensor:
+        """`[B, S, C]` of what was gathered."""
+        output: Tensor = attn.to_out[0](attended[0])
         return output
 
 
@@ -136,10 +159,11 @@ class TextCrossAttention:
 
     def __init__(self) -> None:
         self._text: tuple[Tensor, Tensor] | None = None
+        self._is_stale = True
 
     def forget(self) -> None:
         """Compute keys and values anew at the next call, from another prompt."""
-        self._text = None
+        self._is_stale = True
 
     def __call__(
         self,
@@ -150,13 +174,19 @@ class TextCrossAttention:
         rotary_emb: None = None,
     ) -> Tensor:
         """`[B, S, C]` attending to prompt embeddings `[B, N, C]`, zero rows included, without a mask."""
-        if self._text is None:
-            key = _split_heads(attn.norm_k(attn.to_k(encoder_hidden_states)), attn.heads)
-            value = _split_heads(attn.to_v(encoder_hidden_states), attn.heads)
-            self._text = key, value
-        query = _split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
+        if self._is_stale or self._text is None:
+            key = split_heads(attn.norm_k(attn.to_k(encoder_hidden_states)), attn.heads)
+            value = split_heads(attn.to_v(encoder_hidden_states), attn.heads)
+            if self._text is None:
+                self._text = key, value
+            else:
+                # In their places: captured graphs read them there.
+                for held, new in zip(self._text, (key, value), strict=True):
+                    held.copy_(new)
+            self._is_stale = False
+        query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         attended = functional.scaled_dot_product_attention(query, *self._text)
-        output: Tensor = attn.to_out[0](_join_heads(attended))
+        output: Tensor = attn.to_out[0](join_heads(attended))
         return output
 
 
@@ -177,6 +207,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
     @wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        self._graphs: BlockGraphs | None = None
         config = self.config
         self.rope = FrameRope(config.attention_head_dim, config.rope_max_seq_len, tuple(config.patch_size))
         self.adapt()
@@ -195,6 +226,8 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
     def attach_call(self, call: CallT, cache: KVCache) -> CallT:
         """`attach`, with a call of the family's own kind."""
         self.rope.call = call
+        if self._graphs is not None:
+            self._graphs.reset()
         processors: dict[str, object] = {}
         for index, layer in enumerate(cache.layers):
             processors[f"blocks.{index}.attn1.processor"] = self.self_attention(layer, call)
@@ -202,19 +235,25 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
         self.set_attn_processor(processors)
         return call
 
+    def capture_blocks(self) -> None:
+        """Launch the blocks as CUDA graphs from now on; their weights stay where they are."""
+        self._graphs = GraphedBlock.take(self.blocks)
+
     def forget_text(self) -> None:
         """Let every layer of an attached model read the prompt embeddings anew at the next call."""
+        if self._graphs is not None:
+            self._graphs.forget_text()
         for processor in self.attn_processors.values():
             if isinstance(processor, TextCrossAttention):
                 processor.forget()
 
 
-def _split_heads(states: Tensor, heads: int) -> Tensor:
+def split_heads(states: Tensor, heads: int) -> Tensor:
     """`[B, S, H * D]` to `[B, H, S, D]`."""
     split: Tensor = states.unflatten(-1, (heads, -1))
     return split.transpose(1, 2)
 
 
-def _join_heads(states: Tensor) -> Tensor:
+def join_heads(states: Tensor) -> Tensor:
     """`[B, H, S, D]` to `[B, S, H * D]`."""
     return states.transpose(1, 2).flatten(2)

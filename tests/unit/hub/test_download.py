@@ -44,7 +44,7 @@ def fetched(hub):
 def test_generate_finds_what_was_downloaded(downloaded, qvg, tmp_path):
     assert weights_folder("self-forcing") == downloaded
     result = qvg(
-        "generate", "a red ball", "--backend", "self-forcing", "--frames", 9, "--size", "32x64",
+        "generate", "a red ball", "--backend", "self-forcing", "--frames", 9, "--size", "64x32",
         "--set", "model.text_tokens=8", "--device", "cpu", "--out", tmp_path / "out", "--quiet",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr

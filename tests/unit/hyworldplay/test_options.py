@@ -8,8 +8,7 @@ from qvg_cli.config.load import Request, option_layers
 from qvg_cli.config.resources import weights_folder
 from qvg_cli.errors import UsageError
 from qvg_cli.models.hyworldplay.plan import plan_video
-from qvg_cli.models.hyworldplay.sizes import model_sizes
-from qvg_cli.models.registry import load_config
+from qvg_cli.models.registry import family_of, load_config
 
 GIVEN = {
     "pose": ("w-3", "walk", "pose"),
@@ -41,6 +40,6 @@ def test_the_small_built_in_model_brings_its_own_sizes_and_picture():
     plan = plan_video(config)
     assert plan.latent_shape == (16, 16, 28)
     assert len(plan.chunks) == 4
-    sizes = model_sizes(config, is_gpu=False)
+    sizes = family_of(config).sizes(config, is_gpu=False)
     stored = weights_folder("pocket") / config.model.transformer / "diffusion_pytorch_model.safetensors"
     assert sizes.transformer_bytes == pytest.approx(2 * stored.stat().st_size, rel=0.01)

@@ -76,13 +76,17 @@ def test_a_pose_can_be_held_to_the_end(walk_config):
 @pytest.mark.parametrize(
     ("pose", "note"),
     [
-        ("w-8", "of the pose's latent frames 0 to 8, 8 is after the end of the video"),
+        ("w-9", "of the pose's latent frames 0 to 9, 8 to 9 are after the end of the video"),
         ("w-10", "of the pose's latent frames 0 to 10, 8 to 10 are after the end of the video"),
     ],
 )
 def test_unused_frames_are_named(walk_config, pose, note):
     assert plan_video(walk_config(f"walk.pose={pose}")).notes == (note,)
-    assert plan_video(walk_config("walk.pose=w-7")).notes == ()
+
+
+@pytest.mark.parametrize("pose", ["w-7", "w-8", "w-4,a-4"])
+def test_a_plain_walk_needs_no_word(walk_config, pose):
+    assert plan_video(walk_config(f"walk.pose={pose}")).notes == ()
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_prompt_for_every_clip(whole, longcat, tmp_path):
 
 
 def test_a_run_of_another_family_is_a_clip_with_a_prompt(longcat, longcat_weights, tiny_weights, tmp_path):
-    sets = ["--set", f"model.weights={tiny_weights}", "--set", "model.text_tokens=8", "--size", "32x48"]
+    sets = ["--set", f"model.weights={tiny_weights}", "--set", "model.text_tokens=8", "--size", "48x32"]
     command = ["generate", "red ball", *sets, "--frames", "21", "--out", tmp_path, "--quiet"]
     assert CliRunner().invoke(app, [*map(str, command)]).exit_code == 0
     folder = tmp_path / "self-forcing" / "red-ball-seed0"

@@ -25,5 +25,5 @@ def test_segments_after_a_cut_are_the_same(longcat_weights, go_on, tmp_path, cut
         assert one.latents.equal(other.latents)
         assert one.frames.equal(other.frames)
         assert one.memory == other.memory
-    # Condition frames leave the cache with their segment, so no history is put away.
+    # Condition frames leave the cache with their segment, so no history is kept.
     assert not list((tmp_path / "state").glob("*.cache.safetensors"))

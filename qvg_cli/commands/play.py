@@ -1,0 +1,174 @@
+"""`qvg play`: a page on this machine on which keys walk through a world."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvg_cli.commands.completion import complete_runs
+from qvg_cli.commands.options import (
+    CacheOptions,
+    ModelOptions,
+    Out,
+    OutputOptions,
+    PlayFamilyOptions,
+    SeedOptions,
+    SizeOptions,
+    with_options,
+)
+from qvg_cli.console import Console, show_data
+from qvg_cli.errors import MissingModelError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qvg_cli.config.load import Request
+    from qvg_cli.play.server import PlayServer
+
+_DEFAULT_BACKEND = "hyworldplay"
+_NEEDED = ("starlette", "uvicorn", "websockets")
+
+
+@with_options
+def play(
+    model: ModelOptions,
+    size: SizeOptions,
+    family: PlayFamilyOptions,
+    seed: SeedOptions,
+    cache: CacheOptions,
+    output: OutputOptions,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="What the first world shows. Without it, the demo's.", show_default=False
+        ),
+    ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Save the walk as a run of that name. Without it, one of the prompt's words."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Go on with a saved walk, or with any run.",
+            show_default=False,
+            autocompletion=complete_runs,
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen at. One that other machines can reach gets a token in the page's address."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)
+    ] = 8000,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+    out: Out = Path("results"),
+) -> None:
+    """Walk through a world in the browser: W A S D and the arrows move the camera, chunk by chunk.
+
+    A model without a camera is played too: a key makes the video go on, and the prompt may change.
+    Every walk is saved as a run when it ends, also by Ctrl-C: its run.yaml makes the same video again with
+    qvg generate --config. The paths of the videos go to stdout.
+    """
+    _check_installed()
+    from qvg_cli.play.access import is_loopback, page_address
+
+    console = Console(is_quiet=output.quiet)
+    is_new = prompt is not None or model.config is not None or "--image" in family.given()
+    if resume is not None and is_new:
+        raise UsageError(
+            "--resume and a PROMPT, --config or --image were both given", hint="give one of them"
+        )
+    if model.backend is None and model.config is None and resume is None:
+        console.note(f"no --backend given: using the built-in pocket world of {_DEFAULT_BACKEND}")
+        model = replace(model, backend=_DEFAULT_BACKEND, pocket=True)
+    request = model.request(size, family, seed, cache, prompt=prompt)
+    if resume is not None:
+        request = replace(request, file=_settings_of(resume))
+
+    from qvg_cli.play.server import listen, serve
+
+    # Before the weights are read: a port that is taken costs no waiting.
+    with listen(host, port) as listening:
+        token = None if is_loopback(host) else secrets.token_urlsafe(16)
+        server, first = _open(request, out, record, resume, console)
+        address = page_address(host, listening.getsockname()[1], token)
+        try:
+            console.note(f"play at {address}")
+            console.note("Ctrl-C ends it; the walk is saved then")
+            if not no_browser:
+                _open_browser(address)
+            serve(server.app(first, token), listening)
+        except KeyboardInterrupt:
+            # The way to end it.
+            pass
+        finally:
+            server.close()
+            for run in server.player.saved:
+                show_data(str(run.video))
+
+
+def _check_installed() -> None:
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise MissingModelError(
+            f"qvg play needs {', '.join(missing)}", hint='install it: pip install "qvg[play]"'
+        )
+
+
+def _settings_of(folder: Path) -> Path:
+    """The settings of a run to go on with."""
+    file = folder / "run.yaml"
+    if not file.is_file():
+        raise UsageError(f"{folder} is not the folder of a run", hint="give one that has a run.yaml")
+    return file
+
+
+def _open(
+    request: Request, out: Path, record: str | None, resume: Path | None, console: Console
+) -> tuple[PlayServer, Callable[[], None]]:
+    """The server, and what its player begins with."""
+    from qvg_cli.device import resolve_device
+    from qvg_cli.engine.engine import Engine
+    from qvg_cli.files import RunDir, prepare_folder
+    from qvg_cli.models.registry import load_config
+    from qvg_cli.play.server import PlayServer
+    from qvg_cli.play.walk import recover
+    from qvg_cli.video.io import check_encoder
+
+    check_encoder()
+    config = load_config(request).config
+    device = resolve_device(config.device)
+    folder = prepare_folder(out / config.backend)
+    if resume is not None and recover(resume, device):
+        console.note(f"the walk in {resume} was cut off: what was made of it is saved")
+    console.note(f"loading {config.model.name} on {device}, cache {config.cache.preset}")
+    engine = Engine.load_config(config, device, request)
+    server = PlayServer(engine, folder, record=record, note=console.note)
+    if resume is None:
+        return server, server.player.begin
+    return server, lambda: server.player.take_up(RunDir(resume))
+
+
+def _open_browser(address: str) -> None:
+    """Open a browser where there is a screen; one in a terminal would only be in the way."""
+    has_screen = sys.platform in ("darwin", "win32") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    if has_screen:
+        import webbrowser
+
+        webbrowser.open(address)
