@@ -177,6 +177,16 @@ class LengthOptions(Options):
             raise UsageError(f"{given[0]} and {given[1]} were both given", hint="give one of them")
 
 
+def _parse_size(text: str) -> dict[str, int]:
+    """`video.height` and `video.width` of a `--size`."""
+    width, separator, height = (part.strip() for part in text.lower().replace("\u00d7", "x").partition("x"))
+    # Longer numbers than this Python does not even read.
+    is_size = height.isdecimal() and width.isdecimal() and max(len(height), len(width)) < 10
+    if not (separator and is_size):
+        raise UsageError(f"--size {text} is not of the form WIDTHxHEIGHT", hint="for example --size 832x480")
+    return {"height": int(height), "width": int(width)}
+
+
 @dataclass(frozen=True)
 class SizeOptions(Options):
     """The shape of a frame, and how many are shown in a second."""
@@ -188,7 +198,7 @@ class SizeOptions(Options):
             help="Size in pixels, the width first, such as 832x480.",
             show_default=False,
         ),
-        Setting("video", lambda text: _parse_size(text)),
+        Setting("video", _parse_size),
     ] = None
     height: Annotated[
         int | None,
@@ -465,15 +475,6 @@ def refuse_beside_resume(
         raise UsageError(
             f"{names[0]} and --resume were both given", hint="a run goes on with its own settings"
         )
-
-
-def _parse_size(text: str) -> dict[str, int]:
-    width, separator, height = (part.strip() for part in text.lower().replace("\u00d7", "x").partition("x"))
-    # Longer numbers than this Python does not even read.
-    is_size = height.isdecimal() and width.isdecimal() and max(len(height), len(width)) < 10
-    if not (separator and is_size):
-        raise UsageError(f"--size {text} is not of the form WIDTHxHEIGHT", hint="for example --size 832x480")
-    return {"height": int(height), "width": int(width)}
 
 
 def _family_parameter(declared: Mapping[str, FamilyOption]) -> inspect.Parameter:

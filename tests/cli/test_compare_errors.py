@@ -42,7 +42,7 @@ def assert_refused(result, message, hint=None):
         (
             ["bf16", "int2", "--set", "cache.preset=int4"],
             "--set cache.preset=int4: the presets are the variants",
-            "name it as an arm instead",
+            "name it as a variant instead",
         ),
         (
             ["bf16", "int2", "--seconds", "1", "--frames", "9"],

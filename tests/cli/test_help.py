@@ -40,7 +40,7 @@ def test_help_documents_every_exit_code():
     for arguments in (["--help"], ["generate", "--help"]):
         lines = CliRunner().invoke(app, arguments).stdout.splitlines()
         codes = [line.split()[0] for line in lines[lines.index("  Exit codes:") + 1 :] if line.strip()]
-        assert codes == ["0", "1", "2", "3", "4", "130"]
+        assert codes == ["0", "1", "2", "3", "4", "75", "130"]
 
 
 def test_help_has_no_colour_and_no_boxes(monkeypatch):

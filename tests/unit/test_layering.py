@@ -25,13 +25,13 @@ ARROWS = {
     "models": "base kernels config planning device cache video",
     "hub": "base config models",
     "engine": "base kernels.spec config planning device cache video models",
-    "report": "base kernels config planning video hub engine",
+    "report": "base kernels config planning video models hub engine",
     "runs": "base kernels config planning device cache video models engine report",
     "comparison": "base config device cache video models engine report runs",
     "play": "base config planning device video models engine report",
-    "api": "base config engine report",
+    "api": "config engine report",
     "commands": "base config planning device video models hub engine report runs comparison play",
-    "main": "base models commands",
+    "main": "base config models commands",
 }
 """What each room may import beside itself; docs/architecture.md has the same table."""
 
