@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.config import resources
-from qvg_cli.config.load import DEFAULT_BACKEND, Request
+from qvg_cli.config.load import DEFAULT_BACKEND, Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.lengths import (
     fit_pixel_frames,
@@ -133,10 +133,11 @@ def plan_caches(
     """
     planned = []
     for index, preset in enumerate(presets):
-        # First of all: what is set about the cache, such as cache.span_tokens, changes every preset.
-        sets = request.sets if preset is None else (f"cache.preset={preset}", *request.sets)
+        # What is set about the cache beside its preset, such as cache.span_tokens, changes every preset.
+        named = [] if preset is None else [Layer("--cache", {"cache": {"preset": preset}})]
         heard = note if index == 0 else lambda line: None
-        planned.append(plan_jobs(replace(request, sets=sets), heard, **options))
+        one = replace(request, options=[*request.options, *named])
+        planned.append(plan_jobs(one, heard, **options))
     return planned
 
 
