@@ -25,8 +25,9 @@ from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_error, visible
 from qvg_cli.environment import check_environment
-from qvg_cli.errors import shown_error
+from qvg_cli.errors import UsageError, shown_error
 from qvg_cli.interrupts import stop_on_signals
+from qvg_cli.launch import find_launch
 from qvg_cli.logs import set_up
 from qvg_cli.models.registry import FAMILIES
 from qvg_cli.redaction import redact
@@ -190,10 +191,33 @@ def help_(
     typer.echo(shown.get_help(typer.Context(shown, info_name=command, parent=context.parent)))
 
 
+def _follow(rank: int) -> int:
+    """Make the videos of the first process with it; the exit code."""
+    from qvg_cli.engine.parallel import follow
+
+    try:
+        follow()
+    except (Exception, KeyboardInterrupt) as error:
+        return _tell(error, where=f"process {rank}: ")
+    return 0
+
+
 def main() -> None:
     """The entry point of the program `qvg`."""
     try:
+        launch = find_launch()
+    except UsageError as error:
+        sys.exit(_tell(error))
+    if launch.rank:
+        sys.exit(_follow(launch.rank))
+    try:
         app()
+    except SystemExit as ended:
+        if launch.num_processes > 1 and not ended.code:
+            from qvg_cli.engine.parallel import end_others
+
+            end_others()
+        raise
     except OSError as error:
         # Help that cannot be written: what a command does is caught where it runs.
         if sys.stdout is not None:

@@ -1,11 +1,15 @@
 """Time a model family at its published size with random weights: seconds a chunk, cache and device bytes.
 
     python -m scripts.full_size --backend self-forcing --cache bf16 int2 --frames 180 --out results/sf.json
+    torchrun --nproc-per-node 2 -m scripts.full_size --backend longcat --no-decode --out results/lc.json
     python -m scripts.full_size --table results/*.json --page docs/results.md
 
 The run is the one of `qvg generate`: the same plan, denoiser, cache, rollout and streaming decode. Only the
 text stage is left out: random states stand for a prompt. Needs no files. The JSON is written anew after every
 chunk, so a run that is stopped keeps its figures.
+
+Several processes make one video together, and each writes its figures, the others to FILE.RANK.json; without
+--no-decode each decodes for itself.
 
 The device is waited for at the borders of a model's and a decoder's work of a chunk, and nowhere else.
 """
@@ -37,8 +41,10 @@ from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.noise import SeededNoise
+from qvg_cli.engine.parallel import start
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.files import write_whole
+from qvg_cli.launch import find_launch
 from qvg_cli.models.base import Pipeline
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
@@ -75,7 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(table(records))
         return 0
-    device = resolve_device(options.device)
+    device, launch = resolve_device(options.device), find_launch()
+    if launch.num_processes > 1 and device.type == "cuda":
+        device = torch.device("cuda", launch.local_rank)
+        torch.cuda.set_device(device)
+    if launch.rank:
+        options.out = options.out.with_suffix(f".{launch.rank}.json")
     if options.memory_limit_gib is not None:
         if device.type != "cuda":
             raise SystemExit(f"--memory-limit-gib needs a GPU, the device is {device}")
@@ -107,8 +118,10 @@ def load_pipeline(
     """The pipeline of a run, and its models, both made."""
     layout = (FULL if options.size == "full" else TINY)[options.backend]
     models = RandomModels(config, layout, device, seed=options.seed)
-    _ = models.transformer, models.vae
     pipeline = _PIPELINES[options.backend](config, models)
+    if parallel := start(config, device):
+        pipeline.share(parallel.tokens, parallel.rows)
+    _ = models.transformer, models.vae
     if options.backend == "longcat" and options.steps:
         return ShortStart(pipeline, guided_schedule(options.steps, config.sampler.shift)), models
     return pipeline, models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -112,12 +113,12 @@ class TimedDecoder:
         self._clock.end_decoder("recall", began)
         return recalled
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Decoder.decode`."""
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        """See `Decoder.decode_each`; the parts come when all of them are there."""
         began = self._clock.begin_decoder()
-        frames = self._decoder.decode(latents)
+        parts = list(self._decoder.decode_each(latents))
         self._clock.end_decoder("decode", began)
-        return frames
+        yield from parts
 
 
 class NoDecoder:
@@ -127,6 +128,6 @@ class NoDecoder:
         """See `Decoder.recall`."""
         return latents
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
         """No frames."""
-        return torch.empty(latents.shape[0], 0, 1, 1, 3, dtype=torch.uint8)
+        yield torch.empty(latents.shape[0], 0, 1, 1, 3, dtype=torch.uint8)

@@ -21,6 +21,7 @@ from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.longcat.layers import TransformerConfig
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.offload import STORAGE_DTYPE, Offload
+from qvg_cli.models.parallel import AllRows, AllTokens, Rows, Tokens
 from qvg_cli.models.self_forcing.model import SelfForcingTransformer
 from qvg_cli.models.vae_gpu import speed_up
 from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix, put_tensor
@@ -117,6 +118,8 @@ class RandomModels:
         self.layout = layout
         self.dtype = model_dtype(config.model, device)
         self.device = device
+        self.tokens: Tokens = AllTokens()
+        self.rows: Rows = AllRows()
         self._seed = seed
 
     @cached_property
@@ -131,6 +134,8 @@ class RandomModels:
 
         self._fill(model, held_in, self.offload.load_device)
         self.offload.place_transformer(model, self.dtype)
+        if self.tokens.size > 1:
+            model.share_tokens(self.tokens)
         if self.offload.is_fixed and isinstance(model, CausalWanTransformer):
             model.capture_blocks()
         return model

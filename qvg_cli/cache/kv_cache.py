@@ -274,6 +274,9 @@ class KVCache:
         seed: Seed of the codecs' starting points.
         workspace_bytes: Size of decoded keys and values of all layers together.
         arithmetic: How packed history is multiplied.
+
+    Attributes:
+        is_whole: Whether all heads are here, not only those of one of several processes.
     """
 
     def __init__(
@@ -290,6 +293,7 @@ class KVCache:
     ) -> None:
         self.plan = plan
         self.ledger = Ledger()
+        self.is_whole = shape.num_parts == 1
         self._bf16_frame_bytes = bf16_frame_bytes(
             geometry.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers
         )

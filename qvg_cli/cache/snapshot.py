@@ -20,10 +20,10 @@ _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.
 _SIDES = ("key", "value")
 
 
-def is_packing(cache: KVCache) -> bool:
-    """Whether the history becomes smaller than the model's own keys and values."""
+def is_kept(cache: KVCache) -> bool:
+    """Whether the history is saved: packed, and with all its heads; else it is computed again."""
     codecs = cache.layers[0].packed
-    return codecs.key.spec.packs and codecs.value.spec.packs
+    return cache.is_whole and codecs.key.spec.packs and codecs.value.spec.packs
 
 
 def block_tensors(

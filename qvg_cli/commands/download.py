@@ -61,16 +61,19 @@ def download(
     del verbose, debug
     known = read_downloads()
     if list_:
-        show_data("\n\n".join(_about(each) for each in known.values()))
+        show_data("\n\n".join(_list(known)))
         return
     if not names:
         raise UsageError("no name was given", hint=f"known: {', '.join(known)}")
     for name in names:
         if name not in known:
             raise unknown_name("name", name, tuple(known))
-    chosen = [known[name] for name in dict.fromkeys(names)]
-    revisions = _parse_revisions(revision or (), chosen)
     console = Console(is_quiet=quiet)
+    for name in names:
+        if (other := known[name].weights_of) is not None:
+            console.note(f"{name} uses the weights of {other}")
+    chosen = [known[name] for name in dict.fromkeys(known[name].weights_of or name for name in names)]
+    revisions = _parse_revisions(revision or (), chosen)
     if dry_run:
         _show_plans(chosen, revisions)
     else:
@@ -159,17 +162,31 @@ def _fetch(plan: DownloadPlan, console: Console) -> None:
     console.note(f"{plan.download.name} is there; try: {plan.download.use}")
 
 
+def _list(known: Mapping[str, Download]) -> Iterator[str]:
+    """What `--list` says: families, and their backends under them; what has neither comes last."""
+    for family in dict.fromkeys(each.family for each in known.values()):
+        members = [each for each in known.values() if each.family == family]
+        if len(members) > 1:
+            yield f"{family}, a family of {len(members)}:"
+        yield from map(_about, sorted(members, key=lambda each: each.name != family))
+
+
 def _about(download: Download) -> str:
     """What `--list` says of one name."""
     from qvg_cli.config.resources import qvg_home
     from qvg_cli.hub.record import is_whole, read_record
 
-    record = read_record(download.name)
+    place = download.weights_of or download.name
+    record = read_record(place)
     state = "not downloaded"
     if record is not None:
-        folder = qvg_home() / download.name
-        state = f"in {folder}" if is_whole(download.name, record) else f"no longer whole in {folder}"
+        folder = qvg_home() / place
+        state = f"in {folder}" if is_whole(place, record) else f"no longer whole in {folder}"
+    if download.weights_of is not None:
+        state = f"the weights of {place}, {state}"
     lines = [f"{download.name}: {download.summary}", f"  {state}", f"  {download.licence}"]
+    if download.claims:
+        lines.append(f"  {download.claims}")
     commits = {found.repository: found.commit for found in record.repositories} if record is not None else {}
     for config in download.config.repositories:
         commit = commits.get(config.repository)

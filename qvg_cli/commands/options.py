@@ -487,7 +487,8 @@ def _family_parameter(declared: Mapping[str, FamilyOption]) -> inspect.Parameter
         show_default=False,
         rich_help_panel=FAMILY_PANEL,
     )
-    return _keyword(_name(first.flag), Annotated[kind | None, option], None)
+    annotation = list[kind] | None if first.is_repeatable else kind | None  # type: ignore[valid-type]
+    return _keyword(_name(first.flag), Annotated[annotation, option], None)
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -69,7 +69,8 @@ def _describe_one(problem: Any, path: str, source: str, known: Sequence[str]) ->
         nearest = f"nearest: {matches[0]}; " if matches else ""
         return f"unknown {path}.scheme {context['tag']!r}{source}", f"{nearest}known: {', '.join(schemes)}"
     if kind == "value_error":
-        return f"{path}{source}: {context['error']}", None
+        # A check of several sections names the setting itself.
+        return f"{path}{source}: {context['error']}".removeprefix(": "), None
     reason = _TYPE_WORDS.get(kind) or problem["msg"].replace("Input should be", "must be")
     return f"{path}={value!r}{source}: {reason}", None
 

@@ -29,7 +29,7 @@ from qvg_cli.errors import UsageError
 from qvg_cli.text_files import find_unwritable, read_text
 
 DEFAULT_BACKEND = "self-forcing"
-_ABOUT_THE_FILE = ("summary", "licence", "provenance", "details", "download")
+_ABOUT_THE_FILE = ("summary", "licence", "claims", "provenance", "details", "download")
 """Sections of a file that describe it and set nothing."""
 _NAMES_BACKEND = re.compile(r"^(backend|family):", re.MULTILINE)
 
@@ -157,9 +157,10 @@ def resolve(
 
 
 def backend_names() -> tuple[str, ...]:
-    """Names that `--backend` takes: the files of configs/ that say what backend or family they are."""
+    """Names that `--backend` takes, the default first: files of configs/ that say their backend or family."""
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(configs_dir().glob("*.yaml"))}
-    return tuple(name for name, text in texts.items() if _NAMES_BACKEND.search(text))
+    names = [name for name, text in texts.items() if _NAMES_BACKEND.search(text)]
+    return tuple(sorted(names, key=lambda name: name != DEFAULT_BACKEND))
 
 
 def known_name(name: object, known: Sequence[str]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class FamilyOption:
         parse: From that value to the setting's; a wrong one is a `UsageError`.
         needs: Another setting and the value without which the option has no effect, and is refused.
         not_in: Commands that have not got it, since it would have no effect there.
+        is_repeatable: Whether it may be given several times: the setting is the list of all values, parsed.
     """
 
     flag: str
@@ -33,15 +35,21 @@ class FamilyOption:
     parse: Callable[[Any], object] = lambda value: value
     needs: tuple[str, object] | None = None
     not_in: tuple[str, ...] = ()
+    is_repeatable: bool = False
 
-    def read(self, value: object) -> object:
+    def read(self, value: Any) -> object:
         """The setting's value; from Python, a number may be given where the command line has its text.
 
         Raises:
             UsageError: It is none.
         """
+        if self.is_repeatable:
+            return [self._read_one(each) for each in ([value] if isinstance(value, str | Path) else value)]
+        return self._read_one(value)
+
+    def _read_one(self, value: Any) -> object:
         try:
-            typed = self.type(value)  # type: ignore[arg-type, call-overload]
+            typed = self.type(value)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{self.flag} {value} is not {_KINDS[self.type]}") from error
         return self.parse(typed)
@@ -72,3 +80,23 @@ def spaced_steps(count: int) -> tuple[int, ...]:
     if not 1 <= count <= 1000:
         raise UsageError(f"--steps {count} is not a number of denoising steps", hint="give 1 to 1000")
     return tuple(round(1000 - 1000 * index / count) for index in range(count))
+
+
+def parse_lora(text: str) -> dict[str, object]:
+    """The setting of a `--lora`: FILE, or FILE:WEIGHT; a file whose name ends like the latter is taken first.
+
+    Raises:
+        UsageError: There is no file, or no number after it.
+    """
+    file, separator, weight = text.rpartition(":")
+    if not separator or Path(text).expanduser().is_file():
+        file, weight = text, "1"
+    try:
+        number = float(weight)
+    except ValueError as error:
+        raise UsageError(
+            f"--lora {text}: {weight!r} is not a weight", hint="for example --lora style.safetensors:0.8"
+        ) from error
+    if not file or not isfinite(number):
+        raise UsageError(f"--lora {text} is not FILE or FILE:WEIGHT", hint="for example --lora a.safetensors")
+    return {"file": file, "weight": number}

@@ -90,6 +90,20 @@ class ModelConfig(Config):
     text_tokens: int = Field(512, gt=0)
 
 
+class LoraConfig(Config):
+    """A low-rank adapter that is merged into the transformer.
+
+    Attributes:
+        file: `.safetensors` or `.pt`, its tensors under the names of PEFT, diffusers or the original code.
+        weight: How strong it is; 1 is as it was trained.
+        alpha: What it was trained with, where the file does not say; `None` takes the file's, or its rank.
+    """
+
+    file: str = Field(min_length=1)
+    weight: float = 1.0
+    alpha: float | None = Field(None, gt=0)
+
+
 class SourceConfig(Config):
     """What of a video is there before anything is made.
 
@@ -99,7 +113,7 @@ class SourceConfig(Config):
         clip_frames: Latent frames that stand for the end of `clip`, the first of `frames`.
         latents: File with the given latent frames, from a run; the frames after `clip_frames` are decoded
             from it. None encodes them from the clip or the picture.
-        image: Picture that is the first frame.
+        image: Picture that is the first frame; with `frames` above 1 it is repeated for as many latent ones.
     """
 
     frames: int = Field(1, gt=0)
@@ -112,8 +126,6 @@ class SourceConfig(Config):
     def _check_parts(self) -> SourceConfig:
         if self.image is not None and (self.clip is not None or self.latents is not None):
             raise ValueError("image stands alone, without clip and latents")
-        if self.image is not None and self.frames != 1:
-            raise ValueError(f"frames={self.frames}: an image is one frame")
         if self.image is None and self.clip is None and self.latents is None:
             raise ValueError("one of clip, latents and image is needed")
         if (self.clip is None) != (self.clip_frames == 0):
@@ -175,6 +187,20 @@ class RunConfig(Config):
     sampler: SamplerConfig
     cache: CacheConfig
     memory: MemoryConfig = MemoryConfig()
+
+    @model_validator(mode="after")
+    def _check_image(self) -> RunConfig:
+        source = self.source
+        if source is not None and source.image is not None and source.frames != self.image_frames:
+            raise ValueError(
+                f"source.frames={source.frames}: an image stands for {self.image_frames} latent frames"
+            )
+        return self
+
+    @property
+    def image_frames(self) -> int:
+        """Latent frames that a picture which the video begins with stands for."""
+        return 1
 
     @property
     def family_name(self) -> str:

@@ -19,7 +19,8 @@ from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
 from qvg_cli.engine.noise import SeededNoise
-from qvg_cli.engine.opening import load_latents, open_video
+from qvg_cli.engine.opening import Opening, load_latents, open_video
+from qvg_cli.engine.parallel import NoDecoder, Parallel, SharedDecoder, start
 from qvg_cli.engine.rollout import ChunkResult, Done, rollout
 from qvg_cli.engine.session import Session
 from qvg_cli.engine.sources import Start, find_start
@@ -27,7 +28,7 @@ from qvg_cli.engine.video import Video
 from qvg_cli.errors import UsageError
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of, load_config, load_pipeline
-from qvg_cli.planning.chunks import prompt_begins
+from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import ScheduledPrompt
 
@@ -58,15 +59,24 @@ class Engine:
     Args:
         config: Settings of the model, and the defaults of its videos.
         request: What `config` was resolved from.
+        parallel: The processes that make the videos together, if there are several.
     """
 
     def __init__(
-        self, config: RunConfig, pipeline: Pipeline, device: torch.device, request: Request | None = None
+        self,
+        config: RunConfig,
+        pipeline: Pipeline,
+        device: torch.device,
+        request: Request | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         self.config = config
         self.pipeline = pipeline
         self.device = device
         self._request = request or Request(backend=config.backend)
+        self.parallel = parallel
+        if parallel is not None:
+            pipeline.share(parallel.tokens, parallel.rows)
 
     @classmethod
     def load(
@@ -104,19 +114,29 @@ class Engine:
         return cls.load_config(config, resolve_device(config.device), request)
 
     @classmethod
-    def load_config(cls, config: RunConfig, device: torch.device, request: Request | None = None) -> Engine:
+    def load_config(
+        cls,
+        config: RunConfig,
+        device: torch.device,
+        request: Request | None = None,
+        parallel: Parallel | None = None,
+    ) -> Engine:
         """Load the weights that a resolved configuration names.
 
+        Where torchrun has started several processes, all load them.
+
         Raises:
+            UsageError: So many processes cannot share a video.
             MissingModelError: The weights are not there or not whole.
         """
         # Their loading bars and advice would stand among our own lines.
         for library in (transformers, diffusers):
             library.utils.logging.set_verbosity_error()
             library.utils.logging.disable_progress_bar()
+        parallel = parallel or start(config, device)
         with timed("model"):
             pipeline = load_pipeline(config, device)
-        return cls(config, pipeline, device, request)
+        return cls(config, pipeline, device, request, parallel)
 
     def generate(
         self,
@@ -239,6 +259,7 @@ class Engine:
             >>> session = engine.session("a large red ball bounces on grass", seed=1)
             >>> chunk = session.step()
         """
+        self._refuse_several()
         planned, _ = self._plan(prompt, seed, settings, options)
         config = planned.config
         if config.prompt_changes:
@@ -260,6 +281,7 @@ class Engine:
             >>> session = engine.take_up("results/hyworldplay/NAME")
             >>> chunk = session.step(pose="w-4")
         """
+        self._refuse_several()
         start = find_start(Path(run))
         if start.run is None:
             raise UsageError(f"{run} is not the folder of a run", hint="qvg extend goes on from any video")
@@ -291,17 +313,31 @@ class Engine:
             prompt_embeds: What `encode_prompts` gave for it; `None` encodes its prompts here.
             on_step: Called after every model call.
         """
-        config, plan = video.config, video.plan
+        config, plan, parallel = video.config, video.plan, self.parallel
         pipeline = self.pipeline.with_config(config)
-        if prompt_embeds is None:
+        is_first = parallel is None or parallel.rank == 0
+        if parallel is not None and is_first:
+            parallel.share(("video", video))
+        if prompt_embeds is None and is_first:
             with timed("prompts"):
                 prompt_embeds = self.encode_prompts(video)
+        if parallel is not None:
+            prompt_embeds = parallel.share_tensors(prompt_embeds)
+        assert prompt_embeds is not None
         begins = sorted(prompt_embeds)
         cache = open_cache(config.cache, plan, pipeline.cache_shape, config.seed)
         denoiser = pipeline.denoiser(cache, family_of(config).planner(config), prompt_embeds[0], config.seed)
         done = None if recorder is None else recorder.begin(cache)
         show_clip = (lambda frames: None) if recorder is None else recorder.show_clip
-        opening = open_video(config, plan, pipeline, denoiser.device, show_clip)
+        if is_first:
+            opening = open_video(config, plan, pipeline, denoiser.device, show_clip)
+        if parallel is not None:
+            done = _share_done(parallel, done, plan)
+            context, num_shown = parallel.share_tensors(
+                (opening.context, opening.num_shown) if is_first else None
+            )
+            decoder = SharedDecoder(opening.decoder, parallel) if is_first else NoDecoder(parallel)
+            opening = Opening(decoder, context, num_shown)
         return rollout(
             plan.chunks[len(done.chunks) if done else 0 :],
             denoiser,
@@ -364,6 +400,10 @@ class Engine:
                     f"settings of {name} belong to the loaded model", hint="give them to Engine.load"
                 )
 
+    def _refuse_several(self) -> None:
+        if self.parallel is not None:
+            raise UsageError("a session runs in one process", hint="start it without torchrun")
+
     def _make(
         self,
         planned: Planned,
@@ -423,6 +463,17 @@ def _scheduled(schedule: Mapping[float, str] | None) -> list[ScheduledPrompt]:
         ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
         for begin, text in (schedule or {}).items()
     ]
+
+
+def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan) -> Done | None:
+    """What the first process has found of the video, in every process."""
+    has_history = done is not None and done.has_history
+    shared = parallel.share_tensors(None if done is None else (len(done.chunks), done.latents))
+    if shared is None:
+        return None
+    num_chunks, latents = shared
+    # A history that was read from disk is in the first process alone.
+    return Done(plan.chunks[:num_chunks], latents, has_history)
 
 
 class _Clip:

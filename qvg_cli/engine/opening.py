@@ -60,7 +60,8 @@ def open_video(
     if source.image is not None:
         video = config.video
         pixels = fill_frame(open_image(source.image), height=video.height, width=video.width)
-        return Opening(decoder, pipeline.encode_frames(_to_tensor(pixels[None]), config.seed))
+        repeated = np.repeat(pixels[None], pixel_frames(source.frames), axis=0)
+        return Opening(decoder, pipeline.encode_frames(_to_tensor(repeated), config.seed))
     if source.clip is None:
         return Opening(decoder, _given_latents(source, geometry).to(device))
     frames = _show_clip(source, config, show)

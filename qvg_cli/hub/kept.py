@@ -35,7 +35,10 @@ class Kept:
 
 def find_weights() -> Iterator[Kept]:
     """Weights folders, and what the hub's cache holds of their repositories."""
+    seen = set()
     for name, download in read_downloads().items():
+        if download.weights_of is not None:
+            continue
         folder = qvg_home() / name
         halves = [
             path for path in (qvg_home() / f".{name}.part", qvg_home() / f".{name}.old") if path.exists()
@@ -45,7 +48,9 @@ def find_weights() -> Iterator[Kept]:
             yield Kept(f"weights:{name}", folder, size, f"qvg download {name} makes it again")
         for config in download.config.repositories:
             path = _repository(config.repository)
-            if path.exists():
+            # Several backends may take files of one repository.
+            if path.exists() and path not in seen:
+                seen.add(path)
                 yield Kept(
                     f"hub:{config.repository}",
                     path,

@@ -91,7 +91,7 @@ def plan_download(download: Download, record: Record | None, revisions: Mapping[
         places = targets(config, sorted(snapshot.files))
         wanted = [WantedFile(snapshot.files[path], target) for path, target in places.items()]
         if config.convert is not None:
-            wanted.append(WantedFile(snapshot.files[config.convert.file], None))
+            wanted += [WantedFile(snapshot.files[path], None) for path in config.convert.inputs]
         repositories.append(WantedRepository(config, snapshot, tuple(wanted), commit is not None))
     return DownloadPlan(download, tuple(repositories))
 

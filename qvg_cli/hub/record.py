@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from qvg_cli.config.resources import qvg_home
-from qvg_cli.config.schema import Config
+from qvg_cli.config.schema import Config, LoraConfig
 from qvg_cli.hub.spec import DownloadConfig, RepositoryConfig
 
 RECORD = "download.json"
@@ -49,12 +49,17 @@ class ConvertedRecord(Config):
 
     Attributes:
         config_sha256: Of the config.json that it was read with.
+        weights_key: Which weights of it were taken.
+        lora: The adapter that was merged, its `file` being the path in the repository; and its hash.
         sizes: Bytes by path in the folder.
     """
 
     file: str
     source_sha256: str
     config_sha256: str
+    weights_key: str = "auto"
+    lora: LoraConfig | None = None
+    lora_sha256: str | None = None
     sizes: dict[str, int]
 
 

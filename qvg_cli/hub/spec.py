@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from qvg_cli.config.resources import configs_dir
-from qvg_cli.config.schema import Config
+from qvg_cli.config.schema import Config, LoraConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import MissingModelError
 
@@ -31,11 +31,21 @@ class ConvertConfig(Config):
         file: Path in the repository.
         into: Folder that gets the result; its config.json says what the model is.
         parameters: Of the model, at two bytes each: what the result needs on the disk.
+        weights_key: Which weights of the file: averaged ("ema"), those of the last step ("raw"), or "auto",
+            the averaged ones where there are such.
+        lora: An adapter of the same repository that is merged, before anything is rounded.
     """
 
     file: str
     into: FolderName
     parameters: int = Field(gt=0)
+    weights_key: Literal["auto", "ema", "raw"] = "auto"
+    lora: LoraConfig | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Paths in the repository of all that is read."""
+        return (self.file,) if self.lora is None else (self.file, self.lora.file)
 
 
 class RepositoryConfig(Config):
@@ -59,10 +69,11 @@ class DownloadConfig(Config):
     """The whole section.
 
     Attributes:
-        about_gb: What comes over the network, in 10**9 bytes, rounded up: for plans, which ask no hub.
+        about_gb: What comes over the network, in 10**9 bytes, rounded up: for plans, which ask no hub; `None`
+            where nobody has looked.
     """
 
-    about_gb: float = Field(gt=0)
+    about_gb: float | None = Field(None, gt=0)
     repositories: Annotated[tuple[RepositoryConfig, ...], Field(strict=False, min_length=1)]
 
 
@@ -75,6 +86,8 @@ class Download(Config):
         summary: What the model is.
         licence: What the weights' licence allows.
         use: A command that needs it.
+        claims: What the authors say of it, and what nobody has shown; may be empty.
+        weights_of: Name of the YAML whose weights these are; `None` where they are its own.
     """
 
     name: str
@@ -83,23 +96,33 @@ class Download(Config):
     licence: str
     use: str
     config: DownloadConfig
+    claims: str = ""
+    weights_of: str | None = None
 
 
 def read_downloads() -> dict[str, Download]:
     """Everything that can be downloaded, by name."""
-    found: dict[str, Download] = {}
-    for path in sorted(configs_dir().glob("*.yaml")):
-        values: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-        if "download" in values:
-            found[path.stem] = Download(
-                name=path.stem,
-                family=values.get("family") or path.stem,
-                summary=values["summary"],
-                licence=values["licence"],
-                use=values.get("use", f'qvg generate --backend {path.stem} "..."'),
-                config=DownloadConfig.model_validate(values["download"]),
-            )
-    return found
+    files: dict[str, dict[str, Any]] = {
+        path.stem: parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+        for path in sorted(configs_dir().glob("*.yaml"))
+    }
+    return {name: _read(name, values, files) for name, values in files.items() if "download" in values}
+
+
+def _read(name: str, values: dict[str, Any], files: dict[str, dict[str, Any]]) -> Download:
+    section = values["download"]
+    # A name: the weights are those of that file.
+    other = section if isinstance(section, str) else None
+    return Download(
+        name=name,
+        family=values.get("family") or name,
+        summary=values["summary"],
+        licence=values["licence"],
+        use=values.get("use", f'qvg generate --backend {name} "..."'),
+        config=DownloadConfig.model_validate(section if other is None else files[other]["download"]),
+        claims=values.get("claims", ""),
+        weights_of=other,
+    )
 
 
 def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
@@ -120,8 +143,9 @@ def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
                 if ".." in relative.parts or relative.is_absolute() or "\\" in path:
                     raise MissingModelError(f"{config.repository} has a file of the unusable name {path!r}")
                 found[path] = str(folder / relative)
-    if config.convert is not None and config.convert.file not in paths:
-        raise _missing(config, config.convert.file)
+    for path in config.convert.inputs if config.convert is not None else ():
+        if path not in paths:
+            raise _missing(config, path)
     return found
 
 

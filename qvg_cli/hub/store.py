@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,8 +90,9 @@ def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callabl
         converted = []
         for repository in plan.repositories:
             if (convert := repository.config.convert) is not None:
-                source = repository.path_of(convert.file)
-                converted.append(_convert(plan.download, convert, source, paths[source], old, note))
+                inputs = [repository.path_of(path) for path in convert.inputs]
+                local = [(file, paths[file]) for file in inputs]
+                converted.append(_convert(plan.download, convert, local, old, note))
         record = _record(plan, tuple(converted))
         with (part / RECORD).open("w", encoding="utf-8") as stream:
             stream.write(record.model_dump_json(indent=2) + "\n")
@@ -107,12 +108,16 @@ def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callabl
 def _convert(
     download: Download,
     convert: ConvertConfig,
-    source: RemoteFile,
-    path: Path,
+    inputs: Sequence[tuple[RemoteFile, Path]],
     old: Record | None,
     note: Callable[[str], None],
 ) -> ConvertedRecord:
-    """Put the converted checkpoint into the folder that is being made; an older result is used again."""
+    """Put the converted checkpoint into the folder that is being made; an older result is used again.
+
+    Args:
+        inputs: The checkpoint, and the adapter if there is one.
+    """
+    (source, path), *adapter = inputs
     name = download.name
     into = _part(name) / convert.into
     config_text = (into / "config.json").read_bytes()
@@ -120,6 +125,9 @@ def _convert(
         file=source.path,
         source_sha256=source.sha256 or sha256(path),
         config_sha256=hashlib.sha256(config_text).hexdigest(),
+        weights_key=convert.weights_key,
+        lora=convert.lora,
+        lora_sha256=next((file.sha256 or sha256(place) for file, place in adapter), None),
         sizes={},
     )
     for earlier in old.converted if old is not None else ():
@@ -134,8 +142,17 @@ def _convert(
     except (ValueError, AttributeError) as error:
         raise MissingModelError(f"the config.json that came for {convert.into} is not readable") from error
     fresh = _part(name) / f".{convert.into}"
+    lora = []
+    if convert.lora is not None:
+        lora = [convert.lora.model_copy(update={"file": str(place)}) for _, place in adapter]
     try:
-        find_family(download.family).convert_checkpoint(path, settings, fresh)
+        find_family(download.family).convert_checkpoint(
+            path,
+            settings,
+            fresh,
+            weights_key=convert.weights_key,
+            lora=lora,
+        )
     except SafetensorError as error:
         raise QvgError(
             f"cannot write at {fresh}: {error}", hint="free some space, or set QVG_HOME"

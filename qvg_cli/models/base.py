@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from qvg_cli.cache.kv_cache import KVCache
     from qvg_cli.config.options import FamilyOption
-    from qvg_cli.config.schema import RunConfig
+    from qvg_cli.config.schema import LoraConfig, RunConfig
     from qvg_cli.models.decoder import Decoder
+    from qvg_cli.models.parallel import Rows, Tokens
     from qvg_cli.planning.cache_forecast import CacheShape
     from qvg_cli.planning.cache_plan import Commit
     from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan
@@ -139,11 +140,21 @@ class Family(ABC, Generic[ConfigT]):
             MissingModelError: The weights are not there or not whole.
         """
 
-    def convert_checkpoint(self, source: Path, config: Mapping[str, object], folder: Path) -> None:
+    def convert_checkpoint(
+        self,
+        source: Path,
+        config: Mapping[str, object],
+        folder: Path,
+        *,
+        weights_key: str = "auto",
+        lora: Sequence[LoraConfig] = (),
+    ) -> None:
         """Write the published checkpoint `source` to `folder` as safetensors with a config.json.
 
         Args:
             config: What the model is built from.
+            weights_key: Which of its weights: "ema", "raw" or "auto", those that the authors run.
+            lora: Adapters to merge.
 
         Raises:
             MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
@@ -225,21 +236,6 @@ class Denoiser(Protocol):
         ...
 
 
-class Rows(Protocol):
-    """Who computes the rows of a guided step: this process alone, or two together."""
-
-    def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
-        """Predictions `[num_rows, ...]`; `predict` makes those of some rows."""
-        ...
-
-
-class AllRows(Rows):
-    """All rows here, in one model call."""
-
-    def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
-        return predict(slice(0, num_rows))
-
-
 class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""
 
@@ -251,9 +247,13 @@ class Pipeline(Protocol):
         """
         ...
 
+    def share(self, tokens: Tokens, rows: Rows) -> None:
+        """Compute with other processes: some tokens and heads, or rows of the guidance, of every call."""
+        ...
+
     @property
     def cache_shape(self) -> CacheShape:
-        """Keys and values of one video."""
+        """Keys and values of one video, of the heads that are computed here."""
         ...
 
     @property

@@ -29,6 +29,7 @@ class CacheShape:
         head_dim: Channels of one head.
         element_bytes: Size of a value as the model makes it.
         sink_frames: First latent frames that a window never drops.
+        num_parts: Processes of which each has as many heads of every layer.
     """
 
     num_layers: int
@@ -36,6 +37,7 @@ class CacheShape:
     head_dim: int
     element_bytes: int = 2
     sink_frames: int = 0
+    num_parts: int = 1
 
 
 def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[MemorySample]:

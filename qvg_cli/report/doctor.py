@@ -231,7 +231,9 @@ def _hub() -> Finding:
 
 def _downloads() -> Finding:
     found = []
-    for name in read_downloads():
+    for name, download in read_downloads().items():
+        if download.weights_of is not None:
+            continue
         record = read_record(name)
         state = "not there" if record is None else "whole" if is_whole(name, record) else "no longer whole"
         found.append(f"{name} {state}")

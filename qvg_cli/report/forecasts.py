@@ -223,12 +223,12 @@ def _download(config: RunConfig) -> dict[str, Any]:
         return {"name": None, "is_there": True, "bytes": 0, "about_bytes": 0, "converted_bytes": 0}
     converts = [repository.convert for repository in known.config.repositories]
     converted = sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
-    is_there = (qvg_home() / weights).is_dir()
+    is_there, about_gb = (qvg_home() / weights).is_dir(), known.config.about_gb
     return {
         "name": weights,
         "is_there": is_there,
         "bytes": 0 if is_there else None,
-        "about_bytes": 0 if is_there else round(known.config.about_gb * 10**9),
+        "about_bytes": 0 if is_there else None if about_gb is None else round(about_gb * 10**9),
         "converted_bytes": converted,
     }
 
@@ -240,7 +240,8 @@ def _download_text(download: Mapping[str, Any]) -> str:
         return "none: the weights are there"
     converted = download["converted_bytes"]
     kept = f", and {mib_text(converted)} MiB for what is converted of it" if converted else ""
-    about = f"about {download['about_bytes'] / 10**9:.3g} GB{kept}"
+    about_bytes = download["about_bytes"]
+    about = ("of unknown size" if about_bytes is None else f"about {about_bytes / 10**9:.3g} GB") + kept
     return f"{about}; qvg download {download['name']} --dry-run asks for the size"
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache
-from qvg_cli.cache.snapshot import block_tensors, is_packing, read_blocks
+from qvg_cli.cache.snapshot import block_tensors, is_kept, read_blocks
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
@@ -185,7 +185,7 @@ class Checkpoint:
         self._forget_from(len(records))
         if not records:
             return [], None
-        has_history = records[-1].has_history
+        has_history = records[-1].has_history and cache.is_whole
         if has_history:
             try:
                 self._fill(plan, cache, device, records)
@@ -217,7 +217,7 @@ class Checkpoint:
         # After the last chunk nothing is left to be read.
         is_last = chunk + 1 == len(plan.chunks)
         held = () if is_last else cache.plan.blocks_after(plan.chunks[chunk + 1].evicts)
-        has_history = not held or is_packing(cache)
+        has_history = not held or is_kept(cache)
         held = held if has_history else ()
         tensors, entries = block_tensors(cache, [block for block in held if block not in self._saved])
         self._saved = set(held)

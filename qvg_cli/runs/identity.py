@@ -74,7 +74,7 @@ def identify(config: RunConfig, device: str) -> Identity:
     with timed("reading what the weights are"):
         weights = hash_folder(weights_folder(config.model.weights))
     settings = config.model_dump(mode="json", exclude=_PLACES)
-    files = sorted({text for _, text in _leaves(settings) if isinstance(text, str) and _is_file(text)})
+    files = sorted({text for text in _texts(settings) if _is_file(text)})
     return Identity(
         settings=settings,
         device=device,
@@ -189,6 +189,15 @@ def _leaves(values: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]
             yield from _leaves(value, f"{path}.{name}" if path else name)
     else:
         yield path, values
+
+
+def _texts(values: JsonValue) -> Iterator[str]:
+    """Every text of the settings, also of those that are lists."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict | list):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _texts(value)
 
 
 def _is_file(text: str) -> bool:

@@ -245,7 +245,7 @@ def test_ctrl_c_keeps_a_report_on_what_was_compared(tiny, tmp_path):
 def test_a_comparison_that_made_nothing_leaves_nothing(compare, tmp_path):
     result = compare("bf16", "int2-qvg", "--set", f"model.weights={tmp_path}/none", "--out", tmp_path / "out")
     assert result.exit_code == 3
-    assert not list((tmp_path / "out" / "compare").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from qvg_cli.models.self_forcing.config import BlockSamplerConfig
 from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 from qvg_cli.models.self_forcing.model import SelfForcingTransformer
 from qvg_cli.models.self_forcing.plan import plan_chunks
-from qvg_cli.models.wan.checkpoint import Checkpoint
+from qvg_cli.models.wan.checkpoint import Checkpoint, model_name
+from qvg_cli.models.wan.lora import Lora
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import VideoPlan, pixel_frames
 from qvg_kernels.spec import NoneSpec
@@ -37,7 +38,7 @@ CASES = {
 SHAPE = CacheShape(CONFIG["layers"], CONFIG["heads"], CONFIG["head_size"])
 
 
-def build(state):
+def build(state, adapters=()):
     settings = {
         "patch_size": tuple(CONFIG["patch"]),
         "num_attention_heads": CONFIG["heads"],
@@ -53,12 +54,18 @@ def build(state):
         "eps": CONFIG["epsilon"],
         "rope_max_seq_len": CONFIG["rope_positions"],
     }
-    return Checkpoint(lambda: SelfForcingTransformer(**settings), state, "the golden data").load()
+    return Checkpoint(lambda: SelfForcingTransformer(**settings), state, "the golden data", adapters).load()
 
 
 @pytest.fixture(scope="module")
 def model():
     return build(load_golden(FOLDER, "weights.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def adapted_model():
+    # Alpha is not in the file; the rank is 4.
+    return build(load_golden(FOLDER, "weights.safetensors"), [Lora(FOLDER / "lora.safetensors", alpha=6)])
 
 
 def sampler_config(case) -> BlockSamplerConfig:
@@ -182,9 +189,10 @@ def test_frames_and_positions_of_every_chunk(name):
         assert list(chunk.positions or chunk.view) == expected
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case["lora"]])
-def test_latents_flows_and_cache(model, name):
+@pytest.mark.parametrize("name", CASES)
+def test_latents_flows_and_cache(request, name):
     case = CASES[name]
+    model = request.getfixturevalue("adapted_model" if case["lora"] else "model")
     golden = load_golden(FOLDER, case["file"])
     run = Run(model, case)
     assert_close(run.latents, golden[f"{name}.latents"], "latents")
@@ -198,6 +206,14 @@ def test_latents_flows_and_cache(model, name):
     assert compared
     if case["cached_at_end"] is not None:
         assert_cache(run.cache, golden, name, case["cached_at_end"])
+
+
+def test_merged_matrices(adapted_model):
+    golden, state = load_golden(FOLDER, "adapter.safetensors"), adapted_model.state_dict()
+    merged = {key: tensor for key, tensor in golden.items() if key.startswith("merged.")}
+    assert merged
+    for key, expected in merged.items():
+        assert_close(state[model_name(key.removeprefix("merged."), state)], expected, key)
 
 
 def assert_cache(cache, golden, name, frames) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from qvg_cli.models.base import Family
 if TYPE_CHECKING:
     import torch
 
+    from qvg_cli.config.schema import LoraConfig
     from qvg_cli.models.base import Planner, RunDetails
     from qvg_cli.models.hyworldplay.config import HyWorldPlayConfig
     from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
@@ -107,9 +108,20 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
 
         return HyWorldPlayPipeline(config, WalkModels(config, device))
 
-    def convert_checkpoint(self, source: Path, config: Mapping[str, object], folder: Path) -> None:
+    def convert_checkpoint(
+        self,
+        source: Path,
+        config: Mapping[str, object],
+        folder: Path,
+        *,
+        weights_key: str = "auto",
+        lora: Sequence[LoraConfig] = (),
+    ) -> None:
         from qvg_cli.models.hyworldplay.model import WalkTransformer
-        from qvg_cli.models.wan.checkpoint import convert_checkpoint
+        from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
+        from qvg_cli.models.wan.lora import Lora
 
         # The published pickle has averaged weights too, which its authors do not run.
-        convert_checkpoint(WalkTransformer, source, config, folder, generators=("generator",))
+        generators = ("generator",) if weights_key == "auto" else WEIGHTS_KEYS[weights_key]
+        adapters = [Lora(Path(each.file), weight=each.weight, alpha=each.alpha) for each in lora]
+        convert_checkpoint(WalkTransformer, source, config, folder, generators=generators, adapters=adapters)

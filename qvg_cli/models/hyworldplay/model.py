@@ -84,8 +84,9 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
         self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
     ) -> tuple[Tensor, ...]:
         """What both streams gather, `[B * F, P, C]` each: by place and time, then by camera."""
-        call, cameras = self.call, self.call.cameras
+        call, cameras, frame_tokens = self.call, self.call.cameras, self.layer.tokens_per_frame
         assert cameras is not None
+        query, key, value = (call.tokens.to_heads(part, frame_tokens) for part in (query, key, value))
         timed = self.layer.attend(
             rotary_emb.rotate(query, call.frames),
             key,
@@ -95,7 +96,7 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
             rotation=rotary_emb,
         )
         # Copied before the other stream attends: both may be gathered in the same workspace.
-        timed = self._split_frames(timed)
+        timed = self._split_frames(call.tokens.to_tokens(timed, frame_tokens))
         seen = self.layer.attend(
             cameras.rotate_query(query, call.frames),
             key,
@@ -105,7 +106,8 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
             rotation=cameras,
             value_rotation=cameras,
         )
-        seen = self._split_frames(cameras.restore(seen, call.frames))
+        seen = cameras.restore(seen, call.frames)
+        seen = self._split_frames(call.tokens.to_tokens(seen, frame_tokens))
         if call.commit is not None:
             self.layer.commit(key, value, call.frames, call.commit)
         return timed, seen

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
-from qvg_cli.models.base import AllRows, Denoiser, Rows
+from qvg_cli.models.base import Denoiser
 from qvg_cli.models.longcat.layers import ProjectedPrompt
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.longcat.schedule import Sampling, Step, guide
+from qvg_cli.models.parallel import AllRows, Rows
 from qvg_cli.models.wan.transformer import Call
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames

@@ -25,6 +25,7 @@ from qvg_cli.models.longcat.layers import (
     TimestepEmbedder,
     TransformerConfig,
 )
+from qvg_cli.models.parallel import AllTokens, Tokens
 from qvg_cli.models.wan.checkpoint import Checkpoint, read_folder
 from qvg_cli.models.wan.lora import Lora
 from qvg_cli.models.wan.transformer import Call, FrameRope
@@ -53,6 +54,7 @@ class LongCatTransformer(nn.Module):
         self.y_embedder = CaptionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
+        self._tokens: Tokens = AllTokens()
         self.rope = FrameRope(config.head_dim, MAX_POSITIONS, config.patch_size)
 
     @property
@@ -64,6 +66,10 @@ class LongCatTransformer(nn.Module):
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.x_embedder.proj.weight.device
+
+    def share_tokens(self, tokens: Tokens) -> None:
+        """Let only some tokens of a call pass the blocks here, from now on."""
+        self._tokens = tokens
 
     @torch.no_grad()
     def embed_text(self, prompt_embeds: Tensor, mask: Tensor | None = None) -> ProjectedPrompt:
@@ -107,8 +113,11 @@ class LongCatTransformer(nn.Module):
         time = self.t_embedder(rounded.flatten()).unflatten(0, rounded.shape)
         self.rope.call = call
         rotation = self.rope(latents)
+        call.tokens, frame_tokens = self._tokens, rotation.tokens_per_frame
+        states = self._tokens.split(states, frame_tokens)
         for block, layer in zip(self.blocks, layers, strict=True):
             states = block(states, time, text, rotation, layer, call)
+        states = self._tokens.gather(states, frame_tokens)
         return self.unpatchify(self.final_layer(states, time), latents)
 
     def unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.errors import UsageError
-from qvg_cli.models.base import Planner, Rows
+from qvg_cli.models.base import Planner
 from qvg_cli.models.longcat.config import LongCatConfig
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.model import LongCatTransformer, open_longcat
@@ -25,19 +25,9 @@ DISTILLED_ADAPTER = "lora/cfg_step_lora.safetensors"
 
 
 class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
-    """Latents are float32 between the steps; clips are drawn from the encoder's posterior.
-
-    Args:
-        rows: Who computes the rows of a guided step; `None` for this process alone.
-    """
+    """Latents are float32 between the steps; clips are drawn from the encoder's posterior."""
 
     clip_purpose = "clip"
-
-    def __init__(
-        self, config: LongCatConfig, models: Models[LongCatTransformer], rows: Rows | None = None
-    ) -> None:
-        super().__init__(config, models)
-        self._rows = rows
 
     def with_config(self, config: LongCatConfig) -> LongCatPipeline:
         # Another mode has other weights.
@@ -46,17 +36,12 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
                 f"sampler.mode={config.sampler.mode} needs other weights than those that are loaded",
                 hint="give it when the model is loaded",
             )
-        return LongCatPipeline(config, self._models, self._rows)
+        return super().with_config(config)
 
-    @property
-    def cache_shape(self) -> CacheShape:
+    def whole_cache(self) -> CacheShape:
         # Both rows of the guidance share one row of cache.
         model = self._models.transformer.config
         return CacheShape(model.depth, model.num_heads, model.head_dim)
-
-    def with_rows(self, rows: Rows) -> LongCatPipeline:
-        """The same weights, not loaded again, for videos whose rows are computed by `rows`."""
-        return LongCatPipeline(self._config, self._models, rows)
 
     def texts(self, prompt: str) -> list[str]:
         """With guidance, the negative prompt and then the prompt."""
@@ -65,7 +50,7 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
 
     def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> LongCatDenoiser:
         sampling = sampling_of(self._config.sampler)
-        return LongCatDenoiser(self._models.transformer, cache, prompt_embeds, sampling, self._rows)
+        return LongCatDenoiser(self._models.transformer, cache, prompt_embeds, sampling, self._models.rows)
 
     def decoder(self) -> OffloadedDecoder:
         decoder = WindowDecoder(self._models.vae, self._config.sampler.condition_frames)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from qvg_cli.config.schema import ModelConfig, RunConfig, SamplerConfig
+from qvg_cli.config.schema import LoraConfig, ModelConfig, RunConfig, SamplerConfig
+
+TRAINED_FRAMES = 21
+"""Latent frames of the videos that Self-Forcing was trained to make."""
 
 
 class BlockSamplerConfig(SamplerConfig):
@@ -44,9 +47,16 @@ class CheckpointModelConfig(ModelConfig):
     Attributes:
         checkpoint: A transformer instead of the one in `weights`: a `.pt` or `.safetensors` file, its tensors
             under their published names or diffusers'.
+        weights_key: Which weights of a published `.pt` are taken: averaged ("ema"), those of the last step
+            ("raw"), or "auto", the averaged ones where there are such.
+        lora: Adapters, merged in this order.
+        trained_frames: Latent frames of the videos that it was trained to make; `None` where nobody says.
     """
 
     checkpoint: str | None = None
+    weights_key: Literal["auto", "ema", "raw"] = "auto"
+    lora: Annotated[tuple[LoraConfig, ...], Field(strict=False)] = ()
+    trained_frames: int | None = Field(TRAINED_FRAMES, gt=0)
 
 
 class SelfForcingConfig(RunConfig):
@@ -54,3 +64,19 @@ class SelfForcingConfig(RunConfig):
 
     model: CheckpointModelConfig
     sampler: BlockSamplerConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_image_frames(cls, values: Any) -> Any:
+        """A start picture stands for as many latent frames as the checkpoint was made for."""
+        if not isinstance(values, dict):
+            return values
+        source, sampler = values.get("source"), values.get("sampler")
+        if not (isinstance(source, dict) and source.get("image") and isinstance(sampler, dict)):
+            return values
+        frames = source.get("frames") or sampler.get("image_frames") or 1
+        return {**values, "source": {**source, "frames": frames}}
+
+    @property
+    def image_frames(self) -> int:
+        return self.sampler.image_frames or 1

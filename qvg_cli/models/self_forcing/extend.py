@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Extension
-from qvg_cli.models.self_forcing.config import SelfForcingConfig
-from qvg_cli.models.self_forcing.plan import MAX_FRAMES, TRAINED_FRAMES
+from qvg_cli.models.self_forcing.config import TRAINED_FRAMES, SelfForcingConfig
+from qvg_cli.models.self_forcing.plan import MAX_FRAMES
 from qvg_cli.planning.chunks import pixel_frames
 
 
@@ -17,10 +17,14 @@ class SelfForcingExtension(Extension):
 
     config: SelfForcingConfig
 
+    @property
+    def _trained_frames(self) -> int:
+        return self.config.model.trained_frames or TRAINED_FRAMES
+
     def default_frames(self, given: int) -> int:
         # As many as the model was trained to make, in whole chunks, or what its positions leave.
         size = self.config.sampler.frames_per_chunk
-        chunks = max(1, TRAINED_FRAMES // size)
+        chunks = max(1, self._trained_frames // size)
         if self.config.sampler.position_span is None:
             chunks = min(chunks, (MAX_FRAMES - given) // size)
         return chunks * size
@@ -35,7 +39,7 @@ class SelfForcingExtension(Extension):
     def clip_frames(self, num_frames: int) -> int:
         # The longest end in whole chunks that leaves the first new chunk inside the trained length.
         size = self.config.sampler.frames_per_chunk
-        longest = max(1, TRAINED_FRAMES // size - 1) * size
+        longest = max(1, self._trained_frames // size - 1) * size
         for count in range(longest, 0, -size):
             if pixel_frames(count) <= num_frames:
                 return count

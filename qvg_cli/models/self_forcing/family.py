@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvg_cli.config.options import FamilyOption, parse_window, spaced_steps
+from qvg_cli.config.options import FamilyOption, parse_lora, parse_window, spaced_steps
 from qvg_cli.models.base import Family
 
 if TYPE_CHECKING:
     import torch
 
+    from qvg_cli.config.schema import LoraConfig
     from qvg_cli.models.base import Planner
     from qvg_cli.models.self_forcing.config import SelfForcingConfig
     from qvg_cli.models.self_forcing.extend import SelfForcingExtension
@@ -50,10 +51,27 @@ class SelfForcing(Family["SelfForcingConfig"]):
         FamilyOption(
             "--steps",
             "sampler.steps",
-            "Denoising steps of a chunk, evenly spaced; the model was distilled to 4.",
+            "Denoising steps of a chunk, evenly spaced; most of these models were distilled to 4.",
             metavar="N",
             type=int,
             parse=spaced_steps,
+        ),
+        FamilyOption(
+            "--image",
+            "source.image",
+            "The picture that the video begins with, for checkpoints that were made for one.",
+            metavar="FILE",
+            type=Path,
+            parse=str,
+            not_in=("extend",),
+        ),
+        FamilyOption(
+            "--lora",
+            "model.lora",
+            "An adapter that is merged into the transformer, and how strongly. Repeatable.",
+            metavar="FILE[:WEIGHT]",
+            parse=parse_lora,
+            is_repeatable=True,
         ),
     )
 
@@ -98,8 +116,21 @@ class SelfForcing(Family["SelfForcingConfig"]):
 
         return load_pipeline(config, device)
 
-    def convert_checkpoint(self, source: Path, config: Mapping[str, object], folder: Path) -> None:
+    def convert_checkpoint(
+        self,
+        source: Path,
+        config: Mapping[str, object],
+        folder: Path,
+        *,
+        weights_key: str = "auto",
+        lora: Sequence[LoraConfig] = (),
+    ) -> None:
         from qvg_cli.models.self_forcing.model import SelfForcingTransformer
-        from qvg_cli.models.wan.checkpoint import convert_checkpoint
+        from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
+        from qvg_cli.models.wan.lora import Lora
 
-        convert_checkpoint(SelfForcingTransformer, source, config, folder)
+        adapters = [Lora(Path(each.file), weight=each.weight, alpha=each.alpha) for each in lora]
+        generators = WEIGHTS_KEYS[weights_key]
+        convert_checkpoint(
+            SelfForcingTransformer, source, config, folder, generators=generators, adapters=adapters
+        )

@@ -13,10 +13,11 @@ from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.base import Planner
-from qvg_cli.models.self_forcing.config import SelfForcingConfig
+from qvg_cli.models.self_forcing.config import CheckpointModelConfig, SelfForcingConfig
 from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 from qvg_cli.models.self_forcing.model import SelfForcingTransformer
-from qvg_cli.models.wan.checkpoint import Checkpoint, open_wan, read_published
+from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, Checkpoint, open_wan, read_published
+from qvg_cli.models.wan.lora import Lora
 from qvg_cli.models.wan.pipeline import Models, WanPipeline
 from qvg_cli.planning.cache_forecast import CacheShape
 
@@ -45,21 +46,26 @@ def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcin
     Raises:
         MissingModelError: A part is missing or broken.
     """
-    models = Models(config, device, partial(_open_checkpoint, checkpoint=config.model.checkpoint))
+    models = Models(config, device, partial(_open_checkpoint, config=config.model))
     # Read at once: what is missing or broken is found before a prompt is encoded.
     _ = models.vae
     return SelfForcingPipeline(config, models)
 
 
-def _open_checkpoint(weights: Path, checkpoint: str | None) -> Checkpoint[SelfForcingTransformer]:
-    """The transformer in the file `checkpoint`, or else the one of a weights folder."""
-    folder = weights / "transformer"
+def _open_checkpoint(weights: Path, config: CheckpointModelConfig) -> Checkpoint[SelfForcingTransformer]:
+    """The transformer in the file that is named, or else the one of a weights folder."""
+    folder, checkpoint = weights / "transformer", config.checkpoint
+    adapters = [
+        Lora(expand_user(lora.file), weight=lora.weight, alpha=lora.alpha, hint="model.lora names it")
+        for lora in config.lora
+    ]
     source = _find_transformer(weights, folder) if checkpoint is None else expand_user(checkpoint)
     if source == folder:
-        return open_wan(SelfForcingTransformer, folder)
+        return open_wan(SelfForcingTransformer, folder, adapters=adapters)
     if not source.is_file():
         raise MissingModelError(f"model.checkpoint={checkpoint} is no file")
-    return open_wan(SelfForcingTransformer, folder, read_published(source), source)
+    tensors = read_published(source, WEIGHTS_KEYS[config.weights_key])
+    return open_wan(SelfForcingTransformer, folder, tensors, source, adapters)
 
 
 def _find_transformer(weights: Path, folder: Path) -> Path:

@@ -22,8 +22,6 @@ from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, leng
 
 MAX_FRAMES = 1024
 """Positions of the temporal rotary table that the models were built with."""
-TRAINED_FRAMES = 21
-"""Latent frames of the videos that the models were trained to make."""
 
 
 def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_last: bool = False) -> VideoPlan:
@@ -79,28 +77,25 @@ def _geometry(config: SelfForcingConfig) -> Geometry:
 
 
 def _check_image(config: SelfForcingConfig) -> None:
-    source, image_frames = config.source, config.sampler.image_frames
-    if source is None or source.image is None:
-        return
-    if image_frames is None:
+    source = config.source
+    if source is not None and source.image is not None and config.sampler.image_frames is None:
         raise UsageError(
             f"{config.backend} begins with a text: nothing is published of it that begins with a picture",
-            hint="leave --image out, or take a model that has it: qvg download --list",
+            hint="leave --image out, or take a checkpoint that has it: causal-forcing-frame, sgf-chunk",
         )
-    if source.frames != image_frames:
-        raise UsageError(f"source.frames={source.frames}: a picture stands for {image_frames} latent frames")
 
 
 def _about_length(config: SelfForcingConfig) -> tuple[str, ...]:
     """What is known of videos that are longer than those of the training."""
-    if config.video.frames <= TRAINED_FRAMES or config.model.weights == "pocket":
+    sampler, trained = config.sampler, config.model.trained_frames
+    if trained is None or config.video.frames <= trained or config.model.weights == "pocket":
         return ()
-    window = config.sampler.window
     known = "the whole history is attended to, as in Quant VideoGen's runs of 180 latent frames"
-    if window is not None:
-        known = f"{window} latent frames are attended to; users report flicker about every 5 s with 21"
-    trained = length_text(TRAINED_FRAMES)
-    return (f"the model was trained on {trained} and the rest is beyond that: {known}",)
+    if sampler.window is not None:
+        known = f"{sampler.window} latent frames are attended to"
+        if sampler.position_span is None and config.backend == "self-forcing":
+            known += "; users report flicker about every 5 s with 21"
+    return (f"the model was trained on {length_text(trained)} and the rest is beyond that: {known}",)
 
 
 def plan_chunks(

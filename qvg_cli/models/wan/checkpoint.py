@@ -14,7 +14,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -23,16 +23,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qvg_cli.errors import MissingModelError
-from qvg_cli.models.wan.lora import Lora
 from qvg_cli.planning.sizes import read_layout
+
+if TYPE_CHECKING:
+    from qvg_cli.models.wan.lora import Lora
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 Tensors = Mapping[str, Tensor]
 
 INDEX_FILE = "diffusion_pytorch_model.safetensors.index.json"
 _PART_BYTES = 3 * 2**30
-_GENERATORS = ("generator_ema", "generator", "model")
-"""Where a published pickle has the model; averaged weights are the ones to use."""
+WEIGHTS_KEYS = {
+    "auto": ("generator_ema", "generator", "model"),
+    "ema": ("generator_ema",),
+    "raw": ("generator", "model"),
+}
+"""Where a published pickle has the model, by `weights_key`; the first that is there is taken."""
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _TOP_LEVEL = {
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
@@ -87,7 +93,7 @@ class Checkpoint(Generic[ModelT]):
         self._tensors = {model_name(name, expected): tensor for name, tensor in tensors.items()}
         _check_tensors(self._tensors, expected, place)
         for adapter in adapters:
-            adapter.check(expected)
+            adapter.fit(expected, lambda name: model_name(name, expected))
 
     def load(
         self,
@@ -102,10 +108,8 @@ class Checkpoint(Generic[ModelT]):
             matrix_dtype: What the matrices of the blocks are rounded to after `dtype`; `None` leaves them so.
         """
         model = self._empty()
-        for name, tensor in self._tensors.items():
-            for adapter in self._adapters:
-                tensor = adapter.merge(name, tensor)
-            tensor = tensor.to(device=device, dtype=dtype_of(model, name, dtype))
+        for name in self._tensors:
+            tensor = self._merged(name).to(device=device, dtype=dtype_of(model, name, dtype))
             if matrix_dtype is not None and is_block_matrix(model, name):
                 tensor = tensor.to(matrix_dtype)
             put_tensor(model, name, tensor)
@@ -127,7 +131,7 @@ class Checkpoint(Generic[ModelT]):
         for number, part in enumerate(parts, 1):
             middle = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
             file_name = f"{stem}{middle}.safetensors"
-            cast = {name: self._tensors[name].to(dtype).contiguous() for name, dtype in part.items()}
+            cast = {name: self._merged(name).to(dtype).contiguous() for name, dtype in part.items()}
             save_file(cast, folder / file_name, {"format": "pt"})
             weight_map.update(dict.fromkeys(part, file_name))
         about = {"_class_name": WanTransformer3DModel.__name__, **config}
@@ -136,6 +140,13 @@ class Checkpoint(Generic[ModelT]):
             # The index comes last: a folder with one is whole.
             index = {"metadata": {}, "weight_map": weight_map}
             (folder / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+    def _merged(self, name: str) -> Tensor:
+        """The tensor `name` with what the adapters add to it, not rounded."""
+        tensor = self._tensors[name]
+        for adapter in self._adapters:
+            tensor = adapter.merge(name, tensor)
+        return tensor
 
     def _empty(self) -> ModelT:
         """The model without storage."""
@@ -147,19 +158,24 @@ class Checkpoint(Generic[ModelT]):
 
 
 def open_wan(
-    model_class: type[ModelT], folder: Path, tensors: Tensors | None = None, place: object = None
+    model_class: type[ModelT],
+    folder: Path,
+    tensors: Tensors | None = None,
+    place: object = None,
+    adapters: Sequence[Lora] = (),
 ) -> Checkpoint[ModelT]:
     """The checkpoint of a Wan transformer whose config.json is in `folder`.
 
     Args:
         tensors: Instead of those in the folder, from `place`.
+        adapters: To merge.
 
     Raises:
         MissingModelError: A file or tensor is missing, broken, unknown or has another shape; it is named.
     """
     settings = {name: value for name, value in read_layout(folder).items() if not name.startswith("_")}
     found = read_folder(folder) if tensors is None else tensors
-    return Checkpoint(lambda: model_class(**settings), found, place or folder)
+    return Checkpoint(lambda: model_class(**settings), found, place or folder, adapters)
 
 
 def convert_checkpoint(
@@ -168,7 +184,8 @@ def convert_checkpoint(
     config: Mapping[str, object],
     folder: Path,
     *,
-    generators: Sequence[str] = _GENERATORS,
+    generators: Sequence[str] = WEIGHTS_KEYS["auto"],
+    adapters: Sequence[Lora] = (),
     part_bytes: int = _PART_BYTES,
 ) -> None:
     """Write the generator of the published checkpoint `source` to `folder`; see `Checkpoint.write`.
@@ -176,12 +193,14 @@ def convert_checkpoint(
     Args:
         config: Arguments of `model_class`.
         generators: See `read_published`.
+        adapters: To merge.
 
     Raises:
         MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
     """
     tensors = read_published(source, generators)
-    Checkpoint(lambda: model_class(**config), tensors, source).write(folder, config, part_bytes=part_bytes)
+    found = Checkpoint(lambda: model_class(**config), tensors, source, adapters)
+    found.write(folder, config, part_bytes=part_bytes)
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
@@ -204,17 +223,26 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_published(path: Path, generators: Sequence[str] = _GENERATORS) -> dict[str, Tensor]:
+def read_published(
+    path: Path, generators: Sequence[str] = WEIGHTS_KEYS["auto"], *, what: str = "generator"
+) -> dict[str, Tensor]:
     """The generator's tensors of a published checkpoint, under the names in the file, mapped.
 
     Args:
         path: `.safetensors`, or a `.pt` of tensors; a pickle that holds anything else is not executed.
-        generators: Keys of the pickle that hold it, the first that is there; a bare state dict is taken too.
+        generators: Keys of the pickle that hold it, the first that is there; a bare state dict is taken too,
+            but for averaged weights, which only a key tells from others.
+        what: It is called in messages.
 
     Raises:
         MissingModelError: The file is broken, holds more than tensors, or has no generator.
     """
+    needs_key = generators == WEIGHTS_KEYS["ema"]
     if path.suffix == ".safetensors":
+        if needs_key:
+            raise MissingModelError(
+                f"{path} does not say which weights it has", hint="set model.weights_key=auto"
+            )
         return _read_file(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -223,10 +251,16 @@ def read_published(path: Path, generators: Sequence[str] = _GENERATORS) -> dict[
     except (OSError, RuntimeError) as error:
         raise MissingModelError(f"cannot read {path}: {error}") from error
     if not isinstance(found, dict):
-        raise MissingModelError(f"{path} has no generator")
-    found = next((found[key] for key in generators if isinstance(found.get(key), dict)), found)
+        raise MissingModelError(f"{path} has no {what}")
+    keyed = next((found[key] for key in generators if isinstance(found.get(key), dict)), None)
+    if keyed is None and needs_key:
+        raise MissingModelError(
+            f"{path} has no averaged weights ({generators[0]})",
+            hint="set model.weights_key=raw or auto; its keys are " + ", ".join(map(str, list(found)[:4])),
+        )
+    found = found if keyed is None else keyed
     if not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise MissingModelError(f"{path} has no generator", hint="its keys are " + ", ".join(map(str, found)))
+        raise MissingModelError(f"{path} has no {what}", hint="its keys are " + ", ".join(map(str, found)))
     return dict(found)
 
 

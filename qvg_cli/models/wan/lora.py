@@ -1,30 +1,40 @@
-"""Low-rank adapters in the published format, as changes of the weights they adapt.
+"""Low-rank adapters in their published formats, as changes of the weights they adapt.
 
-A fused layer (query, key and value in one matrix) has `n` adapters: one stacked down matrix and `n` up
-blocks, each for its share of the output rows. Ranks and `n` are read from the file, and so is the factor:
-published adapters of rank 128 store 0.5, and leaving it out doubles their strength.
+A module has a down and an up matrix; a fused layer (query, key and value in one matrix) may have one stacked
+down matrix and `n` up blocks, each for its share of the output rows. Ranks and `n` are read from the file.
+What the product is multiplied by is `alpha / rank`: alpha is given, or stored beside the matrices, or the
+rank. LongCat's files store the quotient itself, 0.5 for rank 128; leaving it out doubles their strength.
 
-Source: meituan-longcat/LongCat-Video, `longcat_video/modules/lora_utils.py`.
+Source of the names: meituan-longcat/LongCat-Video, `longcat_video/modules/lora_utils.py`; what PEFT's
+`get_peft_model_state_dict` and diffusers' `save_lora_weights` write; NVlabs/LongLive, `models/lora.pt`, which
+has those of PEFT under `generator_lora`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qvg_cli.errors import MissingModelError
+from qvg_cli.models.wan.checkpoint import read_published
 
-_PREFIX = "lora___lorahyphen___"
-_DOT = "___lorahyphen___"
-_FACTOR = "alpha_scale"
-_DOWN = "lora_down.weight"
-_UP = re.compile(r"lora_up\.(?:blocks\.(\d+)\.)?weight")
+_KEYS = ("generator_lora",)
+"""Where a published pickle has the model's adapter; that of a critic may lie beside it."""
+_PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.")
+"""What PEFT, other programs with the original names, and diffusers put before a module's path."""
+_LONGCAT_PREFIX = "lora___lorahyphen___"
+_LONGCAT_DOT = "___lorahyphen___"
+_LEAF = re.compile(
+    r"(?P<module>.+?)\.(?:"
+    r"(?P<down>lora_A(?:\.default)?\.weight|lora_down\.weight|lora\.down\.weight)|"
+    r"(?P<up>lora_B(?:\.default)?\.weight|lora_up\.(?:blocks\.(?P<index>\d+)\.)?weight|lora\.up\.weight)|"
+    r"(?P<alpha>alpha)|(?P<factor>alpha_scale))"
+)
 
 
 @dataclass
@@ -33,6 +43,7 @@ class _Adapter:
 
     down: str = ""
     factor: str = ""
+    alpha: str = ""
     ups: dict[int, str] = field(default_factory=dict)
 
 
@@ -40,78 +51,109 @@ class Lora:
     """One adapter file; tensors are read when they are asked for.
 
     Args:
+        path: `.safetensors`, or a `.pt` of tensors.
+        weight: How strong it is; 1 is as it was trained.
+        alpha: Instead of the one in the file, or of the rank where the file has none.
         hint: What to do where there is no such file.
 
     Attributes:
-        shapes: Paths of the adapted modules to `(out, in)` of what is added to their weights.
+        shapes: Paths of the adapted modules, as the file has them, to `(out, in)` of what is added to their
+            weights.
 
     Raises:
-        MissingModelError: The file is not there, not whole, or not in the published format.
+        MissingModelError: The file is not there, not whole, or not in a published format.
     """
 
-    def __init__(self, path: Path, *, hint: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, weight: float = 1.0, alpha: float | None = None, hint: str | None = None
+    ) -> None:
         self.path = path
+        self._weight = weight
+        self._alpha = alpha
         if not path.is_file():
             raise MissingModelError(f"there is no adapter {path}", hint=hint)
-        try:
-            with safe_open(path, framework="pt") as file:
-                sizes = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
-        except (OSError, SafetensorError) as error:
-            raise MissingModelError(f"cannot read the adapter {path}: {error}") from error
+        self._tensors = read_published(path, _KEYS, what="adapter")
         self._adapters: dict[str, _Adapter] = {}
-        for name in sizes:
+        self._modules: dict[str, str] = {}
+        for name in self._tensors:
             self._place(name)
-        self.shapes: dict[str, tuple[int, int]] = {}
-        for module, adapter in self._adapters.items():
-            if not (adapter.down and adapter.factor and adapter.ups):
-                raise MissingModelError(f"the adapter {path} is not whole: tensors of {module} are missing")
-            ups = [sizes[name] for name in adapter.ups.values()]
-            rank, width = sizes[adapter.down]
-            if rank != sum(up[1] for up in ups):
-                raise MissingModelError(f"the adapter {path} is broken: the ranks of {module} do not match")
-            self.shapes[module] = sum(up[0] for up in ups), width
+        self.shapes = {module: self._shape(module) for module in self._adapters}
 
-    def check(self, expected: Mapping[str, Tensor]) -> None:
-        """Refuse an adapter of a model with other tensors than `expected`.
+    def fit(self, expected: Mapping[str, Tensor], model_name: Callable[[str], str]) -> None:
+        """Find the weights of a model that it changes.
+
+        Args:
+            expected: Tensors of the model by name.
+            model_name: From a published name of a tensor to the model's.
 
         Raises:
             MissingModelError: A module is unknown or has another shape; it is named.
         """
         for module, shape in self.shapes.items():
-            weight = expected.get(f"{module}.weight")
-            if weight is None:
-                raise MissingModelError(f"the adapter {self.path} is for {module}, which the model has not")
-            if tuple(weight.shape) != shape:
+            name = model_name(f"{module}.weight")
+            if name not in expected:
+                raise MissingModelError(
+                    f"the adapter {self.path} is for {module}, which the model has not: "
+                    f"its first foreign tensor is {self._adapters[module].down}"
+                )
+            if tuple(expected[name].shape) != shape:
                 raise MissingModelError(
                     f"the adapter {self.path} changes {module} by a matrix of {shape}, "
-                    f"the model's is {tuple(weight.shape)}"
+                    f"the model's is {tuple(expected[name].shape)}"
                 )
+            self._modules[name] = module
 
     def merge(self, name: str, tensor: Tensor) -> Tensor:
         """The tensor `name` with what the adapter adds to it, in float32; others come back as they are."""
-        module = name.removesuffix(".weight")
-        return tensor.float() + self.delta(module) if module in self.shapes else tensor
+        module = self._modules.get(name)
+        return tensor if module is None else tensor.float() + self.delta(module)
 
     def delta(self, module: str) -> Tensor:
         """What the adapter adds to the weight of `module`, `[out, in]` float32."""
         adapter = self._adapters[module]
-        with safe_open(self.path, framework="pt") as file:
-            down = file.get_tensor(adapter.down).float()
-            factor = float(file.get_tensor(adapter.factor))
-            ups = [file.get_tensor(adapter.ups[index]).float() for index in sorted(adapter.ups)]
+        down = self._tensors[adapter.down].float()
+        ups = [self._tensors[adapter.ups[index]].float() for index in sorted(adapter.ups)]
+        rank = ups[0].shape[1]
+        if self._alpha is not None:
+            factor = self._alpha / rank
+        elif adapter.factor:
+            factor = float(self._tensors[adapter.factor])
+        else:
+            factor = float(self._tensors[adapter.alpha]) / rank if adapter.alpha else 1.0
         parts = [up @ part for up, part in zip(ups, down.chunk(len(ups)), strict=True)]
-        return factor * torch.cat(parts)
+        return self._weight * factor * torch.cat(parts)
 
     def _place(self, name: str) -> None:
-        stem, _, leaf = name.partition(".")
-        up = _UP.fullmatch(leaf)
-        if not stem.startswith(_PREFIX) or not (up or leaf in (_DOWN, _FACTOR)):
-            raise MissingModelError(f"unknown tensor {name} in the adapter {self.path}")
-        module = stem.removeprefix(_PREFIX).replace(_DOT, ".")
-        adapter = self._adapters.setdefault(module, _Adapter())
-        if up:
-            adapter.ups[int(up[1] or 0)] = name
-        elif leaf == _DOWN:
+        path = name.removeprefix(_LONGCAT_PREFIX).replace(_LONGCAT_DOT, ".")
+        for prefix in _PREFIXES:
+            path = path.removeprefix(prefix)
+        found = _LEAF.fullmatch(path)
+        if found is None:
+            raise MissingModelError(
+                f"unknown tensor {name} in the adapter {self.path}",
+                hint="a LoRA is read under the names of PEFT, diffusers or the model's own code",
+            )
+        adapter = self._adapters.setdefault(found["module"], _Adapter())
+        if found["up"]:
+            adapter.ups[int(found["index"] or 0)] = name
+        elif found["down"]:
             adapter.down = name
+        elif found["alpha"]:
+            adapter.alpha = name
         else:
             adapter.factor = name
+
+    def _shape(self, module: str) -> tuple[int, int]:
+        adapter = self._adapters[module]
+        if not (adapter.down and adapter.ups):
+            raise MissingModelError(f"the adapter {self.path} is not whole: tensors of {module} are missing")
+        ups = [self._tensors[name] for name in adapter.ups.values()]
+        down = self._tensors[adapter.down]
+        if any(tensor.dim() != 2 for tensor in (down, *ups)):
+            raise MissingModelError(f"the adapter {self.path} changes {module} by what is no matrix")
+        if down.shape[0] != sum(up.shape[1] for up in ups):
+            raise MissingModelError(f"the adapter {self.path} is broken: the ranks of {module} do not match")
+        for name in (adapter.alpha, adapter.factor):
+            if name and self._tensors[name].numel() != 1:
+                raise MissingModelError(f"the adapter {self.path} is broken: {name} is no number")
+        return sum(up.shape[0] for up in ups), down.shape[1]

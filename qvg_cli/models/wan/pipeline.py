@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -24,6 +25,7 @@ from qvg_cli.errors import MissingModelError
 from qvg_cli.models.base import Denoiser, Pipeline, Planner
 from qvg_cli.models.decoder import Decoder
 from qvg_cli.models.offload import STORAGE_DTYPE, Offload, OffloadedDecoder
+from qvg_cli.models.parallel import AllRows, AllTokens, Rows, Tokens
 from qvg_cli.models.text import PromptEncoder
 from qvg_cli.models.vae import StreamingDecoder, encode_frames
 from qvg_cli.models.vae_gpu import speed_up
@@ -38,6 +40,10 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 class Models(Generic[ModelT]):
     """What stays loaded, each part read when it is first needed.
+
+    Attributes:
+        tokens: Who computes the tokens of a call; set before the first video.
+        rows: Who computes the rows of a guided step.
 
     Args:
         config: Names the weights folder, and what is held where.
@@ -56,6 +62,8 @@ class Models(Generic[ModelT]):
         self.device = device
         self.dtype = model_dtype(config.model, device)
         self.prompts = PromptEncoder(self.weights, config.model.text_tokens, device, self.dtype)
+        self.tokens: Tokens = AllTokens()
+        self.rows: Rows = AllRows()
         self._checkpoint = open_checkpoint(self.weights)
 
     @cached_property
@@ -65,6 +73,9 @@ class Models(Generic[ModelT]):
         matrix_dtype = STORAGE_DTYPE if offload.is_fp8 else None
         model = self._checkpoint.load(self.dtype, offload.load_device, matrix_dtype=matrix_dtype)
         offload.place_transformer(model, self.dtype)
+        if self.tokens.size > 1:
+            shared: Any = model
+            shared.share_tokens(self.tokens)
         if offload.is_fixed and isinstance(model, CausalWanTransformer):
             model.capture_blocks()
         return model
@@ -110,8 +121,17 @@ class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
     def with_config(self, config: ConfigT) -> Self:
         return type(self)(config, self._models)
 
+    def share(self, tokens: Tokens, rows: Rows) -> None:
+        self._models.tokens, self._models.rows = tokens, rows
+
     @property
     def cache_shape(self) -> CacheShape:
+        whole = self.whole_cache()
+        num_parts = self._models.tokens.size
+        return replace(whole, heads=whole.heads // num_parts, num_parts=num_parts)
+
+    def whole_cache(self) -> CacheShape:
+        """Keys and values of one video, of all heads."""
         model: Any = self._models.transformer.config
         return CacheShape(model.num_layers, model.num_attention_heads, model.attention_head_dim)
 

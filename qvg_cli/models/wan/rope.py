@@ -28,6 +28,11 @@ class FrameRotation:
     view: Frames = ()
     positions: Frames | None = None
 
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one frame."""
+        return self.rows * self.columns
+
     def placement(self, frames: Frames) -> Rotary:
         """Where the tokens of `frames` stand."""
         if self.positions is not None:

@@ -7,7 +7,7 @@ Nothing of diffusers' forward is overridden. `rope` and the 2 x L attention proc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache
+from qvg_cli.models.parallel import AllTokens, Tokens
 from qvg_cli.models.wan.graphs import BlockGraphs, GraphedBlock
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_plan import Commit
@@ -35,11 +36,13 @@ class Call:
         chunk: The plan of the chunk.
         frames: Frames of the input, in order.
         commit: What the call leaves in each layer; `None` leaves nothing.
+        tokens: Who computes its tokens and heads.
     """
 
     chunk: ChunkPlan
     frames: Frames = ()
     commit: Commit | None = None
+    tokens: Tokens = field(default_factory=AllTokens)
 
     @property
     def reads(self) -> Frames:
@@ -132,7 +135,8 @@ class CachedSelfAttention(Generic[CallT]):
         self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
     ) -> tuple[Tensor, ...]:
         """What the queries gather from the history and the call, `[B, S, C]`; fills the cache."""
-        call = self.call
+        call, frame_tokens = self.call, self.layer.tokens_per_frame
+        query, key, value = (call.tokens.to_heads(part, frame_tokens) for part in (query, key, value))
         attended = self.layer.attend(
             rotary_emb.rotate(query, call.frames),
             key,
@@ -143,7 +147,7 @@ class CachedSelfAttention(Generic[CallT]):
         )
         if call.commit is not None:
             self.layer.commit(key, value, call.frames, call.commit)
-        return (join_heads(attended),)
+        return (join_heads(call.tokens.to_tokens(attended, frame_tokens)),)
 
     def output(self, attn: WanAttention, *attended: Tensor) -> Tensor:
         """`[B, S, C]` of what was gathered."""
@@ -208,6 +212,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._graphs: BlockGraphs | None = None
+        self._tokens: Tokens = AllTokens()
         config = self.config
         self.rope = FrameRope(config.attention_head_dim, config.rope_max_seq_len, tuple(config.patch_size))
         self.adapt()
@@ -226,6 +231,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
     def attach_call(self, call: CallT, cache: KVCache) -> CallT:
         """`attach`, with a call of the family's own kind."""
         self.rope.call = call
+        call.tokens = self._tokens
         if self._graphs is not None:
             self._graphs.reset()
         processors: dict[str, object] = {}
@@ -234,6 +240,20 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
             processors[f"blocks.{index}.attn2.processor"] = self.cross_attention()
         self.set_attn_processor(processors)
         return call
+
+    def share_tokens(self, tokens: Tokens) -> None:
+        """Let only some tokens of a call pass the blocks here, from now on."""
+        self._tokens = tokens
+
+        def split(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            states, *others, rotation = arguments
+            return (tokens.split(states, rotation.tokens_per_frame), *others, rotation)
+
+        def gather(block: nn.Module, arguments: tuple[Any, ...], states: Tensor) -> Tensor:
+            return tokens.gather(states, arguments[-1].tokens_per_frame)
+
+        self.blocks[0].register_forward_pre_hook(split)
+        self.blocks[-1].register_forward_hook(gather)
 
     def capture_blocks(self) -> None:
         """Launch the blocks as CUDA graphs from now on; their weights stay where they are."""

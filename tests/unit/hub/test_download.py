@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from published import saved
+from safetensors.torch import load_file
 
 from qvg_cli.comparison.lpips import find_network
 from qvg_cli.config.resources import weights_folder
 from qvg_cli.errors import MissingModelError
-from qvg_cli.hub import store
+from qvg_cli.models.self_forcing.family import SelfForcing
 
 CHECKPOINT = "checkpoints/self_forcing_dmd.pt"
 MODEL = "gdhe17/Self-Forcing"
@@ -185,7 +186,7 @@ def test_an_interrupted_conversion_leaves_nothing_half(published, qvg_download, 
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "convert_checkpoint", convert)
+        patch.setattr(SelfForcing, "convert_checkpoint", convert)
         result = qvg_download("self-forcing")
     assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert [path.name for path in folder.parent.iterdir()] == [".self-forcing.lock"]
@@ -203,7 +204,7 @@ def test_an_interrupted_update_keeps_the_old_folder(
     def convert(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "convert_checkpoint", convert)
+    monkeypatch.setattr(SelfForcing, "convert_checkpoint", convert)
     assert qvg_download("self-forcing", "--revision", f"{MODEL}=main").exit_code == 130
     assert record_of(downloaded) == before
     assert weights_folder("self-forcing") == downloaded
@@ -216,7 +217,7 @@ def test_a_checkpoint_of_another_model_is_named_and_leaves_nothing(
     published.repositories[MODEL].push({CHECKPOINT: saved({"generator_ema": lacking})})
     result = qvg_download("self-forcing")
     assert result.exit_code == 3
-    assert "error: tensor proj_out.bias is missing from the checkpoint" in result.stderr
+    assert "error: tensor proj_out.bias is missing from " in result.stderr
     assert not folder.exists()
 
 
@@ -417,3 +418,50 @@ TINY_WALK = {
     "num_layers": 1,
     "rope_max_seq_len": 32,
 }
+
+
+@pytest.fixture
+def longlive(published, generator):
+    """The repository of configs/longlive.yaml: two sets of weights, and an adapter beside a critic's."""
+    averaged = {name: tensor + 1 for name, tensor in generator.items()}
+    down, up = torch.full((2, 64), 0.5), torch.full((64, 2), 0.25)
+    stem = "base_model.model.blocks.0.self_attn.q"
+    adapter = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+    files = {
+        "models/longlive_base.pt": saved({"generator_ema": averaged, "generator": generator}),
+        "models/lora.pt": saved({"generator_lora": adapter, "critic_lora": {"x": torch.zeros(1)}}),
+    }
+    published.repository("Efficient-Large-Model/LongLive-1.3B", files, licence="cc-by-nc-sa-4.0")
+    return published
+
+
+def test_weights_key_and_adapter_decide_what_is_converted(longlive, qvg_download, generator, tmp_path):
+    result = qvg_download("longlive")
+    assert result.exit_code == 0, result.stderr
+    folder = tmp_path / "qvg" / "longlive"
+    state = load_file(folder / WEIGHTS)
+    # Alpha 256 over rank 2, times the product of the matrices.
+    raw = generator["model.blocks.0.self_attn.q.weight"]
+    assert torch.equal(state["blocks.0.attn1.to_q.weight"], (raw + 128 * 0.25).bfloat16())
+    other = generator["model.blocks.0.self_attn.k.weight"]
+    assert torch.equal(state["blocks.0.attn1.to_k.weight"], other.bfloat16())
+    assert not list(folder.rglob("*.pt"))
+    assert "longlive is whole already" in qvg_download("longlive").stderr
+
+
+def test_weights_that_are_shared_are_fetched_once(downloaded, qvg_download, published):
+    result = qvg_download("self-forcing-anti-drift")
+    assert (result.exit_code, result.stdout) == (0, f"{downloaded}\n"), result.stderr
+    assert "self-forcing-anti-drift uses the weights of self-forcing\n" in result.stderr
+    assert not fetched(published)
+    shown = qvg_download("--list").stdout
+    assert f"the weights of self-forcing, in {downloaded}" in shown
+
+
+def test_the_list_groups_families(qvg_download):
+    shown = qvg_download("--list").stdout
+    heads = [line for line in shown.splitlines() if line and not line.startswith(" ")]
+    begin = heads.index("self-forcing, a family of 10:")
+    names = [line.partition(":")[0] for line in heads[begin + 1 : begin + 11]]
+    assert names[0] == "self-forcing"
+    assert {"longlive", "sgf-chunk", "causal-forcing-1step", "infinite-forcing"} < set(names)

@@ -3,10 +3,11 @@
 import pytest
 from pydantic import ValidationError
 
+from qvg_cli.config.load import backend_names
 from qvg_cli.errors import MissingModelError
 from qvg_cli.hub.spec import DownloadConfig, RepositoryConfig, read_downloads, targets
 from qvg_cli.models.base import Family
-from qvg_cli.models.registry import FAMILIES, find_family
+from qvg_cli.models.registry import find_family
 
 PATHS = [
     "README.md",
@@ -22,7 +23,7 @@ def repository(**settings):
     return RepositoryConfig.model_validate({"repository": "someone/model", **settings})
 
 
-@pytest.mark.parametrize("name", sorted(set(read_downloads()) & set(FAMILIES)))
+@pytest.mark.parametrize("name", sorted(set(read_downloads()) & set(backend_names())))
 def test_sections_fit_their_backends(name):
     download = read_downloads()[name]
     assert download.licence

@@ -111,9 +111,9 @@ def test_a_plain_walk_needs_no_word(walk_config, pose):
         (["sampler.window=18"], "sampler.window=18 does not fit"),
         (
             ["sampler.context=rebuild", "cache.keep_sink=true"],
-            "cache.keep_sink=True would leave a rebuilt context",
+            "cache.keep_sink=True would leave a context that is rebuilt",
         ),
-        (["sampler.context=rebuild", "cache.span_tokens=33"], "cache.span_tokens=33 .* it is 32 or less"),
+        (["sampler.context=rebuild", "cache.span_tokens=33"], "cache.span_tokens=33 .* largest: 32"),
         (["walk.pose=w-8,jmp-3"], "character 5: unknown move 'jmp'"),
         (["walk.image=/nowhere.png"], "cannot read the picture /nowhere.png"),
         (["sampler.context=all"], "sampler.context='all'"),

@@ -5,6 +5,7 @@ import torch
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
+from qvg_cli.models.parallel import AllRows, AllTokens
 from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 
 SETTINGS = {
@@ -34,9 +35,11 @@ def test_rows_one_by_one_are_the_rows_together(longcat_weights):
     sets = [f"{name}={value}" for name, value in values.items()]
     config = load_config(Request(backend="longcat", sets=sets)).config
     video, pipeline = Planned(config, plan_video(config), "video"), load_pipeline(config, CPU)
-    together, apart = (
-        torch.cat([result.latents for result in Engine(config, each, CPU).rollout(video)], dim=2)
-        for each in (pipeline, pipeline.with_rows(OneByOne()))
-    )
+    latents = []
+    for rows in (AllRows(), OneByOne()):
+        pipeline.share(AllTokens(), rows)
+        results = Engine(config, pipeline, CPU).rollout(video)
+        latents.append(torch.cat([result.latents for result in results], dim=2))
+    together, apart = latents
     assert together.shape[2] == 8
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)

@@ -1,0 +1,248 @@
+"""One video over several processes, as torchrun starts them: the first runs the command, all make the chunks.
+
+Every process has the whole model, and carries out the same plan with the same noise. The first alone encodes
+prompts, decodes, writes, prints and hears Ctrl-C; it tells the others which model to load and which video to
+make.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from qvg_cli.config.schema import RunConfig
+from qvg_cli.errors import QvgError, UsageError, is_out_of_memory
+from qvg_cli.launch import Launch, find_launch
+from qvg_cli.models.decoder import Decoder
+from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
+from qvg_cli.models.registry import family_of
+from qvg_cli.planning.chunks import ChunkPlan
+
+_FOREVER = timedelta(days=7)
+"""The others wait while the first downloads or writes."""
+_EXCHANGE_TIMEOUT = timedelta(minutes=10)
+"""No exchange inside a model call takes as long: another process hangs."""
+_GRACE_SECONDS = 20.0
+"""What the others leave to the first when all are asked to end: it ends the step, and saves."""
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """This process among those of one video.
+
+    Attributes:
+        rank: 0 is the first.
+        control: Carries what the first tells the others, in CPU memory.
+        tokens: Who computes the tokens of a call.
+        rows: Who computes the rows of the guidance.
+    """
+
+    rank: int
+    device: torch.device
+    control: dist.ProcessGroup
+    tokens: Tokens
+    rows: Rows
+
+    def share(self, message: Any) -> Any:
+        """What the first process has; the others give anything.
+
+        Raises:
+            QvgError: Another process has failed.
+        """
+        messages = [message]
+        try:
+            dist.broadcast_object_list(messages, src=0, group=self.control)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            first, *_ = str(error).splitlines()
+            raise QvgError(f"the other processes do not answer: {first}", hint="see above") from error
+        return messages[0]
+
+    def share_tensors(self, tensors: Any) -> Any:
+        """Tensors of the first process, in any container of `torch.utils._pytree`, on the device of each."""
+        on_cpu = torch.utils._pytree.tree_map_only(Tensor, Tensor.cpu, tensors)
+        return torch.utils._pytree.tree_map_only(
+            Tensor, lambda tensor: tensor.to(self.device), self.share(on_cpu)
+        )
+
+
+def check_processes(config: RunConfig, num_processes: int) -> tuple[int, int]:
+    """How many processes share the guidance, and how many the tokens of a call.
+
+    Raises:
+        UsageError: So many cannot share a video of the model; the message names how many could.
+    """
+    heads = family_of(config).sizes(config, is_gpu=False).heads
+    num_rows = config.num_rows if num_processes % config.num_rows == 0 else 1
+    if heads % (num_processes // num_rows):
+        divisors = [count for count in range(1, heads + 1) if heads % count == 0]
+        possible = sorted({count * rows for rows in (1, config.num_rows) for count in divisors} - {1})
+        raise UsageError(
+            f"{num_processes} processes cannot share the {heads} attention heads of {config.model.name}",
+            hint=f"start {', '.join(map(str, possible))}",
+        )
+    return num_rows, num_processes // num_rows
+
+
+def start(config: RunConfig, device: torch.device) -> Parallel | None:
+    """Let the others load the model of `config`; `None` where there are none.
+
+    Raises:
+        UsageError: So many processes cannot share a video of this model, or have no GPU each.
+    """
+    launch = find_launch()
+    if launch.num_processes == 1:
+        return None
+    check_processes(config, launch.num_processes)
+    if device.type == "cuda" and torch.cuda.device_count() < launch.num_local:
+        raise UsageError(
+            f"{launch.num_local} processes need as many GPUs; this machine has {torch.cuda.device_count()}",
+            hint="start fewer",
+        )
+    control = _connect(launch)
+    dist.broadcast_object_list([("load", (config, device.type))], src=0, group=control)
+    return _join(config, launch, device, control)
+
+
+def end_others() -> None:
+    """Let the others end, since this process, the first, ends in order."""
+    launch = find_launch()
+    if launch.num_processes > 1:
+        dist.broadcast_object_list([("end", None)], src=0, group=_connect(launch))
+        dist.destroy_process_group()
+
+
+def follow() -> None:
+    """Be one of the others, until the first process ends.
+
+    Raises:
+        QvgError: The model cannot be loaded, or a video failed.
+    """
+    # Local: the engine itself asks this module for its processes.
+    from qvg_cli.engine.engine import Engine
+
+    launch = find_launch()
+    _leave_signals_to_the_first()
+    control = _connect(launch)
+    engine: Engine | None = None
+    while True:
+        messages: list[Any] = [None]
+        dist.broadcast_object_list(messages, src=0, group=control)
+        what, about = messages[0]
+        if what == "end":
+            dist.destroy_process_group()
+            return
+        if what == "load":
+            config, device_type = about
+            device = torch.device(device_type)
+            if device_type == "cuda":
+                device = torch.device("cuda", launch.local_rank)
+                torch.cuda.set_device(device)
+            engine = Engine.load_config(config, device, parallel=_join(config, launch, device, control))
+        elif engine is not None:
+            for _ in engine.rollout(about):
+                pass
+
+
+_control: list[dist.ProcessGroup] = []
+
+
+def _connect(launch: Launch) -> dist.ProcessGroup:
+    """Meet the other processes; what they tell each other goes through the group that is returned."""
+    if not _control:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend, rank=launch.rank, world_size=launch.num_processes, timeout=_EXCHANGE_TIMEOUT
+        )
+        _control.append(dist.new_group(backend="gloo", timeout=_FOREVER))
+    return _control[0]
+
+
+def _join(config: RunConfig, launch: Launch, device: torch.device, control: dist.ProcessGroup) -> Parallel:
+    """The groups of this process; every process makes all of them, in the same order."""
+    num_rows, num_tokens = check_processes(config, launch.num_processes)
+    # Neighbours share tokens, since they exchange most.
+    mesh = init_device_mesh(device.type, (num_rows, num_tokens), mesh_dim_names=("rows", "tokens"))
+    tokens: Tokens = AllTokens()
+    rows: Rows = AllRows()
+    if num_tokens > 1:
+        tokens = SequenceGroup(mesh.get_group("tokens"), mesh.get_local_rank("tokens"), num_tokens)
+    if num_rows > 1:
+        rows = CfgGroup(mesh.get_group("rows"), mesh.get_local_rank("rows"))
+    return Parallel(launch.rank, device, control, tokens, rows)
+
+
+def _leave_signals_to_the_first() -> None:
+    """The first process hears Ctrl-C and SIGTERM, saves, and ends all."""
+    asked: list[int] = []
+
+    def wait_or_end(number: int, frame: FrameType | None) -> None:
+        if asked:
+            os._exit(1)
+        asked.append(number)
+        timer = threading.Timer(_GRACE_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, wait_or_end)
+
+
+class SharedDecoder(Decoder):
+    """The decoder of the first process, which lets the others have what a prefill reads."""
+
+    def __init__(self, decoder: Decoder, parallel: Parallel) -> None:
+        self._decoder = decoder
+        self._parallel = parallel
+
+    def recall(self, latents: Tensor) -> Tensor:
+        recalled: Tensor = self._parallel.share_tensors(self._decoder.recall(latents))
+        return recalled
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._decoder.decode(latents)
+
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        return self._decoder.decode_each(latents)
+
+    def follow(self, frames: Tensor, latents: Tensor) -> None:
+        self._decoder.follow(frames, latents)
+
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        self._decoder.skip(chunks, latents, num_shown)
+
+
+class NoDecoder(Decoder):
+    """Stands in the others for the decoder of the first; makes no pixels."""
+
+    def __init__(self, parallel: Parallel) -> None:
+        self._parallel = parallel
+
+    def recall(self, latents: Tensor) -> Tensor:
+        recalled: Tensor = self._parallel.share_tensors(None)
+        return recalled
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return torch.empty(len(latents), 0, 1, 1, 3, dtype=torch.uint8)
+
+    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+        yield self.decode(latents)
+
+    def follow(self, frames: Tensor, latents: Tensor) -> None:
+        pass
+
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        pass

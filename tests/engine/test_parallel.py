@@ -1,0 +1,141 @@
+"""One video by several processes: the history of every head, and the latents, are those of one process."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from qvg_cli.cache.snapshot import block_tensors
+from qvg_cli.config.load import Request
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.parallel import check_processes
+from qvg_cli.errors import UsageError
+from qvg_cli.models.parallel import AllTokens
+from qvg_cli.models.registry import load_config, plan_video
+
+CPU = torch.device("cpu")
+# 15 tokens a frame, which neither two nor four processes share evenly.
+SETTINGS = {"video.height": 48, "video.width": 80, "prompt": "a ball", "seed": 1}
+FAMILIES = {
+    "self-forcing": {"video.frames": 9, "sampler.window": 6, "sampler.sink": 1},
+    "hyworldplay": {"video.frames": 8},
+    "longcat": {
+        "video.frames": 8,
+        "sampler.window": 6,
+        "sampler.frames_per_chunk": 2,
+        "sampler.mode": "guided",
+        "sampler.guided_steps": 2,
+    },
+}
+# Family, preset, and whether it is the built-in model, which has two heads, or a random one, which has four.
+CASES = [
+    *((family, preset, True) for family in FAMILIES for preset in ("int2", "trit")),
+    ("self-forcing", "int2-qvg", True),
+    ("self-forcing", "int2", False),
+    ("self-forcing", "bf16", False),
+]
+
+
+def config_of(family, preset, weights=None):
+    values = {**SETTINGS, **FAMILIES[family], "cache.preset": preset}
+    if weights is not None:
+        values |= {"model.weights": weights, "model.text_tokens": 8}
+    sets = [f"{name}={value}" for name, value in values.items()]
+    return load_config(Request(backend=family, pocket=weights is None, sets=sets)).config
+
+
+def cases_of(num_processes):
+    """Those whose heads so many processes can share."""
+    return [case for case in CASES if num_processes <= 2 or not case[2] or case[0] == "longcat"]
+
+
+class OneByOne:
+    """Every row of the guidance in a call of its own, as each of two processes has one."""
+
+    def compute(self, predict, num_rows):
+        return torch.cat([predict(slice(row, row + 1)) for row in range(num_rows)])
+
+
+class Keep:
+    """Keeps the cache of a video."""
+
+    def begin(self, cache):
+        self.cache = cache
+
+    def show_clip(self, frames):
+        raise AssertionError("no clip is given")
+
+
+def make_videos(rank, num_processes, port, folder, weights):
+    """Make the video of every case, and save its latents and what this process holds of its history."""
+    torch.set_num_threads(1)
+    if num_processes > 1:
+        os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        os.environ.update(WORLD_SIZE=str(num_processes), LOCAL_WORLD_SIZE=str(num_processes))
+    for family, preset, is_pocket in cases_of(num_processes):
+        config, keep = config_of(family, preset, None if is_pocket else weights), Keep()
+        engine = Engine.load_config(config, CPU)
+        if num_processes == 1:
+            engine.pipeline.share(AllTokens(), OneByOne())
+        if rank:
+            engine.parallel.share(None)
+        results = list(engine.rollout(Planned(config, plan_video(config), "video"), keep))
+        tensors, _ = block_tensors(keep.cache, list(keep.cache.layers[0].entries))
+        tensors["latents"] = torch.cat([result.latents for result in results], dim=2).contiguous()
+        tensors["frames"] = torch.tensor(sum(result.frames.shape[1] for result in results))
+        save_file(tensors, folder / f"{family}-{preset}-{is_pocket}-{num_processes}-{rank}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def made(tiny_weights, tmp_path_factory):
+    """The folder with what one, two and four processes made."""
+    folder, weights = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("four-heads")
+    shutil.copytree(tiny_weights, weights, dirs_exist_ok=True)
+    WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=64,
+        in_channels=16,
+        out_channels=16,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+    ).save_pretrained(weights / "transformer")
+    make_videos(0, 1, 0, folder, weights)
+    for num_processes in (2, 4):
+        port = 20_000 + 2 * (os.getpid() % 10_000) + num_processes // 4
+        torch.multiprocessing.spawn(
+            make_videos, (num_processes, port, folder, weights), nprocs=num_processes, join=True
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "case"), [(count, case) for count in (2, 4) for case in cases_of(count)]
+)
+def test_several_processes_make_the_video_of_one(made, num_processes, case):
+    family, preset, is_pocket = case
+    name = f"{family}-{preset}-{is_pocket}"
+    alone = load_file(made / f"{name}-1-0.safetensors")
+    parts = [load_file(made / f"{name}-{num_processes}-{rank}.safetensors") for rank in range(num_processes)]
+    assert [int(part["frames"]) for part in parts] == [int(alone["frames"])] + [0] * (num_processes - 1)
+    for part in parts:
+        torch.testing.assert_close(part["latents"], alone["latents"], rtol=0, atol=1e-4)
+    # LongCat's guidance takes two groups of processes, and those of a group share the heads.
+    num_tokens = num_processes // config_of(family, preset).num_rows
+    for tensor in alone.keys() - {"latents", "frames"}:
+        held = torch.cat([part[tensor] for part in parts[:num_tokens]], dim=1)
+        assert torch.equal(held, alone[tensor]), tensor
+
+
+def test_processes_that_cannot_share_the_heads_are_refused():
+    config = config_of("self-forcing", "int2")
+    assert check_processes(config, 2) == (1, 2)
+    assert check_processes(config_of("longcat", "int2"), 4) == (2, 2)
+    with pytest.raises(UsageError, match="3 processes cannot share"):
+        check_processes(config, 3)
