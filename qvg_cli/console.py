@@ -206,7 +206,7 @@ class _NotebookBar:
         )
         self._task = self._progress.add_task("", total=num_chunks, completed=num_done, step="", status="")
         self._step = 0
-        self._shown = display(self._table(), display_id=True)
+        self._shown = display(self._table(), display_id=True)  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
         self._step += 1

@@ -193,7 +193,7 @@ def help_(
 
 def _follow(rank: int) -> int:
     """Make the videos of the first process with it; the exit code."""
-    from qvg_cli.engine.parallel import follow
+    from qvg_cli.engine.follow import follow
 
     try:
         follow()

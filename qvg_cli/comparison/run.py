@@ -218,7 +218,7 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
         console.note(f"loading {config.model.name} on {device}, to compare {', '.join(begun.names)}")
         engine = Engine.load_config(config, device)
     else:
-        engine = Engine(config, engine.pipeline.with_config(config), device)
+        engine = Engine(config, engine.pipeline.with_config(config), device, parallel=engine.parallel)
     writer = ComparisonWriter(folder, begun.names, [video.config for video in first], device, FROM_RUNS)
     try:
         for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):
