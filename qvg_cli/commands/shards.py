@@ -108,7 +108,7 @@ class Shard:
 
 
 def find_begun(folder: Path, video: Planned) -> RunDir | None:
-    """The run in `folder` that `video` was begun or made in; none if there is no such run."""
+    """The run in `folder` that `video` was begun or made in; `None` if there is no such run."""
     pattern = re.compile(rf"{re.escape(video.name)}(-\d+)?")
     if not folder.is_dir():
         return None

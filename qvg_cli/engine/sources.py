@@ -20,9 +20,9 @@ from qvg_cli.video.clip import Clip, open_clip, survey_clip
 from qvg_cli.video.picture import address_in, fitting_note, open_image
 
 _NO_CUT = 0.005
-"""Of a clip's picture: what is not worth a word."""
+"""Part of a clip's picture that is not worth a word."""
 _LEAST_KEPT = 0.7
-"""Of a clip's picture: fitting it into the video must not cut away more than the rest."""
+"""Part of a clip's picture that fitting it into the video must leave."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Start:
 
     Attributes:
         video: A file.
-        run: The run that made it; none for a clip from anywhere.
+        run: The run that made it; `None` for a clip from anywhere.
     """
 
     video: Path
     run: RunDir | None = None
 
     def settings_for(self, backend: str | None) -> Path | None:
-        """The file of the settings that the video was made with; none if they are not of `backend`."""
+        """The file of the settings that the video was made with; `None` if they are not of `backend`."""
         if self.run is None:
             return None
         made_with = load_config(Request(file=self.run.config)).config.backend
@@ -46,7 +46,7 @@ class Start:
 
     @property
     def last_prompt(self) -> str | None:
-        """The prompt that the video ends with; none for a clip from anywhere."""
+        """The prompt that the video ends with; `None` for a clip from anywhere."""
         if self.run is None:
             return None
         made_with = load_config(Request(file=self.run.config)).config
@@ -191,7 +191,7 @@ def _with_source(config: RunConfig, source: SourceConfig, new_frames: int) -> Ru
 
 
 def _obstacle(made_with: RunConfig, config: RunConfig) -> str | None:
-    """Why the latents of a run cannot be used with other settings; none if they can."""
+    """Why the latents of a run cannot be used with other settings; `None` if they can."""
     old, new = made_with.video, config.video
     if (made_with.backend, made_with.model.weights) != (config.backend, config.model.weights):
         return "its latents are of another model"

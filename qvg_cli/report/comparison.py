@@ -75,7 +75,7 @@ def frame_time(frame: int | None, fps: int) -> str:
 
 
 def db_text(psnr_db: float | None) -> str:
-    """A PSNR in words; none stands for equal frames."""
+    """A PSNR in words; `None` stands for equal frames."""
     return "equal" if psnr_db is None else f"{psnr_db:.2f}"
 
 
