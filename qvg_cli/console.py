@@ -20,6 +20,7 @@ from qvg_cli.redaction import redact
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.table import Table
 
 
 _LOG = getLogger(SAID)
@@ -62,7 +63,9 @@ class Console:
         from rich.console import Console as RichConsole
 
         rich_console = RichConsole(stderr=True, highlight=False)
-        if rich_console.is_terminal and not rich_console.is_dumb_terminal:
+        if rich_console.is_jupyter:
+            yield _NotebookBar(num_chunks, num_done)
+        elif rich_console.is_terminal and not rich_console.is_dumb_terminal:
             with _Bar(rich_console, num_chunks, num_done) as bar:
                 yield bar
         else:
@@ -183,3 +186,37 @@ class _Bar:
         self._step = 0
         self._progress.update(self._task, advance=1, step="")
         self._status.plain = status
+
+
+class _NotebookBar:
+    """A bar in the output of a cell: one line that changes in its place."""
+
+    def __init__(self, num_chunks: int, num_done: int) -> None:
+        from IPython.display import display
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        self._progress = RichProgress(
+            TextColumn("chunk"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[step]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[status]}"),
+        )
+        self._task = self._progress.add_task("", total=num_chunks, completed=num_done, step="", status="")
+        self._step = 0
+        self._shown = display(self._table(), display_id=True)  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        self._step += 1
+        self._progress.update(self._task, step=f"step {self._step}")
+        self._shown.update(self._table())
+
+    def chunk_done(self, status: str) -> None:
+        self._step = 0
+        self._progress.update(self._task, advance=1, step="", status=status)
+        self._shown.update(self._table())
+
+    def _table(self) -> Table:
+        return self._progress.make_tasks_table(self._progress.tasks)

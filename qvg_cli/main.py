@@ -10,7 +10,7 @@ import traceback
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand
 
 from qvg_cli import __version__
 from qvg_cli.commands.clean import clean
@@ -19,6 +19,7 @@ from qvg_cli.commands.doctor import doctor
 from qvg_cli.commands.download import download
 from qvg_cli.commands.extend import extend
 from qvg_cli.commands.generate import generate
+from qvg_cli.commands.options import FAMILY_PANEL, PANELS, family_help
 from qvg_cli.commands.plan import plan
 from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
@@ -28,6 +29,7 @@ from qvg_cli.errors import UsageError, shown_error
 from qvg_cli.interrupts import stop_on_signals
 from qvg_cli.launch import find_launch
 from qvg_cli.logs import set_up
+from qvg_cli.models.registry import FAMILIES
 from qvg_cli.redaction import redact
 
 EXIT_CODES = """\b
@@ -91,6 +93,26 @@ Examples:
 class _Command(TyperCommand):
     """A command whose errors become a message, a hint and an exit code."""
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """List arguments, then the options that most need, then the others by purpose and by family."""
+        families = [f"Options of {name}" for name in FAMILIES]
+        titles = [title for panel in PANELS for title in (families if panel == FAMILY_PANEL else [panel])]
+        panels: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is None:
+                continue
+            panel = getattr(param, "rich_help_panel", None)
+            if panel == FAMILY_PANEL:
+                for family, said in family_help(param.opts[0]).items():
+                    panels[f"Options of {family}"].append((record[0], said))
+            else:
+                kind = "Arguments" if isinstance(param, TyperArgument) else "Options"
+                panels[panel or kind].append(record)
+        for title, records in panels.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             with stop_on_signals():
@@ -114,7 +136,6 @@ def _tell(error: BaseException, where: str = "") -> int:
 
 app = typer.Typer(
     name="qvg",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -172,7 +193,7 @@ def help_(
 
 def _follow(rank: int) -> int:
     """Make the videos of the first process with it; the exit code."""
-    from qvg_cli.engine.parallel import follow
+    from qvg_cli.engine.follow import follow
 
     try:
         follow()

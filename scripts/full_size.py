@@ -43,6 +43,7 @@ from qvg_cli.device import resolve_device
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.parallel import start
 from qvg_cli.engine.rollout import rollout
+from qvg_cli.files import write_whole
 from qvg_cli.launch import find_launch
 from qvg_cli.models.base import Pipeline
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
@@ -55,7 +56,6 @@ from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.runs.folder import write_whole
 from scripts.full_size_clock import Clock, NoDecoder, OutOfBudget, TimedDecoder
 from scripts.full_size_profile import profile
 from scripts.full_size_table import fill_page, table

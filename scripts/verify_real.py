@@ -23,13 +23,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from qvg_cli.compare.figures import db_text
 from qvg_cli.config.load import backend_names
 from qvg_cli.config.resources import qvg_home
 from qvg_cli.errors import MissingModelError, QvgError, UsageError
+from qvg_cli.files import write_whole
 from qvg_cli.redaction import redact
+from qvg_cli.report.comparison import db_text
 from qvg_cli.report.words import mib_text
-from qvg_cli.runs.folder import write_whole
 
 SCHEMA = 1
 LENGTHS: dict[str, dict[str, list[str]]] = {

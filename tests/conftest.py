@@ -72,7 +72,7 @@ def random_vgg(tmp_path_factory) -> Path:
     """A folder for downloads that has the network of LPIPS with random weights, its classifier left out."""
     from safetensors.torch import save_file
 
-    from qvg_cli.compare.lpips import PerceptualDistance
+    from qvg_cli.comparison.lpips import PerceptualDistance
 
     generator = torch.Generator().manual_seed(5)
     tensors = {}

@@ -6,24 +6,25 @@ import gc
 import json
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qvg_cli.commands.make_videos import load, make_video, read_prompts, warn_of_memory
-from qvg_cli.commands.resume import is_finished
 from qvg_cli.commands.shards import Shard, find_begun
 from qvg_cli.console import Console, show_data
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import BusyError, Interrupted, QvgError, is_out_of_memory, shown_error
+from qvg_cli.files import RunDir, prepare_folder
 from qvg_cli.interrupts import stop_if_asked
 from qvg_cli.logs import command_began
+from qvg_cli.report.run_files import is_finished
 from qvg_cli.report.words import short_prompt
-from qvg_cli.runs.folder import RunDir, prepare_folder
+from qvg_cli.runs.make import load, make_video, prompts_heard, warn_of_memory
 from qvg_cli.runs.run import Run
 from qvg_cli.runs.summary import Times
 from qvg_cli.video.io import check_encoder
@@ -75,6 +76,30 @@ def make_videos(
         raise QvgError(
             "\n  ".join([f"{len(failures)} of {len(planned) + len(bad)} videos were not made", *lines])
         )
+
+
+def resume_video(video: Planned, folder: RunDir, console: Console, *, is_json: bool) -> None:
+    """Go on with a run that was cut off, from its last whole chunk.
+
+    Raises:
+        UsageError: It was another run.
+        QvgError: It failed again; what was made is kept.
+    """
+    check_encoder()
+    device = resolve_device(video.config.device)
+    run = Run(video, folder, device, console.note, Times(command_began()))
+    try:
+        warn_of_memory(video, device, console)
+        engine = load(video.config, device, console)
+    except BaseException:
+        run.close()
+        raise
+    make_video(run, engine, console, on_end=partial(show_run, is_json=is_json))
+
+
+def show_run(run: Run, *, is_json: bool) -> None:
+    """Print the path of a run's video, or its figures."""
+    show_data(json.dumps(run.figures()) if is_json else str(run.folder.video))
 
 
 class Batch:
@@ -129,8 +154,8 @@ class Batch:
                 continue
             if self._engine is None:
                 self._engine = load(video.config, self._device, self._console)
-                with times.measure("text"):
-                    read_prompts(self._engine, self._planned[number - 1 :], self._console)
+                with times.measure("text"), prompts_heard(self._console):
+                    self._engine.read_prompts(self._planned[number - 1 :])
                 # While that took its time, a part that overlaps with this one may have begun it.
                 begun = find_begun(self._folder, video) if self._is_restarted else None
                 if begun is not None and is_finished(begun):
@@ -139,7 +164,7 @@ class Batch:
             folder = begun or RunDir.create(self._folder.parent, self._folder.name, video.name)
             try:
                 run = Run(video, folder, self._device, self._console.note, times)
-                make_video(run, self._engine, self._console, is_json=self._is_json)
+                make_video(run, self._engine, self._console, on_end=partial(show_run, is_json=self._is_json))
             except (Interrupted, KeyboardInterrupt):
                 raise
             except Exception as error:

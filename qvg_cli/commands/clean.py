@@ -75,6 +75,7 @@ def _find(out: Path) -> list[tuple[Kept, Callable[[], None]]]:
     """Everything there is, each with what removes it."""
     from functools import partial
 
+    from qvg_cli.files import drop_state, find_states
     from qvg_cli.hub.kept import (
         Kept,
         find_hashes,
@@ -84,7 +85,6 @@ def _find(out: Path) -> list[tuple[Kept, Callable[[], None]]]:
         free_weights,
         size_of,
     )
-    from qvg_cli.runs.folder import drop_state, find_states
 
     found: list[tuple[Kept, Callable[[], None]]] = [
         (kept, partial(free_weights, kept)) for kept in find_weights()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qvg_cli.commands import options
+from qvg_cli.commands.completion import complete_backends
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError
 
@@ -27,6 +28,7 @@ def download(
             metavar="NAME",
             help="Backends, such as self-forcing; or lpips, for qvg compare --lpips.",
             show_default=False,
+            autocompletion=complete_backends,
         ),
     ] = None,
     list_: Annotated[

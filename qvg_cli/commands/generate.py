@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qvg_cli.commands import options
+from qvg_cli.commands.options import (
+    FamilyOptions,
+    LengthOptions,
+    ModelOptions,
+    OutputOptions,
+    PromptOptions,
+    RunOptions,
+    SizeOptions,
+    refuse_beside_resume,
+    with_options,
+)
 from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
 
 
+@with_options
 def generate(
+    model: ModelOptions,
+    length: LengthOptions,
+    size: SizeOptions,
+    family: FamilyOptions,
+    prompting: PromptOptions,
+    run: RunOptions,
+    output: OutputOptions,
     prompt: Annotated[
         str | None,
         typer.Argument(
@@ -21,41 +38,16 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    backend: options.Backend = None,
-    pocket: options.Pocket = False,
-    cache: Annotated[
+    shard: Annotated[
         str | None,
         typer.Option(
-            metavar="PRESET",
-            help="How the attention history is kept, such as int2, the default, or bf16.",
+            metavar="i/n",
+            help="Make the i-th of n parts of --prompts. Started again, it goes on: videos that are there "
+            "stay.",
             show_default=False,
+            rich_help_panel="Prompts",
         ),
     ] = None,
-    seconds: options.Seconds = None,
-    frames: options.PixelFrames = None,
-    segments: options.Segments = None,
-    size: options.Size = None,
-    pose: options.Pose = None,
-    pad_pose: options.PadPose = None,
-    image: options.Image = None,
-    context: options.Context = None,
-    window: options.Window = None,
-    sink: options.Sink = None,
-    seed: options.Seed = None,
-    prompts: options.Prompts = None,
-    schedule: options.Schedule = None,
-    shard: options.ShardOf = None,
-    resume: options.Resume = None,
-    out: options.Out = Path("results"),
-    dry_run: options.DryRun = False,
-    card: options.Card = None,
-    device: options.Device = None,
-    config: options.ConfigFile = None,
-    set_: options.Sets = None,
-    json_: options.VideosAsJson = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
 ) -> None:
     """Make a video and report the memory of its history.
 
@@ -64,83 +56,54 @@ def generate(
     The video's path goes to stdout, everything else to stderr.
     """
     from qvg_cli.commands.shards import Shard
-    from qvg_cli.config.load import Request
-    from qvg_cli.engine.jobs import Planned, check_weights, plan_jobs
+    from qvg_cli.engine.jobs import check_weights, plan_jobs
 
-    del verbose, debug
-    options.check_video_options(
-        prompt=prompt,
-        prompts=prompts,
-        segments=segments,
-        schedule=schedule,
-        seconds=seconds,
-        frames=frames,
-        out=out,
-        card=card,
-        is_dry_run=dry_run,
-    )
-
-    console = Console(is_quiet=quiet)
-    request = Request(
-        backend=backend,
-        pocket=pocket,
-        file=config,
-        sets=set_ or (),
-        options=options.option_layers(
-            prompt=prompt,
-            cache=cache,
-            size=size,
-            seed=seed,
-            device=device,
-            pose=pose,
-            pad_pose=pad_pose,
-            image=image,
-            context=context,
-            window=window,
-            sink=sink,
-        ),
-    )
-    if resume is not None:
-        beside = {
-            "--dry-run": dry_run or None,
-            "--prompts": prompts,
-            "--config": config,
-            "--schedule": schedule,
-            "--segments": segments,
-        }
-        options.refuse_beside_resume(beside)
+    prompting.check(prompt, length)
+    length.check()
+    run.check()
+    console = Console(is_quiet=output.quiet)
+    request = model.request(size, family, prompting, run, prompt=prompt)
+    if run.resume is not None:
+        refused = ("--dry-run", "--prompts", "--config", "--schedule", "--segments")
+        refuse_beside_resume(run, prompting, model, length, own={}, only=refused)
 
         from qvg_cli.commands.resume import resume_run
 
-        resume_run(resume, request, console, seconds=seconds, frames=frames, is_json=json_)
+        resume_run(
+            run.resume,
+            request,
+            console,
+            seconds=length.seconds,
+            frames=length.frames,
+            is_json=run.json_,
+        )
         return
-    part = None if shard is None else Shard.parse(shard, prompts)
+    part = None if shard is None else Shard.parse(shard, prompting.prompts)
     bad: list[UsageError] = []
-    planned: list[Planned] = plan_jobs(
+    planned = plan_jobs(
         request,
         console.note,
-        prompts=prompts,
-        seconds=seconds,
-        frames=frames,
-        segments=segments,
-        schedule=schedule,
+        prompts=prompting.prompts,
+        seconds=length.seconds,
+        frames=length.frames,
+        segments=length.segments,
+        schedule=prompting.schedule,
         bad=bad,
     )
     if part is not None:
         planned = part.take(planned)
         if not planned:
             raise UsageError(
-                f"--shard {shard}: {prompts} has fewer prompts", hint="split it into fewer parts"
+                f"--shard {shard}: {prompting.prompts} has fewer prompts", hint="split it into fewer parts"
             )
-
-    if dry_run:
+    if run.dry_run:
         from qvg_cli.commands.show_plan import show_plan
 
-        show_plan(planned[:1], card, num_videos=len(planned), is_json=json_)
+        show_plan(planned[:1], run.card, num_videos=len(planned), is_json=run.json_)
         return
 
     check_weights(planned[0])
 
     from qvg_cli.commands.batch import make_videos
 
-    make_videos(planned, out, console, is_json=json_, bad=bad, shard=part)
+    make_videos(planned, run.out, console, is_json=run.json_, bad=bad, shard=part)

@@ -1,289 +1,508 @@
-"""Options that several commands share: declared once, so that they read alike everywhere."""
+"""Options that commands share, each declared once: its name, type, help, panel of `--help` and setting.
+
+A group is a dataclass. A command names the groups that it takes as parameters, and `with_options` spreads
+them over its command line. What a family adds comes from the family's own declaration.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_type_hints
 
 import typer
 
+from qvg_cli.commands.completion import (
+    complete_backends,
+    complete_cards,
+    complete_presets,
+    complete_runs,
+)
 from qvg_cli.errors import UsageError
+from qvg_cli.models.registry import FAMILIES, find_family
 
 if TYPE_CHECKING:
-    from qvg_cli.config.load import Layer
+    from qvg_cli.config.load import Layer, Request
+    from qvg_cli.config.options import FamilyOption
 
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Model family. Without it, the built-in pocket model.", show_default=False
-    ),
-]
-Pocket = Annotated[bool, typer.Option("--pocket", help="Use the backend's small built-in weights.")]
-Seconds = Annotated[
-    float | None,
-    typer.Option(help="Length in seconds, rounded up to the next possible one.", show_default=False),
-]
-PixelFrames = Annotated[
-    int | None,
-    typer.Option(
-        "--frames",
-        "--num-frames",
-        help="Length in pixel frames, those that one sees, rounded up to the next possible one. "
-        "(Latent frames: --set video.frames=N.)",
-        show_default=False,
-    ),
-]
-Segments = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="longcat: length in segments, after the first clip or what is given.",
-        show_default=False,
-    ),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WIDTHxHEIGHT", help="Size in pixels, the width first, such as 832x480.", show_default=False
-    ),
-]
-Seed = Annotated[int | None, typer.Option(help="Of the noise and the codecs.", show_default=False)]
-Prompts = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Many videos: a .txt file with a prompt a line (# begins a comment), or a .jsonl file with an "
-        "object a line (keys prompt, seed, name). With --segments: one video, a prompt for every clip of it.",
-        show_default=False,
-    ),
-]
-Schedule = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Prompts that change in the video: a .jsonl file with an object a line, prompt and where it "
-        "begins among the new frames (key frame, seconds or chunk); rounded up to the next chunk.",
-        show_default=False,
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default=False)]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Settings as YAML; the run.yaml of a run makes it again.", show_default=False
-    ),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="One setting, such as video.fps=24. Repeatable.",
-        show_default=False,
-    ),
-]
-Pose = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MOVES",
-        help="hyworldplay: how the camera moves, in latent frames, such as w-8,a-8 (w s a d, and turns up "
-        "down left right); or a trajectory file, path.json.",
-        show_default=False,
-    ),
-]
-PadPose = Annotated[
-    str | None,
-    typer.Option(
-        metavar="hold",
-        help="hyworldplay: let the camera stand still where the video is longer than its pose.",
-        show_default=False,
-    ),
-]
-Image = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="hyworldplay: the picture to walk into. longcat: the first frame of the video.",
-        show_default=False,
-    ),
-]
-Context = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODE",
-        help="hyworldplay: how the history is kept: append, rebuild or incremental.",
-        show_default=False,
-    ),
-]
-ShardOf = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        metavar="i/n",
-        help="Make the i-th of n parts of --prompts. Started again, it goes on: videos that are there stay.",
-        show_default=False,
-    ),
-]
-Resume = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Go on with the run in FOLDER after its last whole chunk, with its own settings.",
-        show_default=False,
-    ),
-]
-Window = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N",
-        help="self-forcing, hyworldplay: latent frames that are attended to, the chunk's own included; "
-        "all is the whole history.",
-        show_default=False,
-    ),
-]
-Sink = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="self-forcing: first latent frames that a window never drops.",
-        show_default=False,
-    ),
-]
+SIZE, PROMPTS, RUN = "Length and size", "Prompts", "Runs"
+SETTINGS, OUTPUT = "Device and settings", "What is shown"
+FAMILY_PANEL = "Options of a family"
+"""`--help` shows these under the name of each family that has them."""
+PANELS = ("Arguments", "Options", SIZE, PROMPTS, FAMILY_PANEL, RUN, SETTINGS, OUTPUT)
+"""Sections of `--help`, from what a newcomer needs to what few do."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The setting that an option becomes.
+
+    Attributes:
+        name: Dotted; of a group of settings if `parse` gives several.
+        parse: From the option's value to the setting's; a wrong one is a `UsageError`.
+    """
+
+    name: str
+    parse: Callable[[Any], object] = lambda value: value
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of every group."""
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """One for each option, as Typer reads them."""
+        hints = get_type_hints(cls, include_extras=True)
+        return [_keyword(field.name, hints[field.name], field.default) for field in fields(cls)]
+
+    @classmethod
+    def collect(cls, values: dict[str, Any]) -> Self:
+        """Take the group's own values out of those of a command."""
+        return cls(**{parameter.name: values.pop(parameter.name) for parameter in cls.parameters()})
+
+    def given(self) -> dict[str, object]:
+        """Values by option, of those that were given."""
+        return {
+            _flag(parameter): getattr(self, parameter.name)
+            for parameter in self.parameters()
+            if getattr(self, parameter.name) not in (parameter.default, None)
+        }
+
+    def layers(self) -> Iterator[Layer]:
+        """The settings of options that were given, each with its option's name."""
+        from qvg_cli.config.load import Layer, nest
+
+        for parameter in self.parameters():
+            value = getattr(self, parameter.name)
+            for setting in parameter.annotation.__metadata__:
+                if isinstance(setting, Setting) and value is not None:
+                    yield Layer(_flag(parameter), nest(setting.name, setting.parse(value)))
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """The model and its settings."""
+
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Model. Without it, the built-in pocket model.",
+            show_default=False,
+            autocompletion=complete_backends,
+        ),
+    ] = None
+    pocket: Annotated[bool, typer.Option("--pocket", help="Use the backend's small built-in weights.")] = (
+        False
+    )
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="auto, cpu, cuda or cuda:N.", show_default=False, rich_help_panel=SETTINGS
+        ),
+        Setting("device", str.lower),
+    ] = None
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Settings as YAML; the run.yaml of a run makes it again.",
+            show_default=False,
+            rich_help_panel=SETTINGS,
+        ),
+    ] = None
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="One setting, such as video.fps=24. Repeatable.",
+            show_default=False,
+            rich_help_panel=SETTINGS,
+        ),
+    ] = None
+
+    def request(self, *groups: Options, prompt: str | None = None, prompt_option: str = "PROMPT") -> Request:
+        """What these and other options ask for."""
+        from qvg_cli.config.load import Layer, Request
+        from qvg_cli.planning.prompts import prompt_of_argument
+
+        layers = [layer for group in (self, *groups) for layer in group.layers()]
+        if prompt is not None:
+            layers.insert(0, Layer(prompt_option, {"prompt": prompt_of_argument(prompt)}))
+        return Request(self.backend, self.pocket, self.config, self.set_ or (), layers)
+
+
+@dataclass(frozen=True)
+class LengthOptions(Options):
+    """How much is made."""
+
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Seconds to make, rounded up to the next possible length.", show_default=False),
+    ] = None
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames",
+            "--num-frames",
+            help="Pixel frames to make, rounded up to the next possible number. (Latent frames: --set "
+            "video.frames=N.)",
+            show_default=False,
+            rich_help_panel=SIZE,
+        ),
+    ] = None
+    segments: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Segments to make, after the first clip or what is given; for a model that makes such "
+            "(longcat).",
+            show_default=False,
+            rich_help_panel=SIZE,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Refuse a length that is given twice.
+
+        Raises:
+            UsageError: It is.
+        """
+        if len(given := list(self.given())) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} were both given", hint="give one of them")
+
+
+def _parse_size(text: str) -> dict[str, int]:
+    """`video.height` and `video.width` of a `--size`."""
+    width, separator, height = (part.strip() for part in text.lower().replace("\u00d7", "x").partition("x"))
+    # Longer numbers than this Python does not even read.
+    is_size = height.isdecimal() and width.isdecimal() and max(len(height), len(width)) < 10
+    if not (separator and is_size):
+        raise UsageError(f"--size {text} is not of the form WIDTHxHEIGHT", hint="for example --size 832x480")
+    return {"height": int(height), "width": int(width)}
+
+
+@dataclass(frozen=True)
+class SizeOptions(Options):
+    """The shape of a frame, and how many are shown in a second."""
+
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="Size in pixels, the width first, such as 832x480.",
+            show_default=False,
+        ),
+        Setting("video", _parse_size),
+    ] = None
+    height: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Height alone.", show_default=False, rich_help_panel=SIZE),
+        Setting("video.height"),
+    ] = None
+    width: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Width alone.", show_default=False, rich_help_panel=SIZE),
+        Setting("video.width"),
+    ] = None
+    fps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Frames a second.", show_default=False, rich_help_panel=SIZE),
+        Setting("video.fps"),
+    ] = None
+
+    def layers(self) -> Iterator[Layer]:
+        for name in ("--height", "--width"):
+            if self.size is not None and name in self.given():
+                raise UsageError(f"--size and {name} were both given", hint="give one of them")
+        return super().layers()
+
+
+@dataclass(frozen=True)
+class SeedOptions(Options):
+    """What a video's noise is drawn from."""
+
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of the noise and the codecs.", show_default=False),
+        Setting("seed"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class PromptOptions(SeedOptions):
+    """Which videos are made."""
+
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Many videos: a .txt file with a prompt a line (# begins a comment), or a .jsonl file with "
+            "an object a line (keys prompt, seed, name). With --segments: one video, a prompt for every clip "
+            "of it.",
+            show_default=False,
+            rich_help_panel=PROMPTS,
+        ),
+    ] = None
+    schedule: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts that change in the video: a .jsonl file with an object a line, prompt and where it "
+            "begins among the new frames (key frame, seconds or chunk); rounded up to the next chunk.",
+            show_default=False,
+            rich_help_panel=PROMPTS,
+        ),
+    ] = None
+
+    def check(self, prompt: str | None, length: LengthOptions, *, prompt_option: str = "PROMPT") -> None:
+        """Refuse prompts that are given twice.
+
+        Raises:
+            UsageError: They are.
+        """
+        if prompt is not None and self.prompts is not None:
+            raise UsageError(
+                f"{prompt_option} and --prompts were both given", hint="put the prompt into the file"
+            )
+        if None not in (self.prompts, length.segments, self.schedule):
+            raise UsageError(
+                "--schedule and --prompts with --segments were both given", hint="give one of them"
+            )
+
+
+@dataclass(frozen=True)
+class CacheOptions(Options):
+    """How the history is kept."""
+
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRESET",
+            help="How the attention history is kept, such as int2, the default, or bf16.",
+            show_default=False,
+            autocompletion=complete_presets,
+        ),
+        Setting("cache.preset"),
+    ] = None
+
+
 Out = Annotated[
     Path,
     typer.Option(
         "--out", "-o", metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."
     ),
 ]
-VideosAsJson = Annotated[
-    bool, typer.Option("--json", help="Print an object a video to stdout: paths and figures.")
-]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Only tell what the video needs, as qvg plan does; nothing is made."),
-]
-Card = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|SIZE",
-        help='With --dry-run: the card it has to fit, such as "RTX 4090" or 24GiB. Without it, that of this '
-        "machine.",
-        show_default=False,
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
+
+
+@dataclass(frozen=True)
+class RunOptions(CacheOptions):
+    """Where a run is kept, and whether it is made at all."""
+
+    out: Out = Path("results")
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only tell what the video needs, as qvg plan does; nothing is made."),
+    ] = False
+    card: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|SIZE",
+            help='With --dry-run: the card it has to fit, such as "RTX 4090" or 24GiB. Without it, that of '
+            "this machine.",
+            show_default=False,
+            rich_help_panel=RUN,
+            autocompletion=complete_cards,
+        ),
+    ] = None
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Go on with the run in FOLDER after its last whole chunk, with its own settings.",
+            show_default=False,
+            rich_help_panel=RUN,
+            autocompletion=complete_runs,
+        ),
+    ] = None
+    json_: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print an object a video to stdout: paths and figures.", rich_help_panel=OUTPUT
+        ),
+    ] = False
+
+    def check(self) -> None:
+        """Refuse what has no effect.
+
+        Raises:
+            UsageError: Something has none.
+        """
+        if self.out.suffix in (".mp4", ".mkv", ".webm"):
+            raise UsageError(
+                f"--out {self.out} looks like a file", hint="give a folder; the video in it is video.mp4"
+            )
+        if self.card is not None and not self.dry_run:
+            raise UsageError("--card has no effect without --dry-run", hint="or ask qvg plan")
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.", rich_help_panel=OUTPUT)]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Show the log too: times of every phase. (QVG_LOG=debug: more.)"),
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Show the log too: times of every phase. (QVG_LOG=debug: more.)",
+        rich_help_panel=OUTPUT,
+    ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)
+]
 
 
-def option_layers(
-    *,
-    prompt: str | None,
-    cache: str | None,
-    size: str | None,
-    seed: int | None,
-    device: str | None,
-    pose: str | None = None,
-    pad_pose: str | None = None,
-    image: Path | None = None,
-    context: str | None = None,
-    window: str | None = None,
-    sink: int | None = None,
-    prompt_option: str = "PROMPT",
-) -> list[Layer]:
-    """The settings of options of their own, each with the option's name."""
-    from qvg_cli.config.load import Layer
-    from qvg_cli.planning.prompts import prompt_of_argument
+@dataclass(frozen=True)
+class OutputOptions(Options):
+    """What is said while a command works. The program reads `verbose` and `debug` before the command runs."""
 
-    layers = []
-    if prompt is not None:
-        layers.append(Layer(prompt_option, {"prompt": prompt_of_argument(prompt)}))
-    if cache is not None:
-        layers.append(Layer("--cache", {"cache": {"preset": cache}}))
-    if size is not None:
-        width, height = _parse_size(size)
-        layers.append(Layer("--size", {"video": {"height": height, "width": width}}))
-    if seed is not None:
-        layers.append(Layer("--seed", {"seed": seed}))
-    if device is not None:
-        layers.append(Layer("--device", {"device": device.lower()}))
-    of_a_family = {
-        "--pose": pose,
-        "--pad-pose": pad_pose,
-        "--image": image,
-        "--context": None if context is None else context.lower(),
-        "--window": window,
-        "--sink": sink,
+    quiet: Quiet = False
+    verbose: Verbose = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
+class FamilyOptions(Options):
+    """Options that families declare; a command takes those of all, and a run those of its own."""
+
+    values: Mapping[str, Any]
+    command: ClassVar[str] = ""
+    """Name of the command, where some of the options would have no effect in it."""
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        return [_family_parameter(declared) for declared in cls._declared().values()]
+
+    @classmethod
+    def collect(cls, values: dict[str, Any]) -> Self:
+        return cls({flag: values.pop(_name(flag)) for flag in cls._declared()})
+
+    def given(self) -> dict[str, object]:
+        return {flag: value for flag, value in self.values.items() if value is not None}
+
+    def layers(self) -> Iterator[Layer]:
+        from qvg_cli.config.load import Layer
+
+        # Which setting it is depends on the family, which is not known yet.
+        return (Layer(flag, {flag: value}) for flag, value in self.given().items())
+
+    @classmethod
+    def _declared(cls) -> dict[str, dict[str, FamilyOption]]:
+        """Families and their declarations by flag."""
+        declared: dict[str, dict[str, FamilyOption]] = {}
+        for name in FAMILIES:
+            family = find_family(name)
+            if cls.command == "extend" and not family.can_extend:
+                continue
+            for option in family.options:
+                if cls.command not in option.not_in:
+                    declared.setdefault(option.flag, {})[name] = option
+        return declared
+
+
+class ExtendFamilyOptions(FamilyOptions):
+    """Those of families that go on from a video."""
+
+    command = "extend"
+
+
+class PlayFamilyOptions(FamilyOptions):
+    """Those of a video that is played."""
+
+    command = "play"
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with each of its parameters that is a group of options in place of the group."""
+    groups: dict[str, type[Options]] = {}
+    parameters: list[inspect.Parameter] = []
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if inspect.isclass(hint) and issubclass(hint, Options):
+            groups[parameter.name] = hint
+            parameters += hint.parameters()
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=hint, kind=kind))
+
+    @functools.wraps(command)
+    def spread(**values: Any) -> None:
+        collected = {name: group.collect(values) for name, group in groups.items()}
+        command(**values, **collected)
+
+    spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return spread
+
+
+def family_help(flag: str) -> dict[str, str]:
+    """What `--help` says of an option under each family that has it."""
+    return {
+        name: option.help for name in FAMILIES for option in find_family(name).options if option.flag == flag
     }
-    layers += [Layer(flag, {flag: value}) for flag, value in of_a_family.items() if value is not None]
-    return layers
 
 
-def refuse_beside_resume(given: Mapping[str, object]) -> None:
+def refuse_beside_resume(
+    *groups: Options, own: Mapping[str, object], only: Collection[str] | None = None
+) -> None:
     """Refuse options that a run which goes on cannot take.
 
     Args:
-        given: Values by option; none for one that was not given.
+        own: The command's own arguments and options, by their names.
+        only: Those of the groups that it cannot take; `None` for all.
 
     Raises:
         UsageError: One was given.
     """
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(
-                f"{name} and --resume were both given", hint="a run goes on with its own settings"
-            )
+    names = [name for name, value in own.items() if value is not None]
+    names += [name for group in groups for name in group.given() if only is None or name in only]
+    if names:
+        raise UsageError(
+            f"{names[0]} and --resume were both given", hint="a run goes on with its own settings"
+        )
 
 
-def check_video_options(
-    *,
-    prompt: str | None,
-    prompts: Path | None,
-    segments: int | None,
-    schedule: Path | None,
-    seconds: float | None,
-    frames: int | None,
-    out: Path,
-    card: str | None,
-    is_dry_run: bool,
-) -> None:
-    """Refuse options of a command that makes videos where they contradict each other.
-
-    Raises:
-        UsageError: They do.
-    """
-    if prompt is not None and prompts is not None:
-        raise UsageError("PROMPT and --prompts were both given", hint="put the prompt into the file")
-    if prompts is not None and segments is not None and schedule is not None:
-        raise UsageError("--schedule and --prompts with --segments were both given", hint="give one of them")
-    check_length_options(seconds, frames, segments)
-    if out.suffix in (".mp4", ".mkv", ".webm"):
-        raise UsageError(f"--out {out} looks like a file", hint="give a folder; the video in it is video.mp4")
-    if card is not None and not is_dry_run:
-        raise UsageError("--card has no effect without --dry-run", hint="or ask qvg plan")
+def _family_parameter(declared: Mapping[str, FamilyOption]) -> inspect.Parameter:
+    first, *others = declared.values()
+    kind = first.type if all(other.type is first.type for other in others) else str
+    option = typer.Option(
+        first.flag,
+        metavar=first.metavar,
+        help=first.help,
+        show_default=False,
+        rich_help_panel=FAMILY_PANEL,
+    )
+    annotation = list[kind] | None if first.is_repeatable else kind | None  # type: ignore[valid-type]
+    return _keyword(_name(first.flag), Annotated[annotation, option], None)
 
 
-def check_length_options(seconds: float | None, frames: int | None, segments: int | None = None) -> None:
-    """Refuse a length that is given twice.
-
-    Raises:
-        UsageError: It is.
-    """
-    lengths = {"--seconds": seconds, "--frames": frames, "--segments": segments}
-    given = [name for name, value in lengths.items() if value is not None]
-    if len(given) > 1:
-        raise UsageError(f"{given[0]} and {given[1]} were both given", hint="give one of them")
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    """Width and height."""
-    width, separator, height = (part.strip() for part in text.lower().replace("\u00d7", "x").partition("x"))
-    # Longer numbers than this Python does not even read.
-    is_size = height.isdecimal() and width.isdecimal() and max(len(height), len(width)) < 10
-    if not (separator and is_size):
-        raise UsageError(f"--size {text} is not of the form WIDTHxHEIGHT", hint="for example --size 832x480")
-    return int(width), int(height)
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _flag(parameter: inspect.Parameter) -> str:
+    """The option's name on the command line."""
+    for option in parameter.annotation.__metadata__:
+        # The first of several is kept where Typer keeps a default.
+        if isinstance(option, typer.models.OptionInfo) and isinstance(option.default, str):
+            return option.default
+    return f"--{parameter.name.replace('_', '-')}"

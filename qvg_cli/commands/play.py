@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvg_cli.commands import options
+from qvg_cli.commands.completion import complete_runs
+from qvg_cli.commands.options import (
+    CacheOptions,
+    ModelOptions,
+    Out,
+    OutputOptions,
+    PlayFamilyOptions,
+    SeedOptions,
+    SizeOptions,
+    with_options,
+)
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import MissingModelError, UsageError
 
@@ -25,32 +36,20 @@ _DEFAULT_BACKEND = "hyworldplay"
 _NEEDED = ("starlette", "uvicorn", "websockets")
 
 
+@with_options
 def play(
+    model: ModelOptions,
+    size: SizeOptions,
+    family: PlayFamilyOptions,
+    seed: SeedOptions,
+    cache: CacheOptions,
+    output: OutputOptions,
     prompt: Annotated[
         str | None,
         typer.Argument(
             metavar="PROMPT", help="What the first world shows. Without it, the demo's.", show_default=False
         ),
     ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Model. Without it, the built-in pocket world of hyworldplay.",
-            show_default=False,
-        ),
-    ] = None,
-    pocket: options.Pocket = False,
-    cache: Annotated[
-        str | None,
-        typer.Option(metavar="PRESET", help="How the attention history is kept.", show_default=False),
-    ] = None,
-    size: options.Size = None,
-    image: options.Image = None,
-    context: options.Context = None,
-    window: options.Window = None,
-    sink: options.Sink = None,
-    seed: options.Seed = None,
     record: Annotated[
         str | None,
         typer.Option(
@@ -59,7 +58,12 @@ def play(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Go on with a saved walk, or with any run.", show_default=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Go on with a saved walk, or with any run.",
+            show_default=False,
+            autocompletion=complete_runs,
+        ),
     ] = None,
     host: Annotated[
         str,
@@ -71,13 +75,7 @@ def play(
         int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)
     ] = 8000,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
-    out: options.Out = Path("results"),
-    device: options.Device = None,
-    config: options.ConfigFile = None,
-    set_: options.Sets = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    out: Out = Path("results"),
 ) -> None:
     """Walk through a world in the browser: W A S D and the arrows move the camera, chunk by chunk.
 
@@ -85,36 +83,21 @@ def play(
     Every walk is saved as a run when it ends, also by Ctrl-C: its run.yaml makes the same video again with
     qvg generate --config. The paths of the videos go to stdout.
     """
-    del verbose, debug
     _check_installed()
-    from qvg_cli.config.load import Request
     from qvg_cli.play.access import is_loopback, page_address
 
-    console = Console(is_quiet=quiet)
-    if resume is not None and (config is not None or prompt is not None or image is not None):
+    console = Console(is_quiet=output.quiet)
+    is_new = prompt is not None or model.config is not None or "--image" in family.given()
+    if resume is not None and is_new:
         raise UsageError(
             "--resume and a PROMPT, --config or --image were both given", hint="give one of them"
         )
-    if backend is None and config is None and resume is None:
+    if model.backend is None and model.config is None and resume is None:
         console.note(f"no --backend given: using the built-in pocket world of {_DEFAULT_BACKEND}")
-        backend, pocket = _DEFAULT_BACKEND, True
-    request = Request(
-        backend=backend,
-        pocket=pocket,
-        file=config if resume is None else _settings_of(resume),
-        sets=set_ or (),
-        options=options.option_layers(
-            prompt=prompt,
-            cache=cache,
-            size=size,
-            seed=seed,
-            device=device,
-            image=image,
-            context=context,
-            window=window,
-            sink=sink,
-        ),
-    )
+        model = replace(model, backend=_DEFAULT_BACKEND, pocket=True)
+    request = model.request(size, family, seed, cache, prompt=prompt)
+    if resume is not None:
+        request = replace(request, file=_settings_of(resume))
 
     from qvg_cli.play.server import listen, serve
 
@@ -160,10 +143,10 @@ def _open(
     """The server, and what its player begins with."""
     from qvg_cli.device import resolve_device
     from qvg_cli.engine.engine import Engine
+    from qvg_cli.files import RunDir, prepare_folder
     from qvg_cli.models.registry import load_config
     from qvg_cli.play.server import PlayServer
     from qvg_cli.play.walk import recover
-    from qvg_cli.runs.folder import RunDir, prepare_folder
     from qvg_cli.video.io import check_encoder
 
     check_encoder()

@@ -10,9 +10,9 @@ from qvg_cli.console import Console, show_data
 from qvg_cli.engine.jobs import Planned, check_weights
 from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, rounding_note
 from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir, finish_removal
 from qvg_cli.models.registry import load_config, plan_video
-from qvg_cli.report.run_files import read_result
-from qvg_cli.runs.folder import RunDir, finish_removal
+from qvg_cli.report.run_files import is_finished
 
 
 def resume_run(
@@ -49,7 +49,7 @@ def resume_run(
     video = Planned(config, plan, folder.name)
     check_weights(video)
 
-    from qvg_cli.commands.make_videos import resume_video
+    from qvg_cli.commands.batch import resume_video
 
     resume_video(video, run, console, is_json=is_json)
 
@@ -72,10 +72,3 @@ def find_run(folder: Path) -> RunDir:
             hint=f"make it again with --config {run.config}",
         )
     return run
-
-
-def is_finished(run: RunDir) -> bool:
-    """Whether a run has made everything that it was to make."""
-    if run.state.is_dir() or not run.memory.is_file():
-        return False
-    return bool(read_result(run.path).figures["status"] == "complete")

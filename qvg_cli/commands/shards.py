@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from qvg_cli.commands.resume import is_finished
 from qvg_cli.config.load import Request
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.files import RunDir, slug, write_whole
 from qvg_cli.models.registry import load_config
-from qvg_cli.runs.folder import RunDir, slug, write_whole
+from qvg_cli.report.run_files import is_finished
 from qvg_cli.runs.identity import are_settings_equal
 
 SCHEMA = 1
@@ -108,7 +108,7 @@ class Shard:
 
 
 def find_begun(folder: Path, video: Planned) -> RunDir | None:
-    """The run in `folder` that `video` was begun or made in; none if there is no such run."""
+    """The run in `folder` that `video` was begun or made in; `None` if there is no such run."""
     pattern = re.compile(rf"{re.escape(video.name)}(-\d+)?")
     if not folder.is_dir():
         return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qvg_cli.commands import options
+from qvg_cli.commands.completion import complete_runs
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError
 
@@ -25,7 +26,10 @@ def show(
     run: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RUN", help="Folder of a run or a comparison. Without it, the newest.", show_default=False
+            metavar="RUN",
+            help="Folder of a run or a comparison. Without it, the newest.",
+            show_default=False,
+            autocompletion=complete_runs,
         ),
     ] = None,
     out: Annotated[
@@ -106,10 +110,10 @@ def _text(result: Result) -> str:
 
 
 def _write_gallery(folder: Path) -> None:
+    from qvg_cli.files import write_whole
     from qvg_cli.report.html import gallery_page
     from qvg_cli.report.run_files import find_results, read_result
     from qvg_cli.report.unfinished import find_unfinished
-    from qvg_cli.runs.folder import write_whole
 
     console = Console()
     results = []

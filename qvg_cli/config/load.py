@@ -8,6 +8,7 @@ data: its class of `RunConfig` and its options. No torch.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,8 +146,10 @@ def resolve(
     layers = [_with_pocket(layer, is_pocket) for layer in (backend.builtin, *user)]
     family = None if backend.family == backend.name else backend.family
     layers.append(Layer("--backend", {"backend": backend.name, "family": family}))
+    config = _check(layers, model)
+    _check_needs(backend.user, options, config)
     return LoadedConfig(
-        config=_check(layers, model),
+        config=config,
         has_default_backend=backend.is_default,
         has_default_prompt=not any("prompt" in layer.values for layer in user),
         notes=tuple(note for layer in user for note in _old_words(layer)),
@@ -172,6 +175,40 @@ def unknown_name(kind: str, name: object, known: Sequence[str]) -> UsageError:
     return UsageError(f"unknown {kind} {str(name)!r}", hint=f"{hint}known: {', '.join(known)}")
 
 
+def make_request(
+    backend: str | None = None,
+    *,
+    pocket: bool = False,
+    cache: str | None = None,
+    device: str | None = None,
+    file: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Request:
+    """What is asked for from Python.
+
+    Args:
+        cache: Name of a preset.
+        settings: By their dotted names, such as `{"sampler.window": 12}`.
+        options: Of the model's family, by their names in Python, such as `{"pad_pose": "hold"}`.
+    """
+    named = {"cache.preset": cache, "device": device}
+    layers = setting_layers({name: value for name, value in named.items() if value is not None})
+    layers += setting_layers(settings or {}) + option_layers(options or {})
+    return Request(backend, pocket, None if file is None else Path(file), options=layers)
+
+
+def setting_layers(settings: Mapping[str, Any]) -> list[Layer]:
+    """Settings by their dotted names."""
+    return [Layer(name, nest(name, value)) for name, value in settings.items()]
+
+
+def option_layers(options: Mapping[str, Any]) -> list[Layer]:
+    """Options of a family by their names in Python."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    return [Layer(flag, {flag: value}) for flag, value in flags.items()]
+
+
 def _read_layer(path: Path) -> Layer:
     values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
@@ -192,10 +229,11 @@ def _parse_set(text: str) -> Layer:
         raise UsageError(
             f"--set {shlex.quote(text)} is not of the form key=value", hint="for example --set video.fps=24"
         )
-    return Layer(f"--set {path}", _nest(path, parse_yaml(value, f"--set {path}")))
+    return Layer(f"--set {path}", nest(path, parse_yaml(value, f"--set {path}")))
 
 
-def _nest(path: str, value: Any) -> dict[str, Any]:
+def nest(path: str, value: Any) -> dict[str, Any]:
+    """`value` at a dotted path."""
     for key in reversed(path.split(".")):
         value = {key: value}
     nested: dict[str, Any] = value
@@ -229,17 +267,23 @@ def _with_option(layer: Layer, options: Sequence[FamilyOption]) -> Layer:
         return layer
     for option in options:
         if option.flag == layer.source:
-            # From Python, a number may be given where the command line has its text.
-            given = layer.values[layer.source]
-            if option.is_repeatable:
-                texts: Sequence[Any] = [given] if isinstance(given, str | Path) else given
-                value: object = [option.parse(option.type(text)) for text in texts]
-            else:
-                value = option.parse(option.type(given))
-            return Layer(layer.source, _nest(option.setting, value))
+            return Layer(layer.source, nest(option.setting, option.read(layer.values[layer.source])))
     raise UsageError(
         f"{layer.source} is not an option of this backend", hint="give the one that has it with --backend"
     )
+
+
+def _check_needs(layers: Sequence[Layer], options: Sequence[FamilyOption], config: RunConfig) -> None:
+    """Refuse a family's option that has no effect with the other settings."""
+    given = {layer.source for layer in layers}
+    for option in options:
+        if option.flag in given and option.needs is not None:
+            path, needed = option.needs
+            value = functools.reduce(getattr, path.split("."), config)
+            if value != needed:
+                raise UsageError(
+                    f"{option.flag} has no effect with {path}={value}", hint=f"it needs {path}={needed}"
+                )
 
 
 def _merge(

@@ -13,8 +13,9 @@ import transformers
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
-from qvg_cli.config.load import Layer, Request
+from qvg_cli.config.load import Layer, Request, make_request, option_layers, setting_layers
 from qvg_cli.config.schema import RunConfig
+from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
 from qvg_cli.engine.noise import SeededNoise
@@ -28,6 +29,7 @@ from qvg_cli.errors import UsageError
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of, load_config, load_pipeline
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
+from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import ScheduledPrompt
 
 if TYPE_CHECKING:
@@ -105,14 +107,8 @@ class Engine:
         Example:
             >>> engine = Engine.load(pocket=True, cache="int2")
         """
-        options = []
-        if cache is not None:
-            options.append(Layer("cache", {"cache": {"preset": cache}}))
-        if device is not None:
-            options.append(Layer("device", {"device": device}))
-        options += _setting_layers(settings or {})
-        request = Request(
-            backend=backend, pocket=pocket, file=None if file is None else Path(file), options=options
+        request = make_request(
+            backend, pocket=pocket, cache=cache, device=device, file=file, settings=settings
         )
         config = load_config(request).config
         return cls.load_config(config, resolve_device(config.device), request)
@@ -152,6 +148,7 @@ class Engine:
         seed: int | None = None,
         schedule: Mapping[float, str] | None = None,
         settings: Mapping[str, Any] | None = None,
+        progress: bool = False,
         on_chunk: Callable[[ChunkResult], None] = lambda chunk: None,
         **options: Any,
     ) -> Video:
@@ -165,6 +162,7 @@ class Engine:
             seed: Seed of the noise and the codecs.
             schedule: Prompts that come later, by the second at which each begins.
             settings: Other settings by their dotted names, such as `{"video.fps": 24}`.
+            progress: Show a bar, in a terminal or a notebook.
             on_chunk: Called with every chunk when it is whole.
             options: Options of the model's family, such as `pose="w-8"` or `window=12`.
 
@@ -185,7 +183,7 @@ class Engine:
             segments=segments,
             schedule=_scheduled(schedule),
         )
-        return self._make(planned, notes, on_chunk)
+        return self._make(planned, notes, on_chunk, progress=progress)
 
     def extend(
         self,
@@ -198,6 +196,7 @@ class Engine:
         seed: int | None = None,
         schedule: Mapping[float, str] | None = None,
         settings: Mapping[str, Any] | None = None,
+        progress: bool = False,
         on_chunk: Callable[[ChunkResult], None] = lambda chunk: None,
         **options: Any,
     ) -> Video:
@@ -212,6 +211,7 @@ class Engine:
             seed: Seed of the noise and the codecs.
             schedule: Prompts that come later, by the second after the given video at which each begins.
             settings: Other settings by their dotted names.
+            progress: Show a bar, in a terminal or a notebook.
             on_chunk: Called with every chunk when it is whole.
             options: Options of the model's family.
 
@@ -232,7 +232,7 @@ class Engine:
             schedule=_scheduled(schedule),
             start=find_start(Path(video)),
         )
-        return self._make(planned, notes, on_chunk)
+        return self._make(planned, notes, on_chunk, progress=progress)
 
     def session(
         self,
@@ -364,18 +364,64 @@ class Engine:
             for begin, prompt in zip((0, *begins), prompts, strict=True)
         }
 
+    def request(
+        self,
+        prompt: str | None = None,
+        *,
+        seed: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        file: Path | None = None,
+    ) -> Request:
+        """What a video of this model asks for, its own settings over those that the model was loaded with.
+
+        Args:
+            options: Of the model's family, by their names in Python.
+            file: Settings in the place of the file that the model was loaded with.
+        """
+        layers = list(self._request.options)
+        if prompt is not None:
+            layers.append(Layer("prompt", {"prompt": prompt}))
+        if seed is not None:
+            layers.append(Layer("seed", {"seed": seed}))
+        layers += setting_layers(settings or {})
+        layers += option_layers(options or {})
+        return replace(self._request, file=file or self._request.file, options=layers)
+
+    def check(self, config: RunConfig) -> None:
+        """Make sure that the loaded model can make a video of `config`.
+
+        Raises:
+            UsageError: It needs another.
+        """
+        for name in ("model", "memory", "device"):
+            if getattr(config, name) != getattr(self.config, name):
+                raise UsageError(
+                    f"settings of {name} belong to the loaded model", hint="give them to Engine.load"
+                )
+
     def _refuse_several(self) -> None:
         if self.parallel is not None:
             raise UsageError("a session runs in one process", hint="start it without torchrun")
 
     def _make(
-        self, planned: Planned, notes: tuple[str, ...], on_chunk: Callable[[ChunkResult], None]
+        self,
+        planned: Planned,
+        notes: tuple[str, ...],
+        on_chunk: Callable[[ChunkResult], None],
+        *,
+        progress: bool,
     ) -> Video:
         clip = _Clip()
-        results = []
-        for result in self.rollout(planned, clip):
-            results.append(result)
-            on_chunk(result)
+        results: list[ChunkResult] = []
+        num_frames = 0
+        with Console(is_quiet=not progress).progress(len(planned.plan.chunks)) as bar:
+            for result in self.rollout(planned, clip, on_step=bar.step):
+                results.append(result)
+                num_frames += result.frames.shape[1]
+                held = total(result.memory.end_bytes) / 2**20
+                bar.chunk_done(f"{num_frames} frames, cache {held:.2f} MiB")
+                on_chunk(result)
         return Video.of(planned.config, results, notes, clip.parts)
 
     def _plan(
@@ -391,48 +437,25 @@ class Engine:
         schedule: Sequence[ScheduledPrompt] = (),
         start: Start | None = None,
     ) -> tuple[Planned, tuple[str, ...]]:
-        options = list(self._request.options)
-        if prompt is not None:
-            options.append(Layer("prompt", {"prompt": prompt}))
-        if seed is not None:
-            options.append(Layer("seed", {"seed": seed}))
-        options += _setting_layers(settings or {})
-        for name, value in family_options.items():
-            flag = f"--{name.replace('_', '-')}"
-            options.append(Layer(flag, {flag: value}))
         # A run goes on with its own settings unless others are given.
         file = start.settings_for(self.config.backend) if start is not None else None
-        request = replace(self._request, file=file or self._request.file, options=options)
+        request = self.request(prompt, seed=seed, settings=settings, options=family_options, file=file)
         notes: list[str] = []
         (planned,) = plan_jobs(
             request,
             notes.append,
-            prompts=None,
             seconds=seconds,
             frames=frames,
             segments=segments,
             schedule=schedule or None,
             start=start,
         )
-        for name in ("model", "memory", "device"):
-            if getattr(planned.config, name) != getattr(self.config, name):
-                raise UsageError(
-                    f"settings of {name} belong to the loaded model", hint="give them to Engine.load"
-                )
+        self.check(planned.config)
         return planned, tuple(notes)
 
 
 def _prompts(config: RunConfig) -> list[str]:
     return [config.prompt, *(change.prompt for change in config.prompt_changes)]
-
-
-def _setting_layers(settings: Mapping[str, Any]) -> list[Layer]:
-    layers = []
-    for name, value in settings.items():
-        for key in reversed(name.split(".")):
-            value = {key: value}
-        layers.append(Layer(name, value))
-    return layers
 
 
 def _scheduled(schedule: Mapping[float, str] | None) -> list[ScheduledPrompt]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qvg_cli.config import resources
-from qvg_cli.config.load import DEFAULT_BACKEND, Request
+from qvg_cli.config.load import DEFAULT_BACKEND, Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.lengths import (
     fit_pixel_frames,
@@ -19,6 +20,7 @@ from qvg_cli.engine.lengths import (
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
+from qvg_cli.files import run_name, slug
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.prompts import (
@@ -30,7 +32,6 @@ from qvg_cli.planning.prompts import (
     read_schedule,
     unknown_words,
 )
-from qvg_cli.runs.folder import run_name, slug
 
 _MAX_WORDS = 8
 
@@ -52,9 +53,9 @@ def plan_jobs(
     request: Request,
     note: Callable[[str], None],
     *,
-    prompts: Path | None,
-    seconds: float | None,
-    frames: int | None,
+    prompts: Path | None = None,
+    seconds: float | None = None,
+    frames: int | None = None,
     segments: int | None = None,
     start: Start | None = None,
     schedule: Path | Sequence[ScheduledPrompt] | None = None,
@@ -68,7 +69,7 @@ def plan_jobs(
         prompts: A file with a prompt a video; with `segments`, a prompt a segment of one video.
         start: The video that all of them go on from.
         schedule: The prompts of every video and where they begin, or the file that has them.
-        bad: Takes what is wrong with lines of `prompts`; none refuses them all for one such line.
+        bad: Takes what is wrong with lines of `prompts`; `None` refuses them all for one such line.
         is_made: Whether prompts matter: the videos are made and not only planned.
 
     Raises:
@@ -114,6 +115,29 @@ def plan_jobs(
         if start is not None and not job.name:
             name = start.next_name if len(jobs) == 1 else f"{start.next_name}-{name}"
         planned.append(Planned(config.model_copy(update={"prompt": job.prompt, "seed": seed}), plan, name))
+    return planned
+
+
+def plan_caches(
+    request: Request, presets: Sequence[str | None], note: Callable[[str], None], **options: Any
+) -> list[list[Planned]]:
+    """Plan the same videos with each of several caches.
+
+    Args:
+        presets: Their names; `None` is the cache of the settings.
+        note: Takes a line for the user; what is said of the videos is said once.
+        options: As `plan_jobs` takes them.
+
+    Raises:
+        UsageError: Something does not fit; nothing was made.
+    """
+    planned = []
+    for index, preset in enumerate(presets):
+        # What is set about the cache beside its preset, such as cache.span_tokens, changes every preset.
+        named = [] if preset is None else [Layer("--cache", {"cache": {"preset": preset}})]
+        heard = note if index == 0 else lambda line: None
+        one = replace(request, options=[*request.options, *named])
+        planned.append(plan_jobs(one, heard, **options))
     return planned
 
 

@@ -81,9 +81,7 @@ def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
         )
     # A hair less, so that 0.1 s at 30 fps is 3 frames and not 4.
     wanted = max(1, math.ceil(seconds * config.video.fps - 1e-6))
-    latent = _latent_frames(given_pixel_frames(config) + wanted)
-    above = _next_possible(config, latent)
-    return with_frames(config, latent if above is None else above.num_frames)
+    return fit_pixel_frames(config, wanted)
 
 
 def shorter_lengths(config: RunConfig, plan: VideoPlan) -> list[RunConfig]:

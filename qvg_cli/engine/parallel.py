@@ -7,13 +7,9 @@ make.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import torch
@@ -33,8 +29,6 @@ _FOREVER = timedelta(days=7)
 """The others wait while the first downloads or writes."""
 _EXCHANGE_TIMEOUT = timedelta(minutes=10)
 """No exchange inside a model call takes as long: another process hangs."""
-_GRACE_SECONDS = 20.0
-"""What the others leave to the first when all are asked to end: it ends the step, and saves."""
 
 
 @dataclass(frozen=True)
@@ -111,55 +105,23 @@ def start(config: RunConfig, device: torch.device) -> Parallel | None:
             f"{launch.num_local} processes need as many GPUs; this machine has {torch.cuda.device_count()}",
             hint="start fewer",
         )
-    control = _connect(launch)
+    control = connect(launch)
     dist.broadcast_object_list([("load", (config, device.type))], src=0, group=control)
-    return _join(config, launch, device, control)
+    return join(config, launch, device, control)
 
 
 def end_others() -> None:
     """Let the others end, since this process, the first, ends in order."""
     launch = find_launch()
     if launch.num_processes > 1:
-        dist.broadcast_object_list([("end", None)], src=0, group=_connect(launch))
+        dist.broadcast_object_list([("end", None)], src=0, group=connect(launch))
         dist.destroy_process_group()
-
-
-def follow() -> None:
-    """Be one of the others, until the first process ends.
-
-    Raises:
-        QvgError: The model cannot be loaded, or a video failed.
-    """
-    # Local: the engine itself asks this module for its processes.
-    from qvg_cli.engine.engine import Engine
-
-    launch = find_launch()
-    _leave_signals_to_the_first()
-    control = _connect(launch)
-    engine: Engine | None = None
-    while True:
-        messages: list[Any] = [None]
-        dist.broadcast_object_list(messages, src=0, group=control)
-        what, about = messages[0]
-        if what == "end":
-            dist.destroy_process_group()
-            return
-        if what == "load":
-            config, device_type = about
-            device = torch.device(device_type)
-            if device_type == "cuda":
-                device = torch.device("cuda", launch.local_rank)
-                torch.cuda.set_device(device)
-            engine = Engine.load_config(config, device, parallel=_join(config, launch, device, control))
-        elif engine is not None:
-            for _ in engine.rollout(about):
-                pass
 
 
 _control: list[dist.ProcessGroup] = []
 
 
-def _connect(launch: Launch) -> dist.ProcessGroup:
+def connect(launch: Launch) -> dist.ProcessGroup:
     """Meet the other processes; what they tell each other goes through the group that is returned."""
     if not _control:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -170,7 +132,7 @@ def _connect(launch: Launch) -> dist.ProcessGroup:
     return _control[0]
 
 
-def _join(config: RunConfig, launch: Launch, device: torch.device, control: dist.ProcessGroup) -> Parallel:
+def join(config: RunConfig, launch: Launch, device: torch.device, control: dist.ProcessGroup) -> Parallel:
     """The groups of this process; every process makes all of them, in the same order."""
     num_rows, num_tokens = check_processes(config, launch.num_processes)
     # Neighbours share tokens, since they exchange most.
@@ -182,23 +144,6 @@ def _join(config: RunConfig, launch: Launch, device: torch.device, control: dist
     if num_rows > 1:
         rows = CfgGroup(mesh.get_group("rows"), mesh.get_local_rank("rows"))
     return Parallel(launch.rank, device, control, tokens, rows)
-
-
-def _leave_signals_to_the_first() -> None:
-    """The first process hears Ctrl-C and SIGTERM, saves, and ends all."""
-    asked: list[int] = []
-
-    def wait_or_end(number: int, frame: FrameType | None) -> None:
-        if asked:
-            os._exit(1)
-        asked.append(number)
-        timer = threading.Timer(_GRACE_SECONDS, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, wait_or_end)
 
 
 class SharedDecoder(Decoder):

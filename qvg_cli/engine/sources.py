@@ -12,17 +12,17 @@ from safetensors import SafetensorError, safe_open
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig, SourceConfig
 from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir, slug
 from qvg_cli.models.registry import extension_of, load_config
 from qvg_cli.planning.chunks import pixel_frames
-from qvg_cli.runs.folder import RunDir, slug
 from qvg_cli.text_files import find_unwritable
 from qvg_cli.video.clip import Clip, open_clip, survey_clip
 from qvg_cli.video.picture import address_in, fitting_note, open_image
 
 _NO_CUT = 0.005
-"""Of a clip's picture: what is not worth a word."""
+"""Part of a clip's picture that is not worth a word."""
 _LEAST_KEPT = 0.7
-"""Of a clip's picture: fitting it into the video must not cut away more than the rest."""
+"""Part of a clip's picture that fitting it into the video must leave."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Start:
 
     Attributes:
         video: A file.
-        run: The run that made it; none for a clip from anywhere.
+        run: The run that made it; `None` for a clip from anywhere.
     """
 
     video: Path
     run: RunDir | None = None
 
     def settings_for(self, backend: str | None) -> Path | None:
-        """The file of the settings that the video was made with; none if they are not of `backend`."""
+        """The file of the settings that the video was made with; `None` if they are not of `backend`."""
         if self.run is None:
             return None
         made_with = load_config(Request(file=self.run.config)).config.backend
@@ -46,7 +46,7 @@ class Start:
 
     @property
     def last_prompt(self) -> str | None:
-        """The prompt that the video ends with; none for a clip from anywhere."""
+        """The prompt that the video ends with; `None` for a clip from anywhere."""
         if self.run is None:
             return None
         made_with = load_config(Request(file=self.run.config)).config
@@ -153,8 +153,9 @@ def _with_size(config: RunConfig, height: int, width: int) -> RunConfig:
 
 def has_size(request: Request) -> bool:
     """Whether a request names a size."""
-    asked = [layer.source for layer in request.options] + [text.partition("=")[0] for text in request.sets]
-    return any(name.strip() in ("--size", "video.height", "video.width") for name in asked)
+    asked = [f"video.{name}" for layer in request.options for name in layer.values.get("video", ())]
+    asked += [text.partition("=")[0].strip() for text in request.sets]
+    return not {"video.height", "video.width"}.isdisjoint(asked)
 
 
 def _after_clip(
@@ -190,7 +191,7 @@ def _with_source(config: RunConfig, source: SourceConfig, new_frames: int) -> Ru
 
 
 def _obstacle(made_with: RunConfig, config: RunConfig) -> str | None:
-    """Why the latents of a run cannot be used with other settings; none if they can."""
+    """Why the latents of a run cannot be used with other settings; `None` if they can."""
     old, new = made_with.video, config.video
     if (made_with.backend, made_with.model.weights) != (config.backend, config.model.weights):
         return "its latents are of another model"

@@ -14,7 +14,7 @@ from qvg_cli.errors import OutOfMemoryError, UsageError
 from qvg_cli.models.registry import family_of, plan_video
 from qvg_cli.planning.cards import MIB, Card
 from qvg_cli.planning.chunks import VideoPlan
-from qvg_cli.planning.forecast import Forecast, forecast, without_remedy
+from qvg_cli.planning.forecast import Forecast, forecast, no_suggestion
 from qvg_cli.planning.ledger import total
 from qvg_kernels.spec import CodecSpec
 
@@ -32,7 +32,7 @@ _TOO_MUCH = 1.25
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Suggestion:
     """Settings with which a video fits.
 
     Attributes:
@@ -45,7 +45,7 @@ class Remedy:
 
 
 def forecast_run(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> Forecast:
-    """What a run needs; see `forecast`.
+    """What a run needs of the device, the disk and the download.
 
     Raises:
         MissingModelError: The model is in a folder of the user's, and that cannot be read.
@@ -60,9 +60,9 @@ def verdict(found: Forecast, card: Card) -> str:
     return "tight" if found.device_bytes <= card.memory_bytes else "does not fit"
 
 
-def find_remedies(
+def find_suggestions(
     config: RunConfig, plan: VideoPlan, limit_bytes: int, *, is_gpu: bool, has_text: bool = True
-) -> list[Remedy]:
+) -> list[Suggestion]:
     """The first smaller cache, the first place for weights, and the longest video that stay within a limit;
     where neither of the first two does, both together.
 
@@ -83,7 +83,7 @@ def find_remedies(
 
 
 def check_memory(config: RunConfig, plan: VideoPlan, card: Card) -> str | None:
-    """What to tell the user before a run that may not fit its card; none if it fits.
+    """What to tell the user before a run that may not fit its card; `None` if it fits.
 
     Raises:
         OutOfMemoryError: It needs far more than the card has.
@@ -99,14 +99,14 @@ def check_memory(config: RunConfig, plan: VideoPlan, card: Card) -> str | None:
         f"{what} needs about {found.device_bytes / MIB:.0f} MiB of device memory (an estimate); "
         f"{card.usable_bytes / MIB:.0f} of the {card.memory_bytes / MIB:.0f} MiB of {card.name} can be used"
     )
-    remedies = _in_words(config, plan, found, card.usable_bytes, is_gpu=True)
+    suggestions = _in_words(config, plan, found, card.usable_bytes, is_gpu=True)
     # Not for the text stage: a prompt that was read before needs none.
     if found.peak.total_bytes > _TOO_MUCH * card.memory_bytes:
-        raise OutOfMemoryError(message, hint=remedies)
-    return f"{message}; {remedies}"
+        raise OutOfMemoryError(message, hint=suggestions)
+    return f"{message}; {suggestions}"
 
 
-def remedies_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> str:
+def suggestions_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> str:
     """What to try after a run that ran out of memory, whatever its forecast was."""
     found = forecast_run(config, plan, is_gpu=is_gpu)
     # A tenth less than what was too much; prompts have been read.
@@ -123,10 +123,12 @@ def _in_words(
     is_gpu: bool,
     has_text: bool = True,
 ) -> str:
-    remedies = find_remedies(config, plan, limit_bytes, is_gpu=is_gpu, has_text=has_text)
-    if not remedies:
-        return without_remedy(found, limit_bytes, has_text=has_text)
-    tried = ", or ".join(f"{remedy.options} ({remedy.device_bytes / MIB:.0f} MiB)" for remedy in remedies)
+    suggestions = find_suggestions(config, plan, limit_bytes, is_gpu=is_gpu, has_text=has_text)
+    if not suggestions:
+        return no_suggestion(found, limit_bytes, has_text=has_text)
+    tried = ", or ".join(
+        f"{suggestion.options} ({suggestion.device_bytes / MIB:.0f} MiB)" for suggestion in suggestions
+    )
     return f"these would need less: {tried}"
 
 
@@ -178,15 +180,15 @@ class _Trial:
         found = forecast_run(config, plan, is_gpu=self.is_gpu)
         return found.device_bytes if self.has_text else found.peak.total_bytes
 
-    def first(self, choices: Sequence[tuple[str, RunConfig]], plan: VideoPlan) -> list[Remedy]:
+    def first(self, choices: Sequence[tuple[str, RunConfig]], plan: VideoPlan) -> list[Suggestion]:
         """The first choice within the limit, if any."""
         for options, config in choices:
             needed = self.needed(config, plan)
             if needed <= self.limit_bytes:
-                return [Remedy(options, needed)]
+                return [Suggestion(options, needed)]
         return []
 
-    def longest(self, config: RunConfig, plan: VideoPlan) -> list[Remedy]:
+    def longest(self, config: RunConfig, plan: VideoPlan) -> list[Suggestion]:
         """The longest shorter video within the limit, if any; a longer one never needs less."""
         shorter = shorter_lengths(config, plan)
         low, high, found = 0, len(shorter), []
@@ -196,7 +198,7 @@ class _Trial:
             needed = self.needed(shorter[middle], cut)
             if needed <= self.limit_bytes:
                 new_frames = cut.num_pixel_frames - given_pixel_frames(config)
-                found = [Remedy(f"--frames {new_frames}", needed)]
+                found = [Suggestion(f"--frames {new_frames}", needed)]
                 low = middle + 1
             else:
                 high = middle

@@ -18,8 +18,8 @@ from torch import Tensor
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.errors import UsageError
+from qvg_cli.files import write_whole
 from qvg_cli.planning.ledger import MemorySample, total
-from qvg_cli.runs.folder import write_whole
 from qvg_cli.video.io import Frames, VideoWriter
 
 if TYPE_CHECKING:

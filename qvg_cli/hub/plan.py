@@ -24,7 +24,7 @@ class WantedFile:
     """A file to have.
 
     Attributes:
-        target: Where it goes in the weights folder; none for a checkpoint that is only converted.
+        target: Where it goes in the weights folder; `None` for a checkpoint that is only converted.
     """
 
     file: RemoteFile

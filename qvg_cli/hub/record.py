@@ -19,7 +19,7 @@ class FileRecord(Config):
 
     Attributes:
         path: In the repository.
-        target: In the folder; none for a checkpoint that was only converted.
+        target: In the folder; `None` for a checkpoint that was only converted.
         sha256: Where the hub gives it.
     """
 
@@ -86,7 +86,7 @@ class Record(Config):
 
 
 def read_record(name: str) -> Record | None:
-    """The record of a folder; none if there is no such folder, or its record is not readable."""
+    """The record of a folder; `None` if there is no such folder, or its record is not readable."""
     try:
         return Record.model_validate_json((qvg_home() / name / RECORD).read_bytes())
     except (OSError, ValidationError):

@@ -72,7 +72,7 @@ class Snapshot:
 
     Attributes:
         revision: What was asked for, which the commit came from.
-        licence: What its model card says; none if it says nothing.
+        licence: What its model card says; `None` if it says nothing.
         files: By path.
     """
 

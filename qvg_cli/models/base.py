@@ -119,6 +119,11 @@ class Family(ABC, Generic[ConfigT]):
             MissingModelError: It is in a folder of the user's, and that cannot be read.
         """
 
+    @property
+    def can_extend(self) -> bool:
+        """Whether any of its runs goes on from a given video."""
+        return type(self).extension is not Family.extension
+
     def extension(self, config: ConfigT) -> Extension | None:
         """How a run goes on from a given video; None where the family cannot."""
         return None

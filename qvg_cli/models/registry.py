@@ -1,17 +1,17 @@
-"""The model families by name; nothing of one is imported until it is asked for."""
+"""The model families by name; nothing of one, and nothing heavy, is imported until it is asked for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qvg_cli.config.load import LoadedConfig, Request, read_backend, resolve, unknown_name
-from qvg_cli.config.schema import RunConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Extension, Family
 
 if TYPE_CHECKING:
     import torch
 
+    from qvg_cli.config.load import LoadedConfig, Request
+    from qvg_cli.config.schema import RunConfig
     from qvg_cli.models.base import Pipeline
     from qvg_cli.planning.chunks import VideoPlan
 
@@ -44,6 +44,8 @@ def find_family(name: str) -> Family[Any]:
         UsageError: There is none.
     """
     if name not in FAMILIES:
+        from qvg_cli.config.load import unknown_name
+
         raise unknown_name("family", name, tuple(FAMILIES))
     return FAMILIES[name]()
 
@@ -59,6 +61,8 @@ def load_config(request: Request) -> LoadedConfig:
     Raises:
         UsageError: A file cannot be read, or a setting is unknown or has an impossible value.
     """
+    from qvg_cli.config.load import read_backend, resolve
+
     backend = read_backend(request)
     family = find_family(backend.family)
     return resolve(backend, request, family.config_class, family.options)
@@ -72,7 +76,7 @@ def extension_of(config: RunConfig) -> Extension:
     """
     rules = family_of(config).extension(config)
     if rules is None:
-        able = [name for name in FAMILIES if type(find_family(name)).extension is not Family.extension]
+        able = [name for name in FAMILIES if find_family(name).can_extend]
         raise UsageError(
             f"{config.backend} cannot go on from a given video", hint=f"these can: {', '.join(able)}"
         )

@@ -82,7 +82,7 @@ class Forecast:
         return max(self.text_stage_bytes, self.peak.total_bytes)
 
 
-def without_remedy(found: Forecast, limit_bytes: int, *, has_text: bool = True) -> str:
+def no_suggestion(found: Forecast, limit_bytes: int, *, has_text: bool = True) -> str:
     """What to tell where no setting keeps a run below a limit."""
     if has_text and found.text_stage_bytes > limit_bytes:
         return (

@@ -18,12 +18,12 @@ import numpy as np
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.session import Chunk, Session
 from qvg_cli.errors import QvgError, UsageError, shown_error
+from qvg_cli.files import RunDir, run_name, slug
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import check_prompt, unknown_words
 from qvg_cli.play.walk import WalkFolder, find_saved, option_value, with_option
-from qvg_cli.runs.folder import RunDir, run_name, slug
 from qvg_cli.video.io import Frames, count_frames_and_seconds, read_frames
 from qvg_cli.video.picture import fill_frame, open_image
 

@@ -26,13 +26,13 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.session import Chunk
 from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.files import RunDir, remove_folder, sync_folder, write_whole
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.html import run_page
 from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
-from qvg_cli.runs.folder import RunDir, remove_folder, sync_folder, write_whole
 from qvg_cli.video.io import Frames, count_frames
 from qvg_cli.video.parts import encode_part, join_parts
 

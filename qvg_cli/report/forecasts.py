@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
 
+from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.resources import qvg_home
 from qvg_cli.config.schema import RunConfig
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.suggestions import find_suggestions, forecast_run, verdict
 from qvg_cli.hub.spec import read_downloads
-from qvg_cli.planning.cards import MIB, Card
-from qvg_cli.planning.chunks import VideoPlan
-from qvg_cli.planning.forecast import KINDS, Forecast, without_remedy
+from qvg_cli.planning.cards import MIB, Card, find_card, parse_card
+from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
+from qvg_cli.planning.forecast import KINDS, Forecast, is_for_gpu, no_suggestion
 from qvg_cli.planning.ledger import total
 from qvg_cli.report.tables import WIDTH, format_facts, format_table, spread
 from qvg_cli.report.words import mib_text
@@ -23,7 +26,7 @@ _BYTES_PER_PARAMETER = 2
 _KIND_WORDS = {
     "transformer": "transformer",
     "VAE": "VAE",
-    "text": "text states",
+    "text": "prompt embeddings",
     "cache": "cache",
     "workspace": "attention workspace",
     "pass": "passing the transformer",
@@ -32,73 +35,141 @@ _KIND_WORDS = {
 
 
 @dataclass(frozen=True)
-class Planning:
-    """One cache of a plan.
+class CacheForecast:
+    """What a video needs with one cache.
 
     Attributes:
-        verdict: None without a card.
-        remedies: Options to the bytes that the device needs with them.
+        name: Of the preset.
+        forecast: Bytes over the video, of the device and of the run's folder.
+        verdict: "fits", "tight" or "does not fit"; `None` without a card.
+        suggestions: Options with which it would fit, to the bytes that the device needs then.
     """
 
     name: str
     config: RunConfig
-    found: Forecast
+    forecast: Forecast
     verdict: str | None
-    remedies: Mapping[str, int]
+    suggestions: Mapping[str, int]
 
 
-def plan_text(plan: VideoPlan, plannings: Sequence[Planning], card: Card | None, num_videos: int) -> str:
-    """Everything for a person."""
-    blocks = [
-        format_facts(_facts(plan, plannings, card, num_videos)),
-        "Device memory in MiB at the fullest moment of each part; an estimate, but for\n"
-        "the cache, which is exact:\n" + _kinds_table(plannings),
-        "Device memory in MiB over the video:\n" + _time_table(plannings),
-    ]
-    if card is not None:
-        blocks.append("\n".join(_verdict_line(planning, card) for planning in plannings))
-    return "\n\n".join(blocks)
+@dataclass(frozen=True)
+class Plan:
+    """What a video needs before it is made; printed, it is the text of `qvg plan`.
+
+    Attributes:
+        video: Its size, its length and its chunks.
+        caches: One for each cache that was asked for.
+        card: That it has to fit; `None` where there is none.
+        num_videos: That are planned alike.
+    """
+
+    video: VideoPlan
+    caches: tuple[CacheForecast, ...]
+    card: Card | None
+    num_videos: int = 1
+
+    @property
+    def chunks(self) -> tuple[ChunkPlan, ...]:
+        """Chunks of the video."""
+        return self.video.chunks
+
+    @property
+    def forecast(self) -> Forecast:
+        """Bytes over the video, with the first cache."""
+        return self.caches[0].forecast
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether it fits the card with the first cache: "fits", "tight" or "does not fit"."""
+        return self.caches[0].verdict
+
+    @property
+    def suggestions(self) -> Mapping[str, int]:
+        """Options with which the first cache would fit, to the bytes that the device needs then."""
+        return self.caches[0].suggestions
+
+    def __str__(self) -> str:
+        blocks = [
+            format_facts(_facts(self)),
+            "Device memory in MiB at the fullest moment of each part; an estimate, but for\n"
+            "the cache, which is exact:\n" + _kinds_table(self.caches),
+            "Device memory in MiB over the video:\n" + _time_table(self.caches),
+        ]
+        if self.card is not None:
+            blocks.append("\n".join(_verdict_line(cache, self.card) for cache in self.caches))
+        return "\n\n".join(blocks)
+
+    __repr__ = __str__
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything for a program; bytes."""
+        config, plan, card = self.caches[0].config, self.video, self.card
+        return {
+            "schema": SCHEMA,
+            "backend": config.backend,
+            "model": config.model.name,
+            "height": plan.height,
+            "width": plan.width,
+            "fps": config.video.fps,
+            "videos": self.num_videos,
+            "latent_frames": plan.num_frames,
+            "pixel_frames": plan.num_pixel_frames,
+            "video_seconds": plan.num_pixel_frames / config.video.fps,
+            "chunks": len(plan.chunks),
+            "download": _download(config),
+            "card": None
+            if card is None
+            else {"name": card.name, "memory_bytes": card.memory_bytes, "usable_bytes": card.usable_bytes},
+            "caches": [_cache_json(cache) for cache in self.caches],
+        }
 
 
-def plan_json(
-    plan: VideoPlan, plannings: Sequence[Planning], card: Card | None, num_videos: int
-) -> dict[str, Any]:
-    """Everything for a program; bytes."""
-    config = plannings[0].config
+def make_plan(videos: Sequence[Planned], card: str | None, *, num_videos: int = 1) -> Plan:
+    """The plan of the same video with each of several caches.
+
+    Args:
+        card: A name or a size; `None` takes the card of this machine, if it has one.
+        num_videos: That are planned alike.
+
+    Raises:
+        UsageError: There is no such card.
+        MissingModelError: The model is in a folder of the user's, and that cannot be read.
+    """
+    found = parse_card(card) if card is not None else find_card()
+    if videos[0].config.device == "cpu":
+        found = None
+    caches = tuple(_forecast_cache(video, found) for video in videos)
+    return Plan(videos[0].plan, caches, found, num_videos)
+
+
+def _forecast_cache(video: Planned, card: Card | None) -> CacheForecast:
+    config, plan = video.config, video.plan
+    is_gpu = is_for_gpu(config, has_card=card is not None)
+    found = forecast_run(config, plan, is_gpu=is_gpu)
+    said = None if card is None else verdict(found, card)
+    suggestions = {}
+    if card is not None and said != "fits":
+        suggestions = {
+            suggestion.options: suggestion.device_bytes
+            for suggestion in find_suggestions(config, plan, card.usable_bytes, is_gpu=is_gpu)
+        }
+    return CacheForecast(cache_label(config.cache), config, found, said, suggestions)
+
+
+def _cache_json(cache: CacheForecast) -> dict[str, Any]:
+    found, peak = cache.forecast, cache.forecast.cache_peak
     return {
-        "schema": SCHEMA,
-        "backend": config.backend,
-        "model": config.model.name,
-        "height": plan.height,
-        "width": plan.width,
-        "fps": config.video.fps,
-        "videos": num_videos,
-        "latent_frames": plan.num_frames,
-        "pixel_frames": plan.num_pixel_frames,
-        "video_seconds": plan.num_pixel_frames / config.video.fps,
-        "chunks": len(plan.chunks),
-        "download": _download(config),
-        "card": None
-        if card is None
-        else {"name": card.name, "memory_bytes": card.memory_bytes, "usable_bytes": card.usable_bytes},
-        "caches": [_planning_json(planning) for planning in plannings],
-    }
-
-
-def _planning_json(planning: Planning) -> dict[str, Any]:
-    found, cache = planning.found, planning.found.cache_peak
-    return {
-        "name": planning.name,
-        "verdict": planning.verdict,
-        "fits_with": dict(planning.remedies),
+        "name": cache.name,
+        "verdict": cache.verdict,
+        "fits_with": dict(cache.suggestions),
         "device_bytes": found.device_bytes,
         "text_stage_bytes": found.text_stage_bytes,
         "peak": {"chunk": found.peak.chunk, "bytes": found.peak.bytes_by_kind},
         "cache_peak": {
-            "chunk": cache.chunk,
-            "kinds": dict(sorted(cache.peak_bytes.items())),
-            "bytes": total(cache.peak_bytes),
-            "bf16_bytes": cache.bf16_peak_bytes,
+            "chunk": peak.chunk,
+            "kinds": dict(sorted(peak.peak_bytes.items())),
+            "bytes": total(peak.peak_bytes),
+            "bf16_bytes": peak.bf16_peak_bytes,
         },
         "cache_end": {"bytes": total(found.samples[-1].end_bytes)},
         "latents_bytes": found.latents_bytes,
@@ -115,17 +186,16 @@ def _planning_json(planning: Planning) -> dict[str, Any]:
     }
 
 
-def _facts(
-    plan: VideoPlan, plannings: Sequence[Planning], card: Card | None, num_videos: int
-) -> list[tuple[str, str]]:
-    config, found = plannings[0].config, plannings[0].found
+def _facts(planned: Plan) -> list[tuple[str, str]]:
+    plan, card, num_videos = planned.video, planned.card, planned.num_videos
+    config, found = planned.caches[0].config, planned.forecast
     seconds = plan.num_pixel_frames / config.video.fps
     video = (
         f"{plan.num_pixel_frames} frames ({plan.num_frames} latent), {plan.width} wide, {plan.height} high: "
         f"{seconds:.2f} s in {len(plan.chunks)} chunks"
     )
     states = ", ".join(
-        f"{mib_text(planning.found.state_bytes)} MiB with {planning.name}" for planning in plannings
+        f"{mib_text(cache.forecast.state_bytes)} MiB with {cache.name}" for cache in planned.caches
     )
     folder = (
         f"latents {mib_text(found.latents_bytes)} MiB; its state while it runs, at most: {states}; "
@@ -175,41 +245,39 @@ def _download_text(download: Mapping[str, Any]) -> str:
     return f"{about}; qvg download {download['name']} --dry-run asks for the size"
 
 
-def _kinds_table(plannings: Sequence[Planning]) -> str:
+def _kinds_table(caches: Sequence[CacheForecast]) -> str:
     rows = [["reading prompts, before all else"]]
-    rows[0] += [mib_text(planning.found.text_stage_bytes) for planning in plannings]
+    rows[0] += [mib_text(cache.forecast.text_stage_bytes) for cache in caches]
     for kind in KINDS:
-        values = [mib_text(planning.found.peak.bytes_by_kind[kind]) for planning in plannings]
+        values = [mib_text(cache.forecast.peak.bytes_by_kind[kind]) for cache in caches]
         rows.append([f"  {_KIND_WORDS[kind]}", *values])
-    rows.append(
-        ["together, prompts read", *(mib_text(planning.found.peak.total_bytes) for planning in plannings)]
-    )
-    rows.append(["most at any moment", *(mib_text(planning.found.device_bytes) for planning in plannings)])
-    rows.append(["in chunk", *(str(planning.found.peak.chunk + 1) for planning in plannings)])
-    cached = [planning.found.cache_peak for planning in plannings]
+    rows.append(["together, prompts read", *(mib_text(cache.forecast.peak.total_bytes) for cache in caches)])
+    rows.append(["most at any moment", *(mib_text(cache.forecast.device_bytes) for cache in caches)])
+    rows.append(["in chunk", *(str(cache.forecast.peak.chunk + 1) for cache in caches)])
+    cached = [cache.forecast.cache_peak for cache in caches]
     ratios = [
         f"{sample.bf16_peak_bytes / held:.2f}x" if (held := total(sample.peak_bytes)) else "-"
         for sample in cached
     ]
     rows.append(["cache under BF16", *ratios])
-    return format_table(("", *(planning.name for planning in plannings)), rows)
+    return format_table(("", *(cache.name for cache in caches)), rows)
 
 
-def _time_table(plannings: Sequence[Planning]) -> str:
-    moments = plannings[0].found.moments
-    rows = [["prompts", "0", *(mib_text(planning.found.text_stage_bytes) for planning in plannings)]]
+def _time_table(caches: Sequence[CacheForecast]) -> str:
+    moments = caches[0].forecast.moments
+    rows = [["prompts", "0", *(mib_text(cache.forecast.text_stage_bytes) for cache in caches)]]
     for index in spread(len(moments), _MAX_CHUNKS):
-        cells = [mib_text(planning.found.moments[index].total_bytes) for planning in plannings]
+        cells = [mib_text(cache.forecast.moments[index].total_bytes) for cache in caches]
         rows.append([f"chunk {index + 1}", str(moments[index].num_frames), *cells])
-    return format_table(("", "frames", *(planning.name for planning in plannings)), rows)
+    return format_table(("", "frames", *(cache.name for cache in caches)), rows)
 
 
-def _verdict_line(planning: Planning, card: Card) -> str:
-    needed, usable = planning.found.device_bytes / MIB, card.usable_bytes / MIB
-    line = f"{planning.name}: {planning.verdict}, {needed:.0f} of {usable:.0f} MiB"
-    if planning.verdict == "fits":
+def _verdict_line(cache: CacheForecast, card: Card) -> str:
+    needed, usable = cache.forecast.device_bytes / MIB, card.usable_bytes / MIB
+    line = f"{cache.name}: {cache.verdict}, {needed:.0f} of {usable:.0f} MiB"
+    if cache.verdict == "fits":
         return line
-    if not planning.remedies:
-        return fill(f"{line}; {without_remedy(planning.found, card.usable_bytes)}", WIDTH)
-    fits = [f"  {options} ({count / MIB:.0f} MiB)" for options, count in planning.remedies.items()]
+    if not cache.suggestions:
+        return fill(f"{line}; {no_suggestion(cache.forecast, card.usable_bytes)}", WIDTH)
+    fits = [f"  {options} ({count / MIB:.0f} MiB)" for options, count in cache.suggestions.items()]
     return "\n".join([f"{line}; it would fit with", *fits])

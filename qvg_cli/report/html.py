@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qvg_cli.compare.figures import db_text, frame_time, summary_lines, window_label
 from qvg_cli.config.yaml_text import format_yaml
+from qvg_cli.report.comparison import db_text, frame_time, summary_lines, window_label
 from qvg_cli.report.pictures import poster_jpeg
 from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
@@ -25,7 +25,7 @@ from qvg_cli.report.tables import COST_HEADER, cost_rows, has_lpips, quality_hea
 from qvg_cli.report.words import short_prompt
 
 if TYPE_CHECKING:
-    from qvg_cli.compare.video import ComparedVideo
+    from qvg_cli.comparison.video import ComparedVideo
 
 
 def run_page(run: Result) -> str:
@@ -46,7 +46,7 @@ def run_page(run: Result) -> str:
 def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequence[ComparedVideo]) -> str:
     """The page of a comparison whose plots are in `folder`."""
     fps = comparison["fps"]
-    arms = comparison["arms"]
+    variants = comparison["arms"]
     shown = []
     for video, compared in zip(comparison["videos"], videos, strict=True):
         stills = [
@@ -61,26 +61,28 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
                 "source": quote(video["side_by_side"]),
                 "poster": poster,
                 "stills": stills,
-                "rows": quality_rows([{"name": arm["name"], "quality": arm} for arm in video["arms"]], fps),
-                "runs": [(arm["name"], quote(arm["run"])) for arm in video["arms"]],
+                "rows": quality_rows(
+                    [{"name": variant["name"], "quality": variant} for variant in video["arms"]], fps
+                ),
+                "runs": [(variant["name"], quote(variant["run"])) for variant in video["arms"]],
             }
         )
     return _render(
         "compare.html",
-        title=f"{', '.join(arm['name'] for arm in arms[1:])} against {arms[0]['name']}",
+        title=f"{', '.join(variant['name'] for variant in variants[1:])} against {variants[0]['name']}",
         comparison=comparison,
         summary=summary_lines(comparison),
         cost_header=COST_HEADER,
-        costs=cost_rows(arms),
-        quality_header=quality_header(arms),
-        has_lpips=has_lpips(arms),
-        quality=quality_rows(arms, fps),
+        costs=cost_rows(variants),
+        quality_header=quality_header(variants),
+        has_lpips=has_lpips(variants),
+        quality=quality_rows(variants, fps),
         windows=_window_rows(comparison),
         quality_plot=_data_uri(folder / "quality.png", "image/png"),
         cost_plot=_data_uri(folder / "costs.png", "image/png"),
         videos=shown,
         settings=format_yaml(comparison["settings"]),
-        caches=format_yaml({arm["name"]: arm["cache"] for arm in arms}),
+        caches=format_yaml({variant["name"]: variant["cache"] for variant in variants}),
         provenance=format_yaml(comparison["provenance"]),
     )
 
@@ -111,13 +113,13 @@ def _main_video(result: Result) -> Path:
 
 
 def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """A row a window: its time, then what was measured of every arm but the baseline."""
+    """A row a window: its time, then what was measured of every variant but the baseline."""
     rows = []
-    arms = comparison["arms"][1:]
-    for index, window in enumerate(arms[0]["quality"]["windows"]):
+    variants = comparison["arms"][1:]
+    for index, window in enumerate(variants[0]["quality"]["windows"]):
         row = [window_label(window, comparison["fps"])]
-        for arm in arms:
-            figures = arm["quality"]["windows"][index]
+        for variant in variants:
+            figures = variant["quality"]["windows"][index]
             row += [db_text(figures["psnr_db"]), f"{figures['ssim']:.4f}"]
             if has_lpips(comparison["arms"]):
                 row.append(f"{figures['lpips']:.4f}")

@@ -1,4 +1,4 @@
-"""Plots of a comparison: what the arms lose over the video's time, and what they cost."""
+"""Plots of a comparison: what the variants lose over the video's time, and what they cost."""
 
 from __future__ import annotations
 
@@ -66,21 +66,21 @@ def _draw_lpips(axes: Axes, comparison: Mapping[str, Any]) -> None:
 
 def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:
     fps = comparison["fps"]
-    for index, arm in enumerate(comparison["arms"][1:], start=1):
+    for index, variant in enumerate(comparison["arms"][1:], start=1):
         videos = [video["arms"][index]["frames"][name] for video in comparison["videos"]]
         means = [_mean_of_known(values) for values in zip(*videos, strict=True)]
         seconds = [frame / fps for frame in range(len(means))]
-        axes.plot(seconds, means, label=arm["name"], **_style(index))
+        axes.plot(seconds, means, label=variant["name"], **_style(index))
 
 
 def _draw_cache(axes: Axes, comparison: Mapping[str, Any]) -> None:
     seconds = _chunk_seconds(comparison)
-    arms = comparison["arms"]
-    bf16 = [chunk["bf16_end_bytes"] for chunk in arms[0]["chunks"]]
+    variants = comparison["arms"]
+    bf16 = [chunk["bf16_end_bytes"] for chunk in variants[0]["chunks"]]
     gray: dict[str, Any] = {"color": "#b0b0b0", "linewidth": 4}
     curves = [("BF16, same frames", bf16, gray)]
-    for index, arm in enumerate(arms):
-        curves.append((arm["name"], [chunk["end_bytes"] for chunk in arm["chunks"]], _style(index)))
+    for index, variant in enumerate(variants):
+        curves.append((variant["name"], [chunk["end_bytes"] for chunk in variant["chunks"]], _style(index)))
     for label, held, style in curves:
         # What is held after a chunk is held while the next one is made.
         axes.step(seconds, [0.0, *(value / MIB for value in held)], where="post", label=label, **style)
@@ -90,8 +90,8 @@ def _draw_cache(axes: Axes, comparison: Mapping[str, Any]) -> None:
 
 def _draw_seconds(axes: Axes, comparison: Mapping[str, Any]) -> None:
     ends = _chunk_seconds(comparison)[1:]
-    for index, arm in enumerate(comparison["arms"]):
-        axes.plot(ends, [chunk["seconds"] for chunk in arm["chunks"]], marker=".", **_style(index))
+    for index, variant in enumerate(comparison["arms"]):
+        axes.plot(ends, [chunk["seconds"] for chunk in variant["chunks"]], marker=".", **_style(index))
     axes.set_ylim(bottom=0)
     axes.set_ylabel("time of each chunk [s]")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from qvg_cli.compare.figures import db_text
+from qvg_cli.report.comparison import db_text
 from qvg_cli.report.run_files import Result
 from qvg_cli.report.words import describe_bytes, mib_text, short_prompt
 
@@ -17,7 +17,7 @@ def title_of(figures: Mapping[str, Any]) -> str:
     """A line that tells one result from another."""
     if "arms" not in figures:
         return short_prompt(str(figures["prompt"]))
-    others = ", ".join(arm["name"] for arm in figures["arms"][1:])
+    others = ", ".join(variant["name"] for variant in figures["arms"][1:])
     prompt = short_prompt(str(figures["videos"][0]["prompt"]))
     return f"{others} against {figures['arms'][0]['name']}: {prompt}"
 
@@ -82,12 +82,12 @@ def _run_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _comparison_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("compared", figures["compared"])]
-    for arm in figures["arms"]:
-        said = describe_bytes(arm["peak"]["bytes"], arm["peak"]["bf16_bytes"])
-        quality = arm["quality"]
+    for variant in figures["arms"]:
+        said = describe_bytes(variant["peak"]["bytes"], variant["peak"]["bf16_bytes"])
+        quality = variant["quality"]
         if quality is not None:
             said += (
                 f"; {db_text(quality['psnr_db'])} dB" if quality["psnr_db"] is not None else "; equal frames"
             )
-        rows.append((arm["name"], said))
+        rows.append((variant["name"], said))
     return rows

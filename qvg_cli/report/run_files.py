@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir
 from qvg_cli.text_files import read_text
 
 MEMORY, COMPARISON = "memory.json", "compare.json"
@@ -103,3 +104,10 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise UsageError(f"{path} is not whole: it has no {key}", hint="make the run again")
     content: Mapping[str, Any] = figures
     return content
+
+
+def is_finished(run: RunDir) -> bool:
+    """Whether a run has made everything that it was to make."""
+    if run.state.is_dir() or not run.memory.is_file():
+        return False
+    return bool(read_result(run.path).figures["status"] == "complete")

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qvg_cli.compare.figures import db_text, frame_time, window_label
+from qvg_cli.report.comparison import db_text, frame_time, window_label
 from qvg_cli.report.words import mib_text
 
 WIDTH = 80
@@ -44,7 +44,7 @@ def format_facts(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> str:
-    """What the arms cost and what they lost, for a terminal."""
+    """What the variants cost and what they lost, for a terminal."""
     baseline = comparison["arms"][0]["name"]
     fps = comparison["fps"]
     count = len(comparison["videos"])
@@ -66,71 +66,71 @@ def comparison_tables(comparison: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def cost_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def cost_rows(variants: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Cells of the costs; in brackets, how many times the baseline's a figure is."""
     rows = []
-    for arm in arms:
-        times = {} if arm is arms[0] else arm["of_baseline"]
-        ratio = arm["peak"]["ratio"]
-        device_peak = arm["device_peak_bytes"]
+    for variant in variants:
+        times = {} if variant is variants[0] else variant["of_baseline"]
+        ratio = variant["peak"]["ratio"]
+        device_peak = variant["device_peak_bytes"]
         rows.append(
             [
-                arm["name"],
-                _beside(mib_text(arm["peak"]["bytes"]), times.get("peak_bytes")),
+                variant["name"],
+                _beside(mib_text(variant["peak"]["bytes"]), times.get("peak_bytes")),
                 "-" if ratio is None else f"{ratio:.2f}x",
-                mib_text(arm["end"]["bytes"]),
+                mib_text(variant["end"]["bytes"]),
                 "-"
                 if device_peak is None
                 else _beside(mib_text(device_peak), times.get("device_peak_bytes")),
-                _beside(f"{arm['seconds_per_chunk']:.3g}", times.get("seconds_per_chunk")),
+                _beside(f"{variant['seconds_per_chunk']:.3g}", times.get("seconds_per_chunk")),
             ]
         )
     return rows
 
 
-def has_lpips(arms: Sequence[Mapping[str, Any]]) -> bool:
+def has_lpips(variants: Sequence[Mapping[str, Any]]) -> bool:
     """Whether LPIPS was measured; reports of versions without it do not name it."""
-    return arms[-1]["quality"].get("lpips") is not None
+    return variants[-1]["quality"].get("lpips") is not None
 
 
-def quality_header(arms: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def quality_header(variants: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Titles of `quality_rows`."""
-    lpips = ("LPIPS",) if has_lpips(arms) else ()
+    lpips = ("LPIPS",) if has_lpips(variants) else ()
     return ("cache", "PSNR dB", "SSIM", *lpips, "differs from", "under 30 dB from")
 
 
-def quality_rows(arms: Sequence[Mapping[str, Any]], fps: int) -> list[list[str]]:
-    """Cells of the losses of all arms but the baseline."""
-    is_perceptual = has_lpips(arms)
+def quality_rows(variants: Sequence[Mapping[str, Any]], fps: int) -> list[list[str]]:
+    """Cells of the losses of all variants but the baseline."""
+    is_perceptual = has_lpips(variants)
     return [
         [
-            arm["name"],
-            db_text(arm["quality"]["psnr_db"]),
-            f"{arm['quality']['ssim']:.4f}",
-            *([f"{arm['quality']['lpips']:.4f}"] if is_perceptual else []),
-            frame_time(arm["quality"]["first_different_frame"], fps),
-            frame_time(arm["quality"]["first_diverged_frame"], fps),
+            variant["name"],
+            db_text(variant["quality"]["psnr_db"]),
+            f"{variant['quality']['ssim']:.4f}",
+            *([f"{variant['quality']['lpips']:.4f}"] if is_perceptual else []),
+            frame_time(variant["quality"]["first_different_frame"], fps),
+            frame_time(variant["quality"]["first_diverged_frame"], fps),
         ]
-        for arm in arms[1:]
+        for variant in variants[1:]
     ]
 
 
-def _cost_table(arms: Sequence[Mapping[str, Any]]) -> str:
-    return format_table(COST_HEADER, cost_rows(arms))
+def _cost_table(variants: Sequence[Mapping[str, Any]]) -> str:
+    return format_table(COST_HEADER, cost_rows(variants))
 
 
-def _quality_table(arms: Sequence[Mapping[str, Any]], fps: int) -> str:
-    return format_table(quality_header(arms), quality_rows(arms, fps))
+def _quality_table(variants: Sequence[Mapping[str, Any]], fps: int) -> str:
+    return format_table(quality_header(variants), quality_rows(variants, fps))
 
 
-def _window_table(arms: Sequence[Mapping[str, Any]], fps: int, shown: Sequence[int], name: str) -> str:
-    first = arms[-1]["quality"]["windows"]
+def _window_table(variants: Sequence[Mapping[str, Any]], fps: int, shown: Sequence[int], name: str) -> str:
+    first = variants[-1]["quality"]["windows"]
     header = ["cache", *(window_label(first[index], fps) for index in shown)]
     rows = []
-    for arm in arms[1:]:
-        values = [arm["quality"]["windows"][index][name] for index in shown]
+    for variant in variants[1:]:
+        values = [variant["quality"]["windows"][index][name] for index in shown]
         texts = [db_text(value) if name == "psnr_db" else f"{value:.4f}" for value in values]
-        rows.append([arm["name"], *texts])
+        rows.append([variant["name"], *texts])
     return format_table(header, rows)
 
 

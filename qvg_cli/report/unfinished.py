@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 
 from qvg_cli.config.load import Request
 from qvg_cli.errors import UsageError
+from qvg_cli.files import LOCK, STATE, find_states
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.report.run_files import COMPARISON, MEMORY
 from qvg_cli.report.words import short_prompt
-from qvg_cli.runs.folder import LOCK, STATE, find_states
 
 BEGUN = "begun.json"
 
@@ -37,7 +37,7 @@ class Unfinished:
     is_running: bool
 
     @property
-    def remedy(self) -> str:
+    def suggestion(self) -> str:
         """How to go on with it."""
         command = "qvg generate" if self.num_chunks is not None else "qvg compare"
         return f"go on with: {command} --resume {shlex.quote(str(self.folder))}"
@@ -50,7 +50,7 @@ class Unfinished:
         done = "" if self.num_chunks is None else f", {self.num_chunks}{planned} chunks are whole"
         shown = "" if self.prompt is None else f": {short_prompt(self.prompt)!r}"
         return f"the {what} in {self.folder} {state}{done}{shown}" + (
-            "" if self.is_running else f"; {self.remedy}"
+            "" if self.is_running else f"; {self.suggestion}"
         )
 
     def to_json(self) -> dict[str, Any]:

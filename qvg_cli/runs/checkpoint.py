@@ -27,10 +27,10 @@ from qvg_cli.cache.snapshot import block_tensors, is_kept, read_blocks
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
+from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync_folder, write_whole
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
-from qvg_cli.runs.folder import IDENTITY, LOCK, remove_folder, sync_folder, write_whole
 from qvg_cli.runs.identity import Identity, differences, hash_content, other_versions
 from qvg_cli.video.io import Frames
 from qvg_cli.video.parts import encode_part

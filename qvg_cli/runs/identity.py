@@ -24,9 +24,9 @@ from qvg_cli.config.resources import qvg_home, weights_folder
 from qvg_cli.config.schema import Config, RunConfig
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.files import write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import find_family
-from qvg_cli.runs.folder import write_whole
 
 _PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae"}}
 """Where a run computes, not what: it may go on with others, say after a lack of memory."""

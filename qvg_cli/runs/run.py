@@ -24,13 +24,13 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
+from qvg_cli.files import RunDir, write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
 from qvg_cli.report.html import run_page
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
-from qvg_cli.runs.folder import RunDir, write_whole
 from qvg_cli.runs.identity import identify
 from qvg_cli.runs.summary import Summary, Times
 from qvg_cli.runs.writer import Writer, copy_to_host

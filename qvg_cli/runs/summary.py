@@ -117,7 +117,7 @@ class Summary:
 
     @property
     def num_given(self) -> int:
-        """Of them, those that were there before the run."""
+        """Pixel frames that were there before the run."""
         chunks = self.video.plan.chunks
         return self.num_clip + sum(
             record.num_frames for record in self.records if not chunks[record.chunk].makes

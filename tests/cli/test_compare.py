@@ -36,11 +36,11 @@ def compare(tiny):
 
 @pytest.fixture(scope="module")
 def compared(compare, tmp_path_factory):
-    """Result of a comparison of three arms, the last like the first, and its `--json` object."""
+    """Result of a comparison of three variants, the last like the first, and its `--json` object."""
     out = tmp_path_factory.mktemp("compared")
-    arms = ("bf16", "int2-qvg", "bf16")
+    variants = ("bf16", "int2-qvg", "bf16")
     result = compare(
-        *arms, "--prompt", "a red ball", *LENGTH, "--seed", 5, "--seeds", 2, "--out", out, "--json"
+        *variants, "--prompt", "a red ball", *LENGTH, "--seed", 5, "--seeds", 2, "--out", out, "--json"
     )
     assert result.exit_code == 0, result.stderr
     return result, json.loads(result.stdout)
@@ -68,7 +68,7 @@ def test_the_folder_holds_the_report_and_every_run(folder):
         assert json.loads((video / "int2-qvg" / "memory.json").read_text())["seed"] == seed
 
 
-def test_all_arms_have_the_same_noise(compared):
+def test_all_variants_have_the_same_noise(compared):
     _, made = compared
     again = made["arms"][2]
     assert again["name"] == "bf16 (2)"
@@ -77,7 +77,7 @@ def test_all_arms_have_the_same_noise(compared):
     assert again["quality"]["first_different_frame"] is None
 
 
-def test_an_arm_differs_from_the_first_chunk_that_reads_packed_history(compared):
+def test_an_variant_differs_from_the_first_chunk_that_reads_packed_history(compared):
     _, made = compared
     for video in made["videos"]:
         int2 = video["arms"][1]
@@ -181,7 +181,7 @@ def test_the_page_needs_no_network_and_no_script(folder):
 def test_the_side_by_side_video_shows_the_frames_and_the_error(folder):
     path = folder / "a-red-ball-seed5" / "side-by-side.mp4"
     *_, last = read_frames(path)
-    # Enlarged four times, below a caption 24 high; the third arm is equal to the first: its error is black.
+    # Enlarged four times, below a caption 24 high; the third variant equals the first: its error is black.
     frames = [last[24 : 24 + 128, left : left + 256].astype(int) for left in (0, 260, 520)]
     assert np.abs(frames[0] - frames[2]).mean() < 5
     errors = [last[24 + 132 : 24 + 260, left : left + 256].astype(int) for left in (260, 520)]
@@ -214,11 +214,11 @@ def test_many_prompts_and_quiet(compare, tmp_path):
     ]
 
 
-def test_a_setting_of_the_cache_changes_every_arm(compare, tmp_path):
+def test_a_setting_of_the_cache_changes_every_variant(compare, tmp_path):
     result = compare(
         "int2-qvg", "bf16", "--frames", 9, "--set", "cache.keep_sink=true", "--out", tmp_path, "--json"
     )
-    assert [arm["cache"]["keep_sink"] for arm in json.loads(result.stdout)["arms"]] == [True, True]
+    assert [variant["cache"]["keep_sink"] for variant in json.loads(result.stdout)["arms"]] == [True, True]
 
 
 def test_ctrl_c_keeps_a_report_on_what_was_compared(tiny, tmp_path):
@@ -296,4 +296,4 @@ def test_what_a_comparison_cannot_go_on_from_is_refused(qvg, tmp_path):
     (tmp_path / "begun.json").write_text('{"schema": 1, "names": ["a", "b"], "rows": [[{}, {}]]}')
     result = qvg("compare", "--resume", tmp_path)
     assert (result.exit_code, f"{tmp_path}/begun.json is broken" in result.stderr) == (2, True)
-    assert "arms and --resume were both given" in qvg("compare", "bf16", "--resume", tmp_path).stderr
+    assert "variants and --resume were both given" in qvg("compare", "bf16", "--resume", tmp_path).stderr

@@ -15,7 +15,7 @@ def assert_refused(result, message, hint=None):
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["bf16"], "one arm is nothing to compare", "for example qvg compare bf16 int2"),
+        (["bf16"], "one variant is nothing to compare", "for example qvg compare bf16 int2"),
         (
             ["bf16", "int2qvg-pro"],
             "unknown cache preset 'int2qvg-pro'",
@@ -41,8 +41,8 @@ def assert_refused(result, message, hint=None):
         (["bf16", "int2", "--seeds", "0"], "--seeds 0 is no number of videos", "give 1 or more"),
         (
             ["bf16", "int2", "--set", "cache.preset=int4"],
-            "--set cache.preset=int4: the presets are the arms",
-            "name it as an arm instead",
+            "--set cache.preset=int4: the presets are the variants",
+            "name it as a variant instead",
         ),
         (
             ["bf16", "int2", "--seconds", "1", "--frames", "9"],

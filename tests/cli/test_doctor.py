@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from qvg_cli.config.resources import qvg_home
+from qvg_cli.files import find_states
 from qvg_cli.redaction import redact
 from qvg_cli.report.doctor import kernel_error
-from qvg_cli.runs.folder import find_states
 
 TOKEN = "hf_" + "AbCdEfGh" * 4
 

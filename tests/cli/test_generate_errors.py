@@ -19,6 +19,14 @@ def assert_refused(result, code, message, hint=None):
         ),
         (["a", "--prompts", "p.txt"], "PROMPT and --prompts were both given", "put the prompt into the file"),
         (["--seconds", "1", "--frames", "9"], "--seconds and --frames were both given", "give one of them"),
+        (["--frames", "0"], "--frames 0 is not a length", "the shortest video has 1 frame"),
+        (["--size", "224x128", "--width", "208"], "--size and --width were both given", "give one of them"),
+        (
+            ["--guidance-scale", "3"],
+            "--guidance-scale is not an option of this backend",
+            "give the one that has it with --backend",
+        ),
+        (["--steps", "0"], "--steps 0 is not a number of denoising steps", "give 1 to 1000"),
         (["--set", "video.frames=20"], "20 latent frames (77 pixel frames) do not fit chunks of 3; nearest: "
          "18 (69 pixel frames), 21 (81 pixel frames)", None),
         (["--size", "480"], "--size 480 is not of the form WIDTHxHEIGHT", "for example --size 832x480"),

@@ -27,7 +27,7 @@ def test_stderr_has_the_log_only_if_asked_for(finished, tiny, tmp_path, monkeypa
     assert " INFO " not in finished[0].stderr
     short = ("a red ball", "--frames", 9, "--out", tmp_path)
     shown = tiny(*short, "--verbose").stderr
-    assert " INFO qvg_cli.commands.make_videos: chunk 1: denoise " in shown
+    assert " INFO qvg_cli.runs.make: chunk 1: denoise " in shown
     assert shown.count("chunk 1/1: ") == 1
     monkeypatch.setenv("QVG_LOG", "debug")
     assert " DEBUG qvg_cli.logs: chunk written: " in tiny(*short).stderr

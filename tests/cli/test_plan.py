@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from qvg_cli.commands.make_videos import warn_of_memory
 from qvg_cli.config.load import Request
 from qvg_cli.console import Console
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import OutOfMemoryError
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.cards import GIB
+from qvg_cli.runs.make import warn_of_memory
 
 
 def test_a_plan_agrees_with_the_run_that_is_made(qvg, tiny, finished):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from qvg_cli.files import RunDir
 from qvg_cli.report.run_files import read_result
-from qvg_cli.runs.folder import RunDir
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

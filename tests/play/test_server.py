@@ -12,9 +12,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from qvg_cli.engine.engine import Engine
 from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir
 from qvg_cli.play.server import MAX_PICTURE_BYTES, listen
 from qvg_cli.play.walk import recover
-from qvg_cli.runs.folder import RunDir
 from qvg_cli.video.io import count_frames
 
 

@@ -4,16 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from qvg_cli.commands.options import option_layers
-from qvg_cli.config.load import Request
+from qvg_cli.config.load import Request, option_layers
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import load_config, plan_video
 
-NONE = {"prompt": None, "cache": None, "size": None, "seed": None, "device": None}
-
 
 def load(backend, *sets, **options):
-    layers = option_layers(**NONE, **options)
+    layers = option_layers(options)
     return load_config(Request(backend=backend, sets=sets, options=layers)).config
 
 

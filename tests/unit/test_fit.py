@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.suggestions import check_memory, find_remedies, forecast_run, remedies_after
+from qvg_cli.engine.suggestions import check_memory, find_suggestions, forecast_run, suggestions_after
 from qvg_cli.errors import OutOfMemoryError, UsageError
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
@@ -78,7 +78,7 @@ def test_remedies_fit_when_they_are_taken():
     config, plan = load("self-forcing", "cache.preset=bf16", "video.frames=180")
     limit = 20 * GIB
     assert forecast_run(config, plan, is_gpu=True).device_bytes > limit
-    remedies = find_remedies(config, plan, limit, is_gpu=True)
+    remedies = find_suggestions(config, plan, limit, is_gpu=True)
     assert [remedy.options.split()[0] for remedy in remedies] == ["--cache", "--frames"]
     preset, frames = (remedy.options.split()[1] for remedy in remedies)
     taken, _ = load("self-forcing", f"cache.preset={preset}", "video.frames=180")
@@ -109,7 +109,7 @@ def test_a_run_is_warned_of_and_refused_only_far_beyond_the_card():
 @pytest.mark.parametrize("is_gpu", [True, False])
 def test_after_a_lack_of_memory_there_is_something_to_try(is_gpu):
     config, plan = load("self-forcing", "cache.preset=int2", "video.frames=180")
-    told = remedies_after(config, plan, is_gpu=is_gpu)
+    told = suggestions_after(config, plan, is_gpu=is_gpu)
     assert "--frames" in told
     assert ("--set memory." in told) == is_gpu
 

@@ -17,8 +17,8 @@ from qvg_cli.cache.snapshot import block_tensors
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
+from qvg_cli.files import RunDir
 from qvg_cli.models.registry import load_config, plan_video
-from qvg_cli.runs.folder import RunDir
 from qvg_cli.runs.run import Run
 
 PRESETS = ("int2", "int2-qvg", "bf16")

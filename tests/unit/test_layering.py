@@ -1,6 +1,7 @@
-"""The house keeps its shape: imports run one way, planning needs no torch, `kernels` is no package."""
+"""The house keeps its shape: imports run one way and in no circle, planning needs no torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,50 +10,48 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# From the ground up; a file may import from its own layer and those before it.
-LAYERS = (
-    ("qvg_kernels",),
-    (
-        "qvg_cli.errors",
-        "qvg_cli.environment",
-        "qvg_cli.interrupts",
-        "qvg_cli.text_files",
-        "qvg_cli.randomness",
-        "qvg_cli.redaction",
-        "qvg_cli.logs",
-        "qvg_cli",
-        "qvg_cli.plotting",
-    ),
-    ("qvg_cli.config", "qvg_cli.planning"),
-    ("qvg_cli.runs.folder", "qvg_cli.device", "qvg_cli.console"),
-    ("qvg_cli.cache", "qvg_cli.video"),
-    ("qvg_cli.models",),
-    ("qvg_cli.engine", "qvg_cli.hub"),
-    ("qvg_cli.report", "qvg_cli.runs", "qvg_cli.compare", "qvg_cli.play"),
-    ("qvg_cli.commands", "qvg_cli.compare.run"),
-    ("qvg_cli.main", "qvg_cli.__main__"),
-)
-LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+BASE = (
+    "__init__", "console", "environment", "errors", "files", "interrupts", "launch", "logs", "plotting",
+    "randomness",
+    "redaction", "text_files",
+)  # fmt: skip
+"""Files of qvg_cli/ that any room may use; what they import is in this list too."""
 
+ARROWS = {
+    "config": "base kernels.spec",
+    "planning": "base kernels.spec config",
+    "device": "base kernels config",
+    "cache": "base kernels config planning",
+    "video": "base",
+    "models": "base kernels config planning device cache video",
+    "hub": "base config models",
+    "engine": "base kernels.spec config planning device cache video models",
+    "report": "base kernels config planning video models hub engine",
+    "runs": "base kernels config planning device cache video models engine report",
+    "comparison": "base config device cache video models engine report runs",
+    "play": "base config planning device video models engine report",
+    "api": "config engine report",
+    "commands": "base config planning device video models hub engine report runs comparison play",
+    "main": "base config models engine commands",
+}
+"""What each room may import beside itself; docs/architecture.md has the same table."""
+
+TORCH_FREE_ROOMS = ("config", "planning")
 WITHOUT_TORCH = (
+    "qvg_cli",
+    "qvg_cli.api",
     "qvg_cli.main",
-    "qvg_cli.planning.chunks",
-    "qvg_cli.config.schema",
-    "qvg_cli.config.load",
     "qvg_cli.models.registry",
     "qvg_cli.models.self_forcing.family",
     "qvg_cli.models.hyworldplay.family",
     "qvg_cli.models.longcat.family",
     "qvg_cli.hub.plan",
     "qvg_cli.hub.store",
-    "qvg_cli.planning.cache_forecast",
-    "qvg_cli.planning.cache_plan",
-    "qvg_cli.compare.variants",
+    "qvg_cli.comparison.variants",
     "qvg_cli.engine.jobs",
     "qvg_cli.engine.suggestions",
-    "qvg_cli.commands.show_plan",
     "qvg_cli.engine.sources",
-    "qvg_cli.planning.forecast",
+    "qvg_cli.commands.show_plan",
     "qvg_cli.report.forecasts",
     "qvg_cli.report.html",
     "qvg_cli.models.self_forcing.plan",
@@ -66,43 +65,103 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def layer(module):
-    name = module
-    while name not in LAYER_OF or (name == "qvg_cli" != module):
-        name, _, _ = name.rpartition(".")
-        assert name, f"{module} is in no layer: add it to LAYERS"
-    return LAYER_OF[name]
+def room(module):
+    """The room of a module: a folder of qvg_cli, `base`, or the kernels with their torch-free spec."""
+    package, _, rest = module.partition(".")
+    if package == "qvg_kernels":
+        return "kernels.spec" if rest == "spec" else "kernels"
+    name = rest.partition(".")[0] or "__init__"
+    return "base" if name in BASE else "main" if name == "__main__" else name
 
 
-def own_imports(tree):
-    """Names of our modules that a file imports when it runs, not those for type checkers alone."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-            assert node.level == 0, "relative import"
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            yield from own_imports(node)
-            continue
-        yield from (name for name in names if name.partition(".")[0] in ("qvg_cli", "qvg_kernels"))
+SOURCES = {
+    module_name(path): path
+    for path in sorted([*(ROOT / "qvg_cli").rglob("*.py"), *(ROOT / "kernels/qvg_kernels").rglob("*.py")])
+}
 
 
-SOURCES = sorted([*(ROOT / "qvg_cli").rglob("*.py"), *(ROOT / "kernels" / "qvg_kernels").rglob("*.py")])
+def own_imports(path, *, at_import=False):
+    """Our modules that a file imports when it runs, not those for type checkers alone.
+
+    Args:
+        at_import: Only those that it imports while it is imported itself.
+    """
+
+    def visit(tree):
+        for node in ast.iter_child_nodes(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                continue
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, "relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from (name if name in SOURCES else node.module for name in names)
+            elif isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            else:
+                yield from visit(node)
+
+    names = visit(ast.parse(path.read_text(encoding="utf-8")))
+    return {name for name in names if name.partition(".")[0] in ("qvg_cli", "qvg_kernels")}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_imports_run_one_way(path):
-    own = layer(module_name(path))
-    upward = [name for name in own_imports(ast.parse(path.read_text())) if layer(name) > own]
-    assert not upward
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_run_one_way(module):
+    own = room(module)
+    allowed = set(ARROWS.get(own, "kernels" if own.startswith("kernels") else "base").split())
+    if "kernels" in allowed:
+        allowed.add("kernels.spec")
+    assert {name for name in own_imports(SOURCES[module]) if room(name) not in {own, *allowed}} == set()
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_nothing_imports_from_scripts_or_tests(path):
-    tree = ast.parse(path.read_text())
+def test_every_arrow_is_used_and_none_goes_back():
+    rooms = list(ARROWS)
+    for name, allowed in ARROWS.items():
+        later = rooms[rooms.index(name) :]
+        assert not set(allowed.split()) & set(later), "a room may import only those before it"
+        used = {
+            room(imported)
+            for module in SOURCES
+            if room(module) == name
+            for imported in own_imports(SOURCES[module])
+        }
+        wanted = set(allowed.split())
+        if "kernels" in wanted and "kernels.spec" in used:
+            used.add("kernels")
+        assert wanted <= used, f"{name} does not use {wanted - used}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Through imports inside of functions, too: they only hide a circle."""
+    imports = {module: own_imports(path) & SOURCES.keys() for module, path in SOURCES.items()}
+    # Names of the API, found when they are first used.
+    imports["qvg_cli"] = set()
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module in done:
+            return
+        path.append(module)
+        for imported in sorted(imports[module]):
+            visit(imported)
+        path.pop()
+        done.add(module)
+
+    for module in imports:
+        visit(module)
+
+
+def test_the_document_has_the_same_arrows():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\| ([\w. ]+) \|$", text, re.MULTILINE)
+    assert {name: " ".join(arrows.split()) for name, arrows in rows} == ARROWS
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_nothing_imports_from_scripts_or_tests(module):
+    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert not [
@@ -110,7 +169,9 @@ def test_nothing_imports_from_scripts_or_tests(path):
     ]
 
 
-@pytest.mark.parametrize("module", WITHOUT_TORCH)
+@pytest.mark.parametrize(
+    "module", [*WITHOUT_TORCH, *(name for name in SOURCES if room(name) in TORCH_FREE_ROOMS)]
+)
 def test_planning_needs_no_torch(module):
     code = f"import {module}, sys; print([name for name in ('torch', 'diffusers') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

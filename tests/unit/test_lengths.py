@@ -13,8 +13,8 @@ def config():
     return load_config(Request()).config
 
 
-@pytest.mark.parametrize(("pixel", "latent"), [(9, 3), (21, 6), (81, 21), (4089, 1023)])
-def test_pixel_frames_that_fit(config, pixel, latent):
+@pytest.mark.parametrize(("pixel", "latent"), [(1, 3), (9, 3), (21, 6), (81, 21), (82, 24), (4089, 1023)])
+def test_pixel_frames_are_rounded_up(config, pixel, latent):
     assert fit_pixel_frames(config, pixel).video.frames == latent
 
 
@@ -39,9 +39,9 @@ def test_pixel_frames_are_rounded_up_and_it_is_said(config, wanted, latent):
         ),
     ],
 )
-def test_pixel_frames_that_do_not_fit(config, wanted, message):
+def test_pixel_frames_that_are_no_length(config, wanted, message):
     with pytest.raises(UsageError) as caught:
-        fit_pixel_frames(config, wanted)
+        plan_video(fit_pixel_frames(config, wanted))
     assert str(caught.value) == message
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qvg_cli.compare.lpips import load_perceptual_distance
+from qvg_cli.comparison.lpips import load_perceptual_distance
 from qvg_cli.config.resources import lpips_heads
 from qvg_cli.errors import MissingModelError
 

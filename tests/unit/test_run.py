@@ -11,9 +11,9 @@ from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import QvgError
+from qvg_cli.files import RunDir
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.runs.checkpoint import Checkpoint
-from qvg_cli.runs.folder import RunDir
 from qvg_cli.runs.run import Run
 from qvg_cli.video.io import count_frames, read_frames
 

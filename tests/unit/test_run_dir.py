@@ -3,7 +3,7 @@
 import pytest
 
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.runs.folder import RunDir, run_name, slug, write_whole
+from qvg_cli.files import RunDir, run_name, slug, write_whole
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvg_cli.config.options import FamilyOption, parse_window
+from qvg_cli.config.options import FamilyOption, parse_window, spaced_steps
 from qvg_cli.models.base import Family
 
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "How the camera moves, in latent frames, such as w-8,a-8 (w s a d, and turns up down left "
             "right); or a trajectory file, path.json.",
             metavar="MOVES",
+            not_in=("play",),
         ),
         FamilyOption(
             "--pad-pose",
             "walk.pad_pose",
             "Let the camera stand still where the video is longer than its pose.",
             metavar="hold",
+            not_in=("play",),
         ),
         FamilyOption("--image", "walk.image", "The picture to walk into.", "FILE", Path, str),
         FamilyOption(
@@ -45,6 +47,7 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "sampler.context",
             "How the history is kept: append, rebuild or incremental.",
             metavar="MODE",
+            parse=str.lower,
         ),
         FamilyOption(
             "--window",
@@ -52,6 +55,14 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "Latent frames that are attended to, the chunk's own included; all is the whole history.",
             metavar="N",
             parse=parse_window,
+        ),
+        FamilyOption(
+            "--steps",
+            "sampler.steps",
+            "Denoising steps of a chunk, evenly spaced; the model was distilled to 4.",
+            metavar="N",
+            type=int,
+            parse=spaced_steps,
         ),
     )
 

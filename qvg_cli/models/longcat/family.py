@@ -23,7 +23,40 @@ class LongCat(Family["LongCatConfig"]):
     """LongCat-Video: a base clip, and segments that go on from its last frames."""
 
     name = "longcat"
-    options = (FamilyOption("--image", "source.image", "The first frame of the video.", "FILE", Path, str),)
+    options = (
+        FamilyOption(
+            "--image",
+            "source.image",
+            "The first frame of the video.",
+            metavar="FILE",
+            type=Path,
+            parse=str,
+            not_in=("extend",),
+        ),
+        FamilyOption(
+            "--steps",
+            "sampler.guided_steps",
+            "Denoising steps of a clip from text or a picture; a segment takes more.",
+            metavar="N",
+            type=int,
+            needs=("sampler.mode", "guided"),
+        ),
+        FamilyOption(
+            "--guidance-scale",
+            "sampler.guidance",
+            "How far a step is led from the negative prompt to the prompt; 1 is not at all.",
+            metavar="SCALE",
+            type=float,
+            needs=("sampler.mode", "guided"),
+        ),
+        FamilyOption(
+            "--negative-prompt",
+            "sampler.negative_prompt",
+            "What the guidance leads away from.",
+            metavar="TEXT",
+            needs=("sampler.mode", "guided"),
+        ),
+    )
 
     @property
     def config_class(self) -> type[LongCatConfig]:

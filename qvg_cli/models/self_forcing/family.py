@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvg_cli.config.options import FamilyOption, parse_lora, parse_window
+from qvg_cli.config.options import FamilyOption, parse_lora, parse_window, spaced_steps
 from qvg_cli.models.base import Family
 
 if TYPE_CHECKING:
@@ -42,12 +42,28 @@ class SelfForcing(Family["SelfForcingConfig"]):
             type=int,
         ),
         FamilyOption(
+            "--position-span",
+            "sampler.position_span",
+            "Time positions that the frames in view are kept within.",
+            metavar="N",
+            type=int,
+        ),
+        FamilyOption(
+            "--steps",
+            "sampler.steps",
+            "Denoising steps of a chunk, evenly spaced; most of these models were distilled to 4.",
+            metavar="N",
+            type=int,
+            parse=spaced_steps,
+        ),
+        FamilyOption(
             "--image",
             "source.image",
             "The picture that the video begins with, for checkpoints that were made for one.",
             metavar="FILE",
             type=Path,
             parse=str,
+            not_in=("extend",),
         ),
         FamilyOption(
             "--lora",

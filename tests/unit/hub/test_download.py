@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from published import saved
 from safetensors.torch import load_file
 
-from qvg_cli.compare.lpips import find_network
+from qvg_cli.comparison.lpips import find_network
 from qvg_cli.config.resources import weights_folder
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.self_forcing.family import SelfForcing

@@ -1,4 +1,4 @@
-"""`qvg compare` with this family: one model for all arms, and latents that decode to the run's own frames."""
+"""`qvg compare` with this family: one model, and latents that decode to the run's own frames."""
 
 import json
 from pathlib import Path

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from qvg_cli.compare.metrics import psnr, ssim
-from qvg_cli.compare.quality import FrameQuality, mean_figures, measure, video_figures
-from qvg_cli.compare.spool import FrameSpool, check_space
+from qvg_cli.comparison.metrics import psnr, ssim
+from qvg_cli.comparison.quality import FrameQuality, mean_figures, measure, video_figures
+from qvg_cli.comparison.spool import FrameSpool, check_space
 from qvg_cli.errors import QvgError
 
 FPS = 4

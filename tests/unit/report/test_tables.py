@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvg_cli.compare.figures import arm_costs, summary_lines, with_baseline
+from qvg_cli.report.comparison import arm_costs, summary_lines, with_baseline
 from qvg_cli.report.tables import WIDTH, comparison_tables, format_facts, format_table, spread
 
 MIB = 1024 * 1024

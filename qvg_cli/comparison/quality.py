@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvg_cli.compare.metrics import psnr, ssim
-from qvg_cli.compare.spool import FrameSpool
+from qvg_cli.comparison.metrics import psnr, ssim
+from qvg_cli.comparison.spool import FrameSpool
 
 WINDOW_SECONDS = 2.0
 DIVERGENCE_DB = 30.0
@@ -87,7 +87,7 @@ def video_figures(quality: FrameQuality, fps: int) -> dict[str, Any]:
 
 
 def divergence(quality: FrameQuality) -> dict[str, int | None]:
-    """The first frame of which any value differs, and the first below `DIVERGENCE_DB`; none without one."""
+    """The first frame of which any value differs, and the first below `DIVERGENCE_DB`; `None` without one."""
     return {
         "first_different_frame": _first(quality.psnr_db, lambda value: not math.isinf(value)),
         "first_diverged_frame": _first(quality.psnr_db, lambda value: value < DIVERGENCE_DB),

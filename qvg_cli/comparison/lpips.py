@@ -20,7 +20,7 @@ from qvg_cli.config.resources import lpips_heads, qvg_home
 from qvg_cli.errors import MissingModelError
 
 NAME = "lpips"
-"""Of the download."""
+"""In the folder of the download."""
 _BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-8

@@ -1,11 +1,11 @@
-"""The arms of a comparison before anything is loaded: presets that are still to run, or runs that are there.
+"""The variants of a comparison before anything is loaded: presets to run, or runs that are there.
 
-All arms have the same prompts, seeds, sizes and settings; only the cache may differ. No torch.
+All variants have the same prompts, seeds, sizes and settings; only the cache may differ. No torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,22 @@ from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.load import Request, known_name, unknown_name
 from qvg_cli.config.resources import preset_names
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.console import Console
-from qvg_cli.engine.jobs import Planned, plan_jobs
+from qvg_cli.engine.jobs import Planned, plan_caches
 from qvg_cli.errors import UsageError
+from qvg_cli.files import run_name, slug, unique_names
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.report.run_files import Result, read_result
-from qvg_cli.runs.folder import run_name, slug, unique_names
 
 _MAY_DIFFER = ("cache", "device")
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One way of keeping the cache, and the videos to make with it.
 
     Attributes:
-        name: What tables and pictures call it; no other arm has it.
-        videos: As many, in the same order, as every other arm has.
+        name: What tables and pictures call it; no other variant has it.
+        videos: As many, in the same order, as every other variant has.
     """
 
     name: str
@@ -38,7 +37,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class FinishedArm:
+class FinishedVariant:
     """One run that is there already."""
 
     name: str
@@ -46,62 +45,58 @@ class FinishedArm:
     run: Result
 
 
-def named_presets(arms: Sequence[str]) -> list[str]:
-    """The arms, presets under their own names however they were written."""
-    return [arm if Path(arm).is_dir() else known_name(arm, preset_names()) for arm in arms]
+def named_presets(variants: Sequence[str]) -> list[str]:
+    """The variants, presets under their own names however they were written."""
+    return [each if Path(each).is_dir() else known_name(each, preset_names()) for each in variants]
 
 
-def are_presets(arms: Sequence[str]) -> bool:
-    """Whether the arms are presets, and not folders of runs.
+def are_presets(variants: Sequence[str]) -> bool:
+    """Whether the variants are presets, and not folders of runs.
 
     Raises:
         UsageError: Too few, one is neither, or they are mixed.
     """
-    if len(arms) < 2:
-        raise UsageError("one arm is nothing to compare", hint="for example qvg compare bf16 int2")
+    if len(variants) < 2:
+        raise UsageError("one variant is nothing to compare", hint="for example qvg compare bf16 int2")
     known = preset_names()
-    for arm in arms:
-        if arm not in known and not Path(arm).is_dir():
-            if "/" in arm:
-                raise UsageError(f"no folder {arm}", hint="give the folders of runs, or presets")
-            raise unknown_name("cache preset", arm, known)
-    folders = [arm for arm in arms if arm not in known]
-    if folders and len(folders) < len(arms):
-        preset = next(arm for arm in arms if arm in known)
+    for variant in variants:
+        if variant not in known and not Path(variant).is_dir():
+            if "/" in variant:
+                raise UsageError(f"no folder {variant}", hint="give the folders of runs, or presets")
+            raise unknown_name("cache preset", variant, known)
+    folders = [variant for variant in variants if variant not in known]
+    if folders and len(folders) < len(variants):
+        preset = next(variant for variant in variants if variant in known)
         raise UsageError(
             f"{preset} is a preset and {folders[0]} a folder", hint="give presets only, or folders only"
         )
     return not folders
 
 
-def plan_arms(
+def plan_variants(
     presets: Sequence[str],
     request: Request,
-    console: Console,
+    note: Callable[[str], None],
     *,
-    prompts: Path | None,
-    seconds: float | None,
-    frames: int | None,
-    num_seeds: int,
-) -> list[Arm]:
+    num_seeds: int = 1,
+    **options: Any,
+) -> list[Variant]:
     """Plan every video of every preset.
+
+    Args:
+        note: Takes a line for the user.
+        num_seeds: Of every prompt: its seed and those after it.
+        options: As `plan_jobs` takes them.
 
     Raises:
         UsageError: Something does not fit; nothing was made.
     """
-    planned = []
-    for index, preset in enumerate(presets):
-        # First of all: what is set about the cache, such as cache.span_tokens, changes every preset.
-        arm_request = replace(request, sets=(f"cache.preset={preset}", *request.sets))
-        # What is said of the videos is said once.
-        heard = console if index == 0 else Console(is_quiet=True)
-        jobs = plan_jobs(arm_request, heard.note, prompts=prompts, seconds=seconds, frames=frames)
-        planned.append(_with_seeds(jobs, num_seeds))
+    planned = [_with_seeds(jobs, num_seeds) for jobs in plan_caches(request, presets, note, **options)]
     names = unique_names([cache_label(videos[0].config.cache) for videos in planned], "{} ({})")
-    return [Arm(name, videos) for name, videos in zip(names, planned, strict=True)]
+    return [Variant(name, videos) for name, videos in zip(names, planned, strict=True)]
 
 
-def find_arms(folders: Sequence[str]) -> list[FinishedArm]:
+def find_variants(folders: Sequence[str]) -> list[FinishedVariant]:
     """Read finished runs, and make sure that they can be compared.
 
     Raises:
@@ -119,7 +114,7 @@ def find_arms(folders: Sequence[str]) -> list[FinishedArm]:
         _check_same(configs[0], config, runs[0].folder, run.folder)
     names = unique_names([cache_label(config.cache) for config in configs], "{} ({})")
     return [
-        FinishedArm(name, Planned(config, plan_video(config), run_name(config.prompt, config.seed)), run)
+        FinishedVariant(name, Planned(config, plan_video(config), run_name(config.prompt, config.seed)), run)
         for name, config, run in zip(names, configs, runs, strict=True)
     ]
 
@@ -172,7 +167,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
     return settings
 
 
-def comparison_name(arms: Sequence[str], videos: Sequence[Planned]) -> str:
+def comparison_name(variants: Sequence[str], videos: Sequence[Planned]) -> str:
     """Name of the folder that a comparison is written to."""
     what = videos[0].name if len(videos) == 1 else f"{len(videos)}-videos"
-    return f"{slug(' '.join(arms))}-{what}"
+    return f"{slug(' '.join(variants))}-{what}"

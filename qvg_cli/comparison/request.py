@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.files import slug, unique_names, write_whole
 from qvg_cli.models.registry import find_family, plan_video
-from qvg_cli.runs.folder import slug, unique_names, write_whole
 
 BEGUN = "begun.json"
 SCHEMA = 1
@@ -22,8 +22,8 @@ class Begun:
     """Everything that a comparison makes.
 
     Attributes:
-        names: Of the arms, the baseline's first.
-        rows: For every prompt and seed the video of every arm.
+        names: Of the variants, the baseline's first.
+        rows: For every prompt and seed the video of every variant.
         has_lpips: Whether LPIPS is measured.
     """
 
@@ -37,8 +37,8 @@ class Begun:
         return unique_names([row[0].name for row in self.rows], "{}-{}")
 
     @property
-    def arm_folders(self) -> list[str]:
-        """Names of folders, one for each arm."""
+    def variant_folders(self) -> list[str]:
+        """Names of folders, one for each variant."""
         return unique_names([slug(name) for name in self.names], "{}-{}")
 
     def write(self, folder: Path) -> None:

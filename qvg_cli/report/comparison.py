@@ -14,8 +14,8 @@ from qvg_cli.report.words import mib_text
 SCHEMA = 1
 
 
-def arm_costs(memories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What one arm held and how long it took, over the memory.json of its videos.
+def variant_costs(memories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What one variant held and how long it took, over the memory.json of its videos.
 
     Sizes are those of the fullest video, times are medians over all chunks, so that what only happens once,
     such as the first chunk's warming up, does not count.
@@ -41,20 +41,20 @@ def arm_costs(memories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def with_baseline(arms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The arms, each with its costs as parts of the first's."""
-    baseline = arms[0]
+def with_baseline(variants: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The variants, each with its costs as parts of the first's."""
+    baseline = variants[0]
     return [
         {
-            **arm,
+            **variant,
             "of_baseline": {
-                "peak_bytes": _part(arm["peak"]["bytes"], baseline["peak"]["bytes"]),
-                "end_bytes": _part(arm["end"]["bytes"], baseline["end"]["bytes"]),
-                "device_peak_bytes": _part(arm["device_peak_bytes"], baseline["device_peak_bytes"]),
-                "seconds_per_chunk": _part(arm["seconds_per_chunk"], baseline["seconds_per_chunk"]),
+                "peak_bytes": _part(variant["peak"]["bytes"], baseline["peak"]["bytes"]),
+                "end_bytes": _part(variant["end"]["bytes"], baseline["end"]["bytes"]),
+                "device_peak_bytes": _part(variant["device_peak_bytes"], baseline["device_peak_bytes"]),
+                "seconds_per_chunk": _part(variant["seconds_per_chunk"], baseline["seconds_per_chunk"]),
             },
         }
-        for arm in arms
+        for variant in variants
     ]
 
 
@@ -75,24 +75,24 @@ def frame_time(frame: int | None, fps: int) -> str:
 
 
 def db_text(psnr_db: float | None) -> str:
-    """A PSNR in words; none stands for equal frames."""
+    """A PSNR in words; `None` stands for equal frames."""
     return "equal" if psnr_db is None else f"{psnr_db:.2f}"
 
 
 def summary_lines(comparison: Mapping[str, Any]) -> list[str]:
-    """What every arm but the baseline cost and lost, a sentence each."""
-    arms = comparison["arms"]
+    """What every variant but the baseline cost and lost, a sentence each."""
+    variants = comparison["arms"]
     fps = comparison["fps"]
-    return [_summary(arm, arms[0], fps) for arm in arms[1:]]
+    return [_summary(variant, variants[0], fps) for variant in variants[1:]]
 
 
-def _summary(arm: Mapping[str, Any], baseline: Mapping[str, Any], fps: int) -> str:
-    held, baseline_held = (mib_text(one["peak"]["bytes"]) for one in (arm, baseline))
-    cost = f"{arm['name']} held {held} MiB of cache at its peak, {baseline['name']} {baseline_held} MiB"
-    times = arm["of_baseline"]["seconds_per_chunk"]
+def _summary(variant: Mapping[str, Any], baseline: Mapping[str, Any], fps: int) -> str:
+    held, baseline_held = (mib_text(one["peak"]["bytes"]) for one in (variant, baseline))
+    cost = f"{variant['name']} held {held} MiB of cache at its peak, {baseline['name']} {baseline_held} MiB"
+    times = variant["of_baseline"]["seconds_per_chunk"]
     if times is not None:
         cost += f"; it took {times:.2f} times as long for a chunk"
-    quality = arm["quality"]
+    quality = variant["quality"]
     different, diverged = quality["first_different_frame"], quality["first_diverged_frame"]
     if different is None:
         return f"{cost}. Its frames are equal."

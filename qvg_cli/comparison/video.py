@@ -1,4 +1,4 @@
-"""One video of a comparison: every arm's frames against the baseline's, and all of them side by side."""
+"""One video of a comparison: every variant's frames against the baseline's, and all of them side by side."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvg_cli.compare.figures import db_text
-from qvg_cli.compare.quality import FrameQuality, measure, video_figures
-from qvg_cli.compare.side_by_side import SideBySide
-from qvg_cli.compare.spool import FrameSpool
+from qvg_cli.comparison.quality import FrameQuality, measure, video_figures
+from qvg_cli.comparison.side_by_side import SideBySide
+from qvg_cli.comparison.spool import FrameSpool
+from qvg_cli.report.comparison import db_text
 from qvg_cli.report.pictures import jpeg
 from qvg_cli.video.io import VideoWriter
 
@@ -33,7 +33,7 @@ class ComparedVideo:
     """What the comparison of one video found.
 
     Attributes:
-        figures: Of every arm but the baseline; see docs/reports.md.
+        figures: Of every variant but the baseline; see docs/reports.md.
         stills: The first frame that differs, the middle one and the last.
     """
 
@@ -50,11 +50,11 @@ def compare_video(
     device: torch.device,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> ComparedVideo:
-    """Measure every arm against the first and write the side-by-side video to `path`.
+    """Measure every variant against the first and write the side-by-side video to `path`.
 
     Args:
         device: Computes the metrics.
-        perceptual: See `qvg_cli.compare.quality.measure`.
+        perceptual: See `qvg_cli.comparison.quality.measure`.
     """
     qualities = [measure(spools[0], spool, device, perceptual) for spool in spools[1:]]
     figures = [video_figures(quality, fps) for quality in qualities]

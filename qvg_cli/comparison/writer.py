@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from qvg_cli.compare.figures import SCHEMA, arm_costs, with_baseline
-from qvg_cli.compare.quality import DIVERGENCE_DB, WINDOW_SECONDS, mean_figures
-from qvg_cli.compare.video import ComparedVideo
+from qvg_cli.comparison.quality import DIVERGENCE_DB, WINDOW_SECONDS, mean_figures
+from qvg_cli.comparison.video import ComparedVideo
 from qvg_cli.config.schema import RunConfig
+from qvg_cli.files import write_whole
+from qvg_cli.report.comparison import SCHEMA, variant_costs, with_baseline
 from qvg_cli.report.html import comparison_page
 from qvg_cli.report.plots import save_cost_plot, save_quality_plot
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import COMPARISON, Result
-from qvg_cli.runs.folder import write_whole
 
 SIDE_BY_SIDE = "side-by-side.mp4"
 
@@ -27,7 +27,7 @@ class ComparisonWriter:
     """Collects compared videos, and writes the report on those there are.
 
     Args:
-        configs: Of every arm's first video, the baseline's first.
+        configs: Of every variant's first video, the baseline's first.
         compared: What exactly was compared, in words.
     """
 
@@ -60,7 +60,7 @@ class ComparisonWriter:
 
         Args:
             config: Of the baseline's run.
-            runs: Of every arm, the baseline's first.
+            runs: Of every variant, the baseline's first.
         """
         for memories, run in zip(self._memories, runs, strict=True):
             memories.append(run.figures)
@@ -110,25 +110,25 @@ class ComparisonWriter:
             },
             "window_seconds": WINDOW_SECONDS,
             "divergence_psnr_db": DIVERGENCE_DB,
-            "arms": self._arms(),
+            "arms": self._variants(),
             "videos": self._videos,
             "settings": config.model_dump(mode="json", exclude={"cache"}),
             "provenance": provenance(self._device),
         }
 
-    def _arms(self) -> list[dict[str, Any]]:
-        arms = []
+    def _variants(self) -> list[dict[str, Any]]:
+        variants = []
         for index, name in enumerate(self.names):
             figures = [video["arms"][index] for video in self._videos]
-            arms.append(
+            variants.append(
                 {
                     "name": name,
                     "cache": self._configs[index].cache.model_dump(mode="json"),
-                    **arm_costs(self._memories[index]),
+                    **variant_costs(self._memories[index]),
                     "quality": mean_figures(figures) if index else None,
                 }
             )
-        return with_baseline(arms)
+        return with_baseline(variants)
 
     def _relative(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.folder)).as_posix()

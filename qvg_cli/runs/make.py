@@ -1,11 +1,10 @@
-"""A planned video in, a run folder out, told to the user. What was made survives whatever stops it."""
+"""A planned video becomes a run, and the user is told. What was made survives whatever stops it."""
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import torch
@@ -13,41 +12,20 @@ from torch import Tensor
 
 from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.console import Console, show_data
-from qvg_cli.device import attention_words, resolve_device
+from qvg_cli.console import Console
+from qvg_cli.device import attention_words
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.suggestions import check_memory, remedies_after
+from qvg_cli.engine.suggestions import check_memory, suggestions_after
 from qvg_cli.errors import MissingModelError, QvgError, interruption, is_out_of_memory
 from qvg_cli.interrupts import Stopped, choose_moments, hold_interrupts, stop_if_asked
-from qvg_cli.logs import command_began, run_log, timed
+from qvg_cli.logs import run_log, timed
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
-from qvg_cli.runs.folder import RunDir
 from qvg_cli.runs.run import Run
-from qvg_cli.runs.summary import Times, chunk_line
-from qvg_cli.video.io import check_encoder
+from qvg_cli.runs.summary import chunk_line
 
 LOG = logging.getLogger(__name__)
-
-
-def resume_video(video: Planned, folder: RunDir, console: Console, *, is_json: bool) -> None:
-    """Go on with a run that was cut off, from its last whole chunk.
-
-    Raises:
-        UsageError: It was another run.
-        QvgError: It failed again; what was made is kept.
-    """
-    check_encoder()
-    device = resolve_device(video.config.device)
-    run = Run(video, folder, device, console.note, Times(command_began()))
-    try:
-        warn_of_memory(video, device, console)
-        engine = load(video.config, device, console)
-    except BaseException:
-        run.close()
-        raise
-    make_video(run, engine, console, is_json=is_json)
 
 
 def warn_of_memory(
@@ -89,25 +67,18 @@ def prompts_heard(console: Console) -> Iterator[None]:
         console.note(text)
 
 
-def read_prompts(engine: Engine, videos: Sequence[Planned], console: Console) -> None:
-    """Encode every prompt of the videos at once."""
-    with prompts_heard(console):
-        engine.read_prompts(videos)
-
-
 def make_video(
     run: Run,
     engine: Engine,
     console: Console,
     *,
-    is_json: bool = False,
-    is_shown: bool = True,
+    on_end: Callable[[Run], None] = lambda run: None,
     prompt_embeds: Mapping[int, Tensor] | None = None,
 ) -> None:
     """Make one video into its folder, and say what was made of it, however it ends.
 
     Args:
-        is_shown: Whether the video's path, or its figures, are shown.
+        on_end: Called with the run in the end, if anything was made.
         prompt_embeds: What `Engine.encode_prompts` gave for it; `None` encodes its prompts here.
 
     Raises:
@@ -151,8 +122,7 @@ def make_video(
         finally:
             if run.summary.records:
                 console.note(str(run.summary))
-                if is_shown:
-                    show_data(json.dumps(run.figures()) if is_json else str(run.folder.video))
+                on_end(run)
 
 
 def _keep(run: Run, error: Exception) -> None:
@@ -167,4 +137,6 @@ def _keep(run: Run, error: Exception) -> None:
     if is_out_of_memory(error):
         error.add_note(run.summary.memory_note())
         with suppress(QvgError):
-            error.add_note(remedies_after(run.video.config, run.video.plan, is_gpu=run.device.type == "cuda"))
+            error.add_note(
+                suggestions_after(run.video.config, run.video.plan, is_gpu=run.device.type == "cuda")
+            )
