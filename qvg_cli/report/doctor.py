@@ -20,6 +20,7 @@ from huggingface_hub import constants, get_token
 
 from qvg_cli import __version__
 from qvg_cli.config.resources import qvg_home
+from qvg_cli.device import resolve_device
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.hub.proxies import check_proxies, proxy_for
 from qvg_cli.hub.record import is_whole, read_record
@@ -79,6 +80,8 @@ def examine(out: Path) -> list[Finding]:
     for name, look in points:
         try:
             findings.append(look())
+        except UsageError as error:
+            findings.append(Finding(name, "problem", str(error), error.hint))
         except Exception as error:
             # A doctor that falls ill himself has still something to say of the rest.
             findings.append(Finding(name, "problem", f"{type(error).__name__}: {error}"))
@@ -137,6 +140,8 @@ def _device(device: torch.device) -> Finding:
 
 
 def _kernels(device: torch.device) -> Finding:
+    # A run would be refused for the same reason.
+    resolve_device(str(device))
     reason = why_reference(device)
     if reason is not None:
         return Finding("kernels", "note", f"not used: {reason}; the torch reference runs, which is slower")

@@ -34,11 +34,13 @@ def test_the_machine_is_told_without_secrets(qvg, tmp_path, monkeypatch):
 
 def test_a_problem_is_named_with_its_remedy(qvg, tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
-    monkeypatch.setenv("QVG_KERNELS", "fast")
+    monkeypatch.setenv("QVG_KERNELS", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = qvg("doctor", "--out", tmp_path)
     assert result.exit_code == 1
     assert "ffmpeg     PROBLEM: ffmpeg is not at /nowhere/ffmpeg (install the" in result.stdout
-    assert "kernels    PROBLEM: ValueError: QVG_KERNELS=fast is not possible" in result.stdout
+    assert "kernels    PROBLEM: QVG_KERNELS=triton is not possible on a CPU (unset it;" in result.stdout
     assert result.stderr.startswith("error: something is wrong with kernels, ffmpeg")
 
 

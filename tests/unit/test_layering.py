@@ -26,7 +26,7 @@ ARROWS = {
     "models": "base kernels config planning device cache video",
     "hub": "base config models",
     "engine": "base kernels.spec config planning device cache video models",
-    "report": "base kernels config planning video models hub engine",
+    "report": "base kernels config planning device video models hub engine",
     "runs": "base kernels config planning device cache video models engine report",
     "comparison": "base config device cache video models engine report runs",
     "play": "base config planning device video models engine report",
