@@ -100,7 +100,10 @@ def play(
         request = replace(request, file=_settings_of(resume))
 
     from qvg_cli.play.server import listen, serve
+    from qvg_cli.video.picture import open_image
 
+    if "--image" in family.given():
+        open_image(str(family.given()["--image"]))
     # Before the weights are read: a port that is taken costs no waiting.
     with listen(host, port) as listening:
         token = None if is_loopback(host) else secrets.token_urlsafe(16)
