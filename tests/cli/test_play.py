@@ -93,7 +93,7 @@ def test_the_extra_that_is_missing_is_named(qvg, monkeypatch):
     [
         (["--resume", "nowhere"], "nowhere is not the folder of a run"),
         (["--resume", "nowhere", "--image", "a.png"], "were both given"),
-        (["--backend", "self-forcing", "--pocket", "--image", "a.png"], "--image is not an option of"),
+        (["--backend", "hyworldplay", "--pocket", "--sink", "3"], "--sink is not an option of"),
         (["--image", "missing.png"], "missing.png"),
     ],
 )
