@@ -24,7 +24,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qvg_kernels.norm import norm_silu
+from qvg_kernels.norm.silu import norm_silu
 
 _CACHED_FRAMES = 2
 """Frames of the past that a convolution over three frames sees."""

@@ -60,7 +60,7 @@ def refusal(scope: Scope, token: str | None) -> str | None:
     if origin and urlsplit(origin).netloc != host:
         return f"a page of {origin!r} may not speak to this one"
     if token is not None:
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]
         if not hmac.compare_digest(given.encode(), token.encode()):
             return "the address lacks the token; take the one that qvg play has printed"
     return None
@@ -74,6 +74,6 @@ def _name(host: str) -> str:
 
 def page_address(host: str, port: int, token: str | None) -> str:
     """What to open in a browser."""
-    query = "" if token is None else f"?token={token}"
+    query = "" if token is None else f"?key={token}"
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}/{query}"

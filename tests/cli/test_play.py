@@ -68,7 +68,7 @@ def test_nothing_walked_leaves_nothing(program, tmp_path):
 @pytest.mark.enable_socket
 def test_another_address_gets_a_token(program, tmp_path):
     _, address = program("--host", "0.0.0.0", "--out", tmp_path)
-    assert re.search(r"/\?token=[\w-]{20,}$", address)
+    assert re.search(r"/\?key=[\w-]{20,}$", address)
 
 
 @pytest.mark.enable_socket
@@ -94,6 +94,7 @@ def test_the_extra_that_is_missing_is_named(qvg, monkeypatch):
         (["--resume", "nowhere"], "nowhere is not the folder of a run"),
         (["--resume", "nowhere", "--image", "a.png"], "were both given"),
         (["--backend", "hyworldplay", "--pocket", "--sink", "3"], "--sink is not an option of"),
+        (["--backend", "self-forcing", "--pocket", "--image", "a.png"], "a.png"),
         (["--image", "missing.png"], "missing.png"),
     ],
 )

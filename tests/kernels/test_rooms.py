@@ -7,7 +7,7 @@ import pytest
 from .conftest import REPOSITORY
 
 KERNELS = REPOSITORY / "kernels"
-ROOMS = ("runtime", "quant", "rope", "codecs", "attention")
+ROOMS = ("runtime", "norm", "quant", "rope", "codecs", "attention")
 """From the ground up; `codec.py` and `spec.py` belong to the codecs."""
 
 BENCHES = sorted((KERNELS / "bench").glob("*.py"))

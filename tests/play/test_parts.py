@@ -80,7 +80,7 @@ def test_which_addresses_are_this_machine_alone(host, is_own):
 
 def test_the_address_of_the_page():
     assert page_address("::1", 8000, None) == "http://[::1]:8000/"
-    assert page_address("10.0.0.2", 80, "abc") == "http://10.0.0.2:80/?token=abc"
+    assert page_address("10.0.0.2", 80, "abc") == "http://10.0.0.2:80/?key=abc"
 
 
 def test_recalled_frames_are_those_before_the_gap():

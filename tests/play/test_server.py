@@ -194,11 +194,11 @@ def test_other_sites_are_kept_out(play, walk_engine):
 def test_a_token_is_asked_for(play, walk_engine):
     session = play(walk_engine, token="secret")
     assert session.fetch("/")[0] == 403
-    assert session.fetch("/?token=other")[0] == 403
-    assert session.fetch("/?token=secret", Host="machine.lan")[0] == 200
+    assert session.fetch("/?key=other")[0] == 403
+    assert session.fetch("/?key=secret", Host="machine.lan")[0] == 200
     with pytest.raises(InvalidStatus):
         session.browser()
-    browser = session.browser(query="&token=secret")
+    browser = session.browser(query="&key=secret")
     browser.wait(browser.is_ready)
 
 

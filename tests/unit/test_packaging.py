@@ -81,6 +81,9 @@ def test_every_import_is_a_requirement():
         distribution(text)
         for text in [*project["dependencies"], *project["optional-dependencies"]["kernels"]]
     }
+    required |= {distribution(text) for text in project["optional-dependencies"]["play"]}
+    # There where a notebook runs, and imported nowhere else.
+    required.add("ipython")
     own = {"qvg_cli", "qvg_kernels"}
     sources = [*(ROOT / "qvg_cli").rglob("*.py"), *(ROOT / "kernels" / "qvg_kernels").rglob("*.py")]
     imported = {name for path in sources for name in top_level_imports(path)} - own - sys.stdlib_module_names

@@ -24,7 +24,7 @@ def norm_silu(states: Tensor, gamma: Tensor, scale: float, out: Tensor) -> None:
         out: `[B, C, T, H, W]` of the same dtype; computed in float32 and rounded once.
     """
     if states.is_cuda:
-        from qvg_kernels.norm_kernel import launch_norm_silu
+        from qvg_kernels.norm.kernel import launch_norm_silu
 
         launch_norm_silu(states, gamma, scale, out)
         return
