@@ -54,6 +54,10 @@ class Console:
         if not self._is_quiet:
             _tell(visible(redact(text)))
 
+    def show_secret(self, text: str) -> None:
+        """A line with a secret that this person needs: on the terminal whatever was asked for, in no log."""
+        _tell(visible(text))
+
     @contextmanager
     def progress(self, num_chunks: int, num_done: int = 0) -> Iterator[Progress]:
         """Progress of one video of which `num_done` chunks are there already."""

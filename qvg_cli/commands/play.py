@@ -100,17 +100,17 @@ def play(
         request = replace(request, file=_settings_of(resume))
 
     from qvg_cli.play.server import listen, serve
-    from qvg_cli.video.picture import open_image
 
-    if "--image" in family.given():
-        open_image(str(family.given()["--image"]))
     # Before the weights are read: a port that is taken costs no waiting.
     with listen(host, port) as listening:
         token = None if is_loopback(host) else secrets.token_urlsafe(16)
         server, first = _open(request, out, record, resume, console)
         address = page_address(host, listening.getsockname()[1], token)
         try:
-            console.note(f"play at {address}")
+            if token is None:
+                console.note(f"play at {address}")
+            else:
+                console.show_secret(f"play at {address}")
             console.note("Ctrl-C ends it; the walk is saved then")
             if not no_browser:
                 _open_browser(address)
@@ -146,6 +146,8 @@ def _open(
     """The server, and what its player begins with."""
     from qvg_cli.device import resolve_device
     from qvg_cli.engine.engine import Engine
+    from qvg_cli.engine.jobs import check_weights, plan_jobs
+    from qvg_cli.engine.sources import find_start
     from qvg_cli.files import RunDir, prepare_folder
     from qvg_cli.models.registry import load_config
     from qvg_cli.play.server import PlayServer
@@ -154,10 +156,15 @@ def _open(
 
     check_encoder()
     config = load_config(request).config
+    # What cannot begin is told here, not on the page; a walk has no length to speak of.
+    (planned,) = plan_jobs(request, lambda text: None)
+    check_weights(planned)
     device = resolve_device(config.device)
     folder = prepare_folder(out / config.backend)
-    if resume is not None and recover(resume, device):
-        console.note(f"the walk in {resume} was cut off: what was made of it is saved")
+    if resume is not None:
+        if recover(resume, device):
+            console.note(f"the walk in {resume} was cut off: what was made of it is saved")
+        find_start(resume)
     console.note(f"loading {config.model.name} on {device}, cache {config.cache.preset}")
     engine = Engine.load_config(config, device, request)
     server = PlayServer(engine, folder, record=record, note=console.note)

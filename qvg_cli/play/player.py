@@ -204,7 +204,8 @@ class Player:
             except _Closed:
                 return
             except Exception as error:
-                LOG.error("failed", exc_info=error)
+                if not isinstance(error, UsageError):
+                    LOG.error("failed", exc_info=error)
                 self._fail(error)
             self._set_status("failed" if self._session is None else "ready")
 

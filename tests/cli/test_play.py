@@ -93,6 +93,7 @@ def test_the_extra_that_is_missing_is_named(qvg, monkeypatch):
     [
         (["--resume", "nowhere"], "nowhere is not the folder of a run"),
         (["--resume", "nowhere", "--image", "a.png"], "were both given"),
+        (["--backend", "hyworldplay", "--pocket", "--sink", "3"], "--sink is not an option of"),
         (["--backend", "self-forcing", "--pocket", "--image", "a.png"], "a.png"),
         (["--image", "missing.png"], "missing.png"),
     ],

@@ -64,7 +64,7 @@ class Browser:
             self.messages.append(json.loads(received))
         return True
 
-    def wait(self, is_there, seconds=60):
+    def wait(self, is_there, seconds=180):
         """Read until something is there."""
         end = time.monotonic() + seconds
         while not is_there():

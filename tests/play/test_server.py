@@ -275,8 +275,9 @@ def test_a_saved_walk_is_downloaded_and_gone_on_with(play, walk_engine):
     # What comes after a save is saved too, in the same folder.
     browser.tap("d")
     browser.wait_made(45)
+    browser.messages.clear()
     browser.send(type="take_up", name="morning-walk")
-    browser.wait(lambda: [each["type"] for each in browser.messages].count("flush") == 2)
+    browser.wait(lambda: browser.last("flush"))
     browser.wait(browser.is_ready)
     assert browser.last("state")["frames"] == 45
     browser.tap("w")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from scripts.pocket.camera_motion import name_moves
-from scripts.pocket.evaluate_world import Engine, draw_walks, main, table, to_bytes
+from scripts.pocket.evaluate_world import World, draw_walks, main, table, to_bytes
 from scripts.pocket.landscape import Renderer
 from scripts.pocket.prompts import Grammar
 from scripts.pocket.walk_prompts import WalkGrammar
@@ -24,8 +24,8 @@ def test_a_walk_goes_where_its_pose_says(tmp_path, pose):
     image = tmp_path / "start.png"
     first = to_bytes(Renderer(torch.device("cpu")).render(walk.scene, walk.cameras[:1]))[0]
     Image.fromarray(first).save(image)
-    engine = Engine(torch.device("cpu"), ["video.frames=8"])
-    frames = engine.generate(walk, image, seed=0)
+    world = World(torch.device("cpu"), ["video.frames=8"])
+    frames = world.generate(walk, image, seed=0)
     assert frames.shape == (29, 128, 224, 3)
     assert np.abs(frames[0].astype(float) - first).mean() < 12
     assert name_moves(frames, walk.path.actions[:8]) == [(kind, kind)]
