@@ -2,7 +2,7 @@
 
 import pytest
 
-from qvg_cli.report.comparison import arm_costs, summary_lines, with_baseline
+from qvg_cli.report.comparison import summary_lines, variant_costs, with_baseline
 from qvg_cli.report.tables import WIDTH, comparison_tables, format_facts, format_table, spread
 
 MIB = 1024 * 1024
@@ -40,14 +40,14 @@ def quality(**changes):
 
 @pytest.fixture
 def comparison():
-    arms = [
-        {"name": "bf16", **arm_costs([memory(8 * MIB, [9.0, 1.0, 1.0], 12345 * MIB)]), "quality": None},
+    variants = [
+        {"name": "bf16", **variant_costs([memory(8 * MIB, [9.0, 1.0, 1.0], 12345 * MIB)]), "quality": None},
         *(
-            {"name": name, **arm_costs([memory(MIB, [2.0, 2.0, 2.0], 12345 * MIB)]), "quality": quality()}
+            {"name": name, **variant_costs([memory(MIB, [2.0, 2.0, 2.0], 12345 * MIB)]), "quality": quality()}
             for name in ("int2", "turboquant-int2", "int2-qvg-pro, changed (2)")
         ),
     ]
-    return {"fps": 16, "arms": with_baseline(arms), "videos": [{}, {}]}
+    return {"fps": 16, "arms": with_baseline(variants), "videos": [{}, {}]}
 
 
 def test_no_line_is_wider_than_a_terminal(comparison):
@@ -77,7 +77,7 @@ def test_costs_are_medians_over_chunks_and_parts_of_the_baselines(comparison):
 
 
 def test_several_videos_count_with_the_fullest_one():
-    costs = arm_costs([memory(MIB, [1.0, 3.0]), memory(2 * MIB, [2.0, 4.0])])
+    costs = variant_costs([memory(MIB, [1.0, 3.0]), memory(2 * MIB, [2.0, 4.0])])
     assert (costs["peak"]["bytes"], costs["end"]["bytes"]) == (2 * MIB, 2 * MIB)
     assert costs["seconds_per_chunk"] == 2.5
     assert [chunk["seconds"] for chunk in costs["chunks"]] == [1.5, 3.5]
