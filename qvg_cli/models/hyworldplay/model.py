@@ -84,32 +84,15 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
         self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
     ) -> tuple[Tensor, ...]:
         """What both streams gather, `[B * F, P, C]` each: by place and time, then by camera."""
-        call, cameras, frame_tokens = self.call, self.call.cameras, self.layer.tokens_per_frame
+        call, layer, cameras = self.call, self.layer, self.call.cameras
         assert cameras is not None
-        query, key, value = (call.tokens.to_heads(part, frame_tokens) for part in (query, key, value))
-        timed = self.layer.attend(
-            rotary_emb.rotate(query, call.frames),
-            key,
-            value,
-            frames=call.frames,
-            reads=call.reads,
-            rotation=rotary_emb,
-        )
+        query, key, value = call.to_heads(layer, query, key, value)
+        timed = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
         # Copied before the other stream attends: both may be gathered in the same workspace.
-        timed = self._split_frames(call.tokens.to_tokens(timed, frame_tokens))
-        seen = self.layer.attend(
-            cameras.rotate_query(query, call.frames),
-            key,
-            value,
-            frames=call.frames,
-            reads=call.reads,
-            rotation=cameras,
-            value_rotation=cameras,
-        )
-        seen = cameras.restore(seen, call.frames)
-        seen = self._split_frames(call.tokens.to_tokens(seen, frame_tokens))
-        if call.commit is not None:
-            self.layer.commit(key, value, call.frames, call.commit)
+        timed = self._split_frames(call.to_tokens(layer, timed))
+        seen = call.attend(layer, cameras.rotate_query(query, call.frames), key, value, cameras, cameras)
+        seen = self._split_frames(call.to_tokens(layer, cameras.restore(seen, call.frames)))
+        call.fill(layer, key, value)
         return timed, seen
 
     def output(self, attn: Any, *attended: Tensor) -> Tensor:

@@ -160,13 +160,10 @@ class SelfAttention(nn.Module):
         """`[B, S, D]` to `[B, S, D]`."""
         query, key, value = self.qkv(states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
-        frame_tokens = layer.tokens_per_frame
-        query, key, value = (call.tokens.to_heads(part, frame_tokens) for part in (query, key, value))
-        query = rotation.rotate(query, call.frames)
-        attended = layer.attend(query, key, value, frames=call.frames, reads=call.reads, rotation=rotation)
-        if call.commit is not None:
-            layer.commit(key, value, call.frames, call.commit)
-        attended = call.tokens.to_tokens(attended, frame_tokens)
+        query, key, value = call.to_heads(layer, query, key, value)
+        attended = call.attend(layer, rotation.rotate(query, call.frames), key, value, rotation)
+        call.fill(layer, key, value)
+        attended = call.to_tokens(layer, attended)
         output: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return output
 

@@ -7,6 +7,7 @@ Nothing of diffusers' forward is overridden. `rope` and the 2 x L attention proc
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ClassVar, Generic, TypeVar
@@ -17,7 +18,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qvg_cli.cache.kv_cache import KVCache, LayerCache
+from qvg_cli.cache.kv_cache import KVCache, LayerCache, Rotation
 from qvg_cli.models.parallel import AllTokens, Tokens
 from qvg_cli.models.wan.graphs import BlockGraphs, GraphedBlock
 from qvg_cli.models.wan.rope import FrameRotation
@@ -48,6 +49,39 @@ class Call:
     def reads(self) -> Frames:
         """Frames of the history to attend to: not those that pass through the model in this call."""
         return tuple(frame for frame in self.chunk.reads if frame not in self.frames)
+
+    def to_heads(self, layer: LayerCache, *states: Tensor) -> Iterator[Tensor]:
+        """Each `[B, H, S, D]` for the heads that `layer` holds here, and all tokens of the call."""
+        return (self.tokens.to_heads(each, layer.tokens_per_frame) for each in states)
+
+    def attend(
+        self,
+        layer: LayerCache,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotation: Rotation,
+        value_rotation: Rotation | None = None,
+    ) -> Tensor:
+        """What rotated queries gather from the history of `layer` and the call, `[B, H, S, D]` each."""
+        return layer.attend(
+            query,
+            key,
+            value,
+            frames=self.frames,
+            reads=self.reads,
+            rotation=rotation,
+            value_rotation=value_rotation,
+        )
+
+    def to_tokens(self, layer: LayerCache, states: Tensor) -> Tensor:
+        """What `to_heads` has divided, for all heads, and the tokens that pass here."""
+        return self.tokens.to_tokens(states, layer.tokens_per_frame)
+
+    def fill(self, layer: LayerCache, key: Tensor, value: Tensor) -> None:
+        """Leave in `layer` what the call commits, if it does."""
+        if self.commit is not None:
+            layer.commit(key, value, self.frames, self.commit)
 
 
 class FrameRope(nn.Module):
@@ -135,19 +169,11 @@ class CachedSelfAttention(Generic[CallT]):
         self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
     ) -> tuple[Tensor, ...]:
         """What the queries gather from the history and the call, `[B, S, C]`; fills the cache."""
-        call, frame_tokens = self.call, self.layer.tokens_per_frame
-        query, key, value = (call.tokens.to_heads(part, frame_tokens) for part in (query, key, value))
-        attended = self.layer.attend(
-            rotary_emb.rotate(query, call.frames),
-            key,
-            value,
-            frames=call.frames,
-            reads=call.reads,
-            rotation=rotary_emb,
-        )
-        if call.commit is not None:
-            self.layer.commit(key, value, call.frames, call.commit)
-        return (join_heads(call.tokens.to_tokens(attended, frame_tokens)),)
+        call, layer = self.call, self.layer
+        query, key, value = call.to_heads(layer, query, key, value)
+        attended = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
+        call.fill(layer, key, value)
+        return (join_heads(call.to_tokens(layer, attended)),)
 
     def output(self, attn: WanAttention, *attended: Tensor) -> Tensor:
         """`[B, S, C]` of what was gathered."""
