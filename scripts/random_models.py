@@ -23,9 +23,8 @@ from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.offload import STORAGE_DTYPE, Offload
 from qvg_cli.models.parallel import AllRows, AllTokens, Rows, Tokens
 from qvg_cli.models.self_forcing.model import SelfForcingTransformer
-from qvg_cli.models.vae_gpu import speed_up
 from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix, put_tensor
-from qvg_cli.models.wan.transformer import CausalWanTransformer
+from qvg_cli.models.wan.pipeline import place_transformer, place_vae
 
 _TEXT_TOKENS = 48
 """Rows of a prompt that are not zero: a long sentence."""
@@ -133,11 +132,7 @@ class RandomModels:
             return STORAGE_DTYPE if is_stored else dtype_of(model, name, self.dtype)
 
         self._fill(model, held_in, self.offload.load_device)
-        self.offload.place_transformer(model, self.dtype)
-        if self.tokens.size > 1:
-            model.share_tokens(self.tokens)
-        if self.offload.is_fixed and isinstance(model, CausalWanTransformer):
-            model.capture_blocks()
+        place_transformer(model, self.offload, self.dtype, self.tokens)
         return model
 
     @cached_property
@@ -146,9 +141,7 @@ class RandomModels:
         with torch.device("meta"):
             vae = AutoencoderKLWan(**self.layout.vae)
         self._fill(vae, lambda name: self.dtype, self.offload.vae_load_device)
-        self.offload.place_vae(vae)
-        if self.device.type == "cuda":
-            speed_up(vae)
+        place_vae(vae, self.offload)
         return vae
 
     def text_states(self, rows: int, num_tokens: int) -> Tensor:

@@ -72,12 +72,7 @@ class Models(Generic[ModelT]):
         offload = self.offload
         matrix_dtype = STORAGE_DTYPE if offload.is_fp8 else None
         model = self._checkpoint.load(self.dtype, offload.load_device, matrix_dtype=matrix_dtype)
-        offload.place_transformer(model, self.dtype)
-        if self.tokens.size > 1:
-            shared: Any = model
-            shared.share_tokens(self.tokens)
-        if offload.is_fixed and isinstance(model, CausalWanTransformer):
-            model.capture_blocks()
+        place_transformer(model, offload, self.dtype, self.tokens)
         return model
 
     @cached_property
@@ -88,9 +83,7 @@ class Models(Generic[ModelT]):
             MissingModelError: It is missing or broken.
         """
         vae = self.read_vae().eval().requires_grad_(False).to(self.offload.vae_load_device)
-        self.offload.place_vae(vae)
-        if self.device.type == "cuda":
-            speed_up(vae)
+        place_vae(vae, self.offload)
         return vae
 
     def read_vae(self) -> AutoencoderKLWan:
@@ -102,6 +95,22 @@ class Models(Generic[ModelT]):
             )
         except (OSError, ValueError) as error:
             raise MissingModelError(f"cannot load {folder}: {error}") from error
+
+
+def place_transformer(model: Any, offload: Offload, dtype: torch.dtype, tokens: Tokens) -> None:
+    """Make a transformer that was just read ready to be attached to a cache."""
+    offload.place_transformer(model, dtype)
+    if tokens.size > 1:
+        model.share_tokens(tokens)
+    if offload.is_fixed and isinstance(model, CausalWanTransformer):
+        model.capture_blocks()
+
+
+def place_vae(vae: AutoencoderKLWan, offload: Offload) -> None:
+    """Make a VAE that was just read ready to work."""
+    offload.place_vae(vae)
+    if offload.device.type == "cuda":
+        speed_up(vae)
 
 
 class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
