@@ -20,6 +20,7 @@ from qvg_cli.redaction import redact
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.progress import Progress as RichProgress
     from rich.table import Table
 
 
@@ -153,23 +154,29 @@ class _Lines:
         self._console.note(f"chunk {self._num_done}/{self._num_chunks}: {status}")
 
 
+def _chunk_progress(*texts: str) -> RichProgress:
+    """Chunks, model calls and time; `texts` are columns after these."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("chunk"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[step]}"),
+        TimeElapsedColumn(),
+        *map(TextColumn, texts),
+    )
+
+
 class _Bar:
     """A bar that moves with every chunk, a count of model calls, and how the run goes on a line below."""
 
     def __init__(self, rich_console: RichConsole, num_chunks: int, num_done: int) -> None:
         from rich.console import Group
         from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
         from rich.text import Text
 
-        self._progress = RichProgress(
-            TextColumn("chunk"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[step]}"),
-            TimeElapsedColumn(),
-        )
+        self._progress = _chunk_progress()
         self._task = self._progress.add_task("", total=num_chunks, completed=num_done, step="step 0")
         self._status = Text("", no_wrap=True, overflow="ellipsis")
         self._live = Live(Group(self._progress, self._status), console=rich_console, refresh_per_second=4)
@@ -197,17 +204,8 @@ class _NotebookBar:
 
     def __init__(self, num_chunks: int, num_done: int) -> None:
         from IPython.display import display
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
 
-        self._progress = RichProgress(
-            TextColumn("chunk"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[step]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[status]}"),
-        )
+        self._progress = _chunk_progress("{task.fields[status]}")
         self._task = self._progress.add_task("", total=num_chunks, completed=num_done, step="", status="")
         self._step = 0
         self._shown = display(self._table(), display_id=True)  # type: ignore[no-untyped-call]

@@ -96,14 +96,7 @@ class FastResidualBlock(WanResidualBlock):  # type: ignore[misc]  # diffusers ha
 
     def _norm_after_past(self, norm: WanRMS_norm, states: Tensor, before: Tensor | None) -> Tensor:
         """Normed and activated frames, the past in front of them: `[B, C, 2 + T, H, W]`."""
-        batch, channels, frames, height, width = states.shape
-        joined = torch.empty(
-            (batch, channels, _CACHED_FRAMES + frames, height, width),
-            dtype=states.dtype,
-            device=states.device,
-            memory_format=torch.channels_last_3d,
-        )
-        _put_past(joined, before)
+        joined = _room_after_past(states, before, _CACHED_FRAMES)
         norm_silu(states, norm.gamma.flatten(), norm.scale, joined[:, :, _CACHED_FRAMES:])
         return joined
 
@@ -151,6 +144,13 @@ _CLASSES = {
 
 def _with_past(states: Tensor, before: Tensor | None, num_frames: int) -> Tensor:
     """`[B, C, num_frames + T, H, W]`: the past, zeros where there is none, then `states`."""
+    joined = _room_after_past(states, before, num_frames)
+    joined[:, :, num_frames:] = states
+    return joined
+
+
+def _room_after_past(states: Tensor, before: Tensor | None, num_frames: int) -> Tensor:
+    """`[B, C, num_frames + T, H, W]`: the past, zeros where there is none, then room for `states`."""
     batch, channels, frames, height, width = states.shape
     joined = torch.empty(
         (batch, channels, num_frames + frames, height, width),
@@ -158,16 +158,11 @@ def _with_past(states: Tensor, before: Tensor | None, num_frames: int) -> Tensor
         device=states.device,
         memory_format=torch.channels_last_3d,
     )
-    _put_past(joined, before, num_frames)
-    joined[:, :, num_frames:] = states
-    return joined
-
-
-def _put_past(joined: Tensor, before: Tensor | None, num_frames: int = _CACHED_FRAMES) -> None:
     num_before = 0 if before is None else min(num_frames, before.shape[2])
     joined[:, :, : num_frames - num_before] = 0
     if before is not None:
         joined[:, :, num_frames - num_before : num_frames] = before[:, :, -num_before:]
+    return joined
 
 
 def _interleave(states: Tensor) -> Tensor:
