@@ -27,7 +27,22 @@ def _seeds():
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory) -> Path:
+def tiny_wan() -> dict[str, int]:
+    """Settings of the smallest Wan transformer that the codecs take."""
+    return {
+        "num_attention_heads": 1,
+        "attention_head_dim": 64,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": 16,
+        "freq_dim": 32,
+        "ffn_dim": 32,
+        "num_layers": 2,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_wan, tmp_path_factory) -> Path:
     """A weights folder for the Self-Forcing family: random, one head of 64, two layers."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -46,16 +61,7 @@ def tiny_weights(tmp_path_factory) -> Path:
         out_channels=12,
         patch_size=2,
     ).save_pretrained(folder / "vae")
-    WanTransformer3DModel(
-        num_attention_heads=1,
-        attention_head_dim=64,
-        in_channels=16,
-        out_channels=16,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-    ).save_pretrained(folder / "transformer")
+    WanTransformer3DModel(**tiny_wan).save_pretrained(folder / "transformer")
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "ball": 3, "red": 4}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -92,20 +92,12 @@ def make_videos(rank, num_processes, port, folder, weights):
 
 
 @pytest.fixture(scope="module")
-def made(tiny_weights, tmp_path_factory):
+def made(tiny_weights, tiny_wan, tmp_path_factory):
     """The folder with what one, two and four processes made."""
     folder, weights = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("four-heads")
     shutil.copytree(tiny_weights, weights, dirs_exist_ok=True)
-    WanTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=64,
-        in_channels=16,
-        out_channels=16,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-    ).save_pretrained(weights / "transformer")
+    four_heads = WanTransformer3DModel(**{**tiny_wan, "num_attention_heads": 4})
+    four_heads.save_pretrained(weights / "transformer")
     make_videos(0, 1, 0, folder, weights)
     for num_processes in (2, 4):
         port = 20_000 + 2 * (os.getpid() % 10_000) + num_processes // 4

@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from golden import golden_folder, load_golden
+from golden import KeepLatents, golden_folder, load_golden
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import open_cache
@@ -102,19 +102,6 @@ def video_plan(case) -> VideoPlan:
         height=8 * height,
         width=8 * width,
     )
-
-
-class KeepLatents:
-    """Stands for the decoder: these numbers end at the latents."""
-
-    def recall(self, latents: Tensor) -> Tensor:
-        return latents
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-    def decode_each(self, latents: Tensor):
-        yield latents
 
 
 def draws(chunk, given: int):

@@ -8,7 +8,7 @@ folder.
 
 import pytest
 import torch
-from golden import golden_folder, load_golden
+from golden import KeepLatents, golden_folder, load_golden
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import open_cache
@@ -51,19 +51,6 @@ def sampler_config(**changes) -> WalkSamplerConfig:
         "frames_per_chunk": CHUNK_FRAMES,
     }
     return WalkSamplerConfig(**{**settings, **changes})
-
-
-class KeepLatents:
-    """Stands for the decoder: these numbers end at the latents."""
-
-    def recall(self, latents: Tensor) -> Tensor:
-        return latents
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-    def decode_each(self, latents: Tensor):
-        yield latents
 
 
 class Run:

@@ -40,23 +40,13 @@ def test_without_a_span_the_positions_end():
     assert "--position-span" in refused.value.hint
 
 
-def test_a_video_goes_on_past_them_with_a_cache_that_does_not_grow():
+def test_a_video_goes_on_past_them_with_a_cache_that_does_not_grow(tiny_wan):
     config = load(f"sampler.position_span={SPAN}")
     plan = plan_video(config)
     assert plan.num_frames == FRAMES > MAX_FRAMES
     assert max(max(chunk.positions or chunk.view) for chunk in plan.chunks) == SPAN - 1
     torch.manual_seed(0)
-    model = SelfForcingTransformer(
-        num_attention_heads=1,
-        attention_head_dim=64,
-        in_channels=16,
-        out_channels=16,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=1,
-        rope_max_seq_len=MAX_FRAMES,
-    )
+    model = SelfForcingTransformer(**{**tiny_wan, "num_layers": 1, "rope_max_seq_len": MAX_FRAMES})
     model = model.eval().requires_grad_(False)
     cache = open_cache(config.cache, plan, CacheShape(1, 1, 64), seed=0)
     denoiser = SelfForcingDenoiser(model, cache, torch.zeros(1, 4, 16), config.sampler)
