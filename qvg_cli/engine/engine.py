@@ -317,7 +317,7 @@ class Engine:
         pipeline = self.pipeline.with_config(config)
         is_first = parallel is None or parallel.rank == 0
         if parallel is not None and is_first:
-            parallel.share(("video", video))
+            parallel.begin(video)
         if prompt_embeds is None and is_first:
             with timed("prompts"):
                 prompt_embeds = self.encode_prompts(video)
@@ -338,7 +338,7 @@ class Engine:
             )
             decoder = SharedDecoder(opening.decoder, parallel) if is_first else NoDecoder(parallel)
             opening = Opening(decoder, context, num_shown)
-        return rollout(
+        results = rollout(
             plan.chunks[len(done.chunks) if done else 0 :],
             denoiser,
             opening.decoder,
@@ -349,6 +349,7 @@ class Engine:
             done=done,
             on_step=on_step,
         )
+        return results if parallel is None else parallel.follow_to_end(results)
 
     def read_prompts(self, videos: Sequence[Planned]) -> None:
         """Encode every prompt of the videos at once, so that the text encoder is loaded once."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from qvg_cli.config.schema import RunConfig
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.errors import QvgError, UsageError, is_out_of_memory
 from qvg_cli.launch import Launch, find_launch
 from qvg_cli.models.decoder import Decoder
@@ -31,7 +33,7 @@ _EXCHANGE_TIMEOUT = timedelta(minutes=10)
 """No exchange inside a model call takes as long: another process hangs."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parallel:
     """This process among those of one video.
 
@@ -40,6 +42,7 @@ class Parallel:
         control: Carries what the first tells the others, in CPU memory.
         tokens: Who computes the tokens of a call.
         rows: Who computes the rows of the guidance.
+        is_amid: Whether the others make a video that is not at its end.
     """
 
     rank: int
@@ -47,6 +50,26 @@ class Parallel:
     control: dist.ProcessGroup
     tokens: Tokens
     rows: Rows
+    is_amid: bool = False
+
+    def begin(self, video: Planned) -> None:
+        """Let the others begin `video` too.
+
+        Raises:
+            QvgError: They wait within one that was left here; its exchanges and those of `video` would mix.
+        """
+        if self.is_amid:
+            raise QvgError(
+                "the other processes wait within a video that was not made to its end",
+                hint="start the command again",
+            )
+        self.is_amid = True
+        self.share(("video", video))
+
+    def follow_to_end(self, results: Iterator[ChunkResult]) -> Iterator[ChunkResult]:
+        """`results` of the video, after the last of which another may begin."""
+        yield from results
+        self.is_amid = False
 
     def share(self, message: Any) -> Any:
         """What the first process has; the others give anything.

@@ -12,10 +12,10 @@ from qvg_cli.cache.snapshot import block_tensors
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.parallel import check_processes
-from qvg_cli.errors import UsageError
-from qvg_cli.models.parallel import AllTokens
-from qvg_cli.models.registry import load_config, plan_video
+from qvg_cli.engine.parallel import Parallel, check_processes
+from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.models.parallel import AllRows, AllTokens
+from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 
 CPU = torch.device("cpu")
 # 15 tokens a frame, which neither two nor four processes share evenly.
@@ -123,6 +123,24 @@ def test_several_processes_make_the_video_of_one(made, num_processes, case):
     for tensor in alone.keys() - {"latents", "frames"}:
         held = torch.cat([part[tensor] for part in parts[:num_tokens]], dim=1)
         assert torch.equal(held, alone[tensor]), tensor
+
+
+def leave_a_video(rank, store):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=1)
+    parallel = Parallel(0, CPU, torch.distributed.group.WORLD, AllTokens(), AllRows())
+    config = config_of("self-forcing", "int2")
+    engine, video = Engine(config, load_pipeline(config, CPU), CPU, parallel=parallel), plan_video(config)
+    planned = Planned(config, video, "video")
+    assert len(list(engine.rollout(planned))) == len(video.chunks)
+    next(engine.rollout(planned))
+    with pytest.raises(QvgError, match="wait within a video that was not made to its end"):
+        engine.rollout(planned)
+
+
+def test_no_video_is_begun_after_one_that_was_left(tmp_path):
+    # In a process of its own: a group of processes is one for a whole process.
+    torch.multiprocessing.spawn(leave_a_video, (tmp_path / "store",), nprocs=1, join=True)
 
 
 def test_processes_that_cannot_share_the_heads_are_refused():
