@@ -101,8 +101,9 @@ def made(tiny_weights, tiny_wan, tmp_path_factory):
     make_videos(0, 1, 0, folder, weights)
     for num_processes in (2, 4):
         port = 20_000 + 2 * (os.getpid() % 10_000) + num_processes // 4
-        torch.multiprocessing.spawn(
-            make_videos, (num_processes, port, folder, weights), nprocs=num_processes, join=True
+        # Forked: importing torch anew takes seconds in each.
+        torch.multiprocessing.start_processes(
+            make_videos, (num_processes, port, folder, weights), num_processes, start_method="fork"
         )
     return folder
 
@@ -140,7 +141,7 @@ def leave_a_video(rank, store):
 
 def test_no_video_is_begun_after_one_that_was_left(tmp_path):
     # In a process of its own: a group of processes is one for a whole process.
-    torch.multiprocessing.spawn(leave_a_video, (tmp_path / "store",), nprocs=1, join=True)
+    torch.multiprocessing.start_processes(leave_a_video, (tmp_path / "store",), 1, start_method="fork")
 
 
 def test_processes_that_cannot_share_the_heads_are_refused():
