@@ -173,16 +173,8 @@ class Engine:
             >>> video = engine.generate("a large red ball bounces on grass", seconds=2, seed=1)
             >>> video.save("ball.mp4")
         """
-        planned, notes = self._plan(
-            prompt,
-            seed,
-            settings,
-            options,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=_scheduled(schedule),
-        )
+        length = {"seconds": seconds, "frames": frames, "segments": segments}
+        planned, notes = self._plan(prompt, seed, settings, options, schedule, **length)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def extend(
@@ -221,17 +213,8 @@ class Engine:
         Example:
             >>> longer = engine.extend("results/self-forcing/NAME", seconds=5)
         """
-        planned, notes = self._plan(
-            prompt,
-            seed,
-            settings,
-            options,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=_scheduled(schedule),
-            start=find_start(Path(video)),
-        )
+        start, length = find_start(Path(video)), {"seconds": seconds, "frames": frames, "segments": segments}
+        planned, notes = self._plan(prompt, seed, settings, options, schedule, start, **length)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def session(
@@ -431,39 +414,25 @@ class Engine:
         seed: int | None,
         settings: Mapping[str, Any] | None,
         family_options: Mapping[str, Any],
-        *,
-        seconds: float | None = None,
-        frames: int | None = None,
-        segments: int | None = None,
-        schedule: Sequence[ScheduledPrompt] = (),
+        schedule: Mapping[float, str] | None = None,
         start: Start | None = None,
+        **length: Any,
     ) -> tuple[Planned, tuple[str, ...]]:
         # A run goes on with its own settings unless others are given.
         file = start.settings_for(self.config.backend) if start is not None else None
         request = self.request(prompt, seed=seed, settings=settings, options=family_options, file=file)
         notes: list[str] = []
-        (planned,) = plan_jobs(
-            request,
-            notes.append,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=schedule or None,
-            start=start,
-        )
+        later = [
+            ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
+            for begin, text in (schedule or {}).items()
+        ]
+        (planned,) = plan_jobs(request, notes.append, schedule=later or None, start=start, **length)
         self.check(planned.config)
         return planned, tuple(notes)
 
 
 def _prompts(config: RunConfig) -> list[str]:
     return [config.prompt, *(change.prompt for change in config.prompt_changes)]
-
-
-def _scheduled(schedule: Mapping[float, str] | None) -> list[ScheduledPrompt]:
-    return [
-        ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
-        for begin, text in (schedule or {}).items()
-    ]
 
 
 def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan) -> Done | None:
