@@ -174,7 +174,7 @@ class Engine:
             >>> video.save("ball.mp4")
         """
         length = {"seconds": seconds, "frames": frames, "segments": segments}
-        planned, notes = self._plan(prompt, seed, settings, options, schedule, **length)
+        planned, notes = self._plan(prompt, seed, settings, options, length, schedule)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def extend(
@@ -214,7 +214,7 @@ class Engine:
             >>> longer = engine.extend("results/self-forcing/NAME", seconds=5)
         """
         start, length = find_start(Path(video)), {"seconds": seconds, "frames": frames, "segments": segments}
-        planned, notes = self._plan(prompt, seed, settings, options, schedule, start, **length)
+        planned, notes = self._plan(prompt, seed, settings, options, length, schedule, start)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def session(
@@ -243,7 +243,7 @@ class Engine:
             >>> chunk = session.step()
         """
         self._refuse_several()
-        planned, _ = self._plan(prompt, seed, settings, options)
+        planned, _ = self._plan(prompt, seed, settings, options, {})
         config = planned.config
         if config.prompt_changes:
             raise UsageError("a session has no schedule", hint="give each prompt to step()")
@@ -414,9 +414,9 @@ class Engine:
         seed: int | None,
         settings: Mapping[str, Any] | None,
         family_options: Mapping[str, Any],
+        length: Mapping[str, Any],
         schedule: Mapping[float, str] | None = None,
         start: Start | None = None,
-        **length: Any,
     ) -> tuple[Planned, tuple[str, ...]]:
         # A run goes on with its own settings unless others are given.
         file = start.settings_for(self.config.backend) if start is not None else None

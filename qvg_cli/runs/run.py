@@ -169,8 +169,11 @@ class Run:
                 # Not save_file: it makes files that only their owner can read.
                 path.write_bytes(save({"latents": checkpoint.read_latents(summary.records).contiguous()}))
 
-            writes = {run.latents: save_latents, run.plot: summary.report.save_plot}
-            writes |= {run.path / name: write for name, write in self._details.files.items()}
+            writes: dict[Path, Callable[[Path], None]] = {
+                run.latents: save_latents,
+                run.plot: summary.report.save_plot,
+                **{run.path / name: write for name, write in self._details.files.items()},
+            }
             # ffmpeg copies while the other files are written.
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(attempt, lambda: self._join_video(checkpoint))

@@ -80,8 +80,8 @@ class Renderer:
         self.has_alpha = True
         # Before anything is scaled: what lies under the alpha must not come in at its edges.
         mixed = (layers[..., :3] * alpha + white * (white - alpha) + white // 2) // white
-        kind, depth = (np.uint16, "rgb48le") if is_deep else (np.uint8, "rgb24")
-        opaque = VideoFrame.from_ndarray(mixed.astype(kind), format=depth)
+        kind: Any = np.uint16 if is_deep else np.uint8
+        opaque = VideoFrame.from_ndarray(mixed.astype(kind), format="rgb48le" if is_deep else "rgb24")
         opaque.pts, opaque.time_base = frame.pts, frame.time_base
         return opaque
 
