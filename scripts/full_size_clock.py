@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.models.decoder import Decoder
+from qvg_cli.planning.chunks import ChunkPlan
 
 
 class OutOfBudget(Exception):
@@ -120,9 +121,17 @@ class TimedDecoder:
         self._clock.end_decoder("decode", began)
         yield from parts
 
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        """See `Decoder.skip`; the next chunk begins when what was there before it is there again."""
+        self._decoder.skip(chunks, latents, num_shown)
+        self._clock.begin_chunk()
+
 
 class NoDecoder:
     """Makes no pixels, and recalls latents as they were made."""
+
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        """Nothing to come to."""
 
     def recall(self, latents: Tensor) -> Tensor:
         """See `Decoder.recall`."""

@@ -10,6 +10,7 @@ from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.longcat.layers import TransformerConfig
 from qvg_cli.models.longcat.model import LongCatTransformer
 from scripts import full_size
+from scripts.bench import play
 from scripts.random_models import FULL, TINY, RandomModels
 
 
@@ -48,6 +49,29 @@ def test_every_arm_runs_and_is_written(tmp_path, capsys, backend, options, num_c
     assert "old" not in text
     assert "| int2 |" in text
     assert f"--backend {backend}" in text
+
+
+def test_the_end_of_a_long_video_is_measured_alone(tmp_path):
+    out = tmp_path / "run.json"
+    arguments = ["--size", "tiny", "--device", "cpu", "--frames", "12", "--done", "3", "--out", str(out)]
+    assert full_size.main(arguments) == 0
+    (arm,) = json.loads(out.read_text())["arms"]
+    (chunk,) = arm["chunks"]
+    assert chunk["latent_frames"] == 12
+    # The cache holds what the whole run holds at its end.
+    full_size.main([*arguments[:6], "--out", str(out)])
+    whole = json.loads(out.read_text())["arms"][0]["chunks"][-1]
+    assert (chunk["peak"], chunk["end"]) == (whole["peak"], whole["end"])
+
+
+def test_who_plays_is_timed_with_random_weights(tmp_path, capsys):
+    out = tmp_path / "play.json"
+    options = ["--random", "tiny", "--chunks", "2", "--json", str(out)]
+    play.main(["--backend", "hyworldplay", *options])
+    figures = json.loads(out.read_text())
+    assert [chunk["frames"] for chunk in figures["chunks"]] == [13, 16]
+    assert all(0 < chunk["first_frame_seconds"] < chunk["seconds"] for chunk in figures["chunks"])
+    assert "medians after chunk 1" in capsys.readouterr().out
 
 
 def test_a_stopped_arm_keeps_its_figures(tmp_path, capsys):
