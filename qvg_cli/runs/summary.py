@@ -35,7 +35,7 @@ class Times:
         self._spent = dict.fromkeys(("text", "model", "vae", "writing"), 0.0)
         self._first_frame: float | None = None
         self._num_frames = 0
-        self._computing = 0.0
+        self._computing = self._recaching = 0.0
         self._ended = self._late = 0.0
 
     @contextmanager
@@ -60,6 +60,9 @@ class Times:
         decoding = result.phases["decode"]
         self._spent["vae"] += decoding
         self._spent["model"] += sum(result.phases.values()) - decoding
+        if not result.latents.shape[2]:
+            # Finished frames have passed again.
+            self._recaching += result.seconds
         # A decoder that works beside the model is late for as long as the next chunk has not begun.
         self._computing += result.seconds + min(self._late, result.began - self._ended)
         self._ended, self._late = result.began + result.seconds, result.late_seconds
@@ -80,6 +83,7 @@ class Times:
         figures = {
             "start": self._loop_began - self._began - spent["text"],
             **spent,
+            "recache": self._recaching,
             "idle": max(0.0, loop - computing - spent["writing"]),
             "total": self._loop_began - self._began + loop,
             "first_frame": self._first_frame,
@@ -155,6 +159,8 @@ class Summary:
             f"{'VAE' if name == 'vae' else name} {times[name]:.1f} s"
             for name in ("start", "text", "model", "vae", "writing", "idle")
         )
+        if times["recache"]:
+            spent += f"; of the model's, {times['recache']:.1f} s at changes of the prompt"
         if times["first_frame"] is not None:
             spent += f"; first frame after {times['first_frame']:.1f} s"
             spent += f"; {times['frames_per_second_without_vae']:.1f} frames/s by the model alone"
