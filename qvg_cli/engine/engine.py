@@ -401,8 +401,10 @@ class Engine:
         num_frames = 0
         with Console(is_quiet=not progress).progress(len(planned.plan.chunks)) as bar:
             for result in self.rollout(planned, clip, on_step=bar.step):
+                for part in results[-1].pixels if results else ():
+                    part.wait()
                 results.append(result)
-                num_frames += result.frames.shape[1]
+                num_frames += result.num_frames
                 held = total(result.memory.end_bytes) / 2**20
                 bar.chunk_done(f"{num_frames} frames, cache {held:.2f} MiB")
                 on_chunk(result)

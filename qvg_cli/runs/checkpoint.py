@@ -232,7 +232,7 @@ class Checkpoint:
             ),
             has_history=has_history,
             memory=result.memory,
-            num_frames=result.frames.shape[1],
+            num_frames=result.num_frames,
             chunk_seconds=round(result.seconds, 4),
             seconds=round(seconds, 4),
         )
