@@ -7,6 +7,7 @@ make.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -121,6 +122,11 @@ def start(config: RunConfig, device: torch.device) -> Parallel | None:
     """
     launch = find_launch()
     if launch.num_processes == 1:
+        if config.memory.weights_sharded:
+            raise UsageError(
+                "memory.weights_sharded=true needs several processes, and this is one",
+                hint="start it with torchrun, or set memory.weights_sharded=false",
+            )
         return None
     check_processes(config, launch.num_processes)
     if device.type == "cuda" and torch.cuda.device_count() < launch.num_local:
@@ -147,6 +153,8 @@ _control: list[dist.ProcessGroup] = []
 def connect(launch: Launch) -> dist.ProcessGroup:
     """Meet the other processes; what they tell each other goes through the group that is returned."""
     if not _control:
+        # Exchanges inside CUDA graphs have their tensors in memory that graphs share.
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
             backend, rank=launch.rank, world_size=launch.num_processes, timeout=_EXCHANGE_TIMEOUT
@@ -165,7 +173,12 @@ def join(config: RunConfig, launch: Launch, device: torch.device, control: dist.
     if num_tokens > 1:
         tokens = SequenceGroup(mesh.get_group("tokens"), mesh.get_local_rank("tokens"), num_tokens)
     if num_rows > 1:
-        rows = CfgGroup(mesh.get_group("rows"), mesh.get_local_rank("rows"))
+        group, together = mesh.get_group("rows"), None
+        if family_of(config).sizes(config, is_gpu=False).heads % launch.num_processes == 0:
+            together = SequenceGroup(
+                dist.group.WORLD, launch.rank, launch.num_processes, twins=group, num_twins=num_rows
+            )
+        rows = CfgGroup(group, mesh.get_local_rank("rows"), together)
     return Parallel(launch.rank, device, control, tokens, rows)
 
 
