@@ -349,7 +349,7 @@ class Engine:
             done=done,
             on_step=on_step,
         )
-        return results if parallel is None else parallel.follow_to_end(results)
+        return results if parallel is None else parallel.make(results)
 
     def read_prompts(self, videos: Sequence[Planned]) -> None:
         """Encode every prompt of the videos at once, so that the text encoder is loaded once."""

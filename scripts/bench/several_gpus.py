@@ -16,9 +16,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -56,17 +58,22 @@ def main() -> None:
     options = _parse_options()
     options.out.mkdir(parents=True, exist_ok=True)
     num_gpus = max(1, torch.cuda.device_count())
-    alone = []
-    for index, name in enumerate(options.runs):
-        place = {"CUDA_VISIBLE_DEVICES": str(index % num_gpus)} if torch.cuda.is_available() else {}
-        alone.append(_start(options, name, 1, place))
-        if len(alone) == num_gpus or index + 1 == len(options.runs):
-            for process in alone:
-                _wait(process, options.limit_seconds)
-            alone.clear()
+    gpus: SimpleQueue[int] = SimpleQueue()
+    for gpu in range(num_gpus):
+        gpus.put(gpu)
+
+    def run_alone(name: str) -> None:
+        gpu = gpus.get()
+        _run(options, name, 1, {"CUDA_VISIBLE_DEVICES": str(gpu)})
+        gpus.put(gpu)
+
+    # What an earlier call has made of one process is not made again.
+    missing = [name for name in options.runs if not _path(options, name, 1).exists()]
+    with ThreadPoolExecutor(num_gpus) as pool:
+        list(pool.map(run_alone, missing))
     for name in options.runs:
         for count in options.processes:
-            _wait(_start(options, name, count, {}), options.limit_seconds)
+            _run(options, name, count, {})
     lines = [
         row
         for name in options.runs
@@ -107,9 +114,7 @@ def _parse_options() -> argparse.Namespace:
     return options
 
 
-def _start(
-    options: argparse.Namespace, name: str, count: int, place: dict[str, str]
-) -> subprocess.Popen[bytes]:
+def _run(options: argparse.Namespace, name: str, count: int, place: Mapping[str, str]) -> None:
     run = RUNS[name]
     program = [sys.executable, "-m"]
     if count > 1:
@@ -127,17 +132,13 @@ def _start(
         *options.more,
     ]
     print("$", *command, flush=True)
-    log = (options.out / f"{name}.{count}.log").open("wb")
-    environment = {**os.environ, **place}
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-
-
-def _wait(process: subprocess.Popen[bytes], limit_seconds: float) -> None:
-    try:
-        process.wait(limit_seconds)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()
+    with (options.work / f"{name}.{count}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **place})
+        try:
+            process.wait(options.limit_seconds)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
 
 
 def _path(options: argparse.Namespace, name: str, count: int, rank: int = 0) -> Path:

@@ -17,6 +17,7 @@ from qvg_cli.engine.parallel import Parallel, check_processes
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.models.parallel import AllRows, AllTokens
 from qvg_cli.models.registry import load_config, load_pipeline, plan_video
+from qvg_cli.planning.ledger import total
 
 CPU = torch.device("cpu")
 SHARDED = {"memory.weights_sharded": "true"}
@@ -101,6 +102,8 @@ def make_video(config, rank, num_processes):
     tensors["frames"] = torch.tensor(sum(result.frames.shape[1] for result in results))
     weights = engine.pipeline._models.transformer.blocks.parameters()
     held = (each.to_local() if isinstance(each, DTensor) else each for each in weights)
+    memory = results[-1].memory
+    tensors["held"] = torch.tensor([total(memory.end_bytes), *(each.end_bytes for each in memory.processes)])
     tensors["weights"] = torch.tensor(sum(each.numel() for each in held))
     return tensors
 
@@ -133,8 +136,12 @@ def test_several_processes_make_the_video_of_one(made, num_processes, case):
     for part in parts:
         torch.testing.assert_close(part["latents"], alone["latents"], rtol=0, atol=1e-4)
     # LongCat's guidance takes two groups of processes, and those of a group share the heads.
-    num_tokens = num_processes // config_of(family, preset).num_rows
-    for tensor in alone.keys() - {"latents", "frames", "weights"}:
+    num_rows = config_of(family, preset).num_rows
+    num_tokens = num_processes // num_rows
+    (held,) = alone["held"].tolist()
+    for part in parts:
+        assert part["held"].tolist() == [num_rows * held, *[held // num_tokens] * num_processes]
+    for tensor in alone.keys() - {"latents", "frames", "weights", "held"}:
         held = torch.cat([part[tensor] for part in parts[:num_tokens]], dim=1)
         assert torch.equal(held, alone[tensor]), tensor
 

@@ -2,7 +2,7 @@
 
 At short histories a model call waits for the host, which launches some 3,000 kernels. Everything in a block
 but its self-attention has the same shapes and addresses in every step of every chunk, so it is captured once
-and launched as two graphs a block: one up to the projections, one after the attention. Exchanges among several
+and launched as two graphs a block: one up to the projections, one after the attention. Exchanges among
 processes are a part of both. The same kernels run in the same order, so the results have the same bits.
 """
 

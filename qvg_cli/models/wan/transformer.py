@@ -155,7 +155,8 @@ class CachedSelfAttention(Generic[CallT]):
     ) -> Tensor:
         """`[B, S, C]` to `[B, S, C]`."""
         assert rotary_emb is not None
-        return self.output(attn, *self.attend(*self.project(attn, hidden_states), rotary_emb))
+        query, key, value = self.project(attn, hidden_states)
+        return self.output(attn, *self.attend(query, key, value, rotary_emb))
 
     def project(self, attn: WanAttention, hidden_states: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values `[B, H, S, D]` of the heads that attend here, not rotated."""
