@@ -37,6 +37,7 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from safetensors.torch import save_file
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.load import Layer, Request
@@ -55,6 +56,7 @@ from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
+from qvg_cli.models.wan.graphs import GraphedBlock
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.memory import MemoryReport
@@ -87,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if launch.num_processes > 1 and device.type == "cuda":
         device = torch.device("cuda", launch.local_rank)
         torch.cuda.set_device(device)
+    GraphedBlock.captures_exchange = not options.eager_exchange
     if launch.rank:
         options.out = options.out.with_suffix(f".{launch.rank}.json")
     if options.memory_limit_gib is not None:
@@ -172,6 +175,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--memory-limit-gib", type=float, help="device memory that the process may take")
     add("--budget-seconds", type=float, help="end an arm after this time; what it has made counts")
     add("--profile", type=int, metavar="CHUNK", help="list the kernels of one chunk beside the JSON")
+    add("--eager-exchange", action="store_true", help="launch exchanges between CUDA graphs, not inside")
+    add("--latents", type=Path, help="keep the first process' latents in this place, a file an arm")
     add("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="as in qvg generate")
     add("--commit", help="noted with the figures")
     add("--device", default="auto")
@@ -296,6 +301,7 @@ class Arm:
             done = Done(first, latents.to(device, pipeline.latents_dtype), has_history=False)
         chunks = plan.chunks[options.done :]
         results = rollout(chunks, denoiser, decoder, noise, context=context, done=done, on_step=clock.step)
+        latents = []
         for chunk in chunks:
             clock.begin_chunk()
             try:
@@ -305,6 +311,7 @@ class Arm:
                 self.record["chunks"].append({"chunk": chunk.index, "is_partial": True, **clock.figures()})
                 raise
             self._samples.append(result.memory)
+            latents.append(result.latents.cpu())
             report = MemoryReport(plan, self._samples, config.video.fps, config.cache.preset)
             figures = report.to_json({})
             row = {**figures.pop("chunks")[-1], **clock.figures()}
@@ -314,6 +321,9 @@ class Arm:
             self.record["summary"] = {**figures, **totals(self.record["chunks"])}
             save_record()
             clock.check_budget()
+        if options.latents is not None and not find_launch().rank:
+            made = {"latents": torch.cat(latents, dim=2).contiguous()}
+            save_file(made, f"{options.latents}.{self.record['cache']}.safetensors")
 
     def _plan(self) -> tuple[VideoPlan, torch.Tensor | None]:
         """The plan, and random latents of the frames that it takes as given."""

@@ -17,7 +17,7 @@ from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.report.words import MIB, describe_bytes, mib_text
+from qvg_cli.report.words import MIB, describe_bytes, mib_text, processes_text
 from qvg_cli.runs.checkpoint import ChunkRecord
 
 
@@ -165,9 +165,11 @@ class Summary:
             spent += f"; first frame after {times['first_frame']:.1f} s"
             spent += f"; {times['frames_per_second_without_vae']:.1f} frames/s by the model alone"
             spent += f", {times['frames_per_second_with_vae']:.1f} with the VAE"
+        processes = self.report.summary().get("processes")
+        each = f"\nof each process: {processes_text(processes)}" if processes else ""
         return (
             f"{self._lasting()}{made} in {self.seconds:.1f} s, {num_made / self.seconds:.1f} frames/s; "
-            f"cache at its peak {self.report.peak_text()} for the same frames\n{spent}"
+            f"cache at its peak {self.report.peak_text()} for the same frames{each}\n{spent}"
         )
 
     def kept(self) -> str:
