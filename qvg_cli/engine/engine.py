@@ -315,7 +315,7 @@ class Engine:
         if is_first:
             opening = open_video(config, plan, pipeline, denoiser.device, show_clip)
         if parallel is not None:
-            done = _share_done(parallel, done, plan)
+            done = _share_done(parallel, done, plan, cache)
             context, num_shown = parallel.share_tensors(
                 (opening.context, opening.num_shown) if is_first else None
             )
@@ -332,7 +332,7 @@ class Engine:
             done=done,
             on_step=on_step,
         )
-        return results if parallel is None else parallel.follow_to_end(results)
+        return results if parallel is None else parallel.make(results)
 
     def read_prompts(self, videos: Sequence[Planned]) -> None:
         """Encode every prompt of the videos at once, so that the text encoder is loaded once."""
@@ -401,8 +401,10 @@ class Engine:
         num_frames = 0
         with Console(is_quiet=not progress).progress(len(planned.plan.chunks)) as bar:
             for result in self.rollout(planned, clip, on_step=bar.step):
+                for part in results[-1].pixels if results else ():
+                    part.wait()
                 results.append(result)
-                num_frames += result.frames.shape[1]
+                num_frames += result.num_frames
                 held = total(result.memory.end_bytes) / 2**20
                 bar.chunk_done(f"{num_frames} frames, cache {held:.2f} MiB")
                 on_chunk(result)
@@ -435,15 +437,19 @@ def _prompts(config: RunConfig) -> list[str]:
     return [config.prompt, *(change.prompt for change in config.prompt_changes)]
 
 
-def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan) -> Done | None:
+def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan, cache: KVCache) -> Done | None:
     """What the first process has found of the video, in every process."""
-    has_history = done is not None and done.has_history
-    shared = parallel.share_tensors(None if done is None else (len(done.chunks), done.latents))
+    shared = parallel.share_tensors(
+        None if done is None else (len(done.chunks), done.latents, done.has_history)
+    )
     if shared is None:
         return None
-    num_chunks, latents = shared
-    # A history that was read from disk is in the first process alone.
-    return Done(plan.chunks[:num_chunks], latents, has_history)
+    num_chunks, latents, has_history = shared
+    chunks = plan.chunks[:num_chunks]
+    if has_history and parallel.rank:
+        # Nothing is left of it, else each would compute its part again.
+        cache.restore(chunks, [()] * len(cache.layers))
+    return Done(chunks, latents, has_history)
 
 
 class _Clip:

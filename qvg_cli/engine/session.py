@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -142,6 +143,7 @@ class Session:
             UsageError: The model cannot go on so; nothing was made, and another step may follow.
             QvgError: The session has failed before.
         """
+        began = time.perf_counter()
         chunks = self._plan_next(prompt, pose)
         self._planned.extend(chunks)
         self._on_frames = on_frames
@@ -155,7 +157,7 @@ class Session:
             frames,
             torch.cat([result.latents for result in results], dim=2).cpu(),
             results[-1].memory,
-            sum(result.seconds for result in results),
+            time.perf_counter() - began,
         )
 
     def _plan_next(self, prompt: str | None, pose: str | None) -> tuple[ChunkPlan, ...]:

@@ -185,7 +185,7 @@ class Checkpoint:
         self._forget_from(len(records))
         if not records:
             return [], None
-        has_history = records[-1].has_history and cache.is_whole
+        has_history = records[-1].has_history and (cache.is_whole or not records[-1].held)
         if has_history:
             try:
                 self._fill(plan, cache, device, records)
@@ -232,7 +232,7 @@ class Checkpoint:
             ),
             has_history=has_history,
             memory=result.memory,
-            num_frames=result.frames.shape[1],
+            num_frames=result.num_frames,
             chunk_seconds=round(result.seconds, 4),
             seconds=round(seconds, 4),
         )

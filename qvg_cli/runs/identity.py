@@ -27,7 +27,7 @@ from qvg_cli.files import write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import find_family
 
-_PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae"}}
+_PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae", "weights_sharded"}}
 """Where a run computes, not what: it may go on with others, say after a lack of memory."""
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 _REMEMBERED_BYTES = 1 << 26

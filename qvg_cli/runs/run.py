@@ -32,10 +32,12 @@ from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
 from qvg_cli.runs.identity import identify
-from qvg_cli.runs.summary import Summary, Times
+from qvg_cli.runs.summary import Summary, Times, chunk_line
 from qvg_cli.runs.writer import Writer, copy_to_host
 from qvg_cli.video.io import Frames, VideoWriter
 from qvg_cli.video.parts import append_parts, join_parts
+
+LOG = logging.getLogger(__name__)
 
 
 class Run:
@@ -123,14 +125,13 @@ class Run:
         """
         assert self._checkpoint is not None
         assert self._cache is not None
-        self.summary.times.add(result)
         with self.summary.times.measure("writing"):
             self._wait()
             seconds = self._earlier_seconds + self.summary.times.loop_seconds
             record, blocks = self._checkpoint.describe(result, self.video.plan, self._cache, seconds=seconds)
             copies = copy_to_host({**blocks, "latents": result.latents}, self._stream)
-            frames, earlier = result.frames[0].numpy(), tuple(self.summary.records)
-            self._writer.start(partial(self._write, self._checkpoint, record, earlier, copies, frames))
+            earlier = tuple(self.summary.records)
+            self._writer.start(partial(self._write, self._checkpoint, record, earlier, copies, result))
             self.summary.records.append(record)
             self.summary.seconds = self._earlier_seconds + self.summary.times.loop_seconds
 
@@ -249,10 +250,13 @@ class Run:
         record: ChunkRecord,
         earlier: Sequence[ChunkRecord],
         copies: Callable[[], dict[str, Tensor]],
-        frames: Frames,
+        result: ChunkResult,
     ) -> ChunkRecord:
-        """Write a chunk after those `earlier`, on the writer's thread."""
+        """Write a chunk after those `earlier`, on the writer's thread, as soon as its pixels are there."""
         fps = self.video.config.video.fps
+        frames = result.frames[0].numpy()
+        self.summary.times.add(result)
+        LOG.info("%s", chunk_line(result))
         with timed("chunk written", logging.DEBUG):
             blocks = copies()
             latents = blocks.pop("latents")
