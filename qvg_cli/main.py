@@ -73,7 +73,7 @@ Examples:
 _PLAN_EXAMPLES = """\b
 Examples:
   qvg plan --backend self-forcing --seconds 45 --cache int2 --cache bf16
-  qvg plan --backend longcat --segments 10 --card "RTX 4090"
+  qvg plan --backend longcat --segments 10 --card "RTX 4090" --gpus 2
   qvg plan --backend hyworldplay --pose w-40,a-40 --card 24GiB --json"""
 
 _PLAY_EXAMPLES = """\b

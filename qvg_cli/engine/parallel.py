@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult
+from qvg_cli.engine.suggestions import check_processes
 from qvg_cli.errors import QvgError, UsageError, is_out_of_memory
 from qvg_cli.launch import Launch, find_launch
 from qvg_cli.models.decoder import Decoder
@@ -124,24 +125,6 @@ def answered() -> Iterator[None]:
         ) from error
 
 
-def check_processes(config: RunConfig, num_processes: int) -> tuple[int, int]:
-    """How many processes share the guidance, and how many the tokens of a call.
-
-    Raises:
-        UsageError: So many cannot share a video of the model; the message names how many could.
-    """
-    heads = family_of(config).sizes(config, is_gpu=False).heads
-    num_rows = config.num_rows if num_processes % config.num_rows == 0 else 1
-    if heads % (num_processes // num_rows):
-        divisors = [count for count in range(1, heads + 1) if heads % count == 0]
-        possible = sorted({count * rows for rows in (1, config.num_rows) for count in divisors} - {1})
-        raise UsageError(
-            f"{num_processes} processes cannot share the {heads} attention heads of {config.model.name}",
-            hint=f"start {', '.join(map(str, possible))}",
-        )
-    return num_rows, num_processes // num_rows
-
-
 def start(config: RunConfig, device: torch.device) -> Parallel | None:
     """Let the others load the model of `config`; `None` where there are none.
 
@@ -149,14 +132,9 @@ def start(config: RunConfig, device: torch.device) -> Parallel | None:
         UsageError: So many processes cannot share a video of this model, or have no GPU each.
     """
     launch = find_launch()
-    if launch.num_processes == 1:
-        if config.memory.weights_sharded:
-            raise UsageError(
-                "memory.weights_sharded=true needs several processes, and this is one",
-                hint="start it with torchrun, or set memory.weights_sharded=false",
-            )
-        return None
     check_processes(config, launch.num_processes)
+    if launch.num_processes == 1:
+        return None
     if device.type == "cuda" and torch.cuda.device_count() < launch.num_local:
         raise UsageError(
             f"{launch.num_local} processes need as many GPUs; this machine has {torch.cuda.device_count()}",

@@ -79,13 +79,13 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
 def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> int:
     """The most bytes that a run's `state/` holds of its history at once, headers left out.
 
-    Only a history that is packed is saved, each block once; a file goes when nothing of it was held after the
-    last two chunks.
+    Only a history that is packed is saved, and only by one process alone, each block once; a file goes when
+    nothing of it was held after the last two chunks.
 
     Raises:
         ValueError: The codecs do not take the head size.
     """
-    if not {config.k.scheme, config.v.scheme}.isdisjoint(("none", "bf16")):
+    if shape.num_parts > 1 or not {config.k.scheme, config.v.scheme}.isdisjoint(("none", "bf16")):
         return 0
     block_bytes = _block_bytes(config, plan, shape)
     blocks = _plan_cache(config, plan, shape)

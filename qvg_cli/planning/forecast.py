@@ -106,7 +106,9 @@ def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: b
         UsageError: The cache's codecs do not take the model's head size.
     """
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
-    shape = CacheShape(sizes.num_layers, sizes.heads, sizes.head_dim, size, sizes.sink_frames)
+    shape = CacheShape(
+        sizes.num_layers, sizes.heads, sizes.head_dim, size, sizes.sink_frames, sizes.num_parts
+    )
     try:
         samples = predict_payload(config.cache, plan, shape)
         history_bytes = predict_history_files(config.cache, plan, shape)
@@ -184,7 +186,11 @@ def _transformer_bytes(sizes: ModelSizes, memory: MemoryConfig, element_bytes: i
     """Weights of the transformer that are on the device while it works, and while pixels are made."""
     saved = sizes.matrix_values * (element_bytes - 1) if memory.weights == "fp8" else 0
     whole = sizes.transformer_bytes - saved
+    blocks = sizes.num_layers * sizes.block_bytes
+    others = sizes.transformer_bytes - blocks
+    if memory.weights_sharded:
+        idle = others + blocks // sizes.num_processes
+        return idle + _BLOCKS_ON_DEVICE * sizes.block_bytes, idle
     if memory.transformer != "group":
         return whole, 0 if memory.transformer == "model" else whole
-    others = sizes.transformer_bytes - sizes.num_layers * sizes.block_bytes
     return others + _BLOCKS_ON_DEVICE * (sizes.block_bytes - saved // sizes.num_layers), others

@@ -13,7 +13,8 @@ from qvg_cli.cache.snapshot import block_tensors
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.parallel import Parallel, check_processes
+from qvg_cli.engine.parallel import Parallel
+from qvg_cli.engine.suggestions import check_processes
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.models.parallel import AllRows, AllTokens
 from qvg_cli.models.registry import load_config, load_pipeline, plan_video
