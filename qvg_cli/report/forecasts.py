@@ -201,7 +201,7 @@ def _cache_json(cache: CacheForecast) -> dict[str, Any]:
 
 
 def _facts(planned: Plan) -> list[tuple[str, str]]:
-    plan, card, num_videos = planned.video, planned.card, planned.num_videos
+    plan, card, num_videos, count = planned.video, planned.card, planned.num_videos, planned.num_gpus
     config, found = planned.caches[0].config, planned.forecast
     seconds = plan.num_pixel_frames / config.video.fps
     video = (
@@ -226,10 +226,7 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
         ("download", _download_text(_download(config))),
         ("folder", folder),
         ("card", shown),
-        *(
-            [("GPUs", f"{planned.num_gpus}; the tables are of the first, which decodes")]
-            * (planned.num_gpus > 1)
-        ),
+        *([("GPUs", f"{count}; the tables are of the first, which decodes")] if count > 1 else []),
     ]
 
 
