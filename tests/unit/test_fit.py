@@ -57,7 +57,7 @@ def test_the_cache_of_a_real_run_is_predicted_to_the_byte(backend, preset, optio
     results = Engine(config, pipeline, CPU).rollout(Planned(config, plan, backend), prompt_embeds={0: embeds})
     sampler = config.sampler
     sink = sampler.sink if backend == "self-forcing" and sampler.window else 0
-    shape = CacheShape(2, 1, 64, 4, sink_frames=sink)
+    shape = CacheShape(2, 2, 64, 4, sink_frames=sink)
     assert predict_payload(config.cache, plan, shape) == [result.memory for result in results]
 
 
@@ -166,7 +166,7 @@ def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, keep_cache
         most = max(most, sum(count_bytes(path) for path in files))
     state.close()
     sink = config.sampler.sink if config.sampler.window else 0
-    shape = CacheShape(2, 1, 64, 4, sink_frames=sink)
+    shape = CacheShape(2, 2, 64, 4, sink_frames=sink)
     predicted = predict_history_files(config.cache, plan, shape)
     # Files that go with a chunk's record are gone when it is looked at.
     assert most <= predicted <= 1.5 * most
