@@ -32,6 +32,8 @@ from qvg_cli.runs.run import Run
 from scripts.random_models import TINY
 
 CPU = torch.device("cpu")
+# Forked, because importing torch takes seconds.
+start_processes = partial(torch.multiprocessing.start_processes, start_method="fork")
 # 15 tokens a frame, which neither two, four nor eight processes share evenly.
 SETTINGS = {"video.height": 48, "video.width": 80, "prompt": "red ball", "seed": 1}
 FAMILIES = {
