@@ -6,7 +6,7 @@ keep the size of what passes through them and norms are one: activations stay fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -104,7 +104,7 @@ TINY = {
 
 
 class RandomModels:
-    """Stands where a pipeline keeps its `Models`; has no text encoder.
+    """Stands where a pipeline keeps its `Models`; random embeddings stand for every prompt.
 
     Args:
         layout: One of `FULL` or `TINY`.
@@ -119,7 +119,16 @@ class RandomModels:
         self.device = device
         self.tokens: Tokens = AllTokens()
         self.rows: Rows = AllRows()
+        self.prompts = self
+        self._text_tokens = config.model.text_tokens
         self._seed = seed
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """There is no text encoder to load."""
+
+    def encode(self, prompt: str) -> Tensor:
+        """`[1, text_tokens, C]` in place of any prompt's embeddings."""
+        return self.text_states(1, self._text_tokens)
 
     @cached_property
     def transformer(self) -> nn.Module:

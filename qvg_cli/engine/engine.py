@@ -173,16 +173,8 @@ class Engine:
             >>> video = engine.generate("a large red ball bounces on grass", seconds=2, seed=1)
             >>> video.save("ball.mp4")
         """
-        planned, notes = self._plan(
-            prompt,
-            seed,
-            settings,
-            options,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=_scheduled(schedule),
-        )
+        length = {"seconds": seconds, "frames": frames, "segments": segments}
+        planned, notes = self._plan(prompt, seed, settings, options, length, schedule)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def extend(
@@ -221,17 +213,8 @@ class Engine:
         Example:
             >>> longer = engine.extend("results/self-forcing/NAME", seconds=5)
         """
-        planned, notes = self._plan(
-            prompt,
-            seed,
-            settings,
-            options,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=_scheduled(schedule),
-            start=find_start(Path(video)),
-        )
+        start, length = find_start(Path(video)), {"seconds": seconds, "frames": frames, "segments": segments}
+        planned, notes = self._plan(prompt, seed, settings, options, length, schedule, start)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def session(
@@ -260,7 +243,7 @@ class Engine:
             >>> chunk = session.step()
         """
         self._refuse_several()
-        planned, _ = self._plan(prompt, seed, settings, options)
+        planned, _ = self._plan(prompt, seed, settings, options, {})
         config = planned.config
         if config.prompt_changes:
             raise UsageError("a session has no schedule", hint="give each prompt to step()")
@@ -418,8 +401,10 @@ class Engine:
         num_frames = 0
         with Console(is_quiet=not progress).progress(len(planned.plan.chunks)) as bar:
             for result in self.rollout(planned, clip, on_step=bar.step):
+                for part in results[-1].pixels if results else ():
+                    part.wait()
                 results.append(result)
-                num_frames += result.frames.shape[1]
+                num_frames += result.num_frames
                 held = total(result.memory.end_bytes) / 2**20
                 bar.chunk_done(f"{num_frames} frames, cache {held:.2f} MiB")
                 on_chunk(result)
@@ -431,39 +416,25 @@ class Engine:
         seed: int | None,
         settings: Mapping[str, Any] | None,
         family_options: Mapping[str, Any],
-        *,
-        seconds: float | None = None,
-        frames: int | None = None,
-        segments: int | None = None,
-        schedule: Sequence[ScheduledPrompt] = (),
+        length: Mapping[str, Any],
+        schedule: Mapping[float, str] | None = None,
         start: Start | None = None,
     ) -> tuple[Planned, tuple[str, ...]]:
         # A run goes on with its own settings unless others are given.
         file = start.settings_for(self.config.backend) if start is not None else None
         request = self.request(prompt, seed=seed, settings=settings, options=family_options, file=file)
         notes: list[str] = []
-        (planned,) = plan_jobs(
-            request,
-            notes.append,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=schedule or None,
-            start=start,
-        )
+        later = [
+            ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
+            for begin, text in (schedule or {}).items()
+        ]
+        (planned,) = plan_jobs(request, notes.append, schedule=later or None, start=start, **length)
         self.check(planned.config)
         return planned, tuple(notes)
 
 
 def _prompts(config: RunConfig) -> list[str]:
     return [config.prompt, *(change.prompt for change in config.prompt_changes)]
-
-
-def _scheduled(schedule: Mapping[float, str] | None) -> list[ScheduledPrompt]:
-    return [
-        ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
-        for begin, text in (schedule or {}).items()
-    ]
 
 
 def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan, cache: KVCache) -> Done | None:

@@ -25,7 +25,7 @@ from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.engine.suggestions import check_processes
 from qvg_cli.errors import QvgError, UsageError, is_out_of_memory
 from qvg_cli.launch import Launch, find_launch
-from qvg_cli.models.decoder import Decoder
+from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
@@ -203,7 +203,7 @@ class SharedDecoder(Decoder):
     def decode(self, latents: Tensor) -> Tensor:
         return self._decoder.decode(latents)
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         return self._decoder.decode_each(latents)
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
@@ -226,8 +226,8 @@ class NoDecoder(Decoder):
     def decode(self, latents: Tensor) -> Tensor:
         return torch.empty(len(latents), 0, 1, 1, 3, dtype=torch.uint8)
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
-        yield self.decode(latents)
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
+        yield Pixels(self.decode(latents))
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         pass

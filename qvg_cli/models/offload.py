@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.decoder import Decoder
+from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.planning.chunks import ChunkPlan
 
 STORAGE_DTYPE = torch.float8_e4m3fn
@@ -120,6 +120,12 @@ class Offload:
         # The parts beside the blocks are small, and some are called alone.
         fully_shard(model, mesh=mesh, ignored_params=others)
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether transformer and VAE stay on a GPU side by side."""
+        places = (self.memory.transformer, self.memory.vae)
+        return self.device.type == "cuda" and places == ("none", "none")
+
     def place_transformer(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Bring a transformer that was just read to its place.
 
@@ -205,7 +211,7 @@ class OffloadedDecoder(Decoder):
         with self._offload.pixels(self._features):
             return self._decoder.decode(latents)
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """See `Decoder.decode_each`; room is made once for all parts."""
         with self._offload.pixels(self._features):
             yield from self._decoder.decode_each(latents)

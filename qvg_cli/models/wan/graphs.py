@@ -163,7 +163,11 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
         normed = (self.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         projected = self.attn1.processor.project(self.attn1, normed)
         if not graphs.projected:
-            graphs.projected = tuple(_buffer_like(part) for part in projected)
+            # Outside the graphs' pool, with the same strides.
+            graphs.projected = tuple(
+                torch.empty_strided(part.shape, part.stride(), dtype=part.dtype, device=part.device)
+                for part in projected
+            )
         for buffer, part in zip(graphs.projected, projected, strict=True):
             buffer.copy_(part)
 
@@ -188,8 +192,3 @@ class _Captured:
     pool: Any = None
     before: torch.cuda.CUDAGraph | None = None
     after: torch.cuda.CUDAGraph | None = None
-
-
-def _buffer_like(states: Tensor) -> Tensor:
-    """A buffer outside the graphs' pool with the strides of `states`."""
-    return torch.empty_strided(states.shape, states.stride(), dtype=states.dtype, device=states.device)

@@ -171,8 +171,9 @@ class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
             return encode_frames(vae, frames, generator).to(self.latents_dtype)
 
     def decoder(self) -> Decoder:
-        decoder = StreamingDecoder(self._models.vae)
-        return OffloadedDecoder(decoder, self._models.offload, features=decoder)
+        offload = self._models.offload
+        decoder = StreamingDecoder(self._models.vae, is_beside=offload.is_resident)
+        return OffloadedDecoder(decoder, offload, features=decoder)
 
     @abstractmethod
     def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> Denoiser: ...
