@@ -25,7 +25,7 @@ from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_error, visible
 from qvg_cli.environment import check_environment
-from qvg_cli.errors import UsageError, shown_error, unknown_name
+from qvg_cli.errors import NoAnswerError, UsageError, shown_error, unknown_name
 from qvg_cli.interrupts import stop_on_signals
 from qvg_cli.launch import find_launch
 from qvg_cli.logs import set_up
@@ -179,6 +179,9 @@ def _follow(rank: int) -> int:
 
     try:
         follow()
+    except NoAnswerError:
+        # The first process tells it.
+        return 1
     except (Exception, KeyboardInterrupt) as error:
         return _tell(error, where=f"process {rank}: ")
     return 0

@@ -23,7 +23,7 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.engine.suggestions import check_processes
-from qvg_cli.errors import QvgError, UsageError, is_out_of_memory
+from qvg_cli.errors import NoAnswerError, QvgError, UsageError, is_out_of_memory
 from qvg_cli.launch import Launch, find_launch
 from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
@@ -74,7 +74,7 @@ class Parallel:
         """`results` of the video with the memory of all, after the last of which another may begin.
 
         Raises:
-            QvgError: Another process has ended, or hangs.
+            NoAnswerError: Another process has ended, or hangs.
         """
         while True:
             with answered():
@@ -89,7 +89,7 @@ class Parallel:
         """What the first process has; the others give anything.
 
         Raises:
-            QvgError: Another process has failed.
+            NoAnswerError: Another process has ended.
         """
         messages = [message]
         with answered():
@@ -109,7 +109,7 @@ def answered() -> Iterator[None]:
     """Tell in one line that another process does not answer.
 
     Raises:
-        QvgError: An exchange has failed in the block.
+        NoAnswerError: An exchange has failed in the block.
     """
     try:
         yield
@@ -118,7 +118,7 @@ def answered() -> Iterator[None]:
         is_exchange = isinstance(error, dist.DistError) or "gloo" in first or "process group" in first
         if not is_exchange or is_out_of_memory(error):
             raise
-        raise QvgError(
+        raise NoAnswerError(
             f"another process does not answer, so that this one ends too: {first}",
             hint="what ended it, or keeps it, stands above; the timeout of an exchange is "
             f"{_EXCHANGE_TIMEOUT.total_seconds():.0f} s",

@@ -115,13 +115,16 @@ def make_video(
                 run.finish("interrupted")
             raise interruption(stop, f"stopped; {run.kept()}", hint=run.suggestion()) from None
         except Exception as error:
-            LOG.error("failed", exc_info=error)
-            _keep(run, error)
+            # torchrun ends all when one process has failed, and may be faster than the files.
+            with hold_interrupts():
+                LOG.error("failed", exc_info=error)
+                _keep(run, error)
             raise
         finally:
-            if run.summary.records:
-                console.note(str(run.summary))
-                on_end(run)
+            with hold_interrupts():
+                if run.summary.records:
+                    console.note(str(run.summary))
+                    on_end(run)
 
 
 def _keep(run: Run, error: Exception) -> None:
