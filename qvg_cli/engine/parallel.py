@@ -118,11 +118,13 @@ def answered() -> Iterator[None]:
         is_exchange = isinstance(error, dist.DistError) or "gloo" in first or "process group" in first
         if not is_exchange or is_out_of_memory(error):
             raise
-        raise NoAnswerError(
-            f"another process does not answer, so that this one ends too: {first}",
-            hint="what ended it, or keeps it, stands above; the timeout of an exchange is "
-            f"{_EXCHANGE_TIMEOUT.total_seconds():.0f} s",
-        ) from error
+        what = f"the exchange with other processes failed: {first}"
+        if "imed out" in first or "imeout" in first:
+            seconds = _EXCHANGE_TIMEOUT.total_seconds()
+            what = f"another process has not answered for {seconds:.0f} s, so that all end"
+        elif "peer" in first:
+            what = "another process has ended, so that all end"
+        raise NoAnswerError(what, hint="what that process said, if anything, stands above") from error
 
 
 def start(config: RunConfig, device: torch.device) -> Parallel | None:

@@ -15,6 +15,7 @@ from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, p
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.planning.sizes import PASS_PIXELS, ModelSizes, element_bytes
+from qvg_cli.planning.time_forecast import transformer_seconds
 
 KINDS = ("transformer", "VAE", "text", "cache", "workspace", "pass", "decoding")
 """Weights of the two, prompt embeddings, cache, attention's workspace, what passes through the transformer,
@@ -58,6 +59,7 @@ class Forecast:
         samples: The cache, one a chunk, as memory.json will have it.
         latents_bytes: Of latents.safetensors, its header left out.
         state_bytes: That the run's `state/` holds at most while it runs, headers and video parts left out.
+        transformer_seconds: On H200s; see `planning/time_forecast.py`.
     """
 
     text_stage_bytes: int
@@ -65,6 +67,7 @@ class Forecast:
     samples: Sequence[MemorySample]
     latents_bytes: int
     state_bytes: int
+    transformer_seconds: float
 
     @property
     def peak(self) -> Moment:
@@ -124,6 +127,7 @@ def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: b
         samples=samples,
         latents_bytes=latents_bytes,
         state_bytes=latents_bytes + history_bytes,
+        transformer_seconds=transformer_seconds(config, plan, sizes),
     )
 
 

@@ -59,6 +59,7 @@ class ModelSizes:
         rows: Items that pass in every denoising step: two with guidance.
         sink_frames: First latent frames that a window never drops.
         text_beside_vae: Whether the VAE is loaded before prompts are read.
+        streams: Ways in which a layer attends.
         num_processes: That make a video together.
         num_parts: Of these, those that share the tokens and the heads of a call.
     """
@@ -78,6 +79,7 @@ class ModelSizes:
     rows: int = 1
     sink_frames: int = 0
     text_beside_vae: bool = True
+    streams: int = 1
     num_processes: int = 1
     num_parts: int = 1
 

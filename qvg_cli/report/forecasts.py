@@ -17,6 +17,7 @@ from qvg_cli.planning.cards import MIB, Card, find_card, parse_card
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.planning.forecast import KINDS, Forecast, is_for_gpu, no_suggestion
 from qvg_cli.planning.ledger import total
+from qvg_cli.planning.time_forecast import CARD
 from qvg_cli.report.tables import WIDTH, format_facts, format_table, spread
 from qvg_cli.report.words import mib_text
 
@@ -188,6 +189,7 @@ def _cache_json(cache: CacheForecast) -> dict[str, Any]:
         "cache_end": {"bytes": total(found.samples[-1].end_bytes)},
         "latents_bytes": found.latents_bytes,
         "state_bytes": found.state_bytes,
+        "transformer_seconds": {CARD: round(found.transformer_seconds, 1)},
         "over_time": [
             {
                 "chunk": moment.chunk,
@@ -293,7 +295,8 @@ def _others_line(cache: CacheForecast, num_gpus: int) -> str:
     held = num_gpus * total(cache.forecast.cache_peak.peak_bytes)
     return fill(
         f"{cache.name}: each other GPU {mib_text(cache.others.device_bytes)} MiB at most; "
-        f"cache of all {num_gpus} together {mib_text(held)} MiB",
+        f"cache of all {num_gpus} together {mib_text(held)} MiB; transformer on {num_gpus} {CARD} about "
+        f"{cache.forecast.transformer_seconds:.3g} s (an estimate; other cards: not known)",
         WIDTH,
     )
 

@@ -41,15 +41,13 @@ def torchrun(two_heads, tmp_path):
     driver.write_text(DRIVER)
     started = []
 
-    def start(frames, *arguments, out="out"):
+    def start(frames):
         settings = [f"model.weights={two_heads}", "model.text_tokens=8", "sampler.window=6"]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += [str(driver), "generate", "red ball", "--size", "64x32", "--frames", str(frames)]
-        command += ["--out", str(tmp_path / out), *(part for each in settings for part in ("--set", each))]
+        command += ["--out", str(tmp_path / "out"), *(part for each in settings for part in ("--set", each))]
         log = (tmp_path / "log").open("w")
-        started.append(
-            subprocess.Popen([*command, *arguments], stdout=log, stderr=log, start_new_session=True)
-        )
+        started.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
         return started[-1]
 
     yield start
@@ -76,7 +74,7 @@ def wait_for_chunks(folder, count):
 
 @pytest.mark.parametrize(
     ("sent", "said"),
-    [(signal.SIGKILL, "does not answer"), (signal.SIGSTOP, "timeout of an exchange is 20 s")],
+    [(signal.SIGKILL, "another process has ended"), (signal.SIGSTOP, "has not answered for 20 s")],
 )
 def test_a_process_that_dies_or_hangs_ends_all_and_what_was_made_is_kept(torchrun, tmp_path, sent, said):
     process = torchrun(1200)
@@ -88,8 +86,7 @@ def test_a_process_that_dies_or_hangs_ends_all_and_what_was_made_is_kept(torchru
     told = (tmp_path / "log").read_text()
     errors = re.findall("^error: .*", told, re.MULTILINE)
     assert len(errors) == 1, told
-    assert "another process does not answer" in errors[0]
-    assert said in told
+    assert said in errors[0]
     (folder,) = (tmp_path / "out").glob("*/*")
     assert f"qvg generate --resume {folder}" in told
     memory = json.loads((folder / "memory.json").read_text())
