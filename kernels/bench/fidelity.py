@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import Row, write_plot, write_table
+from figures import Row, write_differences, write_plot, write_table
 from measures import AttentionProbe, HeadLosses, error_db, gain, rope_3d, rope_at
 from presets import Preset, load_presets
 from safetensors import safe_open
@@ -242,7 +242,7 @@ def main() -> None:
         print(f"measured {case.source}, {case.sample}, spans of {case.span} tokens", flush=True)
         if options.json:
             options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
-    table = write_table(rows)
+    table = f"{write_table(rows)}\nDifferences, with standard errors over heads\n\n{write_differences(rows)}"
     print(table)
     if options.table:
         options.table.write_text(table)
