@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 
 from qvg_cli import __version__
+from qvg_cli.commands.batch import batch
 from qvg_cli.commands.clean import clean
 from qvg_cli.commands.compare import compare
 from qvg_cli.commands.doctor import doctor
@@ -56,6 +57,13 @@ Examples:
   qvg extend results/self-forcing/NAME "a small blue cube rests on sand"
   qvg extend clip.mp4 "waves roll in" --backend self-forcing
   qvg extend clip.mp4 "waves roll in" --backend longcat --segments 10"""
+
+_BATCH_EXAMPLES = """\b
+Examples:
+  qvg batch prompts.jsonl --out videos
+  qvg batch prompts.jsonl --out /shared/videos --ray auto --backend self-forcing
+  qvg batch prompts.jsonl --out s3://bucket/videos --ray auto --gpus-per-worker 2
+  qvg batch --status videos"""
 
 _DOWNLOAD_EXAMPLES = """\b
 Examples:
@@ -161,6 +169,7 @@ def qvg(
 
 app.command(cls=_Command, epilog=f"{_GENERATE_EXAMPLES}\n\n{EXIT_CODES}")(generate)
 app.command(cls=_Command, epilog=f"{_EXTEND_EXAMPLES}\n\n{EXIT_CODES}")(extend)
+app.command(cls=_Command, epilog=f"{_BATCH_EXAMPLES}\n\n{EXIT_CODES}")(batch)
 app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
 app.command(cls=_Command, epilog=f"{_COMPARE_EXAMPLES}\n\n{EXIT_CODES}")(compare)
 app.command(cls=_Command, epilog=f"{_PLAN_EXAMPLES}\n\n{EXIT_CODES}")(plan)
