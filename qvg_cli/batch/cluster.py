@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -110,32 +110,27 @@ class Cluster:
             compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(jobs))),
             **each,
         )
-        made: queue.SimpleQueue[Row | BaseException | None] = queue.SimpleQueue()
+        ended: Future[None] = Future()
 
         def run() -> None:
             try:
-                for row in rows.iter_rows():
-                    made.put(json.loads(row["row"]))
-                made.put(None)
+                for _ in rows.iter_batches(batch_size=None):
+                    pass
+                ended.set_result(None)
             except BaseException as error:
-                made.put(error)
+                ended.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()
         stopped: BaseException | None = None
         while True:
             try:
                 with choose_moments():
-                    try:
-                        row = made.get(timeout=_POLL_SECONDS)
-                    except queue.Empty:
-                        row = {}
-                    for event in ray.get(board.take.remote()):
+                    is_ended = bool(wait([ended], _POLL_SECONDS).done)
+                    for event in [*ray.get(board.take.remote()), {}]:
                         hear(event)
-                    if isinstance(row, BaseException):
-                        raise _failure(row)
-                    if row is None:
+                    if is_ended:
+                        ended.result()
                         return stopped
-                    hear(row)
                 if stopped is None:
                     stop_if_asked()
             except KeyboardInterrupt as stop:
@@ -145,6 +140,11 @@ class Cluster:
                 stopped = stop
                 is_patient = isinstance(stop, Stopped) and str(stop) == "SIGUSR1"
                 ray.get(board.stop.remote(signal.SIGUSR1 if is_patient else signal.SIGTERM))
+            except Exception as error:
+                if stopped is None:
+                    raise _failure(error) from error
+                # Who stopped this has stopped Ray too.
+                return stopped
 
 
 @contextmanager
@@ -160,7 +160,6 @@ def connect(address: str) -> Iterator[Cluster]:
     is_local = address == "local"
     # Its messages are in its own logs; lines of ours say what has become of each job.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
     if is_local:
         os.environ.update(_QUIET)
     try:
@@ -168,15 +167,19 @@ def connect(address: str) -> Iterator[Cluster]:
         import ray.data
     except ImportError as error:
         raise UsageError("qvg batch needs Ray", hint='install it with: pip install "qvg[ray]"') from error
+    for handler in logging.getLogger("ray.data").handlers:
+        if type(handler).__name__ == "PlainRayHandler":
+            handler.setLevel(logging.CRITICAL)
     own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if is_local else {}
     # What it says of workers that died is not for the program that reads stdout.
     with redirect_stdout(sys.stderr):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"no Ray at {address}: {error}", hint="start one with ray start --head, or give --ray local"
-            ) from error
+        except (OSError, ValueError, RuntimeError) as error:
+            hint = "start one with ray start --head, or give --ray local"
+            if is_local:
+                hint = "RAY_TMPDIR names the folder of its files, on a local disk and with a short path"
+            raise UsageError(f"no Ray at {address}: {error}", hint=hint) from error
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
             # It takes the signals when it starts.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvg_cli.batch.manifest import Manifest, Row
 from qvg_cli.batch.store import Store
 from qvg_cli.console import Console
+from qvg_cli.errors import UsageError
 from qvg_cli.files import write_whole
 from qvg_cli.report.html import gallery_line, gallery_page
 from qvg_cli.report.run_files import find_results, read_result
@@ -34,7 +37,7 @@ class View:
         self._live: Live | None = None
         # An address has no page: its videos are not on this machine.
         self._unseen = [] if store.is_address else find_results(store.root)[::-1]
-        self._lines: list[dict[str, Any]] = []
+        self._lines: dict[Path, dict[str, Any]] = {}
         self._next_page = 0.0
 
     def __enter__(self) -> View:
@@ -66,6 +69,8 @@ class View:
 
     def _hear_job(self, row: Row) -> None:
         status, worker = row["status"], row.get("worker", "")
+        # Who made it before has died.
+        self._workers = {name: does for name, does in self._workers.items() if row["folder"] not in does}
         self._workers[worker] = f"{row['folder']}, try {row['tries']}" if status == "running" else "waits"
         if status == "complete" and not self._store.is_address:
             self._unseen.append(self._store.root / row["folder"])
@@ -74,13 +79,17 @@ class View:
             self._console.note(f"{row['folder']} {status} on {worker}{told}; {self._manifest.line()}")
 
     def _see(self) -> None:
-        """Take one result into the page; a few at a time keep nobody waiting."""
+        """Take one result into the page; one at a time keeps nobody waiting."""
         folder = self._unseen.pop(0)
-        self._lines.insert(0, gallery_line(self._store.root, read_result(folder)))
+        # One that went on is the newest.
+        self._lines.pop(folder, None)
+        # What else lies in the folder may be broken.
+        with suppress(UsageError):
+            self._lines[folder] = gallery_line(self._store.root, read_result(folder))
 
     def _write_page(self, reload_seconds: int | None) -> None:
         started = time.monotonic()
-        page = gallery_page(self._store.root, self._lines, reload_seconds=reload_seconds)
+        page = gallery_page(self._store.root, [*self._lines.values()][::-1], reload_seconds=reload_seconds)
         write_whole(
             self._store.root / PAGE,
             lambda path: path.write_text(page, encoding="utf-8", errors="backslashreplace"),

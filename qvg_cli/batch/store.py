@@ -69,6 +69,12 @@ class Store:
         found = self._fs.glob(f"{self._address}/{backend}/*/{MEMORY}")
         return {f"{backend}/{path.split('/')[-2]}" for path in found}
 
+    def has(self, folder: str) -> bool:
+        """Whether the run of `folder` is whole, and in its place."""
+        if self.is_address:
+            return bool(self._fs.exists(f"{self._address}/{folder}/{MEMORY}"))
+        return is_finished(RunDir(self.root / folder))
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep other batches out of a folder; an address cannot be held.

@@ -134,10 +134,16 @@ class Worker:
         threading.Thread(target=self._hear_stop, daemon=True).start()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Make the job of a batch of one; a line of the manifest."""
-        return {"row": [json.dumps(self._make(json.loads(batch["job"][0])))]}
+        """Make the job of a batch of one, and let the board know what has become of it."""
+        import ray
 
-    def _make(self, job: Row) -> dict[str, Any]:
+        ended = self._make(json.loads(batch["job"][0]))
+        if ended is not None:
+            ray.get(self._board.report.remote(ended))
+        return {"id": []}
+
+    def _make(self, job: Row) -> dict[str, Any] | None:
+        """The line of the manifest; `None` where all are to stop."""
         import ray
 
         started = time.perf_counter()
@@ -145,7 +151,7 @@ class Worker:
         while True:
             begun = ray.get(self._board.begin.remote(row))
             if begun is None:
-                return {**row, "status": "waiting"}
+                return None
             tries, error = begun
             row |= {"tries": min(tries, MAX_TRIES), "seconds": round(time.perf_counter() - started, 3)}
             if tries > MAX_TRIES:
@@ -177,6 +183,9 @@ class Worker:
             self._plan.base,
             config=config.model_copy(update={"prompt": job["prompt"], "seed": job["seed"]}),
         )
+        if self._store.has(job["folder"]):
+            # Its worker died after the last file.
+            return
         folder = self._store.open_run(job["folder"])
         if is_finished(folder):
             # It could not be moved to its place.

@@ -27,8 +27,10 @@ class Started:
     def __init__(self, jobs, out, *options):
         self.out = out
         command = [*PROGRAM, "batch", jobs, "--out", out, *SMALL, "--workers", 2, *options]
+        # Sockets have short names.
+        environment = {**os.environ, "RAY_TMPDIR": "/tmp"}
         self.program = subprocess.Popen(
-            [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*map(str, command)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def end(self, seconds=600):
@@ -97,3 +99,40 @@ def test_a_broken_job_and_a_killed_worker_cost_nothing_else(tmp_path):
     undisturbed = Path(plain.stdout.strip()).parent
     for name in ("latents.safetensors", "video.mp4"):
         assert (out / killed["folder"] / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_workers_and_the_same_command_goes_on(tmp_path, number):
+    out = tmp_path / "out"
+    batch = Started(write_jobs(tmp_path / "jobs.jsonl", 0, 1, 2, 3), out)
+    begun = batch.wait_for_chunk(1)
+    batch.program.send_signal(number)
+    code, _, stderr = batch.end()
+    assert (code, stderr.splitlines()[-1]) == (75, "hint: the same command goes on")
+    rows = last_rows(batch.rows())
+    assert rows[begun["seed"]]["status"] in ("stopped", "complete")
+    assert json.loads((out / "summary.json").read_text())["waiting"] >= 1
+    again = Started(write_jobs(tmp_path / "jobs.jsonl", 0, 1, 2, 3, 4), out)
+    assert again.end()[0] == 0
+    assert [row["status"] for row in last_rows(again.rows()).values()] == ["complete"] * 5
+    if rows[begun["seed"]]["status"] == "stopped":
+        assert "going on after chunk" in (out / begun["folder"] / "run.log").read_text()
+    page = (out / "index.html").read_text()
+    assert (page.count("<video"), "http-equiv" in page) == (5, False)
+
+
+def test_several_processes_make_a_video_and_it_is_moved_to_an_address(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    out = tmp_path / "out"
+    jobs = write_jobs(tmp_path / "jobs.jsonl", 0, 1)
+    batch = Started(jobs, f"file://{out}", "--workers", 1, "--gpus-per-worker", 2)
+    code, shown, stderr = batch.end()
+    assert code == 0, stderr
+    assert sorted(shown) == sorted(f"file://{path}" for path in out.rglob("video.mp4"))
+    assert len(shown) == 2
+    assert not list(tmp_path.glob("qvg-batch-*/*/*/*"))
+    status = subprocess.run(
+        [*PROGRAM, "batch", "--status", f"file://{out}"], capture_output=True, text=True, check=True
+    )
+    assert status.stdout.startswith("2 of 2 videos")
+    assert Started(jobs, f"file://{out}").end()[1] == []
