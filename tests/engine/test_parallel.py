@@ -36,9 +36,10 @@ CPU = torch.device("cpu")
 start_processes = partial(torch.multiprocessing.start_processes, start_method="fork")
 # 15 tokens a frame, which neither two, four nor eight processes share evenly.
 SETTINGS = {"video.height": 48, "video.width": 80, "prompt": "red ball", "seed": 1}
+TWO_STEPS = {"sampler.steps": [1000, 500]}
 FAMILIES = {
-    "self-forcing": {"video.frames": 12, "sampler.window": 6, "sampler.sink": 1},
-    "hyworldplay": {"video.frames": 12, "walk.pose": "w-6,right-6", "walk.image": "null"},
+    "self-forcing": {"video.frames": 12, "sampler.window": 6, "sampler.sink": 1, **TWO_STEPS},
+    "hyworldplay": {"video.frames": 12, "walk.pose": "w-6,right-6", "walk.image": "null", **TWO_STEPS},
     "longcat": {
         "video.frames": 10,
         "sampler.window": 6,
