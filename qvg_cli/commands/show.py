@@ -128,24 +128,24 @@ def _layers_text(result: Result) -> str:
 
 def _write_gallery(folder: Path) -> None:
     from qvg_cli.files import write_whole
-    from qvg_cli.report.html import gallery_page
+    from qvg_cli.report.html import gallery_line, gallery_page
     from qvg_cli.report.run_files import find_results, read_result
     from qvg_cli.report.unfinished import find_unfinished
 
     console = Console()
-    results = []
+    lines = []
     for found in find_results(folder):
         try:
-            results.append(read_result(found))
+            lines.append(gallery_line(folder, read_result(found)))
         except UsageError as error:
             console.note(f"left out: {error}")
     _note_unfinished(find_unfinished(folder))
-    if not results:
+    if not lines:
         raise UsageError(f"no run in {folder}", hint="make one with qvg generate --out FOLDER")
     page = folder / "index.html"
-    text = gallery_page(folder, results)
+    text = gallery_page(folder, lines)
     write_whole(page, lambda path: _write_text(path, text))
-    console.note(f"{len(results)} results")
+    console.note(f"{len(lines)} results")
     show_data(str(page))
 
 

@@ -22,8 +22,8 @@ LENGTH = ("--frames", FRAMES)
 
 
 def settings(tiny):
-    model = (f"model.weights={tiny.weights}", "model.text_tokens=8")
-    return ["--size", "64x32", *(part for setting in model for part in ("--set", setting))]
+    # All but the preset.
+    return tiny.arguments[:-2]
 
 
 @pytest.fixture(scope="module")
