@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qvg_cli.errors import MissingModelError
+from qvg_cli.lean_imports import without_compiler
 from qvg_cli.planning.sizes import read_layout
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Checkpoint(Generic[ModelT]):
     def _empty(self) -> ModelT:
         """The model without storage."""
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), without_compiler():
                 return self._build()
         except TypeError as error:
             raise MissingModelError(f"config.json does not describe this transformer: {error}") from error
