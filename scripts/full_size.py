@@ -28,7 +28,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -37,8 +37,10 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from safetensors.torch import save_file
 
 from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.cache.probe import Probe, keys_alone
 from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
@@ -55,6 +57,7 @@ from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
+from qvg_cli.models.wan.graphs import GraphedBlock
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.memory import MemoryReport
@@ -87,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if launch.num_processes > 1 and device.type == "cuda":
         device = torch.device("cuda", launch.local_rank)
         torch.cuda.set_device(device)
+    GraphedBlock.captures_exchange = not options.eager_exchange
     if launch.rank:
         options.out = options.out.with_suffix(f".{launch.rank}.json")
     if options.memory_limit_gib is not None:
@@ -172,6 +176,9 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--memory-limit-gib", type=float, help="device memory that the process may take")
     add("--budget-seconds", type=float, help="end an arm after this time; what it has made counts")
     add("--profile", type=int, metavar="CHUNK", help="list the kernels of one chunk beside the JSON")
+    add("--eager-exchange", action="store_true", help="launch exchanges between CUDA graphs, not inside")
+    add("--probe", nargs="+", default=[], metavar="PRESET", help="measure what these do to a bf16 arm's keys")
+    add("--latents", type=Path, help="keep the first process' latents in this place, a file an arm")
     add("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="as in qvg generate")
     add("--commit", help="noted with the figures")
     add("--device", default="auto")
@@ -294,8 +301,20 @@ class Arm:
             shape = (1, plan.latent_shape[0], max(first[-1].frames) + 1, *plan.latent_shape[1:])
             latents = torch.randn(shape, generator=torch.Generator().manual_seed(options.seed))
             done = Done(first, latents.to(device, pipeline.latents_dtype), has_history=False)
+        probe = None
+        if options.probe and not config.cache.k.packs:
+            packed = {
+                preset: open_cache(
+                    keys_alone(load_run(options, preset).cache), plan, pipeline.cache_shape, options.seed
+                )
+                for preset in options.probe
+            }
+            probe = Probe(cache, packed, options.seed)
         chunks = plan.chunks[options.done :]
-        results = rollout(chunks, denoiser, decoder, noise, context=context, done=done, on_step=clock.step)
+        results = rollout(
+            chunks, denoiser, decoder, noise, context=context, done=done, probe=probe, on_step=clock.step
+        )
+        latents = []
         for chunk in chunks:
             clock.begin_chunk()
             try:
@@ -305,15 +324,22 @@ class Arm:
                 self.record["chunks"].append({"chunk": chunk.index, "is_partial": True, **clock.figures()})
                 raise
             self._samples.append(result.memory)
+            latents.append(result.latents.cpu())
             report = MemoryReport(plan, self._samples, config.video.fps, config.cache.preset)
             figures = report.to_json({})
             row = {**figures.pop("chunks")[-1], **clock.figures()}
+            if probe is not None:
+                losses = {name: [asdict(each) for each in layers] for name, layers in result.losses.items()}
+                row |= {"probe_seconds": round(result.probe_seconds, 4), "losses": losses}
             if device.type == "cuda":
                 row["device_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
             self.record["chunks"].append(row)
             self.record["summary"] = {**figures, **totals(self.record["chunks"])}
             save_record()
             clock.check_budget()
+        if options.latents is not None and not find_launch().rank:
+            made = {"latents": torch.cat(latents, dim=2).contiguous()}
+            save_file(made, f"{options.latents}.{self.record['cache']}.safetensors")
 
     def _plan(self) -> tuple[VideoPlan, torch.Tensor | None]:
         """The plan, and random latents of the frames that it takes as given."""

@@ -71,7 +71,7 @@ _VAE_22 = {
     **{"latents_mean": [0.0] * 48, "latents_std": [1.0] * 48},
 }
 _TINY_WAN = {
-    **{"num_attention_heads": 1, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16},
+    **{"num_attention_heads": 2, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16},
     **{"text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, **_WAN},
 }
 _TINY_VAE = {
@@ -93,7 +93,7 @@ TINY = {
     "longcat": Layout(
         {
             **_LONGCAT,
-            **{"hidden_size": 64, "depth": 2, "num_heads": 1, "caption_channels": 16, "mlp_ratio": 1},
+            **{"hidden_size": 128, "depth": 2, "num_heads": 2, "caption_channels": 16, "mlp_ratio": 1},
             **{"adaln_tembed_dim": 8, "frequency_embedding_size": 16},
         },
         _TINY_VAE,
@@ -135,6 +135,7 @@ class RandomModels:
         """Ready to be attached to a cache."""
         with torch.device("meta"):
             model = _build(self.backend, self.layout.transformer)
+        self.offload.shard(model)
 
         def held_in(name: str) -> torch.dtype:
             is_stored = self.offload.is_fp8 and is_block_matrix(model, name)

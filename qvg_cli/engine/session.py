@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import PromptChange, RunConfig
+from qvg_cli.engine.lengths import with_video
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.opening import open_video
 from qvg_cli.engine.rollout import Done, rollout
@@ -108,9 +109,8 @@ class Session:
     @property
     def config(self) -> RunConfig:
         """The settings with which `Engine.generate` makes the same video, as long as it is now."""
-        video = self._config.video.model_copy(update={"frames": max(1, self._num_latents)})
         prompts = {"prompt": self._first_prompt, "prompt_changes": tuple(self._changes)}
-        config = self._config.model_copy(update={**prompts, "video": video})
+        config = with_video(self._config.model_copy(update=prompts), frames=max(1, self._num_latents))
         with_path: RunConfig = self._planner.with_path(config)
         return with_path
 

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.errors import UsageError
@@ -101,7 +104,21 @@ class Offload:
     @property
     def is_fixed(self) -> bool:
         """Whether the transformer's weights stay on a GPU, as they are, for good."""
-        return self.device.type == "cuda" and self.memory.transformer == "none" and not self.is_fp8
+        memory = self.memory
+        is_moved = memory.transformer != "none" or memory.weights_sharded or self.is_fp8
+        return self.device.type == "cuda" and not is_moved
+
+    def shard(self, model: nn.Module) -> None:
+        """Divide the blocks of a transformer without storage among the processes, if `memory` says so."""
+        if not self.memory.weights_sharded:
+            return
+        mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        blocks: Any = model.blocks
+        others = set(model.parameters()) - set(blocks.parameters())
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        # The parts beside the blocks are small, and some are called alone.
+        fully_shard(model, mesh=mesh, ignored_params=others)
 
     @property
     def is_resident(self) -> bool:

@@ -166,17 +166,21 @@ class Run:
                     raise failures[0]
                 return
             assert checkpoint is not None
-            writes = [
-                lambda: write_whole(run.latents, partial(self._save_latents, checkpoint)),
-                lambda: write_whole(run.plot, summary.report.save_plot),
-            ]
-            for name, write_file in self._details.files.items():
-                writes.append(partial(write_whole, run.path / name, write_file))
+
+            def save_latents(path: Path) -> None:
+                # Not save_file: it makes files that only their owner can read.
+                path.write_bytes(save({"latents": checkpoint.read_latents(summary.records).contiguous()}))
+
+            writes: dict[Path, Callable[[Path], None]] = {
+                run.latents: save_latents,
+                run.plot: summary.report.save_plot,
+                **{run.path / name: write for name, write in self._details.files.items()},
+            }
             # ffmpeg copies while the other files are written.
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(attempt, lambda: self._join_video(checkpoint))
-                for write in writes:
-                    attempt(write)
+                for path, write in writes.items():
+                    attempt(partial(write_whole, path, write))
         summary.times.end_loop()
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
@@ -283,10 +287,6 @@ class Run:
         if parts:
             join_parts(parts, self.folder.video, num_frames=self.summary.num_frames)
         self.folder.preview.unlink(missing_ok=True)
-
-    def _save_latents(self, checkpoint: Checkpoint, path: Path) -> None:
-        # Not save_file: it makes files that only their owner can read.
-        path.write_bytes(save({"latents": checkpoint.read_latents(self.summary.records).contiguous()}))
 
     def _write_config(self) -> None:
         values = {

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.report.words import MIB, describe_bytes, mib_text
+from qvg_cli.report.words import MIB, describe_bytes, mib_text, processes_text
 from qvg_cli.runs.checkpoint import ChunkRecord
 
 
@@ -165,9 +166,11 @@ class Summary:
             spent += f"; first frame after {times['first_frame']:.1f} s"
             spent += f"; {times['frames_per_second_without_vae']:.1f} frames/s by the model alone"
             spent += f", {times['frames_per_second_with_vae']:.1f} with the VAE"
+        processes = self.report.summary().get("processes")
+        each = f"\nof each process: {processes_text(processes)}" if processes else ""
         return (
             f"{self._lasting()}{made} in {self.seconds:.1f} s, {num_made / self.seconds:.1f} frames/s; "
-            f"cache at its peak {self.report.peak_text()} for the same frames\n{spent}"
+            f"cache at its peak {self.report.peak_text()} for the same frames{each}\n{spent}"
         )
 
     def kept(self) -> str:
@@ -219,7 +222,12 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """The content of memory.json."""
         chunk_seconds = [record.chunk_seconds for record in self.records]
-        return self.report.to_json({**self.about(), "chunk_seconds": chunk_seconds})
+        content = self.report.to_json({**self.about(), "chunk_seconds": chunk_seconds})
+        for chunk, record in zip(content["chunks"], self.records, strict=True):
+            if record.probe_seconds:
+                losses = {name: [asdict(each) for each in layers] for name, layers in record.losses.items()}
+                chunk |= {"losses": losses, "probe_seconds": record.probe_seconds}
+        return content
 
     def _lasting(self) -> str:
         return f"{self.num_frames} frames ({self.num_frames / self.video.config.video.fps:.2f} s)"

@@ -71,7 +71,9 @@ class Models(Generic[ModelT]):
         """Ready to be attached to a cache, adapters merged."""
         offload = self.offload
         matrix_dtype = STORAGE_DTYPE if offload.is_fp8 else None
-        model = self._checkpoint.load(self.dtype, offload.load_device, matrix_dtype=matrix_dtype)
+        model = self._checkpoint.load(
+            self.dtype, offload.load_device, matrix_dtype=matrix_dtype, shard=offload.shard
+        )
         place_transformer(model, offload, self.dtype, self.tokens)
         return model
 
