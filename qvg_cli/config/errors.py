@@ -78,8 +78,9 @@ def _describe_one(problem: Any, path: str, source: str, known: Sequence[str]) ->
 def _dotted(location: tuple[int | str, ...]) -> str:
     parts = [str(part) for part in location]
     # pydantic puts the scheme of a codec into the location, which no user wrote.
-    if parts[:1] == ["cache"] and parts[1:2] in (["k"], ["v"]) and len(parts) > 2:
-        del parts[2]
+    side = 3 if parts[:2] == ["cache", "layers"] else 1
+    if parts[:1] == ["cache"] and parts[side : side + 1] in (["k"], ["v"]):
+        del parts[side + 1 : side + 2]
     return ".".join(parts)
 
 

@@ -9,9 +9,18 @@ SMALL = ("video.height=32", "video.width=64", "video.frames=18", "model.text_tok
 
 
 @pytest.mark.parametrize("window", ["null", "9"])
-@pytest.mark.parametrize(("preset", "is_kept"), [("int2", True), ("bf16", False), ("none", False)])
-def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, preset, is_kept, window):
-    sets = (*SMALL, f"model.weights={tiny_weights}", f"cache.preset={preset}", f"sampler.window={window}")
+@pytest.mark.parametrize(
+    ("cache", "is_kept"),
+    [
+        ("preset=int2", True),
+        ("layers.1.v.preset=trit", True),
+        ("layers.1.v.preset=bf16", False),
+        ("preset=bf16", False),
+        ("preset=none", False),
+    ],
+)
+def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, cache, is_kept, window):
+    sets = (*SMALL, f"model.weights={tiny_weights}", f"cache.{cache}", f"sampler.window={window}")
     whole, rest = go_on(load_config(Request(sets=sets)).config, 3)
     assert len(rest) == 3
     for one, other in zip(whole, rest, strict=True):
