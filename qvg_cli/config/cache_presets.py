@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, get_args
 
 from qvg_cli.config.resources import configs_dir, preset_names
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.config.yaml_text import parse_yaml
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import UsageError, known_hint
 from qvg_kernels.spec import CodecSpec
 
 SIDES = ("k", "v")
@@ -43,12 +42,9 @@ def merge_cache(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, An
     for source, section in layers:
         # From the general to the special, whatever the order in the file.
         if "preset" in section:
-            preset = section["preset"]
-            if isinstance(preset, str) and preset.lower() in preset_names():
-                preset = preset.lower()
-            known = read_preset(preset, source)
+            known = read_preset(section["preset"], source)
             own = _by_layer(known.pop("layers", {}), source)
-            merged.update(known, preset=preset)
+            merged.update(known, preset=section["preset"].lower())
         _take_presets(merged, section, source)
         for name, value in section.items():
             if name in KNOBS:
@@ -76,6 +72,14 @@ def _layer(
         for side in SIDES:
             _merge_side(layer, side, _side_section(section, side, source, path))
     return layer
+
+
+def _merge_side(merged: dict[str, Any], side: str, section: Mapping[str, Any]) -> None:
+    changes = {name: value for name, value in section.items() if name != "preset"}
+    current = merged.get(side, {})
+    is_other_scheme = changes.get("scheme", current.get("scheme")) != current.get("scheme")
+    if changes:
+        merged[side] = changes if is_other_scheme else {**current, **changes}
 
 
 def _take_presets(
@@ -117,15 +121,10 @@ def read_preset(name: object, source: str) -> dict[str, Any]:
         UsageError: There is no such preset.
     """
     known = preset_names()
-    if isinstance(name, str) and name.lower() in known:
-        name = name.lower()
-    if name not in known:
-        near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-        nearest = f"nearest: {near[0]}; " if near else ""
-        raise UsageError(
-            f"unknown cache preset {str(name)!r} ({source})", hint=f"{nearest}known: {', '.join(known)}"
-        )
-    path = configs_dir() / "cache" / f"{name}.yaml"
+    if not isinstance(name, str) or name.lower() not in known:
+        hint = known_hint(name, known)
+        raise UsageError(f"unknown cache preset {str(name)!r} ({source})", hint=hint)
+    path = configs_dir() / "cache" / f"{name.lower()}.yaml"
     preset = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     return {name: preset[name] for name in (*SIDES, "layers") if name in preset}
 
@@ -152,15 +151,6 @@ def _side_section(
             hint=f"for a preset's codec, set {path}.{side}.preset={value}",
         )
     return value
-
-
-def _merge_side(merged: dict[str, Any], side: str, section: Mapping[str, Any]) -> None:
-    changes = {name: value for name, value in section.items() if name != "preset"}
-    if not changes:
-        return
-    current = merged.get(side, {})
-    is_other_scheme = changes.get("scheme", current.get("scheme")) != current.get("scheme")
-    merged[side] = changes if is_other_scheme else {**current, **changes}
 
 
 def _set_knob(merged: dict[str, Any], side: str, name: str, value: Any, source: str) -> None:

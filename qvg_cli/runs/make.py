@@ -23,7 +23,6 @@ from qvg_cli.logs import run_log, timed
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
 from qvg_cli.runs.run import Run
-from qvg_cli.runs.summary import chunk_line
 
 LOG = logging.getLogger(__name__)
 
@@ -104,7 +103,6 @@ def make_video(
                 for result in results:
                     with hold_interrupts():
                         run.add(result)
-                    LOG.info("%s", chunk_line(result))
                     progress.chunk_done(run.summary.status_line())
                     if result.chunk.index + 1 < len(plan.chunks):
                         stop_if_asked()

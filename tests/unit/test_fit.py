@@ -51,14 +51,14 @@ def test_the_cache_of_a_real_run_is_predicted_to_the_byte(backend, preset, optio
     arguments = ["--backend", backend, "--size", "tiny", "--out", "unused", *options]
     config = full_size.load_run(full_size.parse_options(arguments), preset)
     models = RandomModels(config, TINY[backend], CPU)
-    pipeline = full_size._PIPELINES[backend](config, models)
+    pipeline = full_size.PIPELINES[backend](config, models)
     plan = plan_video(config)
     rows = 2 if backend == "longcat" else 1
     embeds = models.text_states(rows, config.model.text_tokens)
     results = Engine(config, pipeline, CPU).rollout(Planned(config, plan, backend), prompt_embeds={0: embeds})
     sampler = config.sampler
     sink = sampler.sink if backend == "self-forcing" and sampler.window else 0
-    shape = CacheShape(2, 1, 64, 4, sink_frames=sink)
+    shape = CacheShape(2, 2, 64, 4, sink_frames=sink)
     assert predict_payload(config.cache, plan, shape) == [result.memory for result in results]
 
 
@@ -159,7 +159,7 @@ def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, keep_cache
     options = full_size.parse_options([*arguments, *(part for text in sets for part in ("--set", text))])
     config = full_size.load_run(options, preset)
     models = RandomModels(config, TINY["self-forcing"], CPU)
-    pipeline = full_size._PIPELINES["self-forcing"](config, models)
+    pipeline = full_size.PIPELINES["self-forcing"](config, models)
     plan = plan_video(config)
     embeds, kept = models.text_states(1, config.model.text_tokens), keep_cache()
     state = Checkpoint.create(tmp_path / "state", identify(config, "cpu"))
@@ -172,7 +172,7 @@ def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, keep_cache
         most = max(most, sum(count_bytes(path) for path in files))
     state.close()
     sink = config.sampler.sink if config.sampler.window else 0
-    shape = CacheShape(2, 1, 64, 4, sink_frames=sink)
+    shape = CacheShape(2, 2, 64, 4, sink_frames=sink)
     predicted = predict_history_files(config.cache, plan, shape)
     # Files that go with a chunk's record are gone when it is looked at.
     assert most <= predicted <= 1.5 * most
