@@ -129,10 +129,10 @@ def read_preset(name: object, source: str) -> dict[str, Any]:
     return {name: preset[name] for name in (*SIDES, "layers") if name in preset}
 
 
-def cache_label(cache: CacheConfig) -> str:
+def cache_label(settings: CacheConfig) -> str:
     """The preset's name for people, and whether the codecs are no longer the preset's."""
-    is_changed = take_preset(cache, cache.preset) != cache
-    return f"{cache.preset}, changed" if is_changed else cache.preset
+    is_changed = take_preset(settings, settings.preset) != settings
+    return f"{settings.preset}, changed" if is_changed else settings.preset
 
 
 def take_preset(cache: CacheConfig, preset: str) -> CacheConfig:

@@ -124,7 +124,7 @@ def test_what_a_model_call_raises_ends_the_session(walk_engine):
 
     def stop():
         calls.append(None)
-        if len(calls) == 3:
+        if len(calls) == 4:
             raise InterruptedError
 
     session = walk_engine.session(on_step=stop)

@@ -5,18 +5,17 @@ import pytest
 from qvg_cli.config.load import Request
 from qvg_cli.models.registry import load_config
 
-SMALL = ("video.height=32", "video.width=64", "video.frames=18", "model.text_tokens=8", "prompt=red ball")
+SMALL = ("video.height=32", "video.width=64", "video.frames=18", "sampler.steps=[1000, 500]")
+SMALL += ("model.text_tokens=8", "prompt=red ball")
 
 
-@pytest.mark.parametrize("window", ["null", "9"])
 @pytest.mark.parametrize(
-    ("cache", "is_kept"),
+    ("cache", "is_kept", "window"),
     [
-        ("preset=int2", True),
-        ("layers.1.v.preset=trit", True),
-        ("layers.1.v.preset=bf16", False),
-        ("preset=bf16", False),
-        ("preset=none", False),
+        ("preset=int2", True, "null"),
+        ("layers.1.v.preset=trit", True, "9"),
+        ("layers.1.v.preset=bf16", False, "9"),
+        ("preset=none", False, "null"),
     ],
 )
 def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, cache, is_kept, window):
