@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand
 
-from qvg_cli import __version__
+from qvg_cli import __version__, lean_imports
+from qvg_cli.commands.batch import batch
 from qvg_cli.commands.clean import clean
 from qvg_cli.commands.compare import compare
 from qvg_cli.commands.doctor import doctor
@@ -25,7 +26,7 @@ from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_error, visible
 from qvg_cli.environment import check_environment
-from qvg_cli.errors import UsageError, shown_error, unknown_name
+from qvg_cli.errors import NoAnswerError, UsageError, shown_error, unknown_name
 from qvg_cli.interrupts import stop_on_signals
 from qvg_cli.launch import find_launch
 from qvg_cli.logs import set_up
@@ -54,6 +55,11 @@ _EXAMPLES = {
   qvg extend results/self-forcing/NAME "a small blue cube rests on sand"
   qvg extend clip.mp4 "waves roll in" --backend self-forcing
   qvg extend clip.mp4 "waves roll in" --backend longcat --segments 10""",
+    "batch": """
+  qvg batch prompts.jsonl --out videos
+  qvg batch prompts.jsonl --out /shared/videos --ray auto --backend self-forcing
+  qvg batch prompts.jsonl --out s3://bucket/videos --ray auto --gpus-per-worker 2
+  qvg batch --status videos""",
     "download": """
   qvg download --list
   qvg download self-forcing --dry-run
@@ -65,7 +71,7 @@ _EXAMPLES = {
   qvg compare results/self-forcing/A results/self-forcing/B""",
     "plan": """
   qvg plan --backend self-forcing --seconds 45 --cache int2 --cache bf16
-  qvg plan --backend longcat --segments 10 --card "RTX 4090"
+  qvg plan --backend longcat --segments 10 --card "RTX 4090" --gpus 2
   qvg plan --backend hyworldplay --pose w-40,a-40 --card 24GiB --json""",
     "play": """
   qvg play
@@ -149,7 +155,7 @@ def qvg(
     """Long videos from autoregressive video diffusion models, their history kept in 2 bits a value."""
 
 
-for _run in (generate, extend, download, compare, plan, play, show, doctor, clean):
+for _run in (generate, extend, batch, download, compare, plan, play, show, doctor, clean):
     _shown = f"\b\nExamples:{_EXAMPLES[_run.__name__]}\n\n" if _run.__name__ in _EXAMPLES else ""
     app.command(cls=_Command, epilog=_shown + EXIT_CODES)(_run)
 
@@ -179,6 +185,9 @@ def _follow(rank: int) -> int:
 
     try:
         follow()
+    except NoAnswerError:
+        # The first process tells it.
+        return 1
     except (Exception, KeyboardInterrupt) as error:
         return _tell(error, where=f"process {rank}: ")
     return 0
@@ -186,6 +195,7 @@ def _follow(rank: int) -> int:
 
 def main() -> None:
     """The entry point of the program `qvg`."""
+    lean_imports.begin()
     try:
         launch = find_launch()
     except UsageError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qvg_cli.commands.shards import Shard
+from qvg_cli.batch.shards import Shard
 from qvg_cli.errors import UsageError
 from qvg_cli.main import app
 from qvg_cli.planning.cards import CARDS, parse_card

@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 BASE = (
-    "__init__", "console", "environment", "errors", "files", "interrupts", "launch", "logs", "plotting",
-    "randomness",
+    "__init__", "console", "environment", "errors", "files", "interrupts", "launch", "lean_imports",
+    "logs", "plotting", "randomness",
     "redaction", "text_files",
 )  # fmt: skip
 """Files of qvg_cli/ that any room may use; what they import is in this list too."""
@@ -24,13 +24,14 @@ ARROWS = {
     "video": "base",
     "models": "base kernels config planning device cache video",
     "hub": "base config models",
-    "engine": "base kernels.spec config planning device cache video models",
+    "engine": "base config planning device cache video models",
     "report": "base kernels config planning device video models hub engine",
     "runs": "base kernels config planning device cache video models engine report",
     "comparison": "base config device cache video models engine report runs",
     "play": "base config planning device video models engine report",
+    "batch": "base config device video models engine report runs",
     "api": "config engine report",
-    "commands": "base config planning device video models hub engine report runs comparison play",
+    "commands": "base config planning device video models hub engine report comparison play batch",
     "main": "base models engine commands",
 }
 """What each room may import beside itself; docs/architecture.md has the same table."""
@@ -48,6 +49,7 @@ WITHOUT_TORCH = (
     "qvg_cli.hub.store",
     "qvg_cli.comparison.variants",
     "qvg_cli.engine.jobs",
+    "qvg_cli.batch.run",
     "qvg_cli.engine.suggestions",
     "qvg_cli.engine.sources",
     "qvg_cli.commands.show_plan",
