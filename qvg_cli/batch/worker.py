@@ -147,7 +147,8 @@ class Worker:
         import ray
 
         started = time.perf_counter()
-        row = {**_about(job), "worker": self._name}
+        # What the manifest says of a job whatever becomes of it.
+        row = {**{key: job[key] for key in ("id", "prompt", "seed", "folder")}, "worker": self._name}
         while True:
             begun = ray.get(self._board.begin.remote(row))
             if begun is None:
@@ -251,11 +252,6 @@ class _Chunks:
     def chunk_done(self, status: str) -> None:
         self._num_done += 1
         self._reports.report(self._num_done, self._num_chunks)
-
-
-def _about(job: Row) -> dict[str, Any]:
-    """What the manifest says of a job whatever becomes of it."""
-    return {key: job[key] for key in ("id", "prompt", "seed", "folder")}
 
 
 def _start_others(num_processes: int) -> None:
