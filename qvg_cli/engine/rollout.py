@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.decoder import Decoder
-from qvg_cli.planning.chunks import ChunkPlan
+from qvg_cli.planning.cache_plan import Commit
+from qvg_cli.planning.chunks import ChunkPlan, Frames
 from qvg_cli.planning.ledger import MemorySample
 
 
@@ -83,7 +84,7 @@ def rollout(
         num_emitted = done.latents.shape[2]
         known[:num_emitted] = done.latents.split(1, dim=2)
         if not done.has_history:
-            _fill_cache(done, denoiser, prompt_at)
+            _fill_cache(done, denoiser, noise, prompt_at)
         decoder.skip(done.chunks, done.latents, num_shown)
     for chunk in chunks:
         watch = _Stopwatch(device)
@@ -145,13 +146,28 @@ class _Stopwatch:
         self._last = now
 
 
-def _fill_cache(done: Done, denoiser: Denoiser, prompt_at: Callable[[int], Tensor] | None) -> None:
-    """Compute the history of finished chunks as their rollout did: by the same passes, in the same order."""
+def _fill_cache(
+    done: Done,
+    denoiser: Denoiser,
+    noise: Callable[[ChunkPlan], Callable[[], Tensor]],
+    prompt_at: Callable[[int], Tensor] | None,
+) -> None:
+    """Compute the history of finished chunks as their rollout did: by the same passes, in the same order.
+
+    The first chunks are denoised once more if the cache learns from that.
+    """
+    cache = denoiser.cache
     for chunk in done.chunks:
-        step = denoiser.cache.begin(chunk)
+        step = cache.begin(chunk)
         if prompt_at is not None:
             denoiser.set_prompt(prompt_at(chunk.index))
-        for frames, commit in ((chunk.prefill, step.prefill), (chunk.makes, step.commit)):
+
+        def update(frames: Frames, commit: Commit | None, chunk: ChunkPlan = chunk) -> None:
             if commit is not None:
                 denoiser.update_cache(chunk, frames, done.latents[:, :, list(frames)], commit)
-                denoiser.cache.settle(commit)
+                cache.settle(commit)
+
+        update(chunk.prefill, step.prefill)
+        if chunk.makes and cache.is_learning and denoiser.observes_steps:
+            denoiser.denoise(chunk, noise(chunk), lambda: None)
+        update(chunk.makes, step.commit)

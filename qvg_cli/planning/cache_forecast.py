@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from functools import cache
 
 from qvg_cli.config.schema import CacheConfig
-from qvg_cli.planning.cache_plan import Block, CachePlan, CacheStep, Commit, PackPolicy, unpacked_spec
+from qvg_cli.planning.cache_plan import (
+    NUM_VERSIONS,
+    Block,
+    CachePlan,
+    CacheStep,
+    Commit,
+    PackPolicy,
+    Versions,
+    unpacked_spec,
+)
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes, total
 from qvg_kernels.spec import PayloadBytes
@@ -49,18 +58,21 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
     block_bytes = _block_bytes(config, plan, shape)
     frame_bytes = bf16_frame_bytes(plan.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers)
     ledger = Ledger()
+    version_bytes = _version_bytes(config, shape)
+    layers = [Versions(ledger) for _ in range(shape.num_layers)]
     samples = []
     num_held = 0
     for chunk, step, num_left in _steps(config, plan, shape):
         num_held -= len(step.evicts)
-        for _ in range(shape.num_layers):
+        for versions in layers:
             for block in step.drops:
                 ledger.remove(block_bytes(block))
+                versions.drop(block)
         ledger.begin_peak()
         for commit in (step.prefill, step.commit):
             if commit is not None:
-                for _ in range(shape.num_layers):
-                    _book(ledger, commit, block_bytes)
+                for versions in layers:
+                    _book(ledger, commit, block_bytes, versions, version_bytes)
         samples.append(
             MemorySample(
                 chunk=chunk.index,
@@ -80,7 +92,7 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     """The most bytes that a run's `state/` holds of its history at once, headers left out.
 
     Only a history that is packed is saved, each block once; a file goes when nothing of it was held after the
-    last two chunks.
+    last two chunks. The matrices that shape its errors stay.
 
     Raises:
         ValueError: The codecs do not take the head size.
@@ -89,14 +101,21 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
         return 0
     block_bytes = _block_bytes(config, plan, shape)
     blocks = _plan_cache(config, plan, shape)
+    version_bytes = _version_bytes(config, shape)
     file_bytes: dict[int, int] = {}
     saved: set[Block] = set()
-    most = 0
+    most = matrix_bytes = 0
     for chunk, following in zip(plan.chunks, (*plan.chunks[1:], None), strict=True):
         blocks.advance(chunk)
         held = set() if following is None else set(blocks.blocks_after(following.evicts))
+        if version_bytes and blocks.num_packed < NUM_VERSIONS:
+            # What is still learnt from is not saved.
+            held = set()
+        elif held and not matrix_bytes:
+            count = len({block.version for block in held if block.is_packed} | {NUM_VERSIONS - 1})
+            matrix_bytes = shape.num_layers * version_bytes * count
         file_bytes[chunk.index] = shape.num_layers * sum(total(block_bytes(block)) for block in held - saved)
-        most = max(most, sum(file_bytes.values()))
+        most = max(most, matrix_bytes + sum(file_bytes.values()))
         alive = {block.chunk for block in saved | held} | {chunk.index}
         file_bytes = {index: count for index, count in file_bytes.items() if index in alive}
         saved = held
@@ -134,11 +153,27 @@ def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> Blo
     return lambda block: sized(len(block.frames), block.is_packed)
 
 
-def _book(ledger: Ledger, commit: Commit, block_bytes: BlockBytes) -> None:
+def _version_bytes(config: CacheConfig, shape: CacheShape) -> int:
+    """Bytes of one version of a layer's matrices."""
+    return sum(spec.matrix_bytes(shape.heads, shape.head_dim) for spec in (config.k, config.v))
+
+
+def _book(
+    ledger: Ledger, commit: Commit, block_bytes: BlockBytes, versions: Versions, version_bytes: int
+) -> None:
     """Enter a commit of one layer, in the order of `LayerCache.commit`."""
-    for block in commit.stores:
+
+    def hold(block: Block) -> None:
+        versions.hold(block)
         ledger.add(block_bytes(block))
+
+    for block in commit.stores:
+        if block.is_packed:
+            versions.make(block.version, version_bytes)
+        hold(block)
     for packing in commit.packings:
+        versions.make(packing.block.version, version_bytes)
         for member in packing.members:
             ledger.remove(block_bytes(member))
-        ledger.add(block_bytes(packing.block))
+            versions.drop(member)
+        hold(packing.block)

@@ -23,7 +23,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache
-from qvg_cli.cache.snapshot import block_tensors, is_kept, read_blocks
+from qvg_cli.cache.snapshot import block_tensors, is_kept, matrix_tensors, read_blocks, read_matrices
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
@@ -35,7 +35,7 @@ from qvg_cli.runs.identity import Identity, differences, hash_content, other_ver
 from qvg_cli.video.io import Frames
 from qvg_cli.video.parts import encode_part
 
-LATENTS, CACHE, VIDEO = "latents.safetensors", "cache.safetensors", "mp4"
+LATENTS, CACHE, MATRICES, VIDEO = "latents.safetensors", "cache.safetensors", "matrices.safetensors", "mp4"
 
 
 class DamagedError(QvgError):
@@ -73,7 +73,8 @@ class ChunkRecord(Config):
 
     Attributes:
         run: Hash of the run's identity, so that files of two runs are never mixed.
-        files: By kind; without history or frames of its own, a chunk has no `CACHE` or no `VIDEO`.
+        files: By kind; without history or frames of its own, a chunk has no `CACHE` or no `VIDEO`. The first
+            whose history is kept has `MATRICES` if these shape its errors.
         entries: What its `CACHE` holds, as `qvg_cli.cache.snapshot.block_tensors` describes it.
         held: The history after the chunk, in order, if it is kept.
         has_history: Whether it is kept; one that is not packed is larger than it is slow to compute again.
@@ -107,6 +108,7 @@ class Checkpoint:
         self._lock = lock
         self._saved: set[Block] = set()
         self._alive: set[int] = set()
+        self._has_matrices = False
 
     @classmethod
     def create(cls, folder: Path, identity: Identity) -> Checkpoint:
@@ -211,7 +213,7 @@ class Checkpoint:
         """The record of a chunk that has just ended, without its files, and the history that it adds.
 
         Returns:
-            The record, and tensors where the cache has them.
+            The record, and tensors where the cache has them; names of matrices begin with `MATRICES`.
         """
         chunk = result.chunk.index
         # After the last chunk nothing is left to be read.
@@ -221,6 +223,9 @@ class Checkpoint:
         held = held if has_history else ()
         tensors, entries = block_tensors(cache, [block for block in held if block not in self._saved])
         self._saved = set(held)
+        if held and not self._has_matrices:
+            self._has_matrices = True
+            tensors |= {f"{MATRICES}/{name}": matrix for name, matrix in matrix_tensors(cache, held).items()}
         record = ChunkRecord(
             run=self._run,
             chunk=chunk,
@@ -256,8 +261,12 @@ class Checkpoint:
             QvgError: The disk is full, or ffmpeg failed; the chunk does not count.
         """
         writes: dict[str, Callable[[Path], None]] = {LATENTS: self._safetensors({"latents": latents})}
-        if blocks:
-            writes[CACHE] = self._safetensors(blocks)
+        matrices = {name: each for name, each in blocks.items() if name.startswith(MATRICES)}
+        for kind, tensors in ((CACHE, blocks.keys() - matrices), (MATRICES, matrices)):
+            if tensors:
+                writes[kind] = self._safetensors(
+                    {name.removeprefix(f"{MATRICES}/"): blocks[name] for name in tensors}
+                )
         if len(frames):
             writes[VIDEO] = lambda path: encode_part(path, frames, fps=fps)
         # ffmpeg computes while the other files are written.
@@ -368,19 +377,24 @@ class Checkpoint:
     ) -> None:
         """Put the blocks that were alive after the last record into `cache`."""
         held = [item.block for item in records[-1].held]
+        kept = [record for record in records if MATRICES in record.files]
+        try:
+            versions = read_matrices(self._tensors(kept[-1], MATRICES) if kept else {}, cache, device)
+        except ValueError as error:
+            raise DamagedError(str(error)) from error
         entries: dict[Block, list[Entry]] = {}
         for chunk in sorted({block.chunk for block in held}):
             if chunk >= len(records):
                 raise DamagedError(f"the record of chunk {len(records)} names a later one")
             tensors = self._tensors(records[chunk], CACHE)
             try:
-                found = read_blocks(tensors, records[chunk].entries, chunk, cache, device)
+                found = read_blocks(tensors, records[chunk].entries, chunk, cache, versions, device)
                 entries.update({block: found[block] for block in held if block.chunk == chunk})
             except (ValueError, KeyError) as error:
                 raise DamagedError(f"the history of chunk {chunk + 1} does not fit: {error}") from error
-        self._saved = set(held)
+        self._saved, self._has_matrices = set(held), bool(kept)
         layers = [[entries[block][index] for block in held] for index in range(len(cache.layers))]
-        cache.restore(plan.chunks[: len(records)], layers)
+        cache.restore(plan.chunks[: len(records)], layers, versions)
 
     def _forget_from(self, chunk: int) -> None:
         """Remove what is there of `chunk` and those after it, and what was never finished."""

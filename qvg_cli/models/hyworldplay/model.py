@@ -87,6 +87,7 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
         call, layer, cameras = self.call, self.layer, self.call.cameras
         assert cameras is not None
         query, key, value = call.to_heads(layer, query, key, value)
+        layer.observe(query, call.frames, rotary_emb, cameras)
         timed = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
         # Copied before the other stream attends: both may be gathered in the same workspace.
         timed = self._split_frames(call.to_tokens(layer, timed))

@@ -171,6 +171,7 @@ class CachedSelfAttention(Generic[CallT]):
         """What the queries gather from the history and the call, `[B, S, C]`; fills the cache."""
         call, layer = self.call, self.layer
         query, key, value = call.to_heads(layer, query, key, value)
+        layer.observe(query, call.frames, rotary_emb)
         attended = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
         call.fill(layer, key, value)
         return (join_heads(call.to_tokens(layer, attended)),)

@@ -273,7 +273,7 @@ def _codes(codes, tokens, groups):
 def _decode_lattice(
     blocks, tiles, slots, slots_pitch, units, smoothing, target, pitch, words, flips,
     tables, spaces, tokens_per_frame, total_heads, first_head, heads,
-    HAS_CODEBOOK: gl.constexpr, BLOCK_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
+    HAS_CODEBOOK: gl.constexpr, SHAPING: gl.constexpr, BLOCK_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
 ):  # fmt: skip
     block, row, source, target_row, count, fill = tile_of(blocks, tiles, BLOCK_COLUMNS, False)
     head, head_row = head_row_of(heads, total_heads, first_head)
@@ -285,7 +285,7 @@ def _decode_lattice(
     codes = address(row, 0, gl.uint16, head_row * total * GROUPS)
     scales = address(row, 1, gl.uint8, head_row * total)
     weight, offset, step, scale_unit = channel_numbers(
-        row, head, head_row, unit, smoothing, channels, HAS_CODEBOOK, HEAD_DIM
+        row, head, head_row, unit, smoothing, channels, HAS_CODEBOOK, SHAPING, HEAD_DIM
     )
     phase = gl.load(address(row, 5, gl.uint8, head_row))
     if HAS_CODEBOOK:
@@ -337,7 +337,7 @@ _decode_lattice_kernel = Kernel(_decode_lattice)
 
 
 def decode_lattice(
-    blocks: BlockTable, tiles: Tiles, target: DecodeTarget, *, has_codebook: bool
+    blocks: BlockTable, tiles: Tiles, target: DecodeTarget, *, has_codebook: bool, shaping: int
 ) -> None:  # fmt: skip
     """Decode some heads of a pass, as `BlockReader.decode` has it."""
     placement, device = blocks.placement, blocks.rows.device
@@ -347,5 +347,5 @@ def decode_lattice(
     arguments = decode_arguments(blocks, tiles, target) | {"tables": tables, "spaces": spaces}
     _decode_lattice_kernel[(len(tiles.table), blocks.batch * target.heads)](
         **arguments, words=numbers.pattern_words(device), flips=numbers.sign_flips(128, device),
-        HAS_CODEBOOK=has_codebook, num_warps=1, maxnreg=launch.LATTICE_REGISTERS,
+        HAS_CODEBOOK=has_codebook, SHAPING=shaping, num_warps=1, maxnreg=launch.LATTICE_REGISTERS,
     )  # fmt: skip
