@@ -180,6 +180,9 @@ class LayerCache:
             self.entry_of.pop(frame, None)
         for block in step.drops:
             self._drop(block)
+        if step.empties:
+            self._versions.clear()
+            self.shaping = Shaping(self.packed.key, self.packed.value)
 
     def restore(
         self, entries: Sequence[Entry], block_of: Mapping[int, Block], versions: Mapping[int, Matrices]

@@ -1,8 +1,8 @@
 """The matrices that shape one layer's rounding errors, learnt from its first two packed blocks.
 
 Version 0 is made of the first block and the queries up to its packing, version 1, which all later blocks
-have, of both. Invariant: what is learnt depends on what passes through the model and in which order, not on
-the video's length or on which other heads are here.
+have, of both. A cache that has become empty begins anew. Invariant: what is learnt depends on what passes
+through the model and in which order, not on the video's length or on which other heads are here.
 """
 
 from __future__ import annotations

@@ -26,11 +26,9 @@ Versions = Mapping[int, Matrices]
 
 
 def is_kept(cache: KVCache) -> bool:
-    """Whether the history is saved: packed, with all its heads, and with no more to learn from it; else it is
-    computed again.
-    """
+    """Whether the history is saved: packed, and with all its heads; else it is computed again."""
     codecs = cache.layers[0].packed
-    return cache.is_whole and not cache.is_learning and codecs.key.spec.packs and codecs.value.spec.packs
+    return cache.is_whole and codecs.key.spec.packs and codecs.value.spec.packs
 
 
 def matrix_tensors(cache: KVCache, held: Sequence[Block]) -> dict[str, Tensor]:

@@ -68,6 +68,8 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
             for block in step.drops:
                 ledger.remove(block_bytes(block))
                 versions.drop(block)
+            if step.empties:
+                versions.clear()
         ledger.begin_peak()
         for commit in (step.prefill, step.commit):
             if commit is not None:
@@ -105,15 +107,15 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     file_bytes: dict[int, int] = {}
     saved: set[Block] = set()
     most = matrix_bytes = 0
+    was_complete = False
     for chunk, following in zip(plan.chunks, (*plan.chunks[1:], None), strict=True):
         blocks.advance(chunk)
         held = set() if following is None else set(blocks.blocks_after(following.evicts))
-        if version_bytes and blocks.num_packed < NUM_VERSIONS:
-            # What is still learnt from is not saved.
-            held = set()
-        elif held and not matrix_bytes:
+        is_complete = bool(held) and blocks.num_packed >= NUM_VERSIONS
+        if is_complete and not was_complete:
             count = len({block.version for block in held if block.is_packed} | {NUM_VERSIONS - 1})
-            matrix_bytes = shape.num_layers * version_bytes * count
+            matrix_bytes += shape.num_layers * version_bytes * count
+        was_complete = is_complete
         file_bytes[chunk.index] = shape.num_layers * sum(total(block_bytes(block)) for block in held - saved)
         most = max(most, matrix_bytes + sum(file_bytes.values()))
         alive = {block.chunk for block in saved | held} | {chunk.index}

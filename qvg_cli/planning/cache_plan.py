@@ -99,12 +99,14 @@ class CacheStep:
     Attributes:
         evicts: Frames that are not held any more when the chunk begins.
         drops: Blocks that go with them: none of their frames is left.
+        empties: Whether no block is left then.
         prefill: What the prefill leaves, if anything.
         commit: What the cache-update pass after denoising leaves, if anything.
     """
 
     evicts: Frames
     drops: tuple[Block, ...]
+    empties: bool
     prefill: Commit | None
     commit: Commit | None
 
@@ -115,7 +117,7 @@ class CachePlan:
     Attributes:
         blocks: Those held after the last chunk, in the order in which they were stored.
         block_of: The block that a held frame is read from.
-        num_packed: Blocks packed so far.
+        num_packed: Blocks packed since the cache was last empty.
     """
 
     def __init__(self, policy: PackPolicy) -> None:
@@ -133,9 +135,12 @@ class CachePlan:
         drops = tuple(block for block in self.blocks if block not in alive)
         self.blocks = [block for block in self.blocks if block in alive]
         self._waiting = [block for block in self._waiting if block in alive]
+        empties = not self.blocks
+        if empties:
+            self.num_packed = 0
         prefill = self._commit(chunk.index, chunk.prefill_commits) if chunk.prefill_commits else None
         commit = self._commit(chunk.index, (chunk.commits,)) if chunk.commits else None
-        return CacheStep(evicts, drops, prefill, commit)
+        return CacheStep(evicts, drops, empties, prefill, commit)
 
     def blocks_after(self, evicts: Collection[int]) -> tuple[Block, ...]:
         """Blocks that stay when the frames `evicts` leave."""
@@ -219,6 +224,13 @@ class Versions:
         if block.is_packed:
             self._blocks[block.version] -= 1
             self._settle()
+
+    def clear(self) -> None:
+        """Forget all: the cache is empty, and the next block is the first again."""
+        for num_bytes in self._bytes.values():
+            self._ledger.remove({"tables": num_bytes})
+        self._bytes.clear()
+        self._blocks.clear()
 
     @property
     def held(self) -> frozenset[int]:

@@ -23,6 +23,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache
+from qvg_cli.cache.shaping import Matrices
 from qvg_cli.cache.snapshot import block_tensors, is_kept, matrix_tensors, read_blocks, read_matrices
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
@@ -74,10 +75,11 @@ class ChunkRecord(Config):
     Attributes:
         run: Hash of the run's identity, so that files of two runs are never mixed.
         files: By kind; without history or frames of its own, a chunk has no `CACHE` or no `VIDEO`. The first
-            whose history is kept has `MATRICES` if these shape its errors.
+            at which the matrices that shape errors are complete has `MATRICES`.
         entries: What its `CACHE` holds, as `qvg_cli.cache.snapshot.block_tensors` describes it.
         held: The history after the chunk, in order, if it is kept.
-        has_history: Whether it is kept; one that is not packed is larger than it is slow to compute again.
+        has_history: Whether a run goes on from it. One that is not packed is larger than it is slow to
+            compute again; one that is still learnt from is computed again too.
         num_frames: Pixel frames that the chunk added.
         seconds: Of the run so far.
     """
@@ -108,7 +110,7 @@ class Checkpoint:
         self._lock = lock
         self._saved: set[Block] = set()
         self._alive: set[int] = set()
-        self._has_matrices = False
+        self._matrices: Matrices | None = None
 
     @classmethod
     def create(cls, folder: Path, identity: Identity) -> Checkpoint:
@@ -219,12 +221,13 @@ class Checkpoint:
         # After the last chunk nothing is left to be read.
         is_last = chunk + 1 == len(plan.chunks)
         held = () if is_last else cache.plan.blocks_after(plan.chunks[chunk + 1].evicts)
-        has_history = not held or is_kept(cache)
-        held = held if has_history else ()
+        keeps = not held or is_kept(cache)
+        held = held if keeps else ()
         tensors, entries = block_tensors(cache, [block for block in held if block not in self._saved])
         self._saved = set(held)
-        if held and not self._has_matrices:
-            self._has_matrices = True
+        versions = cache.layers[0].shaping.versions
+        if held and versions and not cache.is_learning and versions[max(versions)] is not self._matrices:
+            self._matrices = versions[max(versions)]
             tensors |= {f"{MATRICES}/{name}": matrix for name, matrix in matrix_tensors(cache, held).items()}
         record = ChunkRecord(
             run=self._run,
@@ -235,7 +238,7 @@ class Checkpoint:
                 Held(entry=HeldEntry(frames=block.frames, is_packed=block.is_packed), chunk=block.chunk)
                 for block in held
             ),
-            has_history=has_history,
+            has_history=keeps and not (held and cache.is_learning),
             memory=result.memory,
             num_frames=result.frames.shape[1],
             chunk_seconds=round(result.seconds, 4),
@@ -378,10 +381,11 @@ class Checkpoint:
         """Put the blocks that were alive after the last record into `cache`."""
         held = [item.block for item in records[-1].held]
         kept = [record for record in records if MATRICES in record.files]
+        matrices = self._tensors(kept[-1], MATRICES) if kept else {}
         try:
-            versions = read_matrices(self._tensors(kept[-1], MATRICES) if kept else {}, cache, device)
+            versions = read_matrices(matrices, cache, device) if held else [{}] * len(cache.layers)
         except ValueError as error:
-            raise DamagedError(str(error)) from error
+            raise DamagedError(f"the history does not fit: {error}") from error
         entries: dict[Block, list[Entry]] = {}
         for chunk in sorted({block.chunk for block in held}):
             if chunk >= len(records):
@@ -392,7 +396,9 @@ class Checkpoint:
                 entries.update({block: found[block] for block in held if block.chunk == chunk})
             except (ValueError, KeyError) as error:
                 raise DamagedError(f"the history of chunk {chunk + 1} does not fit: {error}") from error
-        self._saved, self._has_matrices = set(held), bool(kept)
+        self._saved = set(held)
+        if versions[0]:
+            self._matrices = versions[0][max(versions[0])]
         layers = [[entries[block][index] for block in held] for index in range(len(cache.layers))]
         cache.restore(plan.chunks[: len(records)], layers, versions)
 

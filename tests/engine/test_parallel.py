@@ -8,7 +8,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from qvg_cli.cache.snapshot import block_tensors
+from qvg_cli.cache.snapshot import block_tensors, matrix_tensors
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
@@ -33,7 +33,7 @@ FAMILIES = {
 }
 # Family, preset, and whether it is the built-in model, which has two heads, or a random one, which has four.
 CASES = [
-    *((family, preset, True) for family in FAMILIES for preset in ("int2", "trit")),
+    *((family, preset, True) for family in FAMILIES for preset in ("int2", "trit", "int2-shaped")),
     ("self-forcing", "int2-qvg", True),
     ("self-forcing", "int2", False),
     ("self-forcing", "bf16", False),
@@ -85,7 +85,8 @@ def make_videos(rank, num_processes, port, folder, weights):
         if rank:
             engine.parallel.share(None)
         results = list(engine.rollout(Planned(config, plan_video(config), "video"), keep))
-        tensors, _ = block_tensors(keep.cache, list(keep.cache.layers[0].entries))
+        blocks = list(keep.cache.layers[0].entries)
+        tensors = {**block_tensors(keep.cache, blocks)[0], **matrix_tensors(keep.cache, blocks)}
         tensors["latents"] = torch.cat([result.latents for result in results], dim=2).contiguous()
         tensors["frames"] = torch.tensor(sum(result.frames.shape[1] for result in results))
         save_file(tensors, folder / f"{family}-{preset}-{is_pocket}-{num_processes}-{rank}.safetensors")

@@ -172,7 +172,7 @@ def read(state, tokens, SETTINGS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE_S: 
         centroid = tl.load(ids + tokens).to(tl.int32)
         centroid = tl.load(codebook + centroid[:, None] * HEAD_DIM + channels[None, :])
         values += numbers.half_of(centroid.to(tl.int16)) * step
-    if SHAPING == KEY or SHAPING == VALUE:
+    if SHAPING != 0 and SHAPING != FOLDED:
         values = _shaped(values, matrix, HEAD_DIM, TILE_S) * weight
         if SHAPING == KEY:
             values += offset
