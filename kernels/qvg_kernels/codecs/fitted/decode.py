@@ -95,7 +95,8 @@ def channel_numbers(
     unit_row = address(row, 4, tl.float32, head_row * 3)
     offset = tl.load(address(row, 3, tl.float32, head_row * HEAD_DIM) + channels) / unit
     if SHAPING:
-        weight_unit, weight = 1.0 / unit, tl.full([HEAD_DIM], 1.0, tl.float32)
+        # Ones in the layout of the channels.
+        weight_unit, weight = 1.0 / unit, tl.where(channels >= 0, 1.0, 0.0)
     else:
         weight_unit = tl.load(unit_row + 1) / unit
         weight = numbers.e4m3_value(tl.load(address(row, 2, tl.uint8, head_row * HEAD_DIM) + channels))

@@ -121,24 +121,27 @@ def _transform_kernel(
     tokens = tl.program_id(0) * TILE_S + tl.arange(0, TILE_S)
     is_token = (tokens < num_tokens)[:, None]
     moved = tl.zeros([TILE_S, HEAD_DIM], tl.float32)
-    for first in range(0, HEAD_DIM, CHUNK):
+    for first in tl.range(0, HEAD_DIM, CHUNK, num_stages=1):
         some = first + tl.arange(0, CHUNK)
         at = block + head * head_stride + tokens[:, None].to(tl.int64) * token_stride + some[None, :]
-        # [TILE_S, CHUNK], then [CHUNK, HEAD_DIM]. Rounding both to bf16 errs 40 dB less than the finest grid.
+        # [TILE_S, CHUNK], then [CHUNK, HEAD_DIM]
         values = tl.load(at, mask=is_token, other=0.0).to(tl.float32)
         values = (values - tl.load(offset + head * HEAD_DIM + some)[None, :]).to(OPERAND)
         rows = tl.load(inverse + (head * HEAD_DIM + some)[:, None] * HEAD_DIM + channels[None, :])
-        moved = tl.dot(values, rows.to(OPERAND), moved, input_precision="ieee")
+        moved = tl.dot(values, rows, moved, input_precision="ieee")
     at = target + (head * num_tokens + tokens)[:, None] * HEAD_DIM + channels[None, :]
     tl.store(at, moved.to(target.dtype.element_ty), mask=is_token)
 
 
 def _transform(points: Points, inverse: Tensor) -> Points:
-    """Points less their offset, times `[H, D, D]` matrices; as products take them."""
+    """Points less their offset, times `[H, D, D]` matrices; as products take them.
+
+    Rounding all of that to bf16 errs 10 dB less than the finest grid.
+    """
     moved = points.empty(points.tokens, points.head_dim, dtype=operand_dtype())
     tile = 64
     _transform_kernel[(triton.cdiv(points.tokens, tile), points.heads)](
-        points.block, *points.block.stride()[:2], points.offset, inverse, moved, points.tokens,
+        points.block, *points.block.stride()[:2], points.offset, inverse.to(moved.dtype), moved, points.tokens,
         points.head_dim, tile, 64, num_warps=4,
     )  # fmt: skip
     return Points(moved)

@@ -112,12 +112,10 @@ class FittedReader(BlockReader):
         has_kernel = (
             self.settings[0] == "e8" and self.head_dim == 128 and launch.has_gluon(blocks.rows.device)
         )
-        shaping = self.settings[3]
-        has_product = shaping in (KEY.value, VALUE.value)
-        if has_kernel and is_wide and not has_product:
+        if has_kernel and is_wide:
             from qvg_kernels.codecs.fitted.decode_hopper import decode_lattice
 
-            decode_lattice(blocks, tiles, target, has_codebook=self.settings[2], shaping=shaping)
+            decode_lattice(blocks, tiles, target, has_codebook=self.settings[2], shaping=self.settings[3])
         else:
             super().decode(blocks, tiles, target)
 
