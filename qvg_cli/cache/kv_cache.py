@@ -53,6 +53,20 @@ class Rotation(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Sees what a layer's attention is asked; changes nothing."""
+
+    def __call__(
+        self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation
+    ) -> None:
+        """Take a call of `LayerCache.attend` whose values are not rotated."""
+        ...
+
+    def observe(self, layer: LayerCache, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
+        """Take a call of `LayerCache.observe`."""
+        ...
+
+
 @dataclass(frozen=True)
 class CodecPair:
     """Codecs of the keys and of the values."""
@@ -96,6 +110,7 @@ class LayerCache:
             block keeps its tokens beside those of other frames.
         shaping: The matrices that shape the errors of packed blocks.
         unsettled: Checks of new blocks that would have waited for the device.
+        watcher: Sees every call, if there is one.
     """
 
     index: int
@@ -110,6 +125,7 @@ class LayerCache:
     entry_of: dict[int, Entry] = field(default_factory=dict)
     shaping: Shaping = field(init=False)
     unsettled: list[tuple[Frames, FiniteCheck]] = field(default_factory=list)
+    watcher: Watcher | None = None
     _histories: dict[object, History] = field(default_factory=dict)
     _versions: Versions = field(init=False)
 
@@ -143,6 +159,8 @@ class LayerCache:
         history = self._history(reads, rotation, value_rotation)
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
         given = OwnKeys(key, value, rotation.placement(frames), value_placement)
+        if self.watcher is not None and value_rotation is None:
+            self.watcher(self, query, key, frames, reads, rotation)
         return attend(query, history, given, self.workspace, self.arithmetic)
 
     def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
@@ -152,6 +170,8 @@ class LayerCache:
             query: `[B, H, S, D]` of `frames`, not rotated.
             rotations: The ways in which keys are read.
         """
+        if self.watcher is not None:
+            self.watcher.observe(self, query, frames, *rotations)
         if self.shaping.is_learning:
             self.shaping.observe(query, [rotation.placement(frames) for rotation in rotations])
 

@@ -11,7 +11,7 @@ import typer
 
 from qvg_cli.commands import options
 from qvg_cli.console import Console, show_data
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from qvg_cli.hub.kept import Kept
@@ -37,7 +37,6 @@ def clean(
     (hub:REPOSITORY), prompts as models read them (text), the hashes of large weights files (hashes), and the
     state of unfinished runs (unfinished), which could then not go on. Videos and reports are never removed.
     """
-    from qvg_cli.config.load import unknown_name
     from qvg_cli.hub.plan import size_text
 
     del debug
@@ -55,9 +54,11 @@ def clean(
         for _, free in chosen:
             free()
     if json_:
-        show_data(
-            json.dumps({"schema": 1, "removed": is_removed, "kept": [_object(kept) for kept, _ in chosen]})
-        )
+        told = [
+            {"name": kept.name, "path": str(kept.path), "bytes": kept.size, "about": kept.about}
+            for kept, _ in chosen
+        ]
+        show_data(json.dumps({"schema": 1, "removed": is_removed, "kept": told}))
         return
     for kept, _ in chosen:
         show_data(f"{size_text(kept.size):>11}  {kept.name}\n{'':13}{kept.path}: {kept.about}")
@@ -67,29 +68,14 @@ def clean(
         Console().note("nothing was removed: add --yes")
 
 
-def _object(kept: Kept) -> dict[str, object]:
-    return {"name": kept.name, "path": str(kept.path), "bytes": kept.size, "about": kept.about}
-
-
 def _find(out: Path) -> list[tuple[Kept, Callable[[], None]]]:
     """Everything there is, each with what removes it."""
     from functools import partial
 
     from qvg_cli.files import drop_state, find_states
-    from qvg_cli.hub.kept import (
-        Kept,
-        find_hashes,
-        find_texts,
-        find_weights,
-        free_folder,
-        free_weights,
-        size_of,
-    )
+    from qvg_cli.hub.kept import Kept, find_kept, free, size_of
 
-    found: list[tuple[Kept, Callable[[], None]]] = [
-        (kept, partial(free_weights, kept)) for kept in find_weights()
-    ]
-    found += [(kept, partial(free_folder, kept)) for kept in (*find_texts(), *find_hashes())]
+    found: list[tuple[Kept, Callable[[], None]]] = [(kept, partial(free, kept)) for kept in find_kept()]
     for folder in find_states(out):
         about = "the state of an unfinished run, which qvg generate --resume goes on from"
         found.append((Kept("unfinished", folder, size_of(folder), about), partial(drop_state, folder)))

@@ -55,7 +55,7 @@ def generate(
     and run.yaml.
     The video's path goes to stdout, everything else to stderr.
     """
-    from qvg_cli.commands.shards import Shard
+    from qvg_cli.batch.shards import Shard
     from qvg_cli.engine.jobs import check_weights, plan_jobs
 
     prompting.check(prompt, length)
@@ -104,6 +104,6 @@ def generate(
 
     check_weights(planned[0])
 
-    from qvg_cli.commands.batch import make_videos
+    from qvg_cli.batch.serial import make_videos
 
     make_videos(planned, run.out, console, is_json=run.json_, bad=bad, shard=part)

@@ -13,8 +13,9 @@ import transformers
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
+from qvg_cli.cache.probe import Probe, keys_alone
 from qvg_cli.config.load import Layer, Request, make_request, option_layers, setting_layers
-from qvg_cli.config.schema import RunConfig
+from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
@@ -173,16 +174,8 @@ class Engine:
             >>> video = engine.generate("a large red ball bounces on grass", seconds=2, seed=1)
             >>> video.save("ball.mp4")
         """
-        planned, notes = self._plan(
-            prompt,
-            seed,
-            settings,
-            options,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=_scheduled(schedule),
-        )
+        length = {"seconds": seconds, "frames": frames, "segments": segments}
+        planned, notes = self._plan(prompt, seed, settings, options, length, schedule)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def extend(
@@ -221,17 +214,8 @@ class Engine:
         Example:
             >>> longer = engine.extend("results/self-forcing/NAME", seconds=5)
         """
-        planned, notes = self._plan(
-            prompt,
-            seed,
-            settings,
-            options,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=_scheduled(schedule),
-            start=find_start(Path(video)),
-        )
+        start, length = find_start(Path(video)), {"seconds": seconds, "frames": frames, "segments": segments}
+        planned, notes = self._plan(prompt, seed, settings, options, length, schedule, start)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def session(
@@ -260,7 +244,7 @@ class Engine:
             >>> chunk = session.step()
         """
         self._refuse_several()
-        planned, _ = self._plan(prompt, seed, settings, options)
+        planned, _ = self._plan(prompt, seed, settings, options, {})
         config = planned.config
         if config.prompt_changes:
             raise UsageError("a session has no schedule", hint="give each prompt to step()")
@@ -304,6 +288,7 @@ class Engine:
         recorder: Recorder | None = None,
         *,
         prompt_embeds: Mapping[int, Tensor] | None = None,
+        others: Mapping[str, CacheConfig] | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> Iterator[ChunkResult]:
         """Begin a planned video, whose chunks are made as they are asked for.
@@ -311,6 +296,7 @@ class Engine:
         Args:
             recorder: Keeps it, and knows what of it is there.
             prompt_embeds: What `encode_prompts` gave for it; `None` encodes its prompts here.
+            others: Caches by name whose losses are measured on the keys of this one, which are exact.
             on_step: Called after every model call.
         """
         config, plan, parallel = video.config, video.plan, self.parallel
@@ -326,13 +312,20 @@ class Engine:
         assert prompt_embeds is not None
         begins = sorted(prompt_embeds)
         cache = open_cache(config.cache, plan, pipeline.cache_shape, config.seed)
+        probe = None
+        if others and parallel is None:
+            packed = {
+                name: open_cache(keys_alone(other), plan, pipeline.cache_shape, config.seed)
+                for name, other in others.items()
+            }
+            probe = Probe(cache, packed, config.seed)
         denoiser = pipeline.denoiser(cache, family_of(config).planner(config), prompt_embeds[0], config.seed)
         done = None if recorder is None else recorder.begin(cache)
         show_clip = (lambda frames: None) if recorder is None else recorder.show_clip
         if is_first:
             opening = open_video(config, plan, pipeline, denoiser.device, show_clip)
         if parallel is not None:
-            done = _share_done(parallel, done, plan)
+            done = _share_done(parallel, done, plan, cache)
             context, num_shown = parallel.share_tensors(
                 (opening.context, opening.num_shown) if is_first else None
             )
@@ -347,9 +340,10 @@ class Engine:
             context=opening.context,
             num_shown=opening.num_shown,
             done=done,
+            probe=probe,
             on_step=on_step,
         )
-        return results if parallel is None else parallel.follow_to_end(results)
+        return results if parallel is None else parallel.make(results)
 
     def read_prompts(self, videos: Sequence[Planned]) -> None:
         """Encode every prompt of the videos at once, so that the text encoder is loaded once."""
@@ -418,8 +412,10 @@ class Engine:
         num_frames = 0
         with Console(is_quiet=not progress).progress(len(planned.plan.chunks)) as bar:
             for result in self.rollout(planned, clip, on_step=bar.step):
+                for part in results[-1].pixels if results else ():
+                    part.wait()
                 results.append(result)
-                num_frames += result.frames.shape[1]
+                num_frames += result.num_frames
                 held = total(result.memory.end_bytes) / 2**20
                 bar.chunk_done(f"{num_frames} frames, cache {held:.2f} MiB")
                 on_chunk(result)
@@ -431,26 +427,19 @@ class Engine:
         seed: int | None,
         settings: Mapping[str, Any] | None,
         family_options: Mapping[str, Any],
-        *,
-        seconds: float | None = None,
-        frames: int | None = None,
-        segments: int | None = None,
-        schedule: Sequence[ScheduledPrompt] = (),
+        length: Mapping[str, Any],
+        schedule: Mapping[float, str] | None = None,
         start: Start | None = None,
     ) -> tuple[Planned, tuple[str, ...]]:
         # A run goes on with its own settings unless others are given.
         file = start.settings_for(self.config.backend) if start is not None else None
         request = self.request(prompt, seed=seed, settings=settings, options=family_options, file=file)
         notes: list[str] = []
-        (planned,) = plan_jobs(
-            request,
-            notes.append,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=schedule or None,
-            start=start,
-        )
+        later = [
+            ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
+            for begin, text in (schedule or {}).items()
+        ]
+        (planned,) = plan_jobs(request, notes.append, schedule=later or None, start=start, **length)
         self.check(planned.config)
         return planned, tuple(notes)
 
@@ -459,22 +448,19 @@ def _prompts(config: RunConfig) -> list[str]:
     return [config.prompt, *(change.prompt for change in config.prompt_changes)]
 
 
-def _scheduled(schedule: Mapping[float, str] | None) -> list[ScheduledPrompt]:
-    return [
-        ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
-        for begin, text in (schedule or {}).items()
-    ]
-
-
-def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan) -> Done | None:
+def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan, cache: KVCache) -> Done | None:
     """What the first process has found of the video, in every process."""
-    has_history = done is not None and done.has_history
-    shared = parallel.share_tensors(None if done is None else (len(done.chunks), done.latents))
+    shared = parallel.share_tensors(
+        None if done is None else (len(done.chunks), done.latents, done.has_history)
+    )
     if shared is None:
         return None
-    num_chunks, latents = shared
-    # A history that was read from disk is in the first process alone.
-    return Done(plan.chunks[:num_chunks], latents, has_history)
+    num_chunks, latents, has_history = shared
+    chunks = plan.chunks[:num_chunks]
+    if has_history and parallel.rank:
+        # Nothing is left of it, else each would compute its part again.
+        cache.restore(chunks, [()] * len(cache.layers), [{}] * len(cache.layers))
+    return Done(chunks, latents, has_history)
 
 
 class _Clip:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -28,10 +28,10 @@ from qvg_cli.cache.snapshot import block_tensors, is_kept, matrix_tensors, read_
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
-from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync_folder, write_whole
+from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync, write_whole
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
-from qvg_cli.planning.ledger import MemorySample
+from qvg_cli.planning.ledger import LayerLosses, MemorySample
 from qvg_cli.runs.identity import Identity, differences, hash_content, other_versions
 from qvg_cli.video.io import Frames
 from qvg_cli.video.parts import encode_part
@@ -81,6 +81,7 @@ class ChunkRecord(Config):
         has_history: Whether a run goes on from it. One that is not packed is larger than it is slow to
             compute again; one that is still learnt from is computed again too.
         num_frames: Pixel frames that the chunk added.
+        losses: What packing by other presets would have done.
         seconds: Of the run so far.
     """
 
@@ -94,6 +95,8 @@ class ChunkRecord(Config):
     num_frames: int
     chunk_seconds: float
     seconds: float
+    losses: dict[str, tuple[LayerLosses, ...]] = Field(default_factory=dict)
+    probe_seconds: float = 0.0
 
 
 class Checkpoint:
@@ -126,8 +129,8 @@ class Checkpoint:
         lock = _take(folder)
         text = identity.model_dump_json(indent=1)
         write_whole(folder / IDENTITY, lambda path: path.write_text(text, encoding="utf-8"))
-        sync_folder(folder)
-        sync_folder(folder.parent)
+        sync(folder)
+        sync(folder.parent)
         return cls(folder, identity, lock)
 
     @classmethod
@@ -189,7 +192,7 @@ class Checkpoint:
         self._forget_from(len(records))
         if not records:
             return [], None
-        has_history = records[-1].has_history and cache.is_whole
+        has_history = records[-1].has_history and (cache.is_whole or not records[-1].held)
         if has_history:
             try:
                 self._fill(plan, cache, device, records)
@@ -240,9 +243,11 @@ class Checkpoint:
             ),
             has_history=keeps and not (held and cache.is_learning),
             memory=result.memory,
-            num_frames=result.frames.shape[1],
+            num_frames=result.num_frames,
             chunk_seconds=round(result.seconds, 4),
             seconds=round(seconds, 4),
+            losses=dict(result.losses),
+            probe_seconds=round(result.probe_seconds, 4),
         )
         return record, tensors
 
@@ -290,7 +295,7 @@ class Checkpoint:
         content = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "record": text})
         path = self.path(record.chunk, "json")
         write_whole(path, lambda part: part.write_text(content, encoding="utf-8"))
-        sync_folder(self.folder)
+        sync(self.folder)
         # One chunk longer than needed: should this record be damaged, the one before it is still of use.
         alive = {held.chunk for held in record.held}
         for chunk in range(record.chunk):

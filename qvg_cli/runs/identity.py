@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +27,7 @@ from qvg_cli.files import write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import find_family
 
-_PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae"}}
+_PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae", "weights_sharded"}}
 """Where a run computes, not what: it may go on with others, say after a lack of memory."""
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 _REMEMBERED_BYTES = 1 << 26
@@ -71,17 +70,36 @@ def identify(config: RunConfig, device: str) -> Identity:
     Raises:
         MissingModelError: The weights are not there.
     """
+    return _describe(config, device, _hash_weights(config), _versions(device))
+
+
+def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
+    """A name for each video of one model, from all that decides its frames and nothing else.
+
+    The versions of packages are not part of it, as a run goes on with others.
+
+    Args:
+        device: Kind of device that they are made on.
+
+    Raises:
+        MissingModelError: The weights are not there.
+    """
+    weights = _hash_weights(configs[0])
+    return [_describe(config, device, weights, {}).hash()[:12] for config in configs]
+
+
+def _hash_weights(config: RunConfig) -> str:
     with timed("reading what the weights are"):
-        weights = hash_folder(weights_folder(config.model.weights))
+        return hash_folder(weights_folder(config.model.weights))
+
+
+def _describe(config: RunConfig, device: str, weights: str, versions: dict[str, str]) -> Identity:
     settings = config.model_dump(mode="json", exclude=_PLACES)
-    files = sorted({text for text in _texts(settings) if _is_file(text)})
-    return Identity(
-        settings=settings,
-        device=device,
-        weights=weights,
-        inputs={name: hash_file(expand_user(name)) for name in files},
-        versions=_versions(device),
-    )
+    # A prompt is no file, though one here may have its name.
+    named = {name: value for name, value in settings.items() if name not in ("prompt", "prompt_changes")}
+    files = sorted({text for text in _texts(named) if _is_file(text)})
+    inputs = {name: hash_file(expand_user(name)) for name in files}
+    return Identity(settings=settings, device=device, weights=weights, inputs=inputs, versions=versions)
 
 
 def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:
@@ -132,9 +150,7 @@ def hash_folder(folder: Path) -> str:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_THREADS) as pool:
         contents = list(pool.map(hash_file, paths))
-    named = [
-        [path.relative_to(folder).as_posix(), content] for path, content in zip(paths, contents, strict=True)
-    ]
+    named = [(path.relative_to(folder).as_posix(), each) for path, each in zip(paths, contents, strict=True)]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
@@ -143,7 +159,8 @@ def hash_file(path: Path) -> str:
     facts = path.stat()
     if facts.st_size < _REMEMBERED_BYTES:
         return hash_content(path)
-    known = _place(path, facts)
+    about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+    known = qvg_home() / "hashes" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
     with suppress(OSError, UnicodeDecodeError):
         if re.fullmatch("[0-9a-f]{64}", text := known.read_text(encoding="utf-8")):
             return text
@@ -159,12 +176,6 @@ def hash_content(path: Path) -> str:
     """SHA-256 of a file, read anew."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _place(path: Path, facts: os.stat_result) -> Path:
-    about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
-    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
-    return qvg_home() / "hashes" / name
 
 
 def _versions(device: str) -> dict[str, str]:

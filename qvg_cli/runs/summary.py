@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.report.words import MIB, describe_bytes, mib_text
+from qvg_cli.report.words import MIB, describe_bytes, mib_text, processes_text
 from qvg_cli.runs.checkpoint import ChunkRecord
 
 
@@ -35,6 +36,8 @@ class Times:
         self._spent = dict.fromkeys(("text", "model", "vae", "writing"), 0.0)
         self._first_frame: float | None = None
         self._num_frames = 0
+        self._computing = self._recaching = 0.0
+        self._ended = self._late = 0.0
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -54,12 +57,18 @@ class Times:
         self._loop_ended = time.perf_counter()
 
     def add(self, result: ChunkResult) -> None:
-        """Take in a chunk whose pixels have just come."""
-        decoding = result.phases.get("decode", 0.0)
+        """Take in a chunk whose pixels have just come, after those before it."""
+        decoding = result.phases["decode"]
         self._spent["vae"] += decoding
         self._spent["model"] += sum(result.phases.values()) - decoding
+        if not result.latents.shape[2]:
+            # Finished frames have passed again.
+            self._recaching += result.seconds
+        # A decoder that works beside the model is late for as long as the next chunk has not begun.
+        self._computing += result.seconds + min(self._late, result.began - self._ended)
+        self._ended, self._late = result.began + result.seconds, result.late_seconds
         if result.chunk.makes:
-            self._num_frames += result.frames.shape[1]
+            self._num_frames += result.num_frames
             if self._first_frame is None:
                 self._first_frame = time.perf_counter() - self._began
 
@@ -69,12 +78,13 @@ class Times:
         return (self._loop_ended or time.perf_counter()) - self._loop_began
 
     def figures(self) -> dict[str, float | None]:
-        """Everything so far, as memory.json has it."""
+        """Everything so far, as memory.json has it; model and VAE may have worked at the same time."""
         loop, spent = self.loop_seconds, self._spent
-        model, computing = spent["model"], spent["model"] + spent["vae"]
+        model, computing = spent["model"], self._computing + self._late
         figures = {
             "start": self._loop_began - self._began - spent["text"],
             **spent,
+            "recache": self._recaching,
             "idle": max(0.0, loop - computing - spent["writing"]),
             "total": self._loop_began - self._began + loop,
             "first_frame": self._first_frame,
@@ -150,13 +160,17 @@ class Summary:
             f"{'VAE' if name == 'vae' else name} {times[name]:.1f} s"
             for name in ("start", "text", "model", "vae", "writing", "idle")
         )
+        if times["recache"]:
+            spent += f"; of the model's, {times['recache']:.1f} s at changes of the prompt"
         if times["first_frame"] is not None:
             spent += f"; first frame after {times['first_frame']:.1f} s"
             spent += f"; {times['frames_per_second_without_vae']:.1f} frames/s by the model alone"
             spent += f", {times['frames_per_second_with_vae']:.1f} with the VAE"
+        processes = self.report.summary().get("processes")
+        each = f"\nof each process: {processes_text(processes)}" if processes else ""
         return (
             f"{self._lasting()}{made} in {self.seconds:.1f} s, {num_made / self.seconds:.1f} frames/s; "
-            f"cache at its peak {self.report.peak_text()} for the same frames\n{spent}"
+            f"cache at its peak {self.report.peak_text()} for the same frames{each}\n{spent}"
         )
 
     def kept(self) -> str:
@@ -208,7 +222,12 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """The content of memory.json."""
         chunk_seconds = [record.chunk_seconds for record in self.records]
-        return self.report.to_json({**self.about(), "chunk_seconds": chunk_seconds})
+        content = self.report.to_json({**self.about(), "chunk_seconds": chunk_seconds})
+        for chunk, record in zip(content["chunks"], self.records, strict=True):
+            if record.probe_seconds:
+                losses = {name: [asdict(each) for each in layers] for name, layers in record.losses.items()}
+                chunk |= {"losses": losses, "probe_seconds": record.probe_seconds}
+        return content
 
     def _lasting(self) -> str:
         return f"{self.num_frames} frames ({self.num_frames / self.video.config.video.fps:.2f} s)"

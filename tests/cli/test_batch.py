@@ -1,10 +1,13 @@
 """Many videos in one command: one that fails keeps none of the others from being made; parts go on."""
 
 import json
+import sys
 
 import pytest
 import torch
 
+from qvg_cli.batch.manifest import Manifest
+from qvg_cli.batch.store import Store
 from qvg_cli.errors import QvgError
 from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 
@@ -116,3 +119,39 @@ def test_a_part_of_nothing_is_refused(tiny, tmp_path, monkeypatch):
     file = write_jobs(tmp_path / "jobs.jsonl", 0)
     assert "has fewer prompts" in tiny("--prompts", file, "--shard", "2/2", *SHORT).stderr
     assert not (tmp_path / "results").exists()
+
+
+@pytest.fixture
+def batch(tiny, qvg, tmp_path):
+    """A function: `qvg batch` of two jobs, without Ray."""
+    return lambda *given: qvg("batch", write_jobs(tmp_path / "jobs.jsonl", 0, 1), *tiny.arguments, *given)
+
+
+def test_without_ray_a_batch_says_how_to_get_it(batch, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = batch("--out", tmp_path / "out")
+    assert (result.exit_code, 'pip install "qvg[ray]"' in result.stderr) == (2, True)
+
+
+def test_the_status_of_a_batch_is_told_from_anywhere(qvg, tmp_path):
+    assert "there is no manifest of a batch" in qvg("batch", "--status", tmp_path).stderr
+    place = f"memory://{tmp_path.name}"
+    manifest = Manifest(Store(place))
+    manifest.begin("p.jsonl", ["a", "b", "c"], 1, [])
+    shown = {"prompt": "a red ball", "seed": 0, "worker": "one:1"}
+    manifest.add({"id": "a", **shown, "folder": "x/a", "status": "failed", "tries": 3, "error": "broken"})
+    manifest.add({"id": "b", **shown, "folder": "x/b", "status": "running", "tries": 2})
+    manifest.end()
+    assert qvg("batch", "--status", place).stdout.splitlines() == [
+        "0 of 3 videos, 1 failed, 1 running",
+        "one:1 makes x/b, try 2",
+        "'a red ball', tried 3 times: broken",
+    ]
+    assert json.loads(qvg("batch", "--status", place, "--json").stdout)["waiting"] == 1
+
+
+def test_what_a_batch_cannot_do_is_refused(batch, qvg, tmp_path):
+    jobs = tmp_path / "jobs.jsonl"
+    assert "PROMPTS is missing" in qvg("batch").stderr
+    assert "PROMPTS and --status were both given" in qvg("batch", jobs, "--status", tmp_path).stderr
+    assert "cannot use the address nosuch://x" in batch("--out", "nosuch://x").stderr

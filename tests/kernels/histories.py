@@ -9,7 +9,9 @@ from qvg_kernels.rope.placement import FrameMatrices, Rotary
 from qvg_kernels.rope.tables import RotaryTables
 from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
 
-SPECS = [pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "int2", "int3", "int4", "trit")] + [
+SPECS = [
+    pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")
+] + [
     pytest.param(FittedSpec(num_centroids=0), id="without a table"),
     *(pytest.param(FittedSpec(shaping=each), id=f"shaped {each}") for each in ("key", "value")),
     pytest.param(FittedSpec(num_centroids=0, shaping="key"), id="shaped, without a table"),

@@ -25,35 +25,29 @@ class LongCat(Family["LongCatConfig"]):
     name = "longcat"
     options = (
         FamilyOption(
-            "--image",
-            "source.image",
-            "The first frame of the video.",
-            metavar="FILE",
-            type=Path,
-            parse=str,
-            not_in=("extend",),
+            "--image", "source.image", "The first frame of the video.", "FILE", Path, str, not_in=("extend",)
         ),
         FamilyOption(
             "--steps",
             "sampler.guided_steps",
             "Denoising steps of a clip from text or a picture; a segment takes more.",
-            metavar="N",
-            type=int,
+            "N",
+            int,
             needs=("sampler.mode", "guided"),
         ),
         FamilyOption(
             "--guidance-scale",
             "sampler.guidance",
             "How far a step is led from the negative prompt to the prompt; 1 is not at all.",
-            metavar="SCALE",
-            type=float,
+            "SCALE",
+            float,
             needs=("sampler.mode", "guided"),
         ),
         FamilyOption(
             "--negative-prompt",
             "sampler.negative_prompt",
             "What the guidance leads away from.",
-            metavar="TEXT",
+            "TEXT",
             needs=("sampler.mode", "guided"),
         ),
     )

@@ -1,6 +1,7 @@
-"""Read blocks of grid "e8" on Hopper GPUs: codewords from a table of 1 KiB, the rotation by tensor cores.
+"""Read blocks of grids "e8" and "e8x1" on Hopper GPUs: words from a table of 1 KiB, the rotation by tensor
+cores.
 
-It computes what `decode.fitted_decode_kernel` does and is a quarter to a third faster: that kernel looks each
+It computes what `decode.read` does and reads "e8" a quarter to a third faster: that kernel looks each
 group of eight values up in a table of 1 MiB, and waits for the cache (docs/results.md). One warp reads 16
 tokens a round. Of a channel's seven bits, first to last g3 g2 g1 g0 c2 c1 c0, a lane holds all values of
 g3 g2 c2 c1 c0 and four lanes those of g1 g0, so nothing moves between lanes: a product of 16 by 16 sums over
@@ -14,7 +15,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma
 
-from qvg_kernels.codecs.fitted.decode import KEY, VALUE, channel_numbers
+from qvg_kernels.codecs.fitted.decode import FOLDED, KEY, VALUE, channel_numbers
+from qvg_kernels.codecs.fitted.spec import GridName
 from qvg_kernels.codecs.reading import (
     CODEBOOK_ROWS,
     TOKENS,
@@ -134,6 +136,36 @@ def _unshifted(codes, words):
 
 
 @gluon.jit
+def _levels(words):
+    """Levels of grid "e8x1", float16 `[TILE_S, GROUPS, 8]`, by the first byte of each as in `_unshifted`.
+
+    Args:
+        words: `[TILE_S, GROUPS, 8]` int32, entries of `numbers.root_words`, the same along the last axis.
+    """
+    return gl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 low, high, sizes, negatives;
+        mov.b32 sizes, 0x42403c00;
+        mov.b32 negatives, 0xc2c0bc00;
+        prmt.b32 low, sizes, negatives, $4;
+        shr.u32 high, $4, 16;
+        prmt.b32 high, sizes, negatives, high;
+        prmt.b32 $0, low, 0, 0x1404;
+        prmt.b32 $1, low, 0, 0x3424;
+        prmt.b32 $2, high, 0, 0x1404;
+        prmt.b32 $3, high, 0, 0x3424;
+        }
+        """,
+        "=r,=r,=r,=r," + "r," * 7 + "r",
+        [words],
+        dtype=gl.float16,
+        is_pure=True,
+        pack=8,
+    )
+
+
+@gluon.jit
 def _half_of_int8(values):
     """Float16 of int8, four at a time: the last byte of float16 from 1024 to 1279 counts ones."""
     return gl.inline_asm_elementwise(
@@ -210,23 +242,23 @@ def _apart(values, WARPS: gl.constexpr):
 
 @gluon.jit
 def _hadamard(levels, shifts, matrix, WARPS: gl.constexpr):
-    """Rows of shifted levels times the Sylvester matrix of ones, `[TILE_S, HEAD_DIM]`.
+    """Rows of levels times the Sylvester matrix of ones, `[TILE_S, HEAD_DIM]`.
 
     Args:
         levels: `[TILE_S, GROUPS, 8]` float16, not shifted.
-        shifts: Likewise, four times the shift of each group.
+        shifts: Likewise, four times the shift of each group; `None` without shifts.
         matrix: The Sylvester matrix of 16.
     """
-    # What is added to all eight of a group is left in one sum over c2 and c1.
-    shift, _ = gl.split(_apart(shifts, WARPS))
-    shift, _ = gl.split(shift)
     low, high = gl.split(_apart(levels, WARPS))
     low_sum, high_sum = gl.split(low + high)
     low_rest, high_rest = gl.split(low - high)
-    first = gl.join(
-        _over_groups(low_sum + high_sum + shift, matrix, WARPS),
-        _over_groups(low_sum - high_sum, matrix, WARPS),
-    )
+    total = low_sum + high_sum
+    if shifts is not None:
+        # What is added to all eight of a group is left in one sum over c2 and c1.
+        shift, _ = gl.split(_apart(shifts, WARPS))
+        shift, _ = gl.split(shift)
+        total += shift
+    first = gl.join(_over_groups(total, matrix, WARPS), _over_groups(low_sum - high_sum, matrix, WARPS))
     second = gl.join(
         _over_groups(low_rest + high_rest, matrix, WARPS), _over_groups(low_rest - high_rest, matrix, WARPS)
     )
@@ -343,7 +375,8 @@ def _shaped(values, matrix):
 def _decode_lattice(
     blocks, tiles, slots, slots_pitch, units, smoothing, target, pitch, words, flips,
     tables, spaces, tokens_per_frame, total_heads, first_head, heads,
-    HAS_CODEBOOK: gl.constexpr, SHAPING: gl.constexpr, WARPS: gl.constexpr, BLOCK_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
+    GRID: gl.constexpr, HAS_CODEBOOK: gl.constexpr, SHAPING: gl.constexpr, WARPS: gl.constexpr,
+    BLOCK_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
 ):  # fmt: skip
     TILE_S: gl.constexpr = WARP_TOKENS * WARPS
     layout: gl.constexpr = _CHANNELS_4 if WARPS == 4 else _CHANNELS
@@ -356,7 +389,8 @@ def _decode_lattice(
     unit = gl.load(units + head)
     groups = gl.arange(0, GROUPS, gl.SliceLayout(0, codes_layout))[None, :]
     channels = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
-    codes = address(row, 0, gl.uint16, head_row * total * GROUPS)
+    code_type: gl.constexpr = gl.uint16 if GRID == "e8" else gl.uint8
+    codes = address(row, 0, code_type, head_row * total * GROUPS)
     scales = address(row, 1, gl.uint8, head_row * total)
     weight, offset, step, scale_unit = channel_numbers(
         row, head, head_row, unit, smoothing, channels, HAS_CODEBOOK, SHAPING, HEAD_DIM
@@ -366,7 +400,7 @@ def _decode_lattice(
         ids = address(row, 6, gl.uint8, head_row * total)
         table = address(row, 7, gl.int8, head_row * gl.load(row + CODEBOOK_ROWS) * HEAD_DIM)
     matrix = _sylvester(WARPS)
-    if SHAPING == KEY or SHAPING == VALUE:
+    if SHAPING != 0 and SHAPING != FOLDED:
         shape = _matrix_of(row, 9 if HAS_CODEBOOK else 6, head_row)
     none = gl.zeros([TILE_S, GROUPS, 8], gl.int32, words_layout)
     tokens_of: gl.constexpr = gl.SliceLayout(1, layout)
@@ -387,9 +421,12 @@ def _decode_lattice(
             next_ids = gl.load(ids + upcoming)
 
         word = none + gl.load(words + (code & 255))[:, :, None]
-        code = none + code[:, :, None]
-        shifts = gl.where(code < 32768, 4.0, -4.0).to(gl.float16)
-        residual = _hadamard(_unshifted(code, word), shifts, matrix, WARPS)
+        if GRID == "e8":
+            code = none + code[:, :, None]
+            shifts = gl.where(code < 32768, 4.0, -4.0).to(gl.float16)
+            residual = _hadamard(_unshifted(code, word), shifts, matrix, WARPS)
+        else:
+            residual = _hadamard(_levels(word), None, matrix, WARPS)
         pattern = numbers.token_pattern(tokens, phase)
         flip = gl.load(flips + (pattern * HEAD_DIM)[:, None] + channels[None, :])
         scale = (numbers.e4m3_value(scale) * scale_unit).to(gl.float16)
@@ -400,7 +437,7 @@ def _decode_lattice(
             values += offset
         if HAS_CODEBOOK:
             values += _half_of_int8(centroid) * step
-        if SHAPING == KEY or SHAPING == VALUE:
+        if SHAPING != 0 and SHAPING != FOLDED:
             values = _shaped(values, shape) * weight
         if SHAPING == KEY:
             values += offset
@@ -421,8 +458,14 @@ _decode_lattice_kernel = Kernel(_decode_lattice)
 
 
 def decode_lattice(
-    blocks: BlockTable, tiles: Tiles, target: DecodeTarget, *, has_codebook: bool, shaping: int
-) -> None:  # fmt: skip
+    blocks: BlockTable,
+    tiles: Tiles,
+    target: DecodeTarget,
+    grid: GridName,
+    *,
+    has_codebook: bool,
+    shaping: int,
+) -> None:
     """Decode some heads of a pass, as `BlockReader.decode` has it."""
     placement, device = blocks.placement, blocks.rows.device
     tables, spaces = placement.tables, placement.spaces
@@ -430,8 +473,9 @@ def decode_lattice(
         tables, spaces = by_fours(tables), by_fours(spaces)
     warps = SHAPED_WARPS if shaping in (KEY.value, VALUE.value) else 1
     arguments = decode_arguments(blocks, tiles, target) | {"tables": tables, "spaces": spaces}
+    words = numbers.pattern_words if grid == "e8" else numbers.root_words
     _decode_lattice_kernel[(len(tiles.table), blocks.batch * target.heads)](
-        **arguments, words=numbers.pattern_words(device), flips=numbers.sign_flips(128, device),
-        HAS_CODEBOOK=has_codebook, SHAPING=shaping, WARPS=warps, num_warps=warps,
+        **arguments, words=words(device), flips=numbers.sign_flips(128, device),
+        GRID=grid, HAS_CODEBOOK=has_codebook, SHAPING=shaping, WARPS=warps, num_warps=warps,
         maxnreg=launch.LATTICE_REGISTERS,
     )  # fmt: skip

@@ -139,9 +139,10 @@ def _transform(points: Points, inverse: Tensor) -> Points:
     Rounding all of that to bf16 errs 10 dB less than the finest grid.
     """
     moved = points.empty(points.tokens, points.head_dim, dtype=operand_dtype())
+    inverse = inverse.to(moved.dtype)
     tile = 64
     _transform_kernel[(triton.cdiv(points.tokens, tile), points.heads)](
-        points.block, *points.block.stride()[:2], points.offset, inverse.to(moved.dtype), moved, points.tokens,
+        points.block, *points.block.stride()[:2], points.offset, inverse, moved, points.tokens,
         points.head_dim, tile, 64, num_warps=4,
     )  # fmt: skip
     return Points(moved)
