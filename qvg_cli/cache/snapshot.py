@@ -27,8 +27,8 @@ Versions = Mapping[int, Matrices]
 
 def is_kept(cache: KVCache) -> bool:
     """Whether the history is saved: packed, and with all its heads; else it is computed again."""
-    codecs = cache.layers[0].packed
-    return cache.is_whole and codecs.key.spec.packs and codecs.value.spec.packs
+    codecs = [layer.packed for layer in cache.layers]
+    return cache.is_whole and all(pair.key.spec.packs and pair.value.spec.packs for pair in codecs)
 
 
 def matrix_tensors(cache: KVCache, held: Sequence[Block]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What the cache of a planned video will hold, to the byte, before any tensor exists. No torch.
 
 Sums a `CachePlan` as `kv_cache.KVCache` carries it out, with sizes in place of tensors. All layers hold the
-same blocks, so one layer is followed and its changes are repeated for the others.
+same blocks, each in the sizes of its own codecs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from qvg_cli.config.schema import CacheConfig
+from qvg_cli.config.schema import CacheConfig, LayerCodecs
 from qvg_cli.planning.cache_plan import (
     NUM_VERSIONS,
     Block,
@@ -22,9 +22,10 @@ from qvg_cli.planning.cache_plan import (
 )
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes, total
-from qvg_kernels.spec import PayloadBytes
+from qvg_kernels.spec import CodecSpec, PayloadBytes
 
 BlockBytes = Callable[[Block], PayloadBytes]
+"""What one layer holds of a block."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,13 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
 
     Raises:
         ValueError: The codecs do not take the head size.
+        UsageError: Codecs are given for a layer that the model has not.
     """
-    block_bytes = _block_bytes(config, plan, shape)
+    layers = _block_bytes(config, plan, shape)
     frame_bytes = bf16_frame_bytes(plan.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers)
     ledger = Ledger()
     version_bytes = _version_bytes(config, shape)
-    layers = [Versions(ledger) for _ in range(shape.num_layers)]
+    held_versions = [Versions(ledger) for _ in layers]
     samples = []
     num_held = 0
     blocks = _plan_cache(config, plan, shape)
@@ -66,7 +68,7 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
         step = blocks.advance(chunk)
         num_left = len(blocks.block_of)
         num_held -= len(step.evicts)
-        for versions in layers:
+        for block_bytes, versions in zip(layers, held_versions, strict=True):
             for block in step.drops:
                 ledger.remove(block_bytes(block))
                 versions.drop(block)
@@ -75,8 +77,10 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
         ledger.begin_peak()
         for commit in (step.prefill, step.commit):
             if commit is not None:
-                for versions in layers:
-                    _book(ledger, commit, block_bytes, versions, version_bytes)
+                for block_bytes, versions, num_bytes in zip(
+                    layers, held_versions, version_bytes, strict=True
+                ):
+                    _book(ledger, commit, block_bytes, versions, num_bytes)
         samples.append(
             MemorySample(
                 chunk=chunk.index,
@@ -95,15 +99,16 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
 def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> int:
     """The most bytes that a run's `state/` holds of its history at once, headers left out.
 
-    Only a history that is packed is saved, each block once; a file goes when nothing of it was held after the
-    last two chunks. The matrices that shape its errors stay.
+    Only a history that is packed is saved, and only by one process alone, each block once; a file goes when
+    nothing of it was held after the last two chunks. The matrices that shape its errors stay.
 
     Raises:
         ValueError: The codecs do not take the head size.
     """
-    if not {config.k.scheme, config.v.scheme}.isdisjoint(("none", "bf16")):
+    packs = all(layer.k.packs and layer.v.packs for layer in config.of_layers(shape.num_layers))
+    if shape.num_parts > 1 or not packs:
         return 0
-    block_bytes = _block_bytes(config, plan, shape)
+    layers = _block_bytes(config, plan, shape)
     blocks = _plan_cache(config, plan, shape)
     version_bytes = _version_bytes(config, shape)
     file_bytes: dict[int, int] = {}
@@ -116,9 +121,11 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
         is_complete = bool(held) and blocks.num_packed >= NUM_VERSIONS
         if is_complete and not was_complete:
             count = len({block.version for block in held if block.is_packed} | {NUM_VERSIONS - 1})
-            matrix_bytes += shape.num_layers * version_bytes * count
+            matrix_bytes += count * sum(version_bytes)
         was_complete = is_complete
-        file_bytes[chunk.index] = shape.num_layers * sum(total(block_bytes(block)) for block in held - saved)
+        file_bytes[chunk.index] = sum(
+            total(block_bytes(block)) for block_bytes in layers for block in held - saved
+        )
         most = max(most, matrix_bytes + sum(file_bytes.values()))
         alive = {block.chunk for block in saved | held} | {chunk.index}
         file_bytes = {index: count for index, count in file_bytes.items() if index in alive}
@@ -131,25 +138,31 @@ def _plan_cache(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> Cach
     return CachePlan(policy)
 
 
-def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> BlockBytes:
-    """The bytes that one layer holds of a block."""
+def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[BlockBytes]:
+    """The bytes that each layer holds of a block."""
     unpacked = unpacked_spec(config)
 
     @cache
-    def sized(num_frames: int, is_packed: bool) -> PayloadBytes:
+    def sized(num_frames: int, *specs: CodecSpec) -> PayloadBytes:
         tokens = num_frames * plan.tokens_per_frame
         key, value = (
-            spec.payload_bytes(shape.heads, tokens, shape.head_dim, shape.element_bytes)
-            for spec in ((config.k, config.v) if is_packed else (unpacked, unpacked))
+            spec.payload_bytes(shape.heads, tokens, shape.head_dim, shape.element_bytes) for spec in specs
         )
         return add(key, value)
 
-    return lambda block: sized(len(block.frames), block.is_packed)
+    def of_layer(layer: LayerCodecs) -> BlockBytes:
+        packed = layer.k, layer.v
+        return lambda block: sized(len(block.frames), *(packed if block.is_packed else (unpacked, unpacked)))
+
+    return [of_layer(layer) for layer in config.of_layers(shape.num_layers)]
 
 
-def _version_bytes(config: CacheConfig, shape: CacheShape) -> int:
-    """Bytes of one version of a layer's matrices."""
-    return sum(spec.matrix_bytes(shape.heads, shape.head_dim) for spec in (config.k, config.v))
+def _version_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
+    """Bytes of one version of the matrices of each layer."""
+    return [
+        sum(spec.matrix_bytes(shape.heads, shape.head_dim) for spec in (layer.k, layer.v))
+        for layer in config.of_layers(shape.num_layers)
+    ]
 
 
 def _book(

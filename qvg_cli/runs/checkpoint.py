@@ -228,7 +228,7 @@ class Checkpoint:
         held = held if keeps else ()
         tensors, entries = block_tensors(cache, [block for block in held if block not in self._saved])
         self._saved = set(held)
-        versions = cache.layers[0].shaping.versions
+        versions = next((layer.shaping.versions for layer in cache.layers if layer.shaping.versions), {})
         if held and versions and not cache.is_learning and versions[max(versions)] is not self._matrices:
             self._matrices = versions[max(versions)]
             tensors |= {f"{MATRICES}/{name}": matrix for name, matrix in matrix_tensors(cache, held).items()}
@@ -402,8 +402,8 @@ class Checkpoint:
             except (ValueError, KeyError) as error:
                 raise DamagedError(f"the history of chunk {chunk + 1} does not fit: {error}") from error
         self._saved = set(held)
-        if versions[0]:
-            self._matrices = versions[0][max(versions[0])]
+        newest = next((each for each in versions if each), {})
+        self._matrices = newest[max(newest)] if newest else None
         layers = [[entries[block][index] for block in held] for index in range(len(cache.layers))]
         cache.restore(plan.chunks[: len(records)], layers, versions)
 

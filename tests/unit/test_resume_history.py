@@ -11,18 +11,19 @@ SMALL += ("model.text_tokens=8", "prompt=red ball")
 
 # What shapes errors is learnt from the first two chunks, which are made again if a cut comes between them.
 @pytest.mark.parametrize(
-    ("preset", "cut", "is_kept", "window"),
+    ("cache", "cut", "is_kept", "window"),
     [
-        ("int2", 3, True, "null"),
-        ("int2", 3, True, "9"),
-        ("int2-shaped", 3, True, "null"),
-        ("int2-shaped", 1, True, "9"),
-        ("bf16", 3, False, "9"),
-        ("none", 3, False, "null"),
+        ("preset=int2", 3, True, "null"),
+        ("layers.1.v.preset=trit", 3, True, "9"),
+        ("layers.1.v.preset=bf16", 3, False, "9"),
+        ("preset=none", 3, False, "null"),
+        ("preset=int2-shaped", 3, True, "null"),
+        ("preset=int2-shaped", 1, True, "9"),
+        ("layers.1.v.preset=bit1-shaped", 3, True, "9"),
     ],
 )
-def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, preset, cut, is_kept, window):
-    sets = (*SMALL, f"model.weights={tiny_weights}", f"cache.preset={preset}", f"sampler.window={window}")
+def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, cache, cut, is_kept, window):
+    sets = (*SMALL, f"model.weights={tiny_weights}", f"cache.{cache}", f"sampler.window={window}")
     whole, rest = go_on(load_config(Request(sets=sets)).config, cut)
     assert len(rest) == 6 - cut
     for one, other in zip(whole, rest, strict=True):
