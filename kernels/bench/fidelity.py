@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from qvg_kernels.codec import Codec
 from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.moments import placed_moment
 
 SHARPNESS = {"sharp": 8.0, "diffuse": 3.0}
 NUM_QUERIES = 256
@@ -47,6 +48,8 @@ class Case:
         span: Tokens that are packed together.
         key: `[1, H, S, D]` float32, before any rotation.
         value: `[1, H, S, D]` float32.
+        early: `[1, H, Q, D]`, queries of the first chunk and of the second, from which a codec may learn.
+        frame: Rows and columns of a frame's tokens.
         probes: Each with the tokens that it attends to, those that are packed first.
         scales: Of the logits, by what heads are called at it; "" is the model's own.
     """
@@ -56,6 +59,8 @@ class Case:
     span: int
     key: Tensor
     value: Tensor
+    early: list[Tensor]
+    frame: tuple[int, int]
     probes: list[tuple[AttentionProbe, Tensor]]
     scales: Mapping[str, float]
 
@@ -80,13 +85,14 @@ def synthetic_cases(spans: list[int], history: int, samples: int, device: str) -
                 made = make_sample(
                     level, frames, num_queries=NUM_QUERIES, early_frames=span_frames, seed=seed
                 )
-                query, key, value = (part.to(device) for part in (made.query, made.key, made.value))
+                states = (made.query, made.key, made.value, made.early_query)
+                query, key, value, early = (part.to(device) for part in states)
                 rotation = rope_3d(made.grid, key.shape[3]).to(device)
                 tokens = made.query_tokens.to(device)
                 probe = AttentionProbe(query, key, value, rotation, rotation[tokens])
                 scales = {kind: probe.scale_of(sharpness) for kind, sharpness in SHARPNESS.items()}
                 every = torch.arange(key.shape[2], device=device)
-                yield Case(level, f"seed {seed}", span, key, value, [(probe, every)], scales)
+                yield Case(level, f"seed {seed}", span, key, value, [early], FRAME, [(probe, every)], scales)
 
 
 def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
@@ -114,6 +120,10 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                     )
                     for number in judging
                 }
+                early = [
+                    file.get_tensor(f"layer{layer}.query{number}").float()
+                    for number, _ in enumerate(about["chunks"][:EARLY_CHUNKS])
+                ]
                 for prompt in range(key.shape[0]):
                     one = slice(prompt, prompt + 1)
                     probes = [
@@ -125,7 +135,17 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                         )
                     ]
                     name, scales = f"layer {layer}, prompt {prompt}", {"": key.shape[3] ** -0.5}
-                    yield Case("recorded", name, span, key[one], value[one], probes, scales)
+                    yield Case(
+                        "recorded",
+                        name,
+                        span,
+                        key[one],
+                        value[one],
+                        [queries[one] for queries in early],
+                        about["frame"],
+                        probes,
+                        scales,
+                    )
 
 
 def _judging_chunks(about: Mapping[str, Any], span_frames: int) -> dict[int, int]:
@@ -171,13 +191,29 @@ def _recorded_probe(
     return probe, tokens
 
 
-def pack(codec: Codec, states: Tensor, span: int, num_packed: int, seed: int) -> Tensor:
+def pack(codec: Codec, states: Tensor, case: Case, num_packed: int, seed: int) -> Tensor:
     """What the first tokens of `[1, H, S, D]` decode to, span by span; the others as they are."""
-    parts = [
-        codec.decode(codec.encode(part, seed=2 * number + seed))
-        for number, part in enumerate(states[:, :, :num_packed].split(span, dim=2))
-    ]
+    spans = states[:, :, :num_packed].split(case.span, dim=2)
+    seeds = [2 * number + seed for number in range(len(spans))]
+    matrices = learn(codec, spans, seeds, case) if codec.spec.is_shaped else [None]
+    parts = []
+    for number, (span, own_seed) in enumerate(zip(spans, seeds, strict=True)):
+        matrix = matrices[min(number, len(matrices) - 1)]
+        parts.append(codec.decode(codec.encode(span, seed=own_seed, matrix=matrix)))
     return torch.cat([*parts, states[:, :, num_packed:]], dim=2)
+
+
+def learn(codec: Codec, spans: Sequence[Tensor], seeds: Sequence[int], case: Case) -> list[Tensor | None]:
+    """The matrices of the first span and of those after it, learnt from the first two as a session does."""
+    matrices: list[Tensor | None] = []
+    residual = query = torch.zeros(())
+    for number, (span, seed) in enumerate(zip(spans[:2], seeds, strict=False)):
+        residual = codec.residual_moment(span, seed=seed).to("cpu") + residual
+        if number < len(case.early):
+            asked = case.early[number].double().to("cpu")
+            query = query + placed_moment(asked.mT @ asked, *case.frame)
+        matrices.append(codec.shaping_matrix(residual, query).to(span.device))
+    return matrices
 
 
 def measure(case: Case, presets: list[Preset]) -> Iterator[Row]:
@@ -186,8 +222,8 @@ def measure(case: Case, presets: list[Preset]) -> Iterator[Row]:
     num_packed = max(int(tokens[: probe.num_packed].max()) + 1 for probe, tokens in case.probes)
     packed = slice(num_packed)
     for preset in presets:
-        key = pack(build_codec(preset.key), case.key, case.span, num_packed, 0)
-        value = pack(build_codec(preset.value), case.value, case.span, num_packed, 1)
+        key = pack(build_codec(preset.key), case.key, case, num_packed, 0)
+        value = pack(build_codec(preset.value), case.value, case, num_packed, 1)
         bits = [spec.bits_per_value(case.span, head_dim) for spec in (preset.key, preset.value)]
         shared = {
             "preset": preset.name,
