@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 
 from qvg_cli import __version__
-from qvg_cli.commands.clean import clean
+from qvg_cli.commands.clean import clean, disk
 from qvg_cli.commands.compare import compare
 from qvg_cli.commands.doctor import doctor
 from qvg_cli.commands.download import download
@@ -35,12 +35,12 @@ from qvg_cli.redaction import redact
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    the run failed; what was made until then is kept
-  2    the request cannot be carried out as it was written
-  3    weights or ffmpeg are missing
+  1    the run failed; partial results are kept
+  2    invalid arguments or settings
+  3    weights, access or ffmpeg are missing
   4    out of memory
-  75   stopped by SIGTERM or SIGUSR1; what was made until then is kept, and --resume goes on
-  130  stopped with Ctrl-C; what was made until then is kept"""
+  75   stopped by SIGTERM or SIGUSR1; partial results are kept, and --resume continues
+  130  interrupted (Ctrl-C); partial results are kept"""
 
 _GENERATE_EXAMPLES = """\b
 Examples:
@@ -73,8 +73,8 @@ Examples:
 _PLAN_EXAMPLES = """\b
 Examples:
   qvg plan --backend self-forcing --seconds 45 --cache int2 --cache bf16
-  qvg plan --backend longcat --segments 10 --card "RTX 4090"
-  qvg plan --backend hyworldplay --pose w-40,a-40 --card 24GiB --json"""
+  qvg plan --backend longcat --segments 10 --gpu "RTX 4090"
+  qvg plan --backend hyworldplay --pose w-40,a-40 --gpu 24GiB --json"""
 
 _PLAY_EXAMPLES = """\b
 Examples:
@@ -153,10 +153,11 @@ def _show_version(is_asked: bool) -> None:
 @app.callback()
 def qvg(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Long videos from autoregressive video diffusion models, their history kept in 2 bits a value."""
+    """Generate long videos with autoregressive video diffusion models and a 2-bit KV cache."""
 
 
 app.command(cls=_Command, epilog=f"{_GENERATE_EXAMPLES}\n\n{EXIT_CODES}")(generate)
@@ -167,6 +168,7 @@ app.command(cls=_Command, epilog=f"{_PLAN_EXAMPLES}\n\n{EXIT_CODES}")(plan)
 app.command(cls=_Command, epilog=f"{_PLAY_EXAMPLES}\n\n{EXIT_CODES}")(play)
 app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)
 app.command(cls=_Command, epilog=EXIT_CODES)(doctor)
+app.command(cls=_Command, epilog=EXIT_CODES)(disk)
 app.command(cls=_Command, epilog=EXIT_CODES)(clean)
 
 
@@ -174,10 +176,10 @@ app.command(cls=_Command, epilog=EXIT_CODES)(clean)
 def help_(
     context: typer.Context,
     command: Annotated[
-        str | None, typer.Argument(metavar="COMMAND", help="A command of qvg.", show_default=False)
+        str | None, typer.Argument(metavar="COMMAND", help="Name of a command.", show_default=False)
     ] = None,
 ) -> None:
-    """Show what qvg can do, or what a command can, as --help does."""
+    """Show help, for qvg or for one command."""
     from qvg_cli.config.load import unknown_name
 
     assert context.parent is not None

@@ -113,6 +113,6 @@ def _set_knob(merged: dict[str, Any], side: str, name: str, value: Any, source: 
     if name not in known:
         raise UsageError(
             f"cache.{name}={value} ({source}): cache.{side} has scheme {codec.get('scheme')!r} without it",
-            hint=f"it has: {', '.join(known)}" if known else "it has no settings; take another preset",
+            hint=f"it has: {', '.join(known)}" if known else "it has no settings; use another preset",
         )
     merged[side] = {**codec, name: value}

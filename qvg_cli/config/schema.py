@@ -125,11 +125,11 @@ class SourceConfig(Config):
     @model_validator(mode="after")
     def _check_parts(self) -> SourceConfig:
         if self.image is not None and (self.clip is not None or self.latents is not None):
-            raise ValueError("image stands alone, without clip and latents")
+            raise ValueError("image cannot be combined with clip or latents")
         if self.image is None and self.clip is None and self.latents is None:
             raise ValueError("one of clip, latents and image is needed")
         if (self.clip is None) != (self.clip_frames == 0):
-            raise ValueError("clip and clip_frames belong together")
+            raise ValueError("clip and clip_frames must be set together")
         if self.clip_frames > self.frames or (self.latents is None and 0 < self.clip_frames < self.frames):
             raise ValueError(f"frames={self.frames} and clip_frames={self.clip_frames} do not fit")
         return self
@@ -193,7 +193,7 @@ class RunConfig(Config):
         source = self.source
         if source is not None and source.image is not None and source.frames != self.image_frames:
             raise ValueError(
-                f"source.frames={source.frames}: an image stands for {self.image_frames} latent frames"
+                f"source.frames={source.frames}: an image counts as {self.image_frames} latent frames"
             )
         return self
 

@@ -45,7 +45,7 @@ def find_weights() -> Iterator[Kept]:
         ]
         if folder.exists() or halves:
             size = sum(size_of(path) for path in (folder, *halves))
-            yield Kept(f"weights:{name}", folder, size, f"qvg download {name} makes it again")
+            yield Kept(f"weights:{name}", folder, size, f"qvg download {name} creates it again")
         for config in download.config.repositories:
             path = _repository(config.repository)
             # Several backends may take files of one repository.
@@ -55,7 +55,7 @@ def find_weights() -> Iterator[Kept]:
                     f"hub:{config.repository}",
                     path,
                     size_of(path),
-                    f"downloaded for {name}, maybe used elsewhere",
+                    f"downloaded for {name}; other programs may use it",
                 )
 
 
@@ -63,7 +63,7 @@ def find_texts() -> Iterator[Kept]:
     """What text encoders made of prompts."""
     folder = qvg_home() / "text"
     if folder.is_dir():
-        yield Kept("text", folder, size_of(folder), "prompts as the models read them; made again when needed")
+        yield Kept("text", folder, size_of(folder), "prompt embeddings; created again when needed")
 
 
 def find_hashes() -> Iterator[Kept]:
@@ -71,7 +71,7 @@ def find_hashes() -> Iterator[Kept]:
     folder = qvg_home() / "hashes"
     if folder.is_dir():
         yield Kept(
-            "hashes", folder, size_of(folder), "SHA-256 of large weights files; made again when needed"
+            "hashes", folder, size_of(folder), "SHA-256 of large weight files; created again when needed"
         )
 
 

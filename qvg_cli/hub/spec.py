@@ -141,7 +141,7 @@ def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
             for path in matches:
                 relative = PurePosixPath(path).relative_to(prefix)
                 if ".." in relative.parts or relative.is_absolute() or "\\" in path:
-                    raise MissingModelError(f"{config.repository} has a file of the unusable name {path!r}")
+                    raise MissingModelError(f"{config.repository} has a file with the unusable name {path!r}")
                 found[path] = str(folder / relative)
     for path in config.convert.inputs if config.convert is not None else ():
         if path not in paths:
@@ -152,5 +152,5 @@ def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
 def _missing(config: RepositoryConfig, pattern: str) -> MissingModelError:
     return MissingModelError(
         f"{config.repository} has no {pattern} at this revision",
-        hint=f"name one that has it: --revision {config.repository}=REVISION",
+        hint=f"use one that has it: --revision {config.repository}=REVISION",
     )

@@ -78,7 +78,7 @@ def extension_of(config: RunConfig) -> Extension:
     if rules is None:
         able = [name for name in FAMILIES if find_family(name).can_extend]
         raise UsageError(
-            f"{config.backend} cannot go on from a given video", hint=f"these can: {', '.join(able)}"
+            f"{config.backend} cannot continue a given video", hint=f"these can: {', '.join(able)}"
         )
     return rules
 
@@ -86,6 +86,17 @@ def extension_of(config: RunConfig) -> Extension:
 def plan_video(config: RunConfig) -> VideoPlan:
     """The plan of a run, without torch and without weights; see `Family.plan`."""
     return family_of(config).plan(config)
+
+
+def model_calls(config: RunConfig, plan: VideoPlan) -> list[int]:
+    """How often each chunk calls the model: to prefill, to denoise and to update the cache."""
+    family = family_of(config)
+    return [
+        (family.num_steps(config, chunk) if chunk.makes else 0)
+        + bool(chunk.prefill_commits)
+        + bool(chunk.commits)
+        for chunk in plan.chunks
+    ]
 
 
 def load_pipeline(config: RunConfig, device: torch.device) -> Pipeline:

@@ -194,7 +194,7 @@ def to_pixels(frames: Tensor) -> Tensor:
     """
     if frames.isnan().any():
         raise QvgError(
-            "the decoded frames have values that are not numbers (NaN)",
+            "the decoded frames contain NaN",
             hint="the weights may be damaged, or need --set model.dtype=float32; see qvg download",
         )
     levels = ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

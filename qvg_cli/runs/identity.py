@@ -71,7 +71,7 @@ def identify(config: RunConfig, device: str) -> Identity:
     Raises:
         MissingModelError: The weights are not there.
     """
-    with timed("reading what the weights are"):
+    with timed("hashing the weights"):
         weights = hash_folder(weights_folder(config.model.weights))
     settings = config.model_dump(mode="json", exclude=_PLACES)
     files = sorted({text for text in _texts(settings) if _is_file(text)})
@@ -97,7 +97,7 @@ def differences(begun: Identity, now: Identity) -> list[str]:
         if before.get(name) != after.get(name):
             found.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
     if begun.device != now.device:
-        found.append(f"it ran on {begun.device} and this is {now.device}")
+        found.append(f"it started on {begun.device}, this is {now.device}")
     if not found and begun.weights != now.weights:
         found.append("the weights have changed")
     for name in {**begun.inputs, **now.inputs}:

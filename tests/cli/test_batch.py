@@ -41,10 +41,10 @@ def test_bad_lines_and_failures_leave_the_others(tiny, tmp_path, failing):
     assert [json.loads(line)["seed"] for line in result.stdout.splitlines()] == [0, 2]
     assert result.exit_code == 1
     last = result.stderr[result.stderr.index("error: ") :].splitlines()
-    assert last[0] == "error: 3 of 5 videos were not made"
-    assert last[1].startswith("  video 2, 'a red ball': the model broke; no frame was kept")
+    assert last[0] == "error: 3 of 5 videos failed"
+    assert last[1].startswith("  video 2, 'a red ball': the model broke; no frames were kept")
     assert last[2] == f"  {file} line 4: no text under prompt"
-    assert last[3] == f"  {file} line 5: not JSON that can be read"
+    assert last[3] == f"  {file} line 5: not readable JSON"
     names = sorted(path.name for path in (tmp_path / "out" / "self-forcing").iterdir())
     assert names == ["a-red-ball-seed0", "a-red-ball-seed2"]
 
@@ -66,9 +66,9 @@ def test_lack_of_memory_is_told_once_with_what_held_it(tiny, tmp_path, failing):
     assert told.startswith("error: out of memory; the first 21 frames (1.31 s) are in ")
     assert "; the cache held 0.0" in told
     assert "(codes 0.0" in told
-    assert "this process used " in told
+    assert "this process peaked at " in told
     folder = json.loads(result.stdout)["folder"]
-    assert f"go on with: qvg generate --resume {folder}" in told
+    assert f"resume with: qvg generate --resume {folder}" in told
     assert told.count("out of memory") == 1
 
 
@@ -112,7 +112,7 @@ def test_what_is_no_part_is_refused(tiny, tmp_path, shard):
 
 def test_a_part_of_nothing_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "--shard is given without --prompts" in tiny("a red ball", "--shard", "1/2").stderr
+    assert "--shard needs --prompts" in tiny("a red ball", "--shard", "1/2").stderr
     file = write_jobs(tmp_path / "jobs.jsonl", 0)
     assert "has fewer prompts" in tiny("--prompts", file, "--shard", "2/2", *SHORT).stderr
     assert not (tmp_path / "results").exists()

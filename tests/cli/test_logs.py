@@ -33,7 +33,7 @@ def test_stderr_has_the_log_only_if_asked_for(finished, tiny, tmp_path, monkeypa
     assert " DEBUG qvg_cli.logs: chunk written: " in tiny(*short).stderr
     monkeypatch.setenv("QVG_LOG", "loud")
     result = tiny(*short)
-    assert (result.exit_code, "QVG_LOG=loud is no level" in result.stderr) == (2, True)
+    assert (result.exit_code, "QVG_LOG=loud is not a log level" in result.stderr) == (2, True)
 
 
 def test_no_token_is_written_anywhere(tiny, tmp_path, monkeypatch):

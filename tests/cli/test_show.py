@@ -55,7 +55,7 @@ def test_one_run_is_shown_and_as_json(qvg, results):
         ("{", "{folder}/memory.json is broken: "),
         ("[]", "{folder}/memory.json is not a report of qvg: it has no schema number"),
         ('{"schema": 99}', "{folder}/memory.json has schema 99, this qvg reads up to 1"),
-        ('{"schema": 1}', "{folder}/memory.json is not whole: it has no status"),
+        ('{"schema": 1}', "{folder}/memory.json is incomplete: it has no status"),
     ],
 )
 def test_what_is_not_a_run(qvg, tmp_path, content, message):

@@ -94,7 +94,7 @@ def test_a_run_is_warned_of_and_refused_only_far_beyond_the_card():
     config, plan = load("self-forcing", "cache.preset=bf16", "video.frames=63")
     assert check_memory(config, plan, Card("large", 80 * GIB)) is None
     warning = check_memory(config, plan, Card("some card", 20 * GIB))
-    assert "MiB of some card can be used" in warning
+    assert "MiB on some card are usable" in warning
     assert "--cache int" in warning
     assert "--cache int" in check_memory(config, plan, Card("shared", 80 * GIB, free_bytes=20 * GIB))
     with pytest.raises(OutOfMemoryError) as refused:
@@ -124,7 +124,7 @@ def test_cards_by_name_and_by_size(text, memory_gib):
 
 @pytest.mark.parametrize("text", ["RTX 4091", "0GiB", "", "-3GiB"])
 def test_an_unknown_card_is_refused(text):
-    with pytest.raises(UsageError, match="card"):
+    with pytest.raises(UsageError, match="GPU|--gpu"):
         parse_card(text)
 
 
