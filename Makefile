@@ -12,7 +12,7 @@ demo: $(VENV)/run.stamp  ## one video from the built-in pocket model, with its m
 	$(BIN)/qvg generate
 
 test: $(VENV)/dev.stamp  ## every quick test, offline
-	$(BIN)/pytest -n 2 -m "not slow and not gpu and not browser"
+	$(BIN)/pytest -n 2 --dist loadscope -m "not slow and not gpu and not browser"
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/interpreter
 
 test-slow: $(VENV)/dev.stamp

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from qvg_cli.interrupts import Stopped
 
@@ -71,6 +73,18 @@ class Paused(Interrupted):
     """SIGTERM or SIGUSR1 stopped the run, as schedulers do; what was made is kept, and the run can go on."""
 
     exit_code = 75
+
+
+def known_hint(name: object, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """The names that are known, the one most like a wrong `name` in front."""
+    names = tuple(known)
+    near = get_close_matches(str(name), names, n=1, cutoff=cutoff)
+    return f"{f'nearest: {near[0]}; ' if near else ''}known: {', '.join(names)}"
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UsageError:
+    """The error for a name that is not one of `known`."""
+    return UsageError(f"unknown {kind} {str(name)!r}", hint=known_hint(name, known))
 
 
 def interruption(stop: BaseException, message: str, *, hint: str | None = None) -> Interrupted:

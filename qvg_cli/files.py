@@ -147,7 +147,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(part)
         # Without it, a power cut could leave the new name on a file without content.
-        _sync(part)
+        sync(part)
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
@@ -158,12 +158,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Let the names in `folder` survive a power cut."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Let what is in a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

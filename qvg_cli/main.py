@@ -25,7 +25,7 @@ from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_error, visible
 from qvg_cli.environment import check_environment
-from qvg_cli.errors import UsageError, shown_error
+from qvg_cli.errors import UsageError, shown_error, unknown_name
 from qvg_cli.interrupts import stop_on_signals
 from qvg_cli.launch import find_launch
 from qvg_cli.logs import set_up
@@ -42,52 +42,42 @@ Exit codes:
   75   stopped by SIGTERM or SIGUSR1; partial results are kept, and --resume continues
   130  interrupted (Ctrl-C); partial results are kept"""
 
-_GENERATE_EXAMPLES = """\b
-Examples:
+_EXAMPLES = {
+    "generate": """
   qvg generate "a small blue cube slides from side to side on sand"
   qvg generate --seconds 20 --cache bf16 --seed 3
   qvg generate --prompts prompts.txt --out videos --json
   qvg generate --config results/self-forcing/NAME/run.yaml
-  qvg generate --resume results/self-forcing/NAME"""
-
-_EXTEND_EXAMPLES = """\b
-Examples:
+  qvg generate --resume results/self-forcing/NAME""",
+    "extend": """
   qvg extend results/self-forcing/NAME --seconds 5
   qvg extend results/self-forcing/NAME "a small blue cube rests on sand"
   qvg extend clip.mp4 "waves roll in" --backend self-forcing
-  qvg extend clip.mp4 "waves roll in" --backend longcat --segments 10"""
-
-_DOWNLOAD_EXAMPLES = """\b
-Examples:
+  qvg extend clip.mp4 "waves roll in" --backend longcat --segments 10""",
+    "download": """
   qvg download --list
   qvg download self-forcing --dry-run
-  qvg download self-forcing --revision gdhe17/Self-Forcing=main"""
-
-_COMPARE_EXAMPLES = """\b
-Examples:
+  qvg download self-forcing --revision gdhe17/Self-Forcing=main""",
+    "compare": """
   qvg compare bf16 int2
   qvg compare bf16 int2 int2-qvg --seconds 20 --seeds 3
   qvg compare bf16 int2 --prompts prompts.txt --out comparisons
-  qvg compare results/self-forcing/A results/self-forcing/B"""
-
-_PLAN_EXAMPLES = """\b
-Examples:
+  qvg compare results/self-forcing/A results/self-forcing/B""",
+    "plan": """
   qvg plan --backend self-forcing --seconds 45 --cache int2 --cache bf16
   qvg plan --backend longcat --segments 10 --gpu "RTX 4090"
-  qvg plan --backend hyworldplay --pose w-40,a-40 --gpu 24GiB --json"""
-
-_PLAY_EXAMPLES = """\b
-Examples:
+  qvg plan --backend hyworldplay --pose w-40,a-40 --gpu 24GiB --json""",
+    "play": """
   qvg play
   qvg play --backend hyworldplay --image street.jpg --record street
   qvg play --backend self-forcing --pocket
-  qvg play --resume results/hyworldplay/NAME"""
-
-_SHOW_EXAMPLES = """\b
-Examples:
+  qvg play --resume results/hyworldplay/NAME""",
+    "show": """
   qvg show
   qvg show results/self-forcing/NAME
-  qvg show --gallery results"""
+  qvg show --gallery results""",
+}
+"""By command."""
 
 
 class _Command(TyperCommand):
@@ -160,16 +150,9 @@ def qvg(
     """Generate long videos with autoregressive video diffusion models and a 2-bit KV cache."""
 
 
-app.command(cls=_Command, epilog=f"{_GENERATE_EXAMPLES}\n\n{EXIT_CODES}")(generate)
-app.command(cls=_Command, epilog=f"{_EXTEND_EXAMPLES}\n\n{EXIT_CODES}")(extend)
-app.command(cls=_Command, epilog=f"{_DOWNLOAD_EXAMPLES}\n\n{EXIT_CODES}")(download)
-app.command(cls=_Command, epilog=f"{_COMPARE_EXAMPLES}\n\n{EXIT_CODES}")(compare)
-app.command(cls=_Command, epilog=f"{_PLAN_EXAMPLES}\n\n{EXIT_CODES}")(plan)
-app.command(cls=_Command, epilog=f"{_PLAY_EXAMPLES}\n\n{EXIT_CODES}")(play)
-app.command(cls=_Command, epilog=f"{_SHOW_EXAMPLES}\n\n{EXIT_CODES}")(show)
-app.command(cls=_Command, epilog=EXIT_CODES)(doctor)
-app.command(cls=_Command, epilog=EXIT_CODES)(disk)
-app.command(cls=_Command, epilog=EXIT_CODES)(clean)
+for _run in (generate, extend, download, compare, plan, play, show, doctor, disk, clean):
+    _shown = f"\b\nExamples:{_EXAMPLES[_run.__name__]}\n\n" if _run.__name__ in _EXAMPLES else ""
+    app.command(cls=_Command, epilog=_shown + EXIT_CODES)(_run)
 
 
 @app.command("help", cls=_Command, epilog=EXIT_CODES)
@@ -180,8 +163,6 @@ def help_(
     ] = None,
 ) -> None:
     """Show help, for qvg or for one command."""
-    from qvg_cli.config.load import unknown_name
-
     assert context.parent is not None
     commands = context.parent.command.commands  # type: ignore[attr-defined]
     if command is None:

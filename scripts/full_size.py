@@ -6,7 +6,9 @@
 
 The run is the one of `qvg generate`: the same plan, denoiser, cache, rollout and streaming decode. Only the
 text stage is left out: random states stand for a prompt. Needs no files. The JSON is written anew after every
-chunk, so a run that is stopped keeps its figures.
+chunk, so a run that is stopped keeps its figures. With --done N the first N chunks have random latents, and
+their keys and values are computed as a resume does, by one pass each: the end of a long video in a fifth of
+its time.
 
 Several processes make one video together, and each writes its figures, the others to FILE.RANK.json; without
 --no-decode each decodes for itself.
@@ -35,6 +37,7 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from safetensors.torch import save_file
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.load import Layer, Request
@@ -42,7 +45,7 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.parallel import start
-from qvg_cli.engine.rollout import rollout
+from qvg_cli.engine.rollout import Done, rollout
 from qvg_cli.files import write_whole
 from qvg_cli.launch import find_launch
 from qvg_cli.models.base import Pipeline
@@ -53,6 +56,7 @@ from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
+from qvg_cli.models.wan.graphs import GraphedBlock
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.memory import MemoryReport
@@ -61,7 +65,7 @@ from scripts.full_size_profile import profile
 from scripts.full_size_table import fill_page, table
 from scripts.random_models import FULL, TINY, RandomModels
 
-_PIPELINES = {
+PIPELINES = {
     "self-forcing": SelfForcingPipeline,
     "hyworldplay": HyWorldPlayPipeline,
     "longcat": LongCatPipeline,
@@ -85,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if launch.num_processes > 1 and device.type == "cuda":
         device = torch.device("cuda", launch.local_rank)
         torch.cuda.set_device(device)
+    GraphedBlock.captures_exchange = not options.eager_exchange
     if launch.rank:
         options.out = options.out.with_suffix(f".{launch.rank}.json")
     if options.memory_limit_gib is not None:
@@ -118,7 +123,7 @@ def load_pipeline(
     """The pipeline of a run, and its models, both made."""
     layout = (FULL if options.size == "full" else TINY)[options.backend]
     models = RandomModels(config, layout, device, seed=options.seed)
-    pipeline = _PIPELINES[options.backend](config, models)
+    pipeline = PIPELINES[options.backend](config, models)
     if parallel := start(config, device):
         pipeline.share(parallel.tokens, parallel.rows)
     _ = models.transformer, models.vae
@@ -153,10 +158,11 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--table", type=Path, nargs="+", help="print the table of these files instead of a run")
     add("--page", type=Path, help="with --table: write the tables there, between the marks of full_size")
     add("--out", type=Path, help="the JSON file of this run")
-    add("--backend", choices=sorted(_PIPELINES), default="self-forcing")
+    add("--backend", choices=sorted(PIPELINES), default="self-forcing")
     add("--size", choices=("full", "tiny"), default="full", help="tiny: random models for a CPU")
     add("--cache", nargs="+", default=["int2"], help="presets, one arm each")
     add("--frames", type=int, default=21, help="self-forcing: latent frames")
+    add("--done", type=int, default=0, metavar="N", help="self-forcing: measure the chunks after the first N")
     add("--chunks", type=int, default=4, help="hyworldplay: chunks of 4 latent frames")
     add("--segments", type=int, default=1, help="longcat: segments after the base clip")
     add("--context", choices=("append", "rebuild", "incremental"), default="append", help="hyworldplay")
@@ -169,6 +175,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--memory-limit-gib", type=float, help="device memory that the process may take")
     add("--budget-seconds", type=float, help="end an arm after this time; what it has made counts")
     add("--profile", type=int, metavar="CHUNK", help="list the kernels of one chunk beside the JSON")
+    add("--eager-exchange", action="store_true", help="launch exchanges between CUDA graphs, not inside")
+    add("--latents", type=Path, help="keep the first process' latents in this place, a file an arm")
     add("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="as in qvg generate")
     add("--commit", help="noted with the figures")
     add("--device", default="auto")
@@ -217,6 +225,7 @@ def describe(options: argparse.Namespace, config: RunConfig, device: torch.devic
         "decode": options.decode,
         "context": options.context if config.backend == "hyworldplay" else None,
         "steps": options.steps,
+        "done": options.done,
         "sets": options.sets,
         "memory_limit_gib": options.memory_limit_gib,
         "text_stage": "left out: random states",
@@ -285,8 +294,15 @@ class Arm:
         denoiser = pipeline.denoiser(cache, family_of(config).planner(config), embeds, options.seed)
         decoder = TimedDecoder(pipeline.decoder() if options.decode else NoDecoder(), clock)
         noise = SeededNoise(plan, options.seed, pipeline.latents_dtype, device)
-        results = rollout(plan.chunks, denoiser, decoder, noise, context=context, on_step=clock.step)
-        for chunk in plan.chunks:
+        first, done = plan.chunks[: options.done], None
+        if first:
+            shape = (1, plan.latent_shape[0], max(first[-1].frames) + 1, *plan.latent_shape[1:])
+            latents = torch.randn(shape, generator=torch.Generator().manual_seed(options.seed))
+            done = Done(first, latents.to(device, pipeline.latents_dtype), has_history=False)
+        chunks = plan.chunks[options.done :]
+        results = rollout(chunks, denoiser, decoder, noise, context=context, done=done, on_step=clock.step)
+        latents = []
+        for chunk in chunks:
             clock.begin_chunk()
             try:
                 with profile(chunk.index == options.profile, options.out, self.record["cache"], device):
@@ -295,6 +311,7 @@ class Arm:
                 self.record["chunks"].append({"chunk": chunk.index, "is_partial": True, **clock.figures()})
                 raise
             self._samples.append(result.memory)
+            latents.append(result.latents.cpu())
             report = MemoryReport(plan, self._samples, config.video.fps, config.cache.preset)
             figures = report.to_json({})
             row = {**figures.pop("chunks")[-1], **clock.figures()}
@@ -304,6 +321,9 @@ class Arm:
             self.record["summary"] = {**figures, **totals(self.record["chunks"])}
             save_record()
             clock.check_budget()
+        if options.latents is not None and not find_launch().rank:
+            made = {"latents": torch.cat(latents, dim=2).contiguous()}
+            save_file(made, f"{options.latents}.{self.record['cache']}.safetensors")
 
     def _plan(self) -> tuple[VideoPlan, torch.Tensor | None]:
         """The plan, and random latents of the frames that it takes as given."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvg_cli.models.decoder import Decoder
+from qvg_cli.models.decoder import Decoder, Pixels
+from qvg_cli.planning.chunks import ChunkPlan
 
 
 class OutOfBudget(Exception):
@@ -30,7 +31,6 @@ class Clock:
     budget_seconds: float | None
     _began: float = field(default_factory=time.perf_counter)
     _chunk_began: float = 0.0
-    _transformer_seconds: float | None = None
     _seconds: dict[str, float] = field(default_factory=dict)
     _marks: list[list[Any]] = field(default_factory=list)
 
@@ -38,7 +38,6 @@ class Clock:
         """Start a chunk."""
         self._wait()
         self._chunk_began = time.perf_counter()
-        self._transformer_seconds = None
         self._seconds = {"decode": 0.0, "recall": 0.0}
         self._marks = [[self._mark()]]
 
@@ -67,15 +66,11 @@ class Clock:
         now = time.perf_counter()
         self._seconds[kind] += now - began
         self._marks.append([self._mark()])
-        if kind == "decode":
-            self._transformer_seconds = began - self._chunk_began - self._seconds["recall"]
 
     def figures(self) -> dict[str, Any]:
         """Seconds of the chunk; the transformer's hold all that is not the decoder's."""
         self._wait()
-        transformer = self._transformer_seconds
-        if transformer is None:
-            transformer = time.perf_counter() - self._chunk_began - sum(self._seconds.values())
+        transformer = time.perf_counter() - self._chunk_began - sum(self._seconds.values())
         calls = [self._between(first, second) for marks in self._marks for first, second in pairwise(marks)]
         return {
             "transformer_seconds": round(transformer, 4),
@@ -113,21 +108,29 @@ class TimedDecoder:
         self._clock.end_decoder("recall", began)
         return recalled
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """See `Decoder.decode_each`; the parts come when all of them are there."""
         began = self._clock.begin_decoder()
-        parts = list(self._decoder.decode_each(latents))
+        parts = [Pixels(part.wait()) for part in self._decoder.decode_each(latents)]
         self._clock.end_decoder("decode", began)
         yield from parts
+
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        """See `Decoder.skip`; the next chunk begins when what was there before it is there again."""
+        self._decoder.skip(chunks, latents, num_shown)
+        self._clock.begin_chunk()
 
 
 class NoDecoder:
     """Makes no pixels, and recalls latents as they were made."""
 
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        """Nothing to come to."""
+
     def recall(self, latents: Tensor) -> Tensor:
         """See `Decoder.recall`."""
         return latents
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """No frames."""
-        yield torch.empty(latents.shape[0], 0, 1, 1, 3, dtype=torch.uint8)
+        yield Pixels(torch.empty(latents.shape[0], 0, 1, 1, 3, dtype=torch.uint8))

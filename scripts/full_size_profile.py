@@ -36,17 +36,22 @@ def profile(is_on: bool, out: Path, name: str, device: torch.device) -> Iterator
 
 
 def _busy(found: torch_profile) -> str:
-    """How much of the time from the first kernel to the last the device was at work."""
+    """How much of the time from the first kernel to the last the device was at work, and exchanged."""
     # Not `found.events()`: it takes a minute for the kernels of a chunk.
     kernels = sorted(
-        (event.start_ns(), event.start_ns() + event.duration_ns())
+        (event.start_ns(), event.start_ns() + event.duration_ns(), "nccl" in event.name().lower())
         for event in found.profiler.kineto_results.events()
         if event.device_type() == torch.autograd.DeviceType.CUDA
     )
-    busy = gap = 0
+    busy = gap = exchange = num_exchanges = 0
     end = kernels[0][0]
-    for start, stop in kernels:
+    for start, stop, is_exchange in kernels:
         gap += max(0, start - end)
         busy += max(0, stop - max(start, end))
         end = max(end, stop)
-    return f"{len(kernels)} kernels and copies, device at work {busy / 1e6:.1f} ms, idle {gap / 1e6:.1f} ms\n"
+        exchange += is_exchange * (stop - start)
+        num_exchanges += is_exchange
+    return (
+        f"{len(kernels)} kernels and copies, device at work {busy / 1e6:.1f} ms, idle {gap / 1e6:.1f} ms\n"
+        f"{num_exchanges} exchanges among processes, {exchange / 1e6:.1f} ms with waiting for others\n"
+    )

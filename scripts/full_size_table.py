@@ -89,6 +89,8 @@ def _run(record: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
         parts.append(record["size"])
     if "latent_frames" in arm:
         parts.append(f"{arm['latent_frames']} latent frames")
+    if record.get("done"):
+        parts.append(f"after chunk {record['done']}")
     if record["context"]:
         parts.append(record["context"])
     if record["steps"] is not None:

@@ -6,7 +6,7 @@ keep the size of what passes through them and norms are one: activations stay fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -71,7 +71,7 @@ _VAE_22 = {
     **{"latents_mean": [0.0] * 48, "latents_std": [1.0] * 48},
 }
 _TINY_WAN = {
-    **{"num_attention_heads": 1, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16},
+    **{"num_attention_heads": 2, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16},
     **{"text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, **_WAN},
 }
 _TINY_VAE = {
@@ -93,7 +93,7 @@ TINY = {
     "longcat": Layout(
         {
             **_LONGCAT,
-            **{"hidden_size": 64, "depth": 2, "num_heads": 1, "caption_channels": 16, "mlp_ratio": 1},
+            **{"hidden_size": 128, "depth": 2, "num_heads": 2, "caption_channels": 16, "mlp_ratio": 1},
             **{"adaln_tembed_dim": 8, "frequency_embedding_size": 16},
         },
         _TINY_VAE,
@@ -104,7 +104,7 @@ TINY = {
 
 
 class RandomModels:
-    """Stands where a pipeline keeps its `Models`; has no text encoder.
+    """Stands where a pipeline keeps its `Models`; random embeddings stand for every prompt.
 
     Args:
         layout: One of `FULL` or `TINY`.
@@ -119,13 +119,23 @@ class RandomModels:
         self.device = device
         self.tokens: Tokens = AllTokens()
         self.rows: Rows = AllRows()
+        self.prompts = self
+        self._text_tokens = config.model.text_tokens
         self._seed = seed
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """There is no text encoder to load."""
+
+    def encode(self, prompt: str) -> Tensor:
+        """`[1, text_tokens, C]` in place of any prompt's embeddings."""
+        return self.text_states(1, self._text_tokens)
 
     @cached_property
     def transformer(self) -> nn.Module:
         """Ready to be attached to a cache."""
         with torch.device("meta"):
             model = _build(self.backend, self.layout.transformer)
+        self.offload.shard(model)
 
         def held_in(name: str) -> torch.dtype:
             is_stored = self.offload.is_fp8 and is_block_matrix(model, name)

@@ -1,8 +1,12 @@
 """What every test stands on: one thread, fixed seeds, no network, and a tiny model of the real classes."""
 
 import os
+import pty
 import signal
+import sys
 import tempfile
+import time
+import traceback
 from pathlib import Path
 
 # Read when torch and huggingface_hub are imported, here and in the programs that tests start.
@@ -13,6 +17,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+
+from qvg_cli.main import main
 
 # A shell that runs tests in the background ignores Ctrl-C, and programs started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -154,3 +160,84 @@ class CacheKeeper:
 def keep_cache():
     """A function: a recorder for `Engine.rollout` that has the `cache` of the video."""
     return CacheKeeper
+
+
+class Program:
+    """`qvg` in a process of its own, forked from this one: importing torch anew takes seconds.
+
+    Args:
+        has_terminal: Whether its stderr is one.
+
+    Attributes:
+        stderr: What it says, line by line.
+    """
+
+    def __init__(self, *arguments, has_terminal=False, env=None):
+        self._stdout = os.fdopen(os.memfd_create("stdout"))
+        reading, writing = pty.openpty() if has_terminal else os.pipe()
+        self._pid = os.fork()
+        if not self._pid:
+            os.close(reading)
+            self._run([*map(str, arguments)], writing, env or {})
+        os.close(writing)
+        self.stderr = os.fdopen(reading, errors="replace")
+        self.returncode = None
+
+    def _run(self, arguments, stderr, env):
+        code = 99
+        try:
+            os.dup2(self._stdout.fileno(), 1)
+            os.dup2(stderr, 2)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", 1) for number in (1, 2))
+            sys.argv = ["qvg", *arguments]
+            os.environ.update(env)
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def send_signal(self, number):
+        if self.returncode is None:
+            os.kill(self._pid, number)
+
+    def wait(self, timeout=60):
+        """Its exit code, negative if a signal has ended it."""
+        end = time.monotonic() + timeout
+        while self.returncode is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > end:
+                self.send_signal(signal.SIGKILL)
+                end += timeout
+            else:
+                time.sleep(0.01)
+        return self.returncode
+
+    def communicate(self, timeout=60):
+        """The rest of stderr is read to its end; all of stdout, and that rest."""
+        said = self.stderr.read()
+        self.wait(timeout)
+        self._stdout.seek(0)
+        return self._stdout.read(), said
+
+
+@pytest.fixture
+def start():
+    """A function: arguments of `qvg` to a running `Program`, which ends with the test."""
+    running = []
+
+    def run(*arguments, **options):
+        running.append(Program(*arguments, **options))
+        return running[-1]
+
+    yield run
+    for program in running:
+        program.send_signal(signal.SIGKILL)
+        program.wait()
+        program.stderr.close()

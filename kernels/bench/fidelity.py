@@ -1,31 +1,62 @@
-"""What every cache preset loses on keys, values and attention: one table and one plot for docs/results.md.
+"""What every cache preset loses on keys, values and attention: tables and a plot for docs/results.md.
 
-    python kernels/bench/fidelity.py --table fidelity.md --plot fidelity.png
-    python kernels/bench/fidelity.py --recorded keys.safetensors --table recorded.md --plot recorded.png
+    python kernels/bench/fidelity.py --json synthetic.json
+    python kernels/bench/fidelity.py --recorded recorded.safetensors --json recorded.json
 
-Synthetic samples come from synthetic.py. A recorded file holds `layer{l}.key` and `layer{l}.value`, `[B, H,
-S, D]` before any rotation, and maybe `layer{l}.query`; where it holds none, the keys of a span's last frame,
-without their mean, stand in for its queries.
+Synthetic samples come from synthetic.py; a recording from scripts/bench/record.py. History is packed span by
+span, as a session does it, and judged by queries that come later. On a recording the logits have the model's
+own scale, and the heads are told apart by how many keys they effectively attend to: the half with fewer is
+sharp, the other diffuse.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from figures import Row, write_plot, write_table
-from measures import AttentionProbe, error_db, gain, rope_3d
+from measures import AttentionProbe, HeadLosses, error_db, gain, rope_3d, rope_at
 from presets import Preset, load_presets
-from safetensors.torch import load_file
-from synthetic import FRAME, LEVELS, Sample, make_sample
+from safetensors import safe_open
+from synthetic import FRAME, LEVELS, make_sample
+from torch import Tensor
 
+from qvg_kernels.codec import Codec
 from qvg_kernels.codecs.registry import build_codec
 
-SHARPNESS = (8.0, 3.0)
+SHARPNESS = {"sharp": 8.0, "diffuse": 3.0}
 NUM_QUERIES = 256
+
+
+@dataclass(frozen=True)
+class Case:
+    """A history of one layer, and queries that judge what is left of it.
+
+    Attributes:
+        source: Level of the synthetic data, or "recorded".
+        sample: Which of the data it is.
+        span: Tokens that are packed together.
+        key: `[1, H, S, D]` float32, before any rotation.
+        value: `[1, H, S, D]` float32.
+        probes: Each with the tokens that it attends to, those that are packed first.
+        scales: Of the logits, by what heads are called at it; "" is the model's own.
+    """
+
+    source: str
+    sample: str
+    span: int
+    key: Tensor
+    value: Tensor
+    probes: list[tuple[AttentionProbe, Tensor]]
+    scales: Mapping[str, float]
 
 
 def require_whole_frames(span: int, frame_tokens: int) -> None:
@@ -37,95 +68,175 @@ def require_whole_frames(span: int, frame_tokens: int) -> None:
         )
 
 
-def synthetic_samples(spans: list[int], samples: int) -> Iterator[tuple[str, Sample]]:
-    """Every level at every span."""
+def synthetic_cases(spans: list[int], history: int, samples: int, device: str) -> Iterator[Case]:
+    """Every level at every span, of which there are as many as `history` tokens hold, or one."""
     for span in spans:
         require_whole_frames(span, math.prod(FRAME))
+        span_frames = span // math.prod(FRAME)
+        frames = span_frames * max(1, history // span)
         for level in LEVELS:
             for seed in range(samples):
-                yield level, make_sample(level, span // math.prod(FRAME), num_queries=NUM_QUERIES, seed=seed)
+                made = make_sample(
+                    level, frames, num_queries=NUM_QUERIES, early_frames=span_frames, seed=seed
+                )
+                query, key, value = (part.to(device) for part in (made.query, made.key, made.value))
+                rotation = rope_3d(made.grid, key.shape[3]).to(device)
+                tokens = made.query_tokens.to(device)
+                probe = AttentionProbe(query, key, value, rotation, rotation[tokens])
+                scales = {kind: probe.scale_of(sharpness) for kind, sharpness in SHARPNESS.items()}
+                every = torch.arange(key.shape[2], device=device)
+                yield Case(level, f"seed {seed}", span, key, value, [(probe, every)], scales)
 
 
-def recorded_samples(path: Path, spans: list[int], frame: tuple[int, int]) -> Iterator[tuple[str, Sample]]:
-    """For every layer, prompt and span length, one span from the middle of what was recorded."""
-    tensors = load_file(path)
-    num_layers = sum(name.endswith(".key") for name in tensors)
-    frame_tokens = math.prod(frame)
-    for span in spans:
-        require_whole_frames(span, frame_tokens)
-        for layer in range(num_layers):
-            keys, values = tensors[f"layer{layer}.key"].float(), tensors[f"layer{layer}.value"].float()
-            if keys.shape[2] < span:
+def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
+    """Every layer and prompt of a recording at every span, which is a chunk if none is given."""
+    with safe_open(path, "pt", device=device) as file:
+        about = json.loads((file.metadata() or {}).get("recording", "null"))
+        if about is None:
+            raise ValueError(f"{path} is no recording; make one with scripts/bench/record.py")
+        frame_tokens = math.prod(about["frame"])
+        for span in spans or [frame_tokens * len(about["chunks"][-1]["frames"])]:
+            require_whole_frames(span, frame_tokens)
+            judging = _judging_chunks(about, span // frame_tokens)
+            if not judging:
                 raise ValueError(
-                    f"--spans {span} is longer than the {keys.shape[2]} tokens of {path}; record more frames"
+                    f"--spans {span} is longer than any history of {path}, at most "
+                    f"{max(len(chunk['reads']) for chunk in about['chunks']) * frame_tokens} tokens; "
+                    "record more frames"
                 )
-            start = (keys.shape[2] - span) // 2 // frame_tokens * frame_tokens
-            window = slice(start, start + span)
-            queries = tensors.get(f"layer{layer}.query", keys - keys.mean(2, keepdim=True)).float()
-            query_tokens = torch.arange(span - frame_tokens, span)
-            grid = (span // frame_tokens, *frame)
-            for prompt in range(keys.shape[0]):
-                key, value, query = (
-                    tensor[prompt : prompt + 1, :, window] for tensor in (keys, values, queries)
-                )
-                yield "recorded", Sample(key, value, query[:, :, query_tokens], grid, query_tokens)
+            for layer in about["layers"]:
+                key, value = (file.get_tensor(f"layer{layer}.{name}").float() for name in ("key", "value"))
+                queries = {
+                    number: (
+                        file.get_tensor(f"layer{layer}.query{number}"),
+                        file.get_tensor(f"tokens{number}"),
+                    )
+                    for number in judging
+                }
+                for prompt in range(key.shape[0]):
+                    one = slice(prompt, prompt + 1)
+                    probes = [
+                        _recorded_probe(
+                            about, number, (query[one].float(), tokens), (key[one], value[one]), packed
+                        )
+                        for (number, packed), (query, tokens) in zip(
+                            judging.items(), queries.values(), strict=True
+                        )
+                    ]
+                    name, scales = f"layer {layer}, prompt {prompt}", {"": key.shape[3] ** -0.5}
+                    yield Case("recorded", name, span, key[one], value[one], probes, scales)
 
 
-def measure(sample: Sample, source: str, presets: list[Preset]) -> Iterator[Row]:
-    """One row a preset."""
-    tokens, head_dim = sample.key.shape[2:]
-    rotation = rope_3d(sample.grid, head_dim)
-    probe = AttentionProbe(sample.query, sample.key, sample.value, rotation, rotation[sample.query_tokens])
+def _judging_chunks(about: Mapping[str, Any], span_frames: int) -> dict[int, int]:
+    """Number of each chunk that reads packed frames, and how many of the recorded frames are packed then."""
+    found = {}
+    for number, chunk in enumerate(about["chunks"]):
+        before = [frame for frame in about["frames"] if frame < chunk["frames"][0]]
+        packed = len(before) // span_frames * span_frames
+        if set(before[:packed]) & set(chunk["reads"]):
+            found[number] = packed
+    return found
+
+
+def _recorded_probe(
+    about: Mapping[str, Any],
+    number: int,
+    asked: tuple[Tensor, Tensor],
+    held: tuple[Tensor, Tensor],
+    num_packed: int,
+) -> tuple[AttentionProbe, Tensor]:
+    chunk, frame_tokens = about["chunks"][number], math.prod(about["frame"])
+    (query, query_tokens), (key, value) = asked, held
+    seen = [about["frames"].index(frame) for frame in chunk["reads"] + chunk["frames"]]
+    order = sorted(range(len(seen)), key=lambda index: seen[index] >= num_packed)
+    place = torch.arange(frame_tokens, device=key.device)
+    tokens = torch.cat([seen[index] * frame_tokens + place for index in order])
+    rotation = rope_at([chunk["slots"][index] for index in order], about["frame"], key.shape[3]).to(
+        key.device
+    )
+    own = rotation[-len(chunk["frames"]) * frame_tokens :]
+    probe = AttentionProbe(
+        query,
+        key[:, :, tokens],
+        value[:, :, tokens],
+        rotation,
+        own[query_tokens.long()],
+        frame_tokens * sum(index < num_packed for index in seen),
+    )
+    return probe, tokens
+
+
+def pack(codec: Codec, states: Tensor, span: int, num_packed: int, seed: int) -> Tensor:
+    """What the first tokens of `[1, H, S, D]` decode to, span by span; the others as they are."""
+    parts = [
+        codec.decode(codec.encode(part, seed=2 * number + seed))
+        for number, part in enumerate(states[:, :, :num_packed].split(span, dim=2))
+    ]
+    return torch.cat([*parts, states[:, :, num_packed:]], dim=2)
+
+
+def measure(case: Case, presets: list[Preset]) -> Iterator[Row]:
+    """A row for each preset, head and scale."""
+    head_dim = case.key.shape[3]
+    num_packed = max(int(tokens[: probe.num_packed].max()) + 1 for probe, tokens in case.probes)
+    packed = slice(num_packed)
     for preset in presets:
-        key_codec, value_codec = build_codec(preset.key), build_codec(preset.value)
-        key = key_codec.decode(key_codec.encode(sample.key, seed=0))
-        value = value_codec.decode(value_codec.encode(sample.value, seed=1))
-        sharp, diffuse = probe.errors_db(key, value, SHARPNESS)
-        bits = [spec.bits_per_value(tokens, head_dim) for spec in (preset.key, preset.value)]
-        yield Row(
-            preset=preset.name,
-            source=source,
-            tokens=tokens,
-            bits=sum(bits) / 2,
-            key_db=error_db(key, sample.key),
-            value_db=error_db(value, sample.value),
-            sharp_db=sharp,
-            diffuse_db=diffuse,
-            key_gain=gain(key, sample.key),
-            value_gain=gain(value, sample.value),
-        )
+        key = pack(build_codec(preset.key), case.key, case.span, num_packed, 0)
+        value = pack(build_codec(preset.value), case.value, case.span, num_packed, 1)
+        bits = [spec.bits_per_value(case.span, head_dim) for spec in (preset.key, preset.value)]
+        shared = {
+            "preset": preset.name,
+            "source": case.source,
+            "sample": case.sample,
+            "tokens": case.span,
+            "bits": sum(bits) / 2,
+            "key_db": error_db(key[:, :, packed], case.key[:, :, packed]),
+            "value_db": error_db(value[:, :, packed], case.value[:, :, packed]),
+            "key_gain": gain(key[:, :, packed], case.key[:, :, packed]),
+            "value_gain": gain(value[:, :, packed], case.value[:, :, packed]),
+        }
+        for kind, scale in case.scales.items():
+            by_probe = [
+                probe.losses(key[:, :, tokens], value[:, :, tokens], scale) for probe, tokens in case.probes
+            ]
+            for head, losses in enumerate(zip(*by_probe, strict=True)):
+                yield Row(**shared, head=head, kind=kind, **dataclasses.asdict(_mean(losses)))
 
 
-def parse_frame(text: str) -> tuple[int, int]:
-    """Rows and columns from "8x14"."""
-    rows, columns = text.split("x")
-    return int(rows), int(columns)
+def _mean(losses: tuple[HeadLosses, ...]) -> HeadLosses:
+    """The mean over the probes of a head."""
+    values = zip(*(dataclasses.astuple(one) for one in losses), strict=True)
+    return HeadLosses(*(statistics.fmean(value) for value in values))
 
 
 def main() -> None:
-    """Measure, print the table and write what was asked for."""
+    """Measure, print the tables and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--presets", nargs="*", default=[], help="names in configs/cache, or name:knob=value")
-    parser.add_argument("--spans", nargs="*", type=int, default=[4680, 9360, 37440], help="tokens of a span")
-    parser.add_argument("--samples", type=int, default=2, help="seeds of each synthetic cell")
-    parser.add_argument("--recorded", type=Path, help="safetensors file of recorded keys and values")
-    parser.add_argument(
-        "--frame", type=parse_frame, default=(8, 14), help="recorded rows x columns of a frame"
-    )
-    parser.add_argument("--table", type=Path, help="markdown file to write")
-    parser.add_argument("--plot", type=Path, help="image to write")
-    parser.add_argument("--threads", type=int, default=2)
+    add = parser.add_argument
+    add("--presets", nargs="*", default=[], help="names in configs/cache, or name:knob=value")
+    add("--spans", nargs="*", type=int, default=[], help="tokens of a span")
+    add("--history", type=int, default=14040, help="tokens of a synthetic history, if a span is not longer")
+    add("--samples", type=int, default=2, help="seeds of each synthetic cell")
+    add("--recorded", type=Path, help="safetensors file of scripts/bench/record.py")
+    add("--table", type=Path, help="markdown file to write")
+    add("--json", type=Path, help="file for the figures of every head")
+    add("--plot", type=Path, help="image to write")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     presets = load_presets(options.presets)
     if options.recorded is None:
-        samples = synthetic_samples(options.spans, options.samples)
+        spans = options.spans or [4680, 9360, 37440]
+        cases = synthetic_cases(spans, options.history, options.samples, options.device)
     else:
-        samples = recorded_samples(options.recorded, options.spans, options.frame)
-    rows = []
-    for source, sample in samples:
-        rows += measure(sample, source, presets)
-        print(f"measured {source}, {sample.key.shape[2]} tokens", flush=True)
+        cases = recorded_cases(options.recorded, options.spans, options.device)
+    rows: list[Row] = []
+    for case in cases:
+        rows += measure(case, presets)
+        print(f"measured {case.source}, {case.sample}, spans of {case.span} tokens", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
     table = write_table(rows)
     print(table)
     if options.table:

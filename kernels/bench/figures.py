@@ -1,10 +1,13 @@
-"""The fidelity bench's rows as a markdown table, the default's gains over the paper's scheme, and a plot."""
+"""The fidelity bench's rows as markdown tables, what presets gain over others, and a plot."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,116 +16,206 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-DEFAULT = "int2"
-PAPER = "int2-qvg"
-MEASURES = ("bits", "key_db", "value_db", "sharp_db", "diffuse_db", "key_gain", "value_gain")
+PAIRS = (
+    ("int2", "int2-qvg"),
+    ("int2", "quantwm-int2"),
+    ("int2-shaped", "int2"),
+    ("trit-shaped", "trit"),
+    ("bit1", "int2-qvg"),
+    ("bit1-shaped", "bit1"),
+)
+"""Presets whose differences are shown, where both are there."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one preset lost on one span.
+    """What one preset lost in one head.
 
     Attributes:
         preset: Its name.
         source: Level of the synthetic data, or "recorded".
-        tokens: Of the span.
+        sample: Which of the data.
+        tokens: Of a span.
+        head: Its number.
+        kind: Whether the head is "sharp" or "diffuse"; "" until its like are known.
         bits: Stored bits a value, mean of keys and values.
-        key_db: Relative error of the keys.
+        key_db: Relative error of the keys of all heads.
         value_db: Relative error of the values.
-        sharp_db: Error of attention's output with logits up to about 8.
-        diffuse_db: The same with logits up to about 3.
         key_gain: Part of the keys' deviation from their mean that is kept; 1 is unbiased.
         value_gain: The same for values.
+        attention_db: Error of attention's output; it and the others are `measures.HeadLosses`.
+        logit_db: Error of the logits.
+        token_shift: Share of queries that find another key the best.
+        moved: Share of the attention weights that goes elsewhere.
+        mass: Weight that packed keys gain.
+        num_keys: Effective number of keys.
     """
 
     preset: str
     source: str
+    sample: str
     tokens: int
+    head: int
+    kind: str
     bits: float
     key_db: float
     value_db: float
-    sharp_db: float
-    diffuse_db: float
     key_gain: float
     value_gain: float
+    attention_db: float
+    logit_db: float
+    token_shift: float
+    moved: float
+    mass: float
+    num_keys: float
 
 
-def mean_rows(rows: list[Row]) -> list[Row]:
-    """One row a cell (preset, source, tokens), the mean of its samples, in the order they first came."""
-    cells: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        cells[row.preset, row.source, row.tokens].append(row)
-    return [
-        dataclasses.replace(
-            cell[0], **{name: statistics.fmean(getattr(row, name) for row in cell) for name in MEASURES}
+@dataclass(frozen=True)
+class Cell:
+    """The rows of one preset on the same data, their heads told apart."""
+
+    rows: Sequence[Row]
+
+    @property
+    def bits(self) -> float:
+        """Stored bits a value."""
+        return self.mean("bits")
+
+    def mean(self, measure: str, kind: str | None = None) -> float:
+        """Mean over heads and samples, of all or of one kind."""
+        return statistics.fmean(
+            getattr(row, measure) for row in self.rows if kind is None or row.kind == kind
         )
-        for cell in cells.values()
-    ]
+
+    def difference(self, other: Cell, measure: str, kind: str | None = None) -> tuple[float, float]:
+        """How much more this has than `other`, head by head: the mean and its standard error."""
+        theirs = {(row.sample, row.head, row.kind): getattr(row, measure) for row in other.rows}
+        differences = [
+            getattr(row, measure) - theirs[row.sample, row.head, row.kind]
+            for row in self.rows
+            if kind is None or row.kind == kind
+        ]
+        if len(differences) < 2:
+            return differences[0], math.nan
+        return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
 
 
-def write_table(rows: list[Row]) -> str:
-    """Markdown: a table for each source and span, then what the default gains over the paper's scheme."""
-    cells: dict[tuple[str, int], list[Row]] = defaultdict(list)
-    for row in mean_rows(rows):
-        cells[row.source, row.tokens].append(row)
+def cells_of(rows: Sequence[Row]) -> dict[tuple[str, int], dict[str, Cell]]:
+    """By source and span, then by preset."""
+    groups: dict[tuple[str, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        groups[row.source, row.tokens][row.preset].append(row)
+    cells = {}
+    for place, by_preset in groups.items():
+        sharp = _sharp_heads(next(iter(by_preset.values())))
+        cells[place] = {
+            preset: Cell([_with_kind(row, sharp) for row in of_preset])
+            for preset, of_preset in by_preset.items()
+        }
+    return cells
+
+
+def _sharp_heads(rows: Sequence[Row]) -> set[tuple[str, int]]:
+    """The half of the heads that attends to fewer keys."""
+    by_keys = sorted(rows, key=lambda row: row.num_keys)
+    return {(row.sample, row.head) for row in by_keys[: (len(by_keys) + 1) // 2]}
+
+
+def _with_kind(row: Row, sharp: set[tuple[str, int]]) -> Row:
+    kind = "sharp" if (row.sample, row.head) in sharp else "diffuse"
+    return row if row.kind else dataclasses.replace(row, kind=kind)
+
+
+def write_table(rows: Sequence[Row]) -> str:
+    """Markdown: a table for each source and span, then what presets gain over others."""
+    cells = cells_of(rows)
     lines = []
-    for (source, tokens), cell in cells.items():
+    for (source, tokens), by_preset in cells.items():
         lines += [
             f"\n{source}, spans of {tokens:,} tokens\n",
-            "| preset | bits | K error dB | V error dB | attention sharp dB | diffuse dB | K gain | V gain |",
-            "|---|---|---|---|---|---|---|---|",
+            "| preset | bits | K error dB | V error dB | attention sharp dB | diffuse dB | logits dB "
+            "| token shift sharp % | diffuse % | moved sharp % | diffuse % | K gain | V gain |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for row in sorted(cell, key=lambda row: row.sharp_db):
-            errors = " | ".join(
-                f"{error:.2f}" for error in (row.key_db, row.value_db, row.sharp_db, row.diffuse_db)
-            )
-            lines.append(
-                f"| {row.preset} | {row.bits:.3f} | {errors} | {row.key_gain:.3f} | {row.value_gain:.3f} |"
-            )
-    return "\n".join(lines + _gains(cells)) + "\n"
+        for preset, cell in sorted(by_preset.items(), key=lambda item: item[1].mean("attention_db", "sharp")):
+            kinds = [kind for kind in ("sharp", "diffuse") if any(row.kind == kind for row in cell.rows)]
+            figures = [
+                preset,
+                f"{cell.bits:.3f}",
+                *(f"{cell.mean(name):.2f}" for name in ("key_db", "value_db")),
+                *_by_kind(cell, kinds, "attention_db", 2, 1),
+                f"{cell.mean('logit_db'):.2f}",
+                *_by_kind(cell, kinds, "token_shift", 1, 100),
+                *_by_kind(cell, kinds, "moved", 1, 100),
+                *(f"{cell.mean(name):.3f}" for name in ("key_gain", "value_gain")),
+            ]
+            lines.append(f"| {' | '.join(figures)} |")
+    return "\n".join(lines + _differences(cells)) + "\n"
 
 
-def _gains(cells: dict[tuple[str, int], list[Row]]) -> list[str]:
-    lines = [
-        f"\nError of {DEFAULT} below that of {PAPER}, dB\n",
-        f"| data | tokens | bits {DEFAULT} / {PAPER} | K | V | attention sharp | attention diffuse |",
-        "|---|---|---|---|---|---|---|",
+def _by_kind(cell: Cell, kinds: Sequence[str], measure: str, digits: int, times: float) -> list[str]:
+    """The figure of sharp and of diffuse heads; of a lone head there is one."""
+    return [
+        f"{times * cell.mean(measure, kind):.{digits}f}" if kind in kinds else "-"
+        for kind in ("sharp", "diffuse")
     ]
-    attention: list[float] = []
-    for (source, tokens), cell in cells.items():
-        # A preset's label may carry knobs after a colon.
-        by_name = {row.preset.partition(":")[0]: row for row in cell}
-        if DEFAULT not in by_name or PAPER not in by_name:
-            return []
-        ours, theirs = by_name[DEFAULT], by_name[PAPER]
-        gains = [
-            getattr(theirs, name) - getattr(ours, name)
-            for name in ("key_db", "value_db", "sharp_db", "diffuse_db")
+
+
+def _differences(cells: Mapping[tuple[str, int], Mapping[str, Cell]]) -> list[str]:
+    lines = []
+    for (ours, theirs), ((source, tokens), by_preset) in itertools.product(PAIRS, cells.items()):
+        # A preset's label may carry knobs after a colon: the one with the nearest bits counts.
+        others = [cell for name, cell in by_preset.items() if name.partition(":")[0] == theirs]
+        if ours not in by_preset or not others:
+            continue
+        one = by_preset[ours]
+        other = min(others, key=lambda cell: abs(cell.bits - one.bits))
+        figures = [
+            _with_error(*one.difference(other, "attention_db", "sharp"), 1),
+            _with_error(*one.difference(other, "attention_db", "diffuse"), 1),
+            _with_error(*one.difference(other, "logit_db"), 1),
+            _with_error(*one.difference(other, "token_shift"), 100),
         ]
-        attention += gains[2:]
-        figures = " | ".join(f"{figure:.1f}" for figure in gains)
-        lines.append(f"| {source} | {tokens:,} | {ours.bits:.3f} / {theirs.bits:.3f} | {figures} |")
-    lines.append(
-        f"\nAttention: at least {min(attention):.1f} dB in every cell, "
-        f"{statistics.fmean(attention):.1f} dB on average."
-    )
-    return lines
+        lines.append(
+            f"| {ours} | {theirs} | {source} | {tokens:,} | {one.bits:.3f} / {other.bits:.3f} "
+            f"| {' | '.join(figures)} |"
+        )
+    if not lines:
+        return []
+    return [
+        "\nDifferences, head by head, with their standard errors; below 0 the first is better\n",
+        "| preset | against | data | tokens | bits | attention sharp dB | diffuse dB | logits dB "
+        "| token shift, points |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *lines,
+    ]
 
 
-def write_plot(rows: list[Row], path: Path) -> None:
-    """Error of attention's output against bits: a panel a source, both kinds of logits, the longest span."""
+def _with_error(mean: float, error: float, times: float) -> str:
+    return f"{times * mean:+.2f}" + ("" if math.isnan(error) else f" ± {times * error:.2f}")
+
+
+def write_plot(rows: Sequence[Row], path: Path) -> None:
+    """Error of attention's output against bits: a panel a source, both kinds of heads, the longest span."""
     longest = max(row.tokens for row in rows)
-    means = [row for row in mean_rows(rows) if row.tokens == longest]
-    sources = list(dict.fromkeys(row.source for row in means))
-    kinds = (("sharp_db", "logits to 8"), ("diffuse_db", "logits to 3"))
+    panels = {
+        source: by_preset for (source, tokens), by_preset in cells_of(rows).items() if tokens == longest
+    }
+    kinds = ("sharp", "diffuse")
     figure, axes = pyplot.subplots(
-        len(kinds), len(sources), figsize=(4.6 * len(sources), 7.5), sharex=True, squeeze=False
+        len(kinds), len(panels), figsize=(4.6 * len(panels), 7.5), sharex=True, squeeze=False
     )
-    for column, source in enumerate(sources):
-        panel = [row for row in means if row.source == source]
-        for axis, (measure, label) in zip(axes[:, column], kinds, strict=True):
-            axis.set_title(f"{source}, {label}")
-            _draw_panel(axis, [(row.preset, row.bits, getattr(row, measure)) for row in panel])
+    for column, (source, by_preset) in enumerate(panels.items()):
+        for axis, kind in zip(axes[:, column], kinds, strict=True):
+            axis.set_title(f"{source}, {kind}")
+            draw_points(
+                axis,
+                [
+                    (preset, cell.bits, cell.mean("attention_db", kind))
+                    for preset, cell in by_preset.items()
+                    if any(row.kind == kind for row in cell.rows)
+                ],
+            )
         axes[-1, column].set_xlabel(f"bits a value, spans of {longest:,} tokens")
     for axis in axes[:, 0]:
         axis.set_ylabel("error of attention's output, dB")
@@ -131,7 +224,7 @@ def write_plot(rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _draw_panel(axis: pyplot.Axes, points: list[tuple[str, float, float]]) -> None:
+def draw_points(axis: pyplot.Axes, points: list[tuple[str, float, float]]) -> None:
     """Points with names, and the line of those that no other beats in both bits and error."""
     best = [
         (bits, error)

@@ -35,8 +35,11 @@ def load_preset(text: str) -> Preset:
 
 
 def load_presets(texts: list[str]) -> list[Preset]:
-    """Presets as `load_preset` reads them; all that pack anything if there are none."""
+    """Presets as `load_preset` reads them, of those that are there; all that pack if none is given."""
     if texts:
-        return [load_preset(text) for text in texts]
+        there = [text for text in texts if (PRESETS / f"{text.partition(':')[0]}.yaml").is_file()]
+        if left_out := [text for text in texts if text not in there]:
+            print(f"no presets: {', '.join(left_out)}", flush=True)
+        return [load_preset(text) for text in there]
     presets = [load_preset(path.stem) for path in sorted(PRESETS.glob("*.yaml"))]
     return [preset for preset in presets if preset.key.scheme not in ("none", "bf16")]

@@ -69,6 +69,7 @@ class Sample:
         query: `[1, H, Q, D]` float32, before any rotation.
         grid: Frames, rows and columns of the keys' tokens.
         query_tokens: `[Q]`, the place of each query on the grid.
+        early_query: `[1, H, Q, D]` float32, of tokens of the first frames: what a codec may learn from.
     """
 
     key: Tensor
@@ -76,6 +77,7 @@ class Sample:
     query: Tensor
     grid: tuple[int, int, int]
     query_tokens: Tensor
+    early_query: Tensor
 
 
 def make_sample(
@@ -86,9 +88,10 @@ def make_sample(
     head_dim: int = 128,
     num_queries: int = 256,
     frame: tuple[int, int] = FRAME,
+    early_frames: int = 1,
     seed: int = 0,
 ) -> Sample:
-    """A span of `frames` latent frames; the queries are tokens of its last frame."""
+    """`frames` latent frames; the queries are tokens of the last one, early ones those of the first."""
     settings = LEVELS[level]
     generator = torch.Generator().manual_seed(seed)
     height, width = frame
@@ -96,17 +99,22 @@ def make_sample(
     keys, values, queries = [], [], []
     query_tokens = torch.randint(0, height * width, (num_queries,), generator=generator)
     query_tokens = query_tokens + (frames - 1) * height * width
+    early = torch.Generator().manual_seed(seed + 1)
+    early_tokens = torch.randint(0, early_frames * height * width, (num_queries,), generator=early)
+    asking = torch.cat([query_tokens, early_tokens])
     for _ in range(heads):
-        key, value, query = _head(settings, features, head_dim, query_tokens, generator)
+        key, value, query = _head(settings, features, head_dim, asking, generator)
         keys.append(key)
         values.append(value)
         queries.append(query)
+    query, early_query = torch.stack(queries)[None].split(num_queries, dim=2)
     return Sample(
         torch.stack(keys)[None],
         torch.stack(values)[None],
-        torch.stack(queries)[None],
+        query,
         (frames, height, width),
         query_tokens,
+        early_query,
     )
 
 

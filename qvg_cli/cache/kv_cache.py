@@ -51,6 +51,16 @@ class Rotation(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Sees what a layer's attention is asked; changes nothing."""
+
+    def __call__(
+        self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation
+    ) -> None:
+        """Take a call of `LayerCache.attend` whose values are not rotated."""
+        ...
+
+
 @dataclass(frozen=True)
 class CodecPair:
     """Codecs of the keys and of the values."""
@@ -93,6 +103,7 @@ class LayerCache:
         entry_of: The entry that a held frame is read from. A frame that was evicted is in none, even while a
             block keeps its tokens beside those of other frames.
         unsettled: Checks of new blocks that would have waited for the device.
+        watcher: Sees every call, if there is one.
     """
 
     index: int
@@ -106,6 +117,7 @@ class LayerCache:
     entries: dict[Block, Entry] = field(default_factory=dict)
     entry_of: dict[int, Entry] = field(default_factory=dict)
     unsettled: list[tuple[Frames, FiniteCheck]] = field(default_factory=list)
+    watcher: Watcher | None = None
     _histories: dict[object, History] = field(default_factory=dict)
 
     def attend(
@@ -134,6 +146,8 @@ class LayerCache:
         history = self._history(reads, rotation, value_rotation)
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
         given = OwnKeys(key, value, rotation.placement(frames), value_placement)
+        if self.watcher is not None and value_rotation is None:
+            self.watcher(self, query, key, frames, reads, rotation)
         return attend(query, history, given, self.workspace, self.arithmetic)
 
     def commit(self, key: Tensor, value: Tensor, frames: Frames, commit: Commit) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from qvg_cli.commands import options
 from qvg_cli.console import Console, show_data
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from qvg_cli.hub.kept import Kept
@@ -55,8 +55,6 @@ def clean(
     prompt embeddings (text), hashes of large weight files (hashes) and the checkpoints of unfinished runs
     (unfinished), which then cannot be resumed. Videos and reports are never deleted.
     """
-    from qvg_cli.config.load import unknown_name
-
     del debug
     found = _find(out)
     if names:
@@ -80,9 +78,11 @@ def _show(listed: Sequence[Kept], *, is_removed: bool, is_json: bool) -> None:
     from qvg_cli.hub.plan import size_text
 
     if is_json:
-        show_data(
-            json.dumps({"schema": 1, "removed": is_removed, "kept": [_object(kept) for kept in listed]})
-        )
+        told = [
+            {"name": kept.name, "path": str(kept.path), "bytes": kept.size, "about": kept.about}
+            for kept in listed
+        ]
+        show_data(json.dumps({"schema": 1, "removed": is_removed, "kept": told}))
         return
     for kept in listed:
         show_data(f"{size_text(kept.size):>11}  {kept.name}\n{'':13}{kept.path}: {kept.about}")
@@ -90,29 +90,14 @@ def _show(listed: Sequence[Kept], *, is_removed: bool, is_json: bool) -> None:
     show_data(f"{whole:>11}  {'deleted' if is_removed else 'total'}")
 
 
-def _object(kept: Kept) -> dict[str, object]:
-    return {"name": kept.name, "path": str(kept.path), "bytes": kept.size, "about": kept.about}
-
-
 def _find(out: Path) -> list[tuple[Kept, Callable[[], None]]]:
     """Everything there is, each with what removes it."""
     from functools import partial
 
     from qvg_cli.files import drop_state, find_states
-    from qvg_cli.hub.kept import (
-        Kept,
-        find_hashes,
-        find_texts,
-        find_weights,
-        free_folder,
-        free_weights,
-        size_of,
-    )
+    from qvg_cli.hub.kept import Kept, find_kept, free, size_of
 
-    found: list[tuple[Kept, Callable[[], None]]] = [
-        (kept, partial(free_weights, kept)) for kept in find_weights()
-    ]
-    found += [(kept, partial(free_folder, kept)) for kept in (*find_texts(), *find_hashes())]
+    found: list[tuple[Kept, Callable[[], None]]] = [(kept, partial(free, kept)) for kept in find_kept()]
     for folder in find_states(out):
         about = "checkpoint of an unfinished run; without it the run cannot be resumed"
         found.append((Kept("unfinished", folder, size_of(folder), about), partial(drop_state, folder)))

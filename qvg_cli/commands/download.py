@@ -9,7 +9,7 @@ import typer
 from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_backends
 from qvg_cli.console import Console, show_data
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,6 @@ def download(
     Files go to the Hugging Face cache (HF_HOME), converted checkpoints and links to QVG_HOME [default:
     ~/.cache/qvg]. An interrupted download continues where it stopped. The path of the weights goes to stdout.
     """
-    from qvg_cli.config.load import unknown_name
     from qvg_cli.hub.spec import read_downloads
 
     del verbose, debug

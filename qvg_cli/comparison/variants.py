@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.config.cache_presets import cache_label
-from qvg_cli.config.load import Request, known_name, unknown_name
+from qvg_cli.config.load import Request, known_name
 from qvg_cli.config.resources import preset_names
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned, plan_caches
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import UsageError, unknown_name
 from qvg_cli.files import run_name, slug, unique_names
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.report.run_files import Result, read_result

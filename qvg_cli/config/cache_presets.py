@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter
 from qvg_cli.config.resources import configs_dir, preset_names
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.config.yaml_text import parse_yaml
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import UsageError, known_hint
 from qvg_kernels.spec import CodecSpec
 
 SIDES = ("k", "v")
@@ -41,10 +40,7 @@ def merge_cache(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, An
     for source, section in layers:
         # From the general to the special, whatever the order in the file.
         if "preset" in section:
-            preset = section["preset"]
-            if isinstance(preset, str) and preset.lower() in preset_names():
-                preset = preset.lower()
-            merged.update(read_preset(preset, source), preset=preset)
+            merged.update(read_preset(section["preset"], source), preset=section["preset"].lower())
         for side in SIDES:
             side_section = _side_section(section, side, source)
             if "preset" in side_section:
@@ -56,7 +52,12 @@ def merge_cache(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, An
             elif name not in (*SIDES, "preset"):
                 merged[name] = value
         for side in SIDES:
-            _merge_side(merged, side, _side_section(section, side, source))
+            changes = {**_side_section(section, side, source)}
+            changes.pop("preset", None)
+            current = merged.get(side, {})
+            is_other_scheme = changes.get("scheme", current.get("scheme")) != current.get("scheme")
+            if changes:
+                merged[side] = changes if is_other_scheme else {**current, **changes}
     return merged
 
 
@@ -67,15 +68,10 @@ def read_preset(name: object, source: str) -> dict[str, Any]:
         UsageError: There is no such preset.
     """
     known = preset_names()
-    if isinstance(name, str) and name.lower() in known:
-        name = name.lower()
-    if name not in known:
-        near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-        nearest = f"nearest: {near[0]}; " if near else ""
-        raise UsageError(
-            f"unknown cache preset {str(name)!r} ({source})", hint=f"{nearest}known: {', '.join(known)}"
-        )
-    path = configs_dir() / "cache" / f"{name}.yaml"
+    if not isinstance(name, str) or name.lower() not in known:
+        hint = known_hint(name, known)
+        raise UsageError(f"unknown cache preset {str(name)!r} ({source})", hint=hint)
+    path = configs_dir() / "cache" / f"{name.lower()}.yaml"
     preset = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     return {side: preset[side] for side in SIDES}
 
@@ -96,15 +92,6 @@ def _side_section(section: Mapping[str, Any], side: str, source: str) -> Mapping
             hint=f"for a preset's codec, set cache.{side}.preset={value}",
         )
     return value
-
-
-def _merge_side(merged: dict[str, Any], side: str, section: Mapping[str, Any]) -> None:
-    changes = {name: value for name, value in section.items() if name != "preset"}
-    if not changes:
-        return
-    current = merged.get(side, {})
-    is_other_scheme = changes.get("scheme", current.get("scheme")) != current.get("scheme")
-    merged[side] = changes if is_other_scheme else {**current, **changes}
 
 
 def _set_knob(merged: dict[str, Any], side: str, name: str, value: Any, source: str) -> None:

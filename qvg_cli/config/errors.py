@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import UsageError, known_hint
 from qvg_kernels.spec import CodecSpec
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
@@ -41,7 +41,11 @@ def describe(
     known = [*_setting_names(model), *extra_names]
     lines, hints = [], []
     for problem in error.errors():
-        path = _as_written(_dotted(problem["loc"]), problem, sources)
+        parts = [str(part) for part in problem["loc"]]
+        # pydantic puts the scheme of a codec into the location, which no user wrote.
+        if parts[:2] in (["cache", "k"], ["cache", "v"]):
+            del parts[2:3]
+        path = _as_written(".".join(parts), problem, sources)
         source = f" ({sources[path]})" if path in sources else ""
         line, hint = _describe_one(problem, path, source, known)
         if line not in lines:
@@ -64,23 +68,13 @@ def _describe_one(problem: Any, path: str, source: str, known: Sequence[str]) ->
     if kind == "union_tag_not_found":
         return f"{path}.scheme is not set", f"for a preset's codec, set {path}.preset"
     if kind == "union_tag_invalid":
-        schemes = [spec.scheme for spec in get_args(CodecSpec)]
-        matches = get_close_matches(str(context["tag"]), schemes, n=1)
-        nearest = f"nearest: {matches[0]}; " if matches else ""
-        return f"unknown {path}.scheme {context['tag']!r}{source}", f"{nearest}known: {', '.join(schemes)}"
+        hint = known_hint(context["tag"], [spec.scheme for spec in get_args(CodecSpec)], cutoff=0.6)
+        return f"unknown {path}.scheme {context['tag']!r}{source}", hint
     if kind == "value_error":
         # A check of several sections names the setting itself.
         return f"{path}{source}: {context['error']}".removeprefix(": "), None
     reason = _TYPE_WORDS.get(kind) or problem["msg"].replace("Input should be", "must be")
     return f"{path}={value!r}{source}: {reason}", None
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    parts = [str(part) for part in location]
-    # pydantic puts the scheme of a codec into the location, which no user wrote.
-    if parts[:1] == ["cache"] and parts[1:2] in (["k"], ["v"]) and len(parts) > 2:
-        del parts[2]
-    return ".".join(parts)
 
 
 def _as_written(path: str, problem: Any, sources: Mapping[str, str]) -> str:
@@ -89,11 +83,11 @@ def _as_written(path: str, problem: Any, sources: Mapping[str, str]) -> str:
     side, _, leaf = rest.partition(".")
     if section != "cache" or side not in ("k", "v") or path in sources:
         return path
+    written = f"cache.{leaf}"
     if not leaf and problem["type"] == "value_error":
         # A codec's own check names the setting at the beginning of its text.
-        leaf = str(problem["ctx"]["error"]).partition("=")[0]
-        return "cache" if f"cache.{leaf}" in sources else path
-    return f"cache.{leaf}" if f"cache.{leaf}" in sources else path
+        leaf, written = str(problem["ctx"]["error"]).partition("=")[0], "cache"
+    return written if f"cache.{leaf}" in sources else path
 
 
 def _setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -13,7 +13,6 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from qvg_cli.config.options import FamilyOption
 from qvg_cli.config.resources import configs_dir
 from qvg_cli.config.schema import OLD_OFFLOAD_WORDS, RunConfig
 from qvg_cli.config.yaml_text import parse_yaml
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import UsageError, unknown_name
 from qvg_cli.text_files import find_unwritable, read_text
 
 DEFAULT_BACKEND = "self-forcing"
@@ -166,13 +165,6 @@ def backend_names() -> tuple[str, ...]:
 def known_name(name: object, known: Sequence[str]) -> Any:
     """The one of `known` that `name` is but for capitals; `name` itself where there is none."""
     return next((each for each in known if isinstance(name, str) and each == name.lower()), name)
-
-
-def unknown_name(kind: str, name: object, known: Sequence[str]) -> UsageError:
-    """The error for a name that is not one of `known`."""
-    near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"nearest: {near[0]}; " if near else ""
-    return UsageError(f"unknown {kind} {str(name)!r}", hint=f"{hint}known: {', '.join(known)}")
 
 
 def make_request(

@@ -152,16 +152,26 @@ class MemoryConfig(Config):
             are made. "group": its blocks in CPU memory, each on the device while it works.
         vae: "none": always on the device. "model": with what it remembers in CPU memory while it does not
             work.
+        weights_sharded: Whether each of several processes holds only its part of every block of the
+            transformer, and takes the others' parts while the block works.
     """
 
     weights: Literal["model", "fp8"] = "model"
     transformer: Literal["none", "model", "group"] = "none"
     vae: Literal["none", "model"] = "none"
+    weights_sharded: bool = False
 
     @field_validator("transformer", "vae", mode="before")
     @classmethod
     def _take_old_words(cls, value: Any) -> Any:
         return OLD_OFFLOAD_WORDS.get(value, value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> MemoryConfig:
+        for name, plain in (("weights", "model"), ("transformer", "none")):
+            if self.weights_sharded and getattr(self, name) != plain:
+                raise ValueError(f"weights_sharded=true needs {name}={plain}: blocks move in one way only")
+        return self
 
 
 class RunConfig(Config):

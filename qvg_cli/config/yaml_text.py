@@ -8,9 +8,8 @@ YAML 1.2, they are characters of their text. Text written here is always read ba
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import yaml
@@ -52,14 +51,20 @@ def parse_yaml(text: str, source: str) -> Any:
         )
     text, hidden = _hide_old_breaks(text)
     try:
-        with _load(text) as loader:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            _check_size(node, source)
-            _restore_texts(node, hidden)
-            _check_node(node, source)
-            return loader.construct_document(node)
+        loader = yaml.SafeLoader(text)
+        if (root := loader.get_single_node()) is None:
+            return None
+        # A few lines can stand for very many, through names for parts that hold such names.
+        nodes = list(islice(_nodes(root), _MAX_NODES + 1))
+        if len(nodes) > _MAX_NODES:
+            raise UsageError(f"{source} expands to more than {_MAX_NODES} values", hint=_NEST_HINT)
+        for node in nodes:
+            if isinstance(node, yaml.ScalarNode):
+                # JSON writes an emoji as two escapes, halves of a character that are joined here.
+                halves = node.value.translate(hidden).encode("utf-16-le", "surrogatepass")
+                node.value = halves.decode("utf-16-le", "surrogatepass")
+        _check_node(root, source)
+        return loader.construct_document(root)
     except RecursionError as error:
         raise UsageError(f"{source}: brackets are nested too deeply", hint=_NEST_HINT) from error
     except yaml.MarkedYAMLError as error:
@@ -83,15 +88,6 @@ def format_yaml(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-@contextmanager
-def _load(text: str) -> Iterator[yaml.SafeLoader]:
-    loader = yaml.SafeLoader(text)
-    try:
-        yield loader
-    finally:
-        loader.dispose()
-
-
 def _hide_old_breaks(text: str) -> tuple[str, dict[int, str]]:
     """`text` with stand-ins for the line breaks of YAML 1.1, and what each stands for."""
     found = [character for character in _OLD_BREAKS if character in text]
@@ -102,29 +98,12 @@ def _hide_old_breaks(text: str) -> tuple[str, dict[int, str]]:
     return text, {ord(stand_in): character for character, stand_in in stand_ins.items()}
 
 
-def _restore_texts(root: yaml.Node, hidden: Mapping[int, str]) -> None:
-    """Undo `_hide_old_breaks`, and join halves of characters: JSON writes an emoji as two escapes."""
+def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
+    """All of a document, what has several names as often as it is named."""
     waiting = [root]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, yaml.MappingNode):
-            waiting += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        else:
-            halves = node.value.translate(hidden).encode("utf-16-le", "surrogatepass")
-            node.value = halves.decode("utf-16-le", "surrogatepass")
-
-
-def _check_size(root: yaml.Node, source: str) -> None:
-    """Refuse a few lines that stand for very many, through names for parts that hold such names."""
-    num_left = _MAX_NODES
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        num_left -= 1
-        if num_left < 0:
-            raise UsageError(f"{source} expands to more than {_MAX_NODES} values", hint=_NEST_HINT)
+        yield node
         if isinstance(node, yaml.MappingNode):
             waiting += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
@@ -152,13 +131,10 @@ def _check_node(node: yaml.Node, source: str) -> None:
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _check_node(item, source)
-    elif isinstance(node, yaml.ScalarNode) and node.style is None:
-        trap = _trap(node.value)
-        if trap is not None:
-            problem, remedy = trap
-            raise UsageError(
-                f"{_place(source, node.start_mark)}: {node.value} is ambiguous: {problem}", hint=remedy
-            )
+    elif isinstance(node, yaml.ScalarNode) and node.style is None and (trap := _trap(node.value)):
+        problem, remedy = trap
+        place = _place(source, node.start_mark)
+        raise UsageError(f"{place}: {node.value} is ambiguous: {problem}", hint=remedy)
 
 
 def _trap(text: str) -> tuple[str, str] | None:

@@ -173,16 +173,8 @@ class Engine:
             >>> video = engine.generate("a large red ball bounces on grass", seconds=2, seed=1)
             >>> video.save("ball.mp4")
         """
-        planned, notes = self._plan(
-            prompt,
-            seed,
-            settings,
-            options,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=_scheduled(schedule),
-        )
+        length = {"seconds": seconds, "frames": frames, "segments": segments}
+        planned, notes = self._plan(prompt, seed, settings, options, length, schedule)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def extend(
@@ -221,17 +213,8 @@ class Engine:
         Example:
             >>> longer = engine.extend("results/self-forcing/NAME", seconds=5)
         """
-        planned, notes = self._plan(
-            prompt,
-            seed,
-            settings,
-            options,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=_scheduled(schedule),
-            start=find_start(Path(video)),
-        )
+        start, length = find_start(Path(video)), {"seconds": seconds, "frames": frames, "segments": segments}
+        planned, notes = self._plan(prompt, seed, settings, options, length, schedule, start)
         return self._make(planned, notes, on_chunk, progress=progress)
 
     def session(
@@ -260,7 +243,7 @@ class Engine:
             >>> chunk = session.step()
         """
         self._refuse_several()
-        planned, _ = self._plan(prompt, seed, settings, options)
+        planned, _ = self._plan(prompt, seed, settings, options, {})
         config = planned.config
         if config.prompt_changes:
             raise UsageError("a session takes no schedule", hint="pass each new prompt to step()")
@@ -332,7 +315,7 @@ class Engine:
         if is_first:
             opening = open_video(config, plan, pipeline, denoiser.device, show_clip)
         if parallel is not None:
-            done = _share_done(parallel, done, plan)
+            done = _share_done(parallel, done, plan, cache)
             context, num_shown = parallel.share_tensors(
                 (opening.context, opening.num_shown) if is_first else None
             )
@@ -349,7 +332,7 @@ class Engine:
             done=done,
             on_step=on_step,
         )
-        return results if parallel is None else parallel.follow_to_end(results)
+        return results if parallel is None else parallel.make(results)
 
     def read_prompts(self, videos: Sequence[Planned]) -> None:
         """Encode every prompt of the videos at once, so that the text encoder is loaded once."""
@@ -419,8 +402,10 @@ class Engine:
         calls = model_calls(planned.config, planned.plan)
         with Console(is_quiet=not progress).progress(calls) as bar:
             for result in self.rollout(planned, clip, on_step=bar.step):
+                for part in results[-1].pixels if results else ():
+                    part.wait()
                 results.append(result)
-                num_frames += result.frames.shape[1]
+                num_frames += result.num_frames
                 held = total(result.memory.end_bytes) / 2**20
                 bar.chunk_done(f"{num_frames} frames, KV cache {held:.2f} MiB")
                 on_chunk(result)
@@ -432,26 +417,19 @@ class Engine:
         seed: int | None,
         settings: Mapping[str, Any] | None,
         family_options: Mapping[str, Any],
-        *,
-        seconds: float | None = None,
-        frames: int | None = None,
-        segments: int | None = None,
-        schedule: Sequence[ScheduledPrompt] = (),
+        length: Mapping[str, Any],
+        schedule: Mapping[float, str] | None = None,
         start: Start | None = None,
     ) -> tuple[Planned, tuple[str, ...]]:
         # A run goes on with its own settings unless others are given.
         file = start.settings_for(self.config.backend) if start is not None else None
         request = self.request(prompt, seed=seed, settings=settings, options=family_options, file=file)
         notes: list[str] = []
-        (planned,) = plan_jobs(
-            request,
-            notes.append,
-            seconds=seconds,
-            frames=frames,
-            segments=segments,
-            schedule=schedule or None,
-            start=start,
-        )
+        later = [
+            ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
+            for begin, text in (schedule or {}).items()
+        ]
+        (planned,) = plan_jobs(request, notes.append, schedule=later or None, start=start, **length)
         self.check(planned.config)
         return planned, tuple(notes)
 
@@ -460,22 +438,19 @@ def _prompts(config: RunConfig) -> list[str]:
     return [config.prompt, *(change.prompt for change in config.prompt_changes)]
 
 
-def _scheduled(schedule: Mapping[float, str] | None) -> list[ScheduledPrompt]:
-    return [
-        ScheduledPrompt(text, "seconds", begin, f"schedule[{begin:g}]")
-        for begin, text in (schedule or {}).items()
-    ]
-
-
-def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan) -> Done | None:
+def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan, cache: KVCache) -> Done | None:
     """What the first process has found of the video, in every process."""
-    has_history = done is not None and done.has_history
-    shared = parallel.share_tensors(None if done is None else (len(done.chunks), done.latents))
+    shared = parallel.share_tensors(
+        None if done is None else (len(done.chunks), done.latents, done.has_history)
+    )
     if shared is None:
         return None
-    num_chunks, latents = shared
-    # A history that was read from disk is in the first process alone.
-    return Done(plan.chunks[:num_chunks], latents, has_history)
+    num_chunks, latents, has_history = shared
+    chunks = plan.chunks[:num_chunks]
+    if has_history and parallel.rank:
+        # Nothing is left of it, else each would compute its part again.
+        cache.restore(chunks, [()] * len(cache.layers))
+    return Done(chunks, latents, has_history)
 
 
 class _Clip:

@@ -21,8 +21,9 @@ from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
 from qvg_cli.files import run_name, slug
-from qvg_cli.models.registry import load_config, plan_video
+from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
+from qvg_cli.planning.forecast import is_for_gpu
 from qvg_cli.planning.prompts import (
     Job,
     ScheduledPrompt,
@@ -108,6 +109,7 @@ def plan_jobs(
     )
     # A change of the prompt may have chunks of its own.
     plan = plan_video(config)
+    _note_recache(note, config, plan)
     if config.model.weights == "pocket":
         for prompt in [job.prompt for job in jobs] + [change.prompt for change in config.prompt_changes]:
             _note_unknown_words(note, prompt, config.family_name)
@@ -237,6 +239,26 @@ def _note_length(note: Callable[[str], None], config: RunConfig, plan: VideoPlan
     note(
         f"video: {plan.width}x{plan.height}, {frames} at {config.video.fps} fps, "
         f"{lasts:.2f} s in {sum(bool(chunk.makes) for chunk in plan.chunks)} chunks"
+    )
+
+
+def _note_recache(note: Callable[[str], None], config: RunConfig, plan: VideoPlan) -> None:
+    """Say what it costs that finished frames pass again under another prompt."""
+    passes, end = [], 0
+    for chunk in plan.chunks:
+        # Such a chunk adds no frame.
+        if max(chunk.frames) < end:
+            passes.append(len(chunk.prefill))
+        end = max(end, max(chunk.frames) + 1)
+    if not passes:
+        return
+    frames = max(passes)
+    tokens = frames * plan.tokens_per_frame
+    sizes = family_of(config).sizes(config, is_gpu=is_for_gpu(config, has_card=False))
+    times = "once" if len(passes) == 1 else f"{len(passes)} times"
+    note(
+        f"recache: {times}, the newest {frames} latent frames pass again under another prompt, in one model "
+        f"call of {tokens} tokens, which takes {tokens * sizes.token_bytes / 2**20:.0f} MiB while it runs"
     )
 
 

@@ -13,9 +13,9 @@ _REACH = 64
 """Latent frames around a wish in which a possible length is looked for; chunks are far shorter."""
 
 
-def with_frames(config: RunConfig, num_frames: int) -> RunConfig:
-    """`config` with another length, in latent frames."""
-    return config.model_copy(update={"video": config.video.model_copy(update={"frames": num_frames})})
+def with_video(config: RunConfig, **changes: int) -> RunConfig:
+    """`config` with another height, width, or length in latent frames."""
+    return config.model_copy(update={"video": config.video.model_copy(update=changes)})
 
 
 def given_pixel_frames(config: RunConfig) -> int:
@@ -36,7 +36,7 @@ def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
     num_frames = None if rules is None else rules.frames_of_segments(wanted)
     if num_frames is None:
         raise UsageError(f"--segments is not an option of {config.backend}", hint="use --seconds or --frames")
-    return with_frames(config, num_frames)
+    return with_video(config, frames=num_frames)
 
 
 def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
@@ -48,10 +48,12 @@ def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
     if wanted < 1:
         raise UsageError(f"--frames {wanted} is not a valid length", hint="the shortest video has 1 frame")
     family, given = family_of(config), given_pixel_frames(config)
-    latent = _latent_frames(given + wanted)
+    # The fewest that decode to so many pixel frames, possible or not.
+    per_latent = pixel_frames(2) - pixel_frames(1)
+    latent = 1 + -(-(given + wanted - 1) // per_latent)
     # Where no length near this one is possible, planning it says why.
-    above = _next_possible(config, latent) or family.plan(with_frames(config, latent))
-    return with_frames(config, above.num_frames)
+    above = _next_possible(config, latent) or family.plan(with_video(config, frames=latent))
+    return with_video(config, frames=above.num_frames)
 
 
 def rounding_note(
@@ -87,13 +89,7 @@ def shorter_lengths(config: RunConfig, plan: VideoPlan) -> list[RunConfig]:
     given = 0 if config.source is None else config.source.frames
     cut = config.model_copy(update={"prompt_changes": ()})
     ends = {max(chunk.frames) + 1 for chunk in plan.chunks if chunk.makes}
-    return [with_frames(cut, end) for end in sorted(ends) if given < end < plan.num_frames]
-
-
-def _latent_frames(wanted: int) -> int:
-    """Fewest latent frames that decode to at least `wanted` pixel frames, possible or not."""
-    per_latent = pixel_frames(2) - pixel_frames(1)
-    return 1 + -(-(wanted - 1) // per_latent)
+    return [with_video(cut, frames=end) for end in sorted(ends) if given < end < plan.num_frames]
 
 
 def _next_possible(config: RunConfig, latent: int) -> VideoPlan | None:
@@ -101,7 +97,7 @@ def _next_possible(config: RunConfig, latent: int) -> VideoPlan | None:
     family = family_of(config)
     for num_frames in range(latent, latent + _REACH):
         try:
-            return family.plan(with_frames(config, num_frames))
+            return family.plan(with_video(config, frames=num_frames))
         except UsageError:
             continue
     return None

@@ -62,12 +62,14 @@ def open_video(
         pixels = fill_frame(open_image(source.image), height=video.height, width=video.width)
         repeated = np.repeat(pixels[None], pixel_frames(source.frames), axis=0)
         return Opening(decoder, pipeline.encode_frames(_to_tensor(repeated), config.seed))
+    latents = None
+    if source.latents is not None:
+        latents = load_latents(Path(source.latents), source.frames, geometry).to(device)
     if source.clip is None:
-        return Opening(decoder, _given_latents(source, geometry).to(device))
+        return Opening(decoder, latents)
     frames = _show_clip(source, config, show)
-    latents = pipeline.encode_frames(frames, config.seed) if source.latents is None else None
     if latents is None:
-        latents = _given_latents(source, geometry).to(device)
+        latents = pipeline.encode_frames(frames, config.seed)
     decoder.follow(frames, latents[:, :, : source.clip_frames])
     return Opening(decoder, latents, source.clip_frames)
 
@@ -91,11 +93,6 @@ def _show_clip(source: SourceConfig, config: RunConfig, show: Callable[[Frames],
 def _to_tensor(frames: Frames) -> Tensor:
     """`[n, height, width, 3]` uint8 to `[1, 3, n, height, width]` in -1 .. 1."""
     return torch.tensor(frames, dtype=torch.float32).permute(3, 0, 1, 2)[None] / 127.5 - 1
-
-
-def _given_latents(source: SourceConfig, geometry: Geometry) -> Tensor:
-    assert source.latents is not None
-    return load_latents(Path(source.latents), source.frames, geometry)
 
 
 def load_latents(path: Path, num_frames: int, geometry: Geometry) -> Tensor:

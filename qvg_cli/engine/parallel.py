@@ -7,8 +7,10 @@ make.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,10 +24,11 @@ from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.errors import QvgError, UsageError, is_out_of_memory
 from qvg_cli.launch import Launch, find_launch
-from qvg_cli.models.decoder import Decoder
+from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
+from qvg_cli.planning.ledger import join as join_samples
 
 _FOREVER = timedelta(days=7)
 """The others wait while the first downloads or writes."""
@@ -66,9 +69,19 @@ class Parallel:
         self.is_amid = True
         self.share(("video", video))
 
-    def follow_to_end(self, results: Iterator[ChunkResult]) -> Iterator[ChunkResult]:
-        """`results` of the video, after the last of which another may begin."""
-        yield from results
+    def make(self, results: Iterator[ChunkResult]) -> Iterator[ChunkResult]:
+        """`results` of the video with the memory of all, after the last of which another may begin.
+
+        Raises:
+            QvgError: Another process has ended, or hangs.
+        """
+        while True:
+            with answered():
+                if (result := next(results, None)) is None:
+                    break
+                samples: list[Any] = [None] * dist.get_world_size()
+                dist.all_gather_object(samples, result.memory)
+            yield replace(result, memory=join_samples(samples))
         self.is_amid = False
 
     def share(self, message: Any) -> Any:
@@ -78,13 +91,8 @@ class Parallel:
             QvgError: Another process has failed.
         """
         messages = [message]
-        try:
+        with answered():
             dist.broadcast_object_list(messages, src=0, group=self.control)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            first, *_ = str(error).splitlines()
-            raise QvgError(f"the other processes do not respond: {first}", hint="see above") from error
         return messages[0]
 
     def share_tensors(self, tensors: Any) -> Any:
@@ -93,6 +101,27 @@ class Parallel:
         return torch.utils._pytree.tree_map_only(
             Tensor, lambda tensor: tensor.to(self.device), self.share(on_cpu)
         )
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Tell in one line that another process does not answer.
+
+    Raises:
+        QvgError: An exchange has failed in the block.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        first, *_ = str(error).splitlines() or [""]
+        is_exchange = isinstance(error, dist.DistError) or "gloo" in first or "process group" in first
+        if not is_exchange or is_out_of_memory(error):
+            raise
+        raise QvgError(
+            f"another process does not answer, so that this one ends too: {first}",
+            hint="what ended it, or keeps it, stands above; the timeout of an exchange is "
+            f"{_EXCHANGE_TIMEOUT.total_seconds():.0f} s",
+        ) from error
 
 
 def check_processes(config: RunConfig, num_processes: int) -> tuple[int, int]:
@@ -121,6 +150,11 @@ def start(config: RunConfig, device: torch.device) -> Parallel | None:
     """
     launch = find_launch()
     if launch.num_processes == 1:
+        if config.memory.weights_sharded:
+            raise UsageError(
+                "memory.weights_sharded=true needs several processes, and this is one",
+                hint="start it with torchrun, or set memory.weights_sharded=false",
+            )
         return None
     check_processes(config, launch.num_processes)
     if device.type == "cuda" and torch.cuda.device_count() < launch.num_local:
@@ -147,6 +181,8 @@ _control: list[dist.ProcessGroup] = []
 def connect(launch: Launch) -> dist.ProcessGroup:
     """Meet the other processes; what they tell each other goes through the group that is returned."""
     if not _control:
+        # Exchanges inside CUDA graphs have their tensors in memory that graphs share.
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
             backend, rank=launch.rank, world_size=launch.num_processes, timeout=_EXCHANGE_TIMEOUT
@@ -165,7 +201,13 @@ def join(config: RunConfig, launch: Launch, device: torch.device, control: dist.
     if num_tokens > 1:
         tokens = SequenceGroup(mesh.get_group("tokens"), mesh.get_local_rank("tokens"), num_tokens)
     if num_rows > 1:
-        rows = CfgGroup(mesh.get_group("rows"), mesh.get_local_rank("rows"))
+        group, world, together = mesh.get_group("rows"), dist.group.WORLD, None
+        assert world is not None
+        if family_of(config).sizes(config, is_gpu=False).heads % launch.num_processes == 0:
+            together = SequenceGroup(
+                world, launch.rank, launch.num_processes, twins=group, num_twins=num_rows
+            )
+        rows = CfgGroup(group, mesh.get_local_rank("rows"), together)
     return Parallel(launch.rank, device, control, tokens, rows)
 
 
@@ -183,7 +225,7 @@ class SharedDecoder(Decoder):
     def decode(self, latents: Tensor) -> Tensor:
         return self._decoder.decode(latents)
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         return self._decoder.decode_each(latents)
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
@@ -206,8 +248,8 @@ class NoDecoder(Decoder):
     def decode(self, latents: Tensor) -> Tensor:
         return torch.empty(len(latents), 0, 1, 1, 3, dtype=torch.uint8)
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
-        yield self.decode(latents)
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
+        yield Pixels(self.decode(latents))
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         pass

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qvg_cli.models.base import Denoiser
-from qvg_cli.models.decoder import Decoder
+from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.planning.ledger import MemorySample
 
@@ -19,21 +21,47 @@ from qvg_cli.planning.ledger import MemorySample
 class ChunkResult:
     """What one chunk added to the video.
 
+    On a GPU its pixels may still be computed, beside the next chunk; what needs them waits for them.
+
     Attributes:
         chunk: The plan of the chunk.
         latents: `[B, C, F, h, w]` of the frames that the chunk added, made or given; F may be 0.
-        frames: `[B, n, height, width, 3]` uint8 pixels of those that were not shown before, on the CPU.
+        pixels: Its frames that were not shown before, in parts.
         memory: The cache around this chunk.
-        seconds: Time from the chunk's begin to its pixels.
-        phases: The same by phase: "prefill", "denoise", "commit", "decode".
+        began: When it began, by `time.perf_counter`.
+        seconds: Until the cache had it, and its pixels if they are not computed beside the model.
+        laps: The same by phase: "prefill", "denoise", "decode", "commit".
+        end: When its last phase ended on the GPU; `None` on a CPU.
     """
 
     chunk: ChunkPlan
     latents: Tensor
-    frames: Tensor
+    pixels: Sequence[Pixels]
     memory: MemorySample
+    began: float
     seconds: float
-    phases: Mapping[str, float]
+    laps: Mapping[str, float]
+    end: torch.cuda.Event | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """Pixel frames."""
+        return sum(part.num_frames for part in self.pixels)
+
+    @property
+    def frames(self) -> Tensor:
+        """`[B, n, height, width, 3]` uint8 pixels on the CPU, once they are there."""
+        return torch.cat([part.wait() for part in self.pixels], dim=1)
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Seconds by phase, once the pixels are there; "decode" may be beside another chunk's phases."""
+        return {**self.laps, "decode": self.laps.get("decode", 0.0) + sum(p.seconds for p in self.pixels)}
+
+    @property
+    def late_seconds(self) -> float:
+        """How long after its end its pixels came, once they are there."""
+        return 0.0 if self.end is None else self.pixels[-1].seconds_after(self.end)
 
 
 @dataclass(frozen=True)
@@ -62,9 +90,9 @@ def rollout(
     num_shown: int = 0,
     done: Done | None = None,
     on_step: Callable[[], None] = lambda: None,
-    on_frames: Callable[[Tensor], None] = lambda frames: None,
+    on_frames: Callable[[Tensor], None] | None = None,
 ) -> Iterator[ChunkResult]:
-    """Make a video chunk by chunk; each result is whole when it is yielded.
+    """Make a video chunk by chunk; each result is whole when it is yielded, but for its pixels on a GPU.
 
     Args:
         chunks: Those still to be made; one that is not known yet may come when it is asked for.
@@ -74,7 +102,8 @@ def rollout(
         num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
         done: Chunks that were made before.
         on_step: Called after every model call.
-        on_frames: Called with pixels `[B, n, height, width, 3]` uint8 as soon as they are decoded.
+        on_frames: Called with pixels `[B, n, height, width, 3]` uint8 as soon as they are decoded; results
+            are whole then.
     """
     cache, device = denoiser.cache, denoiser.device
     known = [] if context is None else list(context.split(1, dim=2))
@@ -103,46 +132,69 @@ def rollout(
             made = denoiser.denoise(chunk, noise(chunk), on_step)
             watch.lap("denoise")
             known.extend(made.split(1, dim=2))
-            if step.commit is not None:
-                denoiser.update_cache(chunk, chunk.makes, made, step.commit)
-                cache.settle(step.commit)
-                on_step()
-                watch.lap("commit")
         end = max(num_emitted, max(chunk.frames) + 1)
         # A chunk that only changes the cache adds no frame.
         latents = torch.cat(known[num_emitted:end] or [known[0][:, :, :0]], dim=2)
-        parts = []
+        pixels: list[Pixels] = []
+        # Before the commit, so that they are seen sooner; a GPU that can computes both side by side.
         for part in decoder.decode_each(latents[:, :, max(0, num_shown - num_emitted) :]):
-            on_frames(part)
-            parts.append(part)
-        frames = torch.cat(parts, dim=1)
+            pixels.append(part)
+            if part.is_there:
+                frames = part.wait()
+                if on_frames is not None:
+                    on_frames(frames)
         num_emitted = end
-        watch.lap("decode")
+        late = [part for part in pixels if not part.is_there]
+        watch.lap("" if any(part.is_beside for part in late) else "decode")
+        if chunk.makes and step.commit is not None:
+            denoiser.update_cache(chunk, chunk.makes, made, step.commit)
+            cache.settle(step.commit)
+            on_step()
+            watch.lap("commit")
+        if on_frames is not None:
+            for part in late:
+                on_frames(part.wait())
+        watch.stop()
         device_peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         memory = cache.sample(chunk, device_peak_bytes)
-        yield ChunkResult(chunk, latents, frames, memory, watch.seconds, watch.laps)
+        yield ChunkResult(chunk, latents, pixels, memory, watch.began, watch.seconds, watch.laps, watch.end)
 
 
 class _Stopwatch:
-    """Times of a chunk's phases; a GPU has ended a phase when it counts as ended."""
+    """Times of a chunk's phases, on a GPU by what it has done; nothing waits for it before the end."""
 
     def __init__(self, device: torch.device) -> None:
+        self.began = time.perf_counter()
+        self.seconds = 0.0
         self.laps: dict[str, float] = {}
-        self._device = device
-        self._started = self._last = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """From the beginning to the last lap."""
-        return self._last - self._started
+        self._is_gpu = device.type == "cuda"
+        self._marks = [("", self._mark())]
 
     def lap(self, name: str) -> None:
-        """Count the time since the last lap as that of a phase."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
-        self._last = now
+        """Count the time since the last lap as that of a phase; without a name as none's."""
+        self._marks.append((name, self._mark()))
+
+    def stop(self) -> None:
+        """Wait until all phases have ended, and take their times."""
+        if self.end is not None:
+            self.end.synchronize()
+        self.seconds = time.perf_counter() - self.began
+        for (_, before), (name, mark) in pairwise(self._marks):
+            seconds = before.elapsed_time(mark) / 1000 if self._is_gpu else mark - before
+            if name:
+                self.laps[name] = self.laps.get(name, 0.0) + seconds
+
+    @property
+    def end(self) -> torch.cuda.Event | None:
+        """The end of the last phase on a GPU."""
+        return self._marks[-1][1] if self._is_gpu else None
+
+    def _mark(self) -> Any:
+        if not self._is_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True, blocking=True)
+        event.record()
+        return event
 
 
 def _fill_cache(done: Done, denoiser: Denoiser, prompt_at: Callable[[int], Tensor] | None) -> None:

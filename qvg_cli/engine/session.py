@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import PromptChange, RunConfig
+from qvg_cli.engine.lengths import with_video
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.opening import open_video
 from qvg_cli.engine.rollout import Done, rollout
@@ -107,9 +109,8 @@ class Session:
     @property
     def config(self) -> RunConfig:
         """The settings with which `Engine.generate` makes the same video, as long as it is now."""
-        video = self._config.video.model_copy(update={"frames": max(1, self._num_latents)})
         prompts = {"prompt": self._first_prompt, "prompt_changes": tuple(self._changes)}
-        config = self._config.model_copy(update={**prompts, "video": video})
+        config = with_video(self._config.model_copy(update=prompts), frames=max(1, self._num_latents))
         with_path: RunConfig = self._planner.with_path(config)
         return with_path
 
@@ -142,6 +143,7 @@ class Session:
             UsageError: The model cannot go on so; nothing was made, and another step may follow.
             QvgError: The session has failed before.
         """
+        began = time.perf_counter()
         chunks = self._plan_next(prompt, pose)
         self._planned.extend(chunks)
         self._on_frames = on_frames
@@ -155,7 +157,7 @@ class Session:
             frames,
             torch.cat([result.latents for result in results], dim=2).cpu(),
             results[-1].memory,
-            sum(result.seconds for result in results),
+            time.perf_counter() - began,
         )
 
     def _plan_next(self, prompt: str | None, pose: str | None) -> tuple[ChunkPlan, ...]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig, SourceConfig
+from qvg_cli.engine.lengths import with_video
 from qvg_cli.errors import UsageError
 from qvg_cli.files import RunDir, slug
 from qvg_cli.models.registry import extension_of, load_config
@@ -41,15 +42,14 @@ class Start:
         """The file of the settings that the video was made with; `None` if they are not of `backend`."""
         if self.run is None:
             return None
-        made_with = load_config(Request(file=self.run.config)).config.backend
-        return self.run.config if backend in (None, made_with) else None
+        return self.run.config if backend in (None, _settings(self.run).backend) else None
 
     @property
     def last_prompt(self) -> str | None:
         """The prompt that the video ends with; `None` for a clip from anywhere."""
         if self.run is None:
             return None
-        made_with = load_config(Request(file=self.run.config)).config
+        made_with = _settings(self.run)
         return [made_with.prompt, *(change.prompt for change in made_with.prompt_changes)][-1]
 
     @property
@@ -57,6 +57,10 @@ class Start:
         """Name of the folder of a video that goes on from this one."""
         stem = self.video.stem if self.run is None else self.run.path.absolute().name
         return f"{re.sub(r'-extended(-[0-9]+)?$', '', slug(stem)) or 'video'}-extended"
+
+
+def _settings(run: RunDir) -> RunConfig:
+    return load_config(Request(file=run.config)).config
 
 
 def find_start(path: Path) -> Start:
@@ -105,7 +109,7 @@ def take_up(
     rules = extension_of(config)
     if start.run is None:
         return _after_clip(start.video, config, note, is_size_given=is_size_given)
-    made_with = load_config(Request(file=start.run.config)).config
+    made_with = _settings(start.run)
     num_frames = _count_latents(start.run.latents)
     obstacle = _obstacle(made_with, config)
     if obstacle is None and rules.default_frames(num_frames) == 0:
@@ -138,15 +142,11 @@ def take_picture(config: RunConfig, note: Callable[[str], None], *, is_size_give
     name = config.source.image
     width, height = open_image(name).size
     if not is_size_given:
-        config = _with_size(config, *extension_of(config).fit_size(height, width))
+        height, width = extension_of(config).fit_size(height, width)
+        config = with_video(config, height=height, width=width)
     video = config.video
     note(fitting_note(name, height=video.height, width=video.width))
     return config
-
-
-def _with_size(config: RunConfig, height: int, width: int) -> RunConfig:
-    video = config.video.model_copy(update={"height": height, "width": width})
-    return config.model_copy(update={"video": video})
 
 
 def has_size(request: Request) -> bool:
@@ -162,7 +162,8 @@ def _after_clip(
     clip = open_clip(path)
     rules = extension_of(config)
     if not is_size_given:
-        config = _with_size(config, *rules.fit_size(clip.height, clip.width))
+        height, width = rules.fit_size(clip.height, clip.width)
+        config = with_video(config, height=height, width=width)
     video = config.video
     kept = clip.share_kept(video.height, video.width)
     if kept < _LEAST_KEPT:
@@ -184,8 +185,8 @@ def _after_clip(
 
 
 def _with_source(config: RunConfig, source: SourceConfig, new_frames: int) -> RunConfig:
-    video = config.video.model_copy(update={"frames": source.frames + new_frames})
-    return config.model_copy(update={"source": source, "video": video})
+    longer = with_video(config, frames=source.frames + new_frames)
+    return longer.model_copy(update={"source": source})
 
 
 def _obstacle(made_with: RunConfig, config: RunConfig) -> str | None:

@@ -18,7 +18,7 @@ from qvg_cli.planning.forecast import Forecast, forecast, no_suggestion
 from qvg_cli.planning.ledger import total
 from qvg_kernels.spec import CodecSpec
 
-_PRESETS = ("int4", "int3", "int2", "trit")
+_PRESETS = ("int4", "int3", "int2", "trit", "bit1")
 """Smaller caches to try, the closest to BF16 first."""
 _CHANGES = (
     ("memory.vae", "model"),

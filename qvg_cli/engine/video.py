@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class Video:
             latents=torch.cat([result.latents.cpu() for result in results], dim=2),
             memory=Memory(tuple(result.memory for result in results)),
             config=config,
-            seconds=sum(result.seconds for result in results),
+            seconds=time.perf_counter() - results[0].began,
             notes=notes,
         )
 

@@ -46,12 +46,6 @@ def fetch(file: RemoteFile, note: Note) -> Path:
     return path
 
 
-def git_sha1(path: Path) -> str:
-    """The name that git gives to the content of a small file."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
 def sha256(path: Path) -> str:
     """Of the whole file, read in parts."""
     digest = hashlib.sha256()
@@ -76,7 +70,10 @@ def _is_intact(path: Path, file: RemoteFile) -> bool:
     if path.stat().st_size != file.size:
         return False
     if file.sha256 is None:
-        return git_sha1(path) == file.git_sha1
+        # The name that git gives to the content of a small file.
+        content = path.read_bytes()
+        named = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+        return named.hexdigest() == file.git_sha1
     # The content was hashed before it got its place in the cache.
     return path.samefile(file.blob) or sha256(path) == file.sha256
 
@@ -102,8 +99,10 @@ def _fetch_large(file: RemoteFile, note: Note) -> None:
         file.blob.unlink(missing_ok=True)
         while True:
             had_part = _gather(file)
-            if _finish(file):
+            if _is_right(file.partial, file):
+                os.replace(file.partial, file.blob)
                 return
+            file.partial.unlink()
             if not had_part:
                 raise _not_as_listed(file)
             note(f"the parts of {file.path} do not fit together; downloading it from the start")
@@ -134,15 +133,6 @@ def _gather(file: RemoteFile) -> bool:
 
     patiently(download)
     return gathered > 0
-
-
-def _finish(file: RemoteFile) -> bool:
-    """Move the partial file to its place, or remove it if it is not the right content."""
-    if _is_right(file.partial, file):
-        os.replace(file.partial, file.blob)
-        return True
-    file.partial.unlink()
-    return False
 
 
 def _not_as_listed(file: RemoteFile) -> QvgError:

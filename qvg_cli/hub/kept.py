@@ -16,6 +16,9 @@ from qvg_cli.hub.errors import disk_error
 from qvg_cli.hub.spec import read_downloads
 from qvg_cli.hub.store import locked, refuse_strangers
 
+_FOUND_OUT = {"text": "prompt embeddings", "hashes": "SHA-256 of large weight files"}
+"""Folders beside the weights."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -33,62 +36,33 @@ class Kept:
     about: str
 
 
-def find_weights() -> Iterator[Kept]:
-    """Weights folders, and what the hub's cache holds of their repositories."""
+def find_kept() -> Iterator[Kept]:
+    """Weights folders, what the hub's cache holds of their repositories, and what was found out from them."""
     seen = set()
     for name, download in read_downloads().items():
         if download.weights_of is not None:
             continue
         folder = qvg_home() / name
-        halves = [
-            path for path in (qvg_home() / f".{name}.part", qvg_home() / f".{name}.old") if path.exists()
-        ]
-        if folder.exists() or halves:
-            size = sum(size_of(path) for path in (folder, *halves))
+        paths = [qvg_home() / each for each in (name, f".{name}.part", f".{name}.old")]
+        if any(path.exists() for path in paths):
+            size = sum(map(size_of, paths))
             yield Kept(f"weights:{name}", folder, size, f"qvg download {name} creates it again")
         for config in download.config.repositories:
-            path = _repository(config.repository)
+            path = Path(constants.HF_HUB_CACHE) / repo_folder_name(
+                repo_id=config.repository, repo_type="model"
+            )
             # Several backends may take files of one repository.
             if path.exists() and path not in seen:
                 seen.add(path)
-                yield Kept(
-                    f"hub:{config.repository}",
-                    path,
-                    size_of(path),
-                    f"downloaded for {name}; other programs may use it",
-                )
+                about = f"downloaded for {name}; other programs may use it"
+                yield Kept(f"hub:{config.repository}", path, size_of(path), about)
+    for name, what in _FOUND_OUT.items():
+        if (folder := qvg_home() / name).is_dir():
+            yield Kept(name, folder, size_of(folder), f"{what}; created again when needed")
 
 
-def find_texts() -> Iterator[Kept]:
-    """What text encoders made of prompts."""
-    folder = qvg_home() / "text"
-    if folder.is_dir():
-        yield Kept("text", folder, size_of(folder), "prompt embeddings; created again when needed")
-
-
-def find_hashes() -> Iterator[Kept]:
-    """What large weights files were found to hold."""
-    folder = qvg_home() / "hashes"
-    if folder.is_dir():
-        yield Kept(
-            "hashes", folder, size_of(folder), "SHA-256 of large weight files; created again when needed"
-        )
-
-
-def free_folder(kept: Kept) -> None:
-    """Remove a folder that nothing else depends on.
-
-    Raises:
-        QvgError: It cannot be removed.
-    """
-    try:
-        shutil.rmtree(kept.path)
-    except OSError as error:
-        raise disk_error(error, str(kept.path), "QVG_HOME") from error
-
-
-def free_weights(kept: Kept) -> None:
-    """Remove a weights folder, or a repository from the hub's cache.
+def free(kept: Kept) -> None:
+    """Remove it: a repository from the hub's cache, a weights folder under its lock, or any other folder.
 
     Raises:
         QvgError: It cannot be removed.
@@ -97,11 +71,13 @@ def free_weights(kept: Kept) -> None:
     try:
         if kind == "hub":
             _free_repository(kept)
-            return
-        with locked(name, lambda text: None):
-            if kept.path.exists():
-                refuse_strangers(name)
-                shutil.rmtree(kept.path)
+        elif kind in _FOUND_OUT:
+            shutil.rmtree(kept.path)
+        else:
+            with locked(name, lambda text: None):
+                if kept.path.exists():
+                    refuse_strangers(name)
+                    shutil.rmtree(kept.path)
     except OSError as error:
         raise disk_error(error, str(kept.path), "QVG_HOME") from error
 
@@ -112,10 +88,6 @@ def size_of(path: Path) -> int:
         return sum(size_of(each) for each in path.iterdir())
     # A file that is being written may go away in between.
     return path.lstat().st_size if path.is_symlink() or path.exists() else 0
-
-
-def _repository(repository: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
 def _free_repository(kept: Kept) -> None:

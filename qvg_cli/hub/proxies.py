@@ -12,8 +12,6 @@ import httpx2
 from qvg_cli.errors import UsageError
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
-_KINDS = ("http", "https", "all")
-"""Addresses that a variable is for: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, in capitals or not."""
 
 
 def check_proxies() -> None:
@@ -25,7 +23,7 @@ def check_proxies() -> None:
     found = getproxies()
     if "*" in (host.strip() for host in found.get("no", "").split(",")):
         return
-    for kind in _KINDS:
+    for kind in ("http", "https", "all"):
         if value := found.get(kind):
             _check(_variable(kind), value)
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from qvg_cli.config.resources import qvg_home
 from qvg_cli.errors import MissingModelError, QvgError
+from qvg_cli.files import sync
 from qvg_cli.hub.errors import disk_error
 from qvg_cli.hub.fetch import sha256
 from qvg_cli.hub.record import (
@@ -86,7 +87,10 @@ def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callabl
         part.mkdir()
         for wanted in plan.files:
             if wanted.target is not None:
-                _link(paths[wanted.file], part / wanted.target)
+                link = part / wanted.target
+                link.parent.mkdir(parents=True, exist_ok=True)
+                # Not resolved: the name in the cache's snapshot says what it is.
+                link.symlink_to(paths[wanted.file].absolute())
         converted = []
         for repository in plan.repositories:
             if (convert := repository.config.convert) is not None:
@@ -145,21 +149,16 @@ def _convert(
     lora = []
     if convert.lora is not None:
         lora = [convert.lora.model_copy(update={"file": str(place)}) for _, place in adapter]
+    convert_checkpoint = find_family(download.family).convert_checkpoint
     try:
-        find_family(download.family).convert_checkpoint(
-            path,
-            settings,
-            fresh,
-            weights_key=convert.weights_key,
-            lora=lora,
-        )
+        convert_checkpoint(path, settings, fresh, weights_key=convert.weights_key, lora=lora)
     except SafetensorError as error:
         raise QvgError(
             f"cannot write at {fresh}: {error}", hint="free some space, or set QVG_HOME"
         ) from error
     sizes = {}
     for file in sorted(fresh.iterdir()):
-        _sync(file)
+        sync(file)
         # Never written through: what lies there may be a link into the hub's cache.
         os.replace(file, into / file.name)
         sizes[f"{convert.into}/{file.name}"] = (into / file.name).stat().st_size
@@ -170,26 +169,13 @@ def _convert(
 def _record(plan: DownloadPlan, converted: tuple[ConvertedRecord, ...]) -> Record:
     repositories = []
     for wanted in plan.repositories:
-        files = tuple(
-            FileRecord(
-                path=item.file.path,
-                target=item.target,
-                size=item.file.size,
-                sha256=item.file.sha256,
-                git_sha1=item.file.git_sha1,
-            )
-            for item in wanted.files
-        )
-        snapshot = wanted.snapshot
-        repositories.append(
-            RepositoryRecord(
-                repository=snapshot.repository,
-                revision=snapshot.revision,
-                commit=snapshot.commit,
-                licence=snapshot.licence,
-                files=files,
-            )
-        )
+        files = []
+        for item in wanted.files:
+            about = {name: getattr(item.file, name) for name in ("path", "size", "sha256", "git_sha1")}
+            files.append(FileRecord(**about, target=item.target))
+        names = ("repository", "revision", "commit", "licence")
+        about = {name: getattr(wanted.snapshot, name) for name in names}
+        repositories.append(RepositoryRecord(**about, files=tuple(files)))
     return Record(config=plan.download.config, repositories=tuple(repositories), converted=converted)
 
 
@@ -210,12 +196,6 @@ def refuse_strangers(name: str) -> None:
             )
 
 
-def _link(path: Path, link: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    # Not resolved: the name in the cache's snapshot says what it is.
-    link.symlink_to(path.absolute())
-
-
 def _move_in(name: str) -> None:
     """Let the new folder take the place of the old one."""
     folder = qvg_home() / name
@@ -225,11 +205,6 @@ def _move_in(name: str) -> None:
             os.replace(folder, _old(name))
         os.replace(_part(name), folder)
     shutil.rmtree(_old(name), ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _part(name: str) -> Path:

@@ -5,9 +5,69 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from qvg_cli.errors import QvgError
 from qvg_cli.planning.chunks import ChunkPlan
+
+
+class Pixels:
+    """Some frames of a video, which a GPU may still be computing.
+
+    Args:
+        frames: `[B, n, height, width, 3]` uint8 on the CPU, whole once `done` has happened.
+        is_nan: Whether a value was none, as soon as `frames` are whole.
+        began: When a stream of the decoder's own began with them; `None` for the stream of the model.
+        done: `None` if they are there.
+
+    Attributes:
+        num_frames: How many there are.
+        is_there: Whether nobody has to wait for them.
+        is_beside: Whether they are computed beside the model.
+    """
+
+    def __init__(
+        self,
+        frames: Tensor,
+        is_nan: Tensor | None = None,
+        began: torch.cuda.Event | None = None,
+        done: torch.cuda.Event | None = None,
+    ) -> None:
+        self.num_frames = frames.shape[1]
+        self.is_there = done is None
+        self.is_beside = began is not None
+        self._frames, self._is_nan, self._began, self._done = frames, is_nan, began, done
+
+    def wait(self) -> Tensor:
+        """`[B, n, height, width, 3]` uint8 on the CPU.
+
+        Raises:
+            QvgError: A value is NaN; as a pixel it would be anything.
+        """
+        if not self.is_there and self._done is not None:
+            self._done.synchronize()
+            # Out of pinned memory, of which there is less.
+            self._frames = self._frames.clone()
+            self.is_there = True
+        if self._is_nan is not None and self._is_nan.item():
+            raise QvgError(
+                "the decoded frames contain NaN",
+                hint="the weights may be damaged, or need --set model.dtype=float32; see qvg download",
+            )
+        return self._frames
+
+    @property
+    def seconds(self) -> float:
+        """How long the decoder's own stream took, once they are there."""
+        if self._began is None or self._done is None:
+            return 0.0
+        seconds: float = self._began.elapsed_time(self._done) / 1000
+        return seconds
+
+    def seconds_after(self, event: torch.cuda.Event) -> float:
+        """How long after `event` they came, once they are there; 0 if it came later."""
+        return 0.0 if self._done is None else max(0.0, event.elapsed_time(self._done) / 1000)
 
 
 class Decoder(Protocol):
@@ -21,8 +81,8 @@ class Decoder(Protocol):
         """Pixels `[B, n, height, width, 3]` uint8, on the CPU, of the next latent frames."""
         ...
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
-        """The pixels of `decode` in parts, each as soon as it is there."""
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
+        """The pixels of `decode` in parts; a GPU may compute them until somebody waits for them."""
         ...
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.decoder import Decoder
+from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.planning.chunks import ChunkPlan
 
 STORAGE_DTYPE = torch.float8_e4m3fn
@@ -101,7 +104,27 @@ class Offload:
     @property
     def is_fixed(self) -> bool:
         """Whether the transformer's weights stay on a GPU, as they are, for good."""
-        return self.device.type == "cuda" and self.memory.transformer == "none" and not self.is_fp8
+        memory = self.memory
+        is_moved = memory.transformer != "none" or memory.weights_sharded or self.is_fp8
+        return self.device.type == "cuda" and not is_moved
+
+    def shard(self, model: nn.Module) -> None:
+        """Divide the blocks of a transformer without storage among the processes, if `memory` says so."""
+        if not self.memory.weights_sharded:
+            return
+        mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        blocks: Any = model.blocks
+        others = set(model.parameters()) - set(blocks.parameters())
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        # The parts beside the blocks are small, and some are called alone.
+        fully_shard(model, mesh=mesh, ignored_params=others)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether transformer and VAE stay on a GPU side by side."""
+        places = (self.memory.transformer, self.memory.vae)
+        return self.device.type == "cuda" and places == ("none", "none")
 
     def place_transformer(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Bring a transformer that was just read to its place.
@@ -188,7 +211,7 @@ class OffloadedDecoder(Decoder):
         with self._offload.pixels(self._features):
             return self._decoder.decode(latents)
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """See `Decoder.decode_each`; room is made once for all parts."""
         with self._offload.pixels(self._features):
             yield from self._decoder.decode_each(latents)

@@ -9,7 +9,7 @@ Source: DeepSpeed-Ulysses, arXiv 2309.14509.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,12 +38,16 @@ class Tokens(Protocol):
         """All tokens `[B, F * P, C]` of those of every process."""
         ...
 
-    def to_heads(self, states: Tensor, frame_tokens: int) -> Tensor:
-        """`[B, H, F * p, D]` of some tokens to `[B, H / N, F * P, D]` of some heads."""
+    def to_heads(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
+        """Each `[B, H, F * p, D]` of some tokens to `[B, H / N, F * P, D]` of some heads, in one exchange."""
         ...
 
-    def to_tokens(self, states: Tensor, frame_tokens: int) -> Tensor:
-        """`[B, H / N, F * P, D]` of some heads to `[B, H, F * p, D]` of some tokens."""
+    def to_tokens(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
+        """Each `[B, F * P, H / N, D]` of some heads to `[B, F * p, H * D]` of some tokens, in one too."""
+        ...
+
+    def to_held(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Of each `[B, H / N, S, D]` the heads whose history is held here."""
         ...
 
 
@@ -58,11 +62,14 @@ class AllTokens(Tokens):
     def gather(self, states: Tensor, frame_tokens: int) -> Tensor:
         return states
 
-    def to_heads(self, states: Tensor, frame_tokens: int) -> Tensor:
-        return states
+    def to_heads(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
+        return tuple(states)
 
-    def to_tokens(self, states: Tensor, frame_tokens: int) -> Tensor:
-        return states
+    def to_tokens(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
+        return tuple(each.flatten(2) for each in states)
+
+    def to_held(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(states)
 
 
 @dataclass(frozen=True)
@@ -72,55 +79,82 @@ class SequenceGroup:
     Attributes:
         rank: Number of this process among them.
         size: How many there are.
+        twins: Processes that hold the history of the same heads, and share their passes; `None` if this one
+            alone holds them.
+        num_twins: How many these are.
     """
 
     group: dist.ProcessGroup
     rank: int
     size: int
+    twins: dist.ProcessGroup | None = None
+    num_twins: int = 1
 
     def split(self, states: Tensor, frame_tokens: int) -> Tensor:
-        by_frame = self._padded(states.unflatten(1, (-1, frame_tokens)), 2)
+        by_frame = self._padded(states.unflatten(1, (-1, frame_tokens)))
         return by_frame.chunk(self.size, dim=2)[self.rank].flatten(1, 2)
 
     def gather(self, states: Tensor, frame_tokens: int) -> Tensor:
-        parts = [torch.empty_like(states, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        dist.all_gather(parts, states.contiguous(), group=self.group)
+        parts = _gather(states, self.group, self.size)
         by_frame = [part.unflatten(1, (-1, self._own(frame_tokens))) for part in parts]
         return torch.cat(by_frame, dim=2)[:, :, :frame_tokens].flatten(1, 2)
 
-    def to_heads(self, states: Tensor, frame_tokens: int) -> Tensor:
-        parts = self._exchange(states.unflatten(1, (self.size, -1)).movedim(1, 0))
-        # [N, B, H / N, F, p, D] to [B, H / N, F, N * p, D]
-        by_frame = parts.unflatten(3, (-1, self._own(frame_tokens))).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
-        whole: Tensor = by_frame[:, :, :, :frame_tokens].flatten(2, 3)
-        return whole
+    def to_heads(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
+        # Twins stand N / R processes apart, and have neighbouring heads: [R, N / R, K, B, h, F * p, D].
+        by_process = [each.unflatten(1, (-1, self.num_twins, self._heads(each))) for each in states]
+        parts = self._exchange(torch.stack([each.movedim((2, 1), (0, 1)) for each in by_process], dim=2))
+        # [N, K, B, h, F * p, D] to [K, B, h, F, N * p, D]
+        by_frame = parts.flatten(0, 1).unflatten(4, (-1, self._own(frame_tokens)))
+        whole = by_frame.permute(1, 2, 3, 4, 0, 5, 6).flatten(4, 5)
+        return tuple(whole[:, :, :, :, :frame_tokens].flatten(3, 4))
 
-    def to_tokens(self, states: Tensor, frame_tokens: int) -> Tensor:
-        by_frame = self._padded(states.unflatten(2, (-1, frame_tokens)), 3)
-        parts = self._exchange(by_frame.unflatten(3, (self.size, -1)).movedim(3, 0))
-        # [N, B, H / N, F, p, D] to [B, H, F * p, D]
-        return parts.movedim(0, 1).flatten(1, 2).flatten(2, 3)
+    def to_tokens(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
+        by_frame = [self._padded(each.unflatten(1, (-1, frame_tokens))) for each in states]
+        # [R, N / R, K, B, F, p, h, D]
+        by_process = [each.unflatten(2, (self.num_twins, -1, self._own(frame_tokens))) for each in by_frame]
+        parts = self._exchange(torch.stack([each.movedim((2, 3), (0, 1)) for each in by_process], dim=2))
+        # [K, B, F * p, N / R * R * h * D]
+        return tuple(parts.permute(2, 3, 4, 5, 1, 0, 6, 7).flatten(4).flatten(2, 3))
+
+    def to_held(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if self.twins is None:
+            return tuple(states)
+        return tuple(torch.cat(_gather(torch.stack(list(states)), self.twins, self.num_twins), dim=2))
 
     def _own(self, frame_tokens: int) -> int:
         return -(-frame_tokens // self.size)
 
+    def _heads(self, states: Tensor) -> int:
+        return states.shape[1] // self.size
+
     def _exchange(self, parts: Tensor) -> Tensor:
         """Send the i-th part to the i-th process, and take one from each."""
-        parts = parts.contiguous()
         received = torch.empty_like(parts)
-        dist.all_to_all_single(received, parts, group=self.group)
+        dist.all_to_all_single(received.flatten(0, 1), parts.flatten(0, 1), group=self.group)
         return received
 
-    def _padded(self, states: Tensor, axis: int) -> Tensor:
-        """`states` with zeros after their tokens along `axis`, so that these divide."""
-        missing = -states.shape[axis] % self.size
+    def _padded(self, by_frame: Tensor) -> Tensor:
+        """`[B, F, P, ...]` with zeros after the tokens of a frame, so that these divide."""
+        missing = -by_frame.shape[2] % self.size
         if not missing:
-            return states
-        return functional.pad(states, (*[0, 0] * (states.ndim - 1 - axis), 0, missing))
+            return by_frame
+        return functional.pad(by_frame, (*[0, 0] * (by_frame.ndim - 3), 0, missing))
+
+
+def _gather(states: Tensor, group: dist.ProcessGroup, size: int) -> list[Tensor]:
+    """`states` of every process."""
+    parts = [torch.empty_like(states, memory_format=torch.contiguous_format) for _ in range(size)]
+    dist.all_gather(parts, states.contiguous(), group=group)
+    return parts
 
 
 class Rows(Protocol):
     """Who computes the rows of a guided step: this process alone, or two together."""
+
+    @property
+    def together(self) -> Tokens | None:
+        """Who computes a call that has one row, if not those that compute a row."""
+        ...
 
     def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
         """Predictions `[num_rows, ...]`; `predict` makes those of some rows."""
@@ -130,23 +164,25 @@ class Rows(Protocol):
 class AllRows(Rows):
     """All rows here, in one model call."""
 
+    together = None
+
     def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
         return predict(slice(0, num_rows))
 
 
 @dataclass(frozen=True)
-class CfgGroup(Rows):
+class CfgGroup:
     """Two processes, of which each makes one of two rows.
 
     Attributes:
         rank: Number of this process, and of its row.
+        together: Its row's processes and those of the other row.
     """
 
     group: dist.ProcessGroup
     rank: int
+    together: Tokens | None
 
     def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
-        own = predict(slice(self.rank, self.rank + 1)).contiguous()
-        rows = [torch.empty_like(own) for _ in range(num_rows)]
-        dist.all_gather(rows, own, group=self.group)
-        return torch.cat(rows)
+        own = predict(slice(self.rank, self.rank + 1))
+        return torch.cat(_gather(own, self.group, num_rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qvg_cli.errors import UsageError
+from qvg_cli.errors import UsageError, unknown_name
 from qvg_cli.models.base import Extension, Family
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ def find_family(name: str) -> Family[Any]:
         UsageError: There is none.
     """
     if name not in FAMILIES:
-        from qvg_cli.config.load import unknown_name
-
         raise unknown_name("family", name, tuple(FAMILIES))
     return FAMILIES[name]()
 

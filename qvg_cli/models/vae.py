@@ -9,14 +9,14 @@ and differs by the rounding of the convolutions where they are large.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, unpatchify
 from torch import Tensor
 
-from qvg_cli.errors import QvgError
-from qvg_cli.models.decoder import Decoder
+from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.models.seam import Seam
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.planning.sizes import PASS_PIXELS
@@ -27,10 +27,12 @@ class StreamingDecoder(Decoder):
 
     Args:
         vae: Not changed; several decoders may share it.
+        is_beside: Compute on a stream of its own, beside the model; for a VAE that stays on a GPU.
     """
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
+    def __init__(self, vae: AutoencoderKLWan, *, is_beside: bool = False) -> None:
         self._vae = vae
+        self._stream = torch.cuda.Stream(vae.device) if is_beside else None
         shape = (1, -1, 1, 1, 1)
         self._mean = torch.tensor(vae.config.latents_mean).view(shape)
         self._std = torch.tensor(vae.config.latents_std).view(shape)
@@ -59,10 +61,10 @@ class StreamingDecoder(Decoder):
             self._features = [None] * len(self._features)
             self._is_first = True
             num_shown = 0
-        for frame in latents[:, :, num_shown:][:, :, -reach:].split(1, dim=2):
-            self.decode_float(frame)
+        with self._own_stream(latents):
+            for frame in latents[:, :, num_shown:][:, :, -reach:].split(1, dim=2):
+                self.decode_float(frame)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode the next latent frames, if any.
 
@@ -73,18 +75,41 @@ class StreamingDecoder(Decoder):
             `[B, n, height, width, 3]` uint8 on the CPU, `n = 4 F`, or `4 F - 3` at the video's beginning;
             values are rounded to nearest.
         """
-        if not latents.shape[2]:
-            return no_pixels(latents, self._vae)
-        frames = self.decode_float(latents)
-        return to_pixels(frames if self._seam is None else self._seam.fade(frames))
+        return torch.cat([part.wait() for part in self.decode_each(latents)], dim=1)
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """As `decode`, a latent frame at a time."""
+        if not latents.shape[2]:
+            yield Pixels(no_pixels(latents, self._vae))
+            return
         for frame in latents.split(1, dim=2):
-            yield self.decode(frame)
+            with self._own_stream(latents) as began:
+                frames = self.decode_float(frame)
+                part = send_pixels(frames if self._seam is None else self._seam.fade(frames), began)
+            yield part
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
-        self._seam = Seam(frames[:, :, -1], self.decode_float(latents)[:, :, -1])
+        with self._own_stream(frames, latents):
+            self._seam = Seam(frames[:, :, -1], self.decode_float(latents)[:, :, -1])
+
+    @contextmanager
+    def _own_stream(self, *inputs: Tensor) -> Iterator[torch.cuda.Event | None]:
+        """Work on the decoder's stream, if it has one, after what the caller's has been given so far.
+
+        What the decoder remembers must never be touched on another stream: its memory would be given away
+        while it is read.
+        """
+        if self._stream is None:
+            yield None
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        for tensor in inputs:
+            if tensor.is_cuda:
+                tensor.record_stream(self._stream)
+        began = torch.cuda.Event(enable_timing=True)
+        began.record(self._stream)
+        with torch.cuda.stream(self._stream):
+            yield began
 
     @torch.no_grad()
     def decode_float(self, latents: Tensor) -> Tensor:
@@ -192,10 +217,21 @@ def to_pixels(frames: Tensor) -> Tensor:
     Raises:
         QvgError: A value is NaN; as a pixel it would be anything.
     """
-    if frames.isnan().any():
-        raise QvgError(
-            "the decoded frames contain NaN",
-            hint="the weights may be damaged, or need --set model.dtype=float32; see qvg download",
-        )
+    return send_pixels(frames).wait()
+
+
+def send_pixels(frames: Tensor, began: torch.cuda.Event | None = None) -> Pixels:
+    """As `to_pixels`, on their way to the CPU.
+
+    Args:
+        began: When a stream of the decoder's own began with them.
+    """
     levels = ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 4, 1).contiguous().cpu()
+    levels, is_nan = levels.permute(0, 2, 3, 4, 1).contiguous(), frames.isnan().any()
+    if not frames.is_cuda:
+        return Pixels(levels, is_nan)
+    # To pinned memory, without waiting.
+    levels, is_nan = levels.to("cpu", non_blocking=True), is_nan.to("cpu", non_blocking=True)
+    done = torch.cuda.Event(enable_timing=True, blocking=True)
+    done.record()
+    return Pixels(levels, is_nan, began, done)

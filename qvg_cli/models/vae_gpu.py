@@ -88,17 +88,13 @@ class FastResidualBlock(WanResidualBlock):  # type: ignore[misc]  # diffusers ha
             if feat_cache is not None and feat_idx is not None:
                 at = feat_idx[0]
                 before, feat_idx[0] = feat_cache[at], at + 1
-            states = self._norm_after_past(norm, states, before)
+            # Normed and activated frames, the past in front of them: `[B, C, 2 + T, H, W]`.
+            joined = _room_after_past(states, before, _CACHED_FRAMES)
+            norm_silu(states, norm.gamma.flatten(), norm.scale, joined[:, :, _CACHED_FRAMES:])
             if feat_cache is not None:
-                feat_cache[at] = states[:, :, -_CACHED_FRAMES:].clone()
-            states = convolution.convolve(states)
+                feat_cache[at] = joined[:, :, -_CACHED_FRAMES:].clone()
+            states = convolution.convolve(joined)
         return states.add_(shortcut)
-
-    def _norm_after_past(self, norm: WanRMS_norm, states: Tensor, before: Tensor | None) -> Tensor:
-        """Normed and activated frames, the past in front of them: `[B, C, 2 + T, H, W]`."""
-        joined = _room_after_past(states, before, _CACHED_FRAMES)
-        norm_silu(states, norm.gamma.flatten(), norm.scale, joined[:, :, _CACHED_FRAMES:])
-        return joined
 
 
 class FastUpsample(WanUpsample):  # type: ignore[misc]  # diffusers has no types

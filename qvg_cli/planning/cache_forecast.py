@@ -6,13 +6,13 @@ same blocks, so one layer is followed and its changes are repeated for the other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 from qvg_cli.config.schema import CacheConfig
-from qvg_cli.planning.cache_plan import Block, CachePlan, CacheStep, Commit, PackPolicy, unpacked_spec
-from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
+from qvg_cli.planning.cache_plan import Block, CachePlan, Commit, PackPolicy, unpacked_spec
+from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes, total
 from qvg_kernels.spec import PayloadBytes
 
@@ -51,7 +51,10 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
     ledger = Ledger()
     samples = []
     num_held = 0
-    for chunk, step, num_left in _steps(config, plan, shape):
+    blocks = _plan_cache(config, plan, shape)
+    for chunk in plan.chunks:
+        step = blocks.advance(chunk)
+        num_left = len(blocks.block_of)
         num_held -= len(step.evicts)
         for _ in range(shape.num_layers):
             for block in step.drops:
@@ -106,16 +109,6 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
 def _plan_cache(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> CachePlan:
     policy = PackPolicy.of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
     return CachePlan(policy)
-
-
-def _steps(
-    config: CacheConfig, plan: VideoPlan, shape: CacheShape
-) -> Iterator[tuple[ChunkPlan, CacheStep, int]]:
-    """Every chunk with its step, and how many frames the cache holds after it."""
-    blocks = _plan_cache(config, plan, shape)
-    for chunk in plan.chunks:
-        step = blocks.advance(chunk)
-        yield chunk, step, len(blocks.block_of)
 
 
 def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> BlockBytes:

@@ -147,11 +147,13 @@ class _Device:
         }
         vae, is_offloaded = self._sizes.vae, self._memory.vae == "model"
         features = int(vae.feature_bytes * self._pixels * self._element_bytes / 2)
+        prefilled = len(chunk.prefill) if chunk.commits or chunk.makes else 0
+        tokens = max(prefilled, len(chunk.makes) * self._sizes.rows) * self._plan.tokens_per_frame
         working = {
             **common,
             "transformer": self._working_bytes,
             "VAE": 0 if is_offloaded else self._sizes.vae_bytes,
-            "pass": self._pass_bytes(chunk),
+            "pass": int(tokens * self._sizes.token_bytes),
             # Nothing is remembered before the first frames are decoded.
             "decoding": features if vae.keeps_features and chunk.index and not is_offloaded else 0,
         }
@@ -167,11 +169,6 @@ class _Device:
         kinds = decoding if is_decoding else working
         end = pixel_frames(sample.num_frames, self._plan.pixel_frames_per_latent)
         return Moment(chunk.index, end, is_decoding, {kind: kinds[kind] for kind in KINDS})
-
-    def _pass_bytes(self, chunk: ChunkPlan) -> int:
-        tokens = self._plan.tokens_per_frame
-        prefilled = len(chunk.prefill) if chunk.commits or chunk.makes else 0
-        return int(max(prefilled, len(chunk.makes) * self._sizes.rows) * tokens * self._sizes.token_bytes)
 
     def _decoding_bytes(self, chunk: ChunkPlan) -> int:
         vae, per_latent = self._sizes.vae, self._plan.pixel_frames_per_latent

@@ -6,14 +6,25 @@ torch, so that a planned video can be accounted for as a real one is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 
 from qvg_kernels.spec import PayloadBytes
 
 
 @dataclass(frozen=True)
+class ProcessMemory:
+    """What one of several processes held around a chunk; see `MemorySample`."""
+
+    peak_bytes: int
+    end_bytes: int
+    device_peak_bytes: int | None
+
+
+@dataclass(frozen=True)
 class MemorySample:
-    """The cache around one chunk.
+    """The cache around one chunk, that of all processes.
 
     Attributes:
         chunk: Index of the chunk in the plan.
@@ -22,7 +33,8 @@ class MemorySample:
         end_bytes: Payload by kind after the chunk.
         bf16_peak_bytes: What a BF16 cache would hold for the same frames at its fullest moment.
         bf16_end_bytes: What a BF16 cache would hold for the same frames after the chunk.
-        device_peak_bytes: The allocator's peak during the chunk; `None` on a CPU.
+        device_peak_bytes: The allocator's peak during the chunk, on the fullest device; `None` on a CPU.
+        processes: What each of them held, if there are several.
     """
 
     chunk: int
@@ -32,6 +44,25 @@ class MemorySample:
     bf16_peak_bytes: int
     bf16_end_bytes: int
     device_peak_bytes: int | None
+    processes: tuple[ProcessMemory, ...] = ()
+
+
+def join(samples: Sequence[MemorySample]) -> MemorySample:
+    """The account of a chunk that several processes have made together."""
+    first = samples[0]
+    device_peaks = [sample.device_peak_bytes for sample in samples if sample.device_peak_bytes is not None]
+    return replace(
+        first,
+        peak_bytes=reduce(add, (sample.peak_bytes for sample in samples)),
+        end_bytes=reduce(add, (sample.end_bytes for sample in samples)),
+        bf16_peak_bytes=sum(sample.bf16_peak_bytes for sample in samples),
+        bf16_end_bytes=sum(sample.bf16_end_bytes for sample in samples),
+        device_peak_bytes=max(device_peaks, default=None),
+        processes=tuple(
+            ProcessMemory(total(sample.peak_bytes), total(sample.end_bytes), sample.device_peak_bytes)
+            for sample in samples
+        ),
+    )
 
 
 def total(payload: PayloadBytes) -> int:

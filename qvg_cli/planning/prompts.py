@@ -214,8 +214,8 @@ def unknown_words(prompt: str, family: str) -> list[str]:
     grammar = _grammar(family)
     templates = " ".join(grammar["templates"])
     known = set(_words(re.sub(r"{\w+}", " ", templates)))
-    for text in (*_texts(grammar["concepts"]), *grammar["fillers"]):
-        known.update(_words(text))
+    phrases = [each for concept in grammar["concepts"].values() for each in concept.values()]
+    known.update(word for texts in (*phrases, grammar["fillers"]) for text in texts for word in _words(text))
     return [word for word in dict.fromkeys(_words(prompt)) if word not in known]
 
 
@@ -233,14 +233,3 @@ def _grammar(family: str) -> dict[str, Any]:
 def _words(text: str) -> list[str]:
     # Letters of any script, so that a prompt in another language is seen as unknown and not as empty.
     return re.findall(r"[^\W\d_]+", text.lower())
-
-
-def _texts(values: Any) -> Iterator[str]:
-    if isinstance(values, str):
-        yield values
-    elif isinstance(values, list):
-        for value in values:
-            yield from _texts(value)
-    else:
-        for value in values.values():
-            yield from _texts(value)

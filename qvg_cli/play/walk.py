@@ -26,7 +26,7 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.session import Chunk
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir, remove_folder, sync_folder, write_whole
+from qvg_cli.files import RunDir, remove_folder, sync, write_whole
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.html import run_page
@@ -143,7 +143,7 @@ class WalkFolder:
         # The video last: a chunk is known by it.
         write_whole(stem.with_suffix(".mp4"), partial(_encode, frames=chunk.frames, fps=config.video.fps))
         self._write_text(self.run.config, format_yaml(_settings(config, self._device)))
-        sync_folder(self._parts)
+        sync(self._parts)
 
     def _write_report(self, config: RunConfig, num_frames: int) -> None:
         records = [json.loads(path.read_text()) for path in sorted(self._parts.glob("*.json"))]

@@ -7,7 +7,7 @@ would hold for the same frames at the same moment. The device peak is the alloca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,21 @@ class MemoryReport:
             "peak": {"chunk": peak.chunk, **_figures(peak.peak_bytes, peak.bf16_peak_bytes)},
             "end": _figures(end.end_bytes, end.bf16_end_bytes),
             "device_peak_bytes": max(device_peaks, default=None),
+            **({"processes": self.processes()} if end.processes else {}),
         }
+
+    def processes(self) -> list[dict[str, int | None]]:
+        """The most that each of several processes held, of the chunks that as many have made."""
+        count = len(self.samples[-1].processes)
+        held = [sample.processes for sample in self.samples if len(sample.processes) == count]
+        return [
+            {
+                "peak_bytes": max(process.peak_bytes for process in mine),
+                "end_bytes": mine[-1].end_bytes,
+                "device_peak_bytes": max((each for p in mine if (each := p.device_peak_bytes)), default=None),
+            }
+            for mine in zip(*held, strict=True)
+        ]
 
     def to_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """The content of memory.json.
@@ -65,6 +79,7 @@ class MemoryReport:
                 "peak": _figures(sample.peak_bytes, sample.bf16_peak_bytes),
                 "end": _figures(sample.end_bytes, sample.bf16_end_bytes),
                 "device_peak_bytes": sample.device_peak_bytes,
+                **({"processes": [asdict(each) for each in sample.processes]} if sample.processes else {}),
             }
             for sample in self.samples
         ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from qvg_cli.report.comparison import db_text
 from qvg_cli.report.run_files import Result
-from qvg_cli.report.words import describe_bytes, mib_text, short_prompt
+from qvg_cli.report.words import describe_bytes, mib_text, processes_text, short_prompt
 
 CHUNK_HEADER = ("chunk", "frames", "KV cache MiB", "BF16 MiB", "GPU peak MiB", "seconds")
 
@@ -39,7 +39,7 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
 
 def short_rows(result: Result) -> list[tuple[str, str]]:
     """The figures by which results are told apart where many of them are listed."""
-    left_out = {"model", "contents", "final KV cache", "GPU peak", "compared"}
+    left_out = {"model", "contents", "final KV cache", "GPU peak", "per process", "compared"}
     if result.figures["status"] == "complete":
         left_out.add("status")
     return [row for row in result_rows(result) if row[0] not in left_out]
@@ -62,7 +62,7 @@ def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
 
 def _run_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     peak, end = figures["peak"], figures["end"]
-    device_peak = figures["device_peak_bytes"]
+    device_peak, processes = figures["device_peak_bytes"], figures.get("processes")
     kinds = ", ".join(f"{kind} {mib_text(count)}" for kind, count in peak["kinds"].items())
     chunk_seconds = median(figures["chunk_seconds"])
     return [
@@ -72,6 +72,7 @@ def _run_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("contents", f"{kinds} MiB" if kinds else "nothing"),
         ("final KV cache", describe_bytes(end["bytes"], end["bf16_bytes"])),
         ("GPU peak", "-" if device_peak is None else f"{mib_text(device_peak)} MiB"),
+        *([("per process", processes_text(processes))] if processes else []),
         (
             "time",
             f"{figures['seconds']:.1f} s on {figures['device']}, "

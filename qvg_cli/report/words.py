@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 _TITLE_LENGTH = 300
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -35,6 +37,16 @@ def mib_text(num_bytes: int) -> str:
     """MiB with three digits or more."""
     mib = num_bytes / MIB
     return f"{mib:.2f}" if mib < 10 else f"{mib:.1f}"
+
+
+def processes_text(processes: Sequence[Mapping[str, int | None]]) -> str:
+    """What each of several processes held at most, first the first."""
+    held, peaks = (
+        [mib_text(count) for each in processes if (count := each[name]) is not None]
+        for name in ("peak_bytes", "device_peak_bytes")
+    )
+    told = f"KV cache {', '.join(held)} MiB"
+    return told + (f", GPU peak {', '.join(peaks)} MiB" if peaks else "")
 
 
 def short_prompt(prompt: str) -> str:

@@ -27,7 +27,7 @@ from qvg_cli.cache.snapshot import block_tensors, is_kept, read_blocks
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
-from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync_folder, write_whole
+from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync, write_whole
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
@@ -122,8 +122,8 @@ class Checkpoint:
         lock = _take(folder)
         text = identity.model_dump_json(indent=1)
         write_whole(folder / IDENTITY, lambda path: path.write_text(text, encoding="utf-8"))
-        sync_folder(folder)
-        sync_folder(folder.parent)
+        sync(folder)
+        sync(folder.parent)
         return cls(folder, identity, lock)
 
     @classmethod
@@ -185,7 +185,7 @@ class Checkpoint:
         self._forget_from(len(records))
         if not records:
             return [], None
-        has_history = records[-1].has_history and cache.is_whole
+        has_history = records[-1].has_history and (cache.is_whole or not records[-1].held)
         if has_history:
             try:
                 self._fill(plan, cache, device, records)
@@ -232,7 +232,7 @@ class Checkpoint:
             ),
             has_history=has_history,
             memory=result.memory,
-            num_frames=result.frames.shape[1],
+            num_frames=result.num_frames,
             chunk_seconds=round(result.seconds, 4),
             seconds=round(seconds, 4),
         )
@@ -278,7 +278,7 @@ class Checkpoint:
         content = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "record": text})
         path = self.path(record.chunk, "json")
         write_whole(path, lambda part: part.write_text(content, encoding="utf-8"))
-        sync_folder(self.folder)
+        sync(self.folder)
         # One chunk longer than needed: should this record be damaged, the one before it is still of use.
         alive = {held.chunk for held in record.held}
         for chunk in range(record.chunk):

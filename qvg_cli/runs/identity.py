@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from qvg_cli.files import write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import find_family
 
-_PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae"}}
+_PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae", "weights_sharded"}}
 """Where a run computes, not what: it may go on with others, say after a lack of memory."""
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 _REMEMBERED_BYTES = 1 << 26
@@ -132,9 +131,7 @@ def hash_folder(folder: Path) -> str:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_THREADS) as pool:
         contents = list(pool.map(hash_file, paths))
-    named = [
-        [path.relative_to(folder).as_posix(), content] for path, content in zip(paths, contents, strict=True)
-    ]
+    named = [(path.relative_to(folder).as_posix(), each) for path, each in zip(paths, contents, strict=True)]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
@@ -143,7 +140,8 @@ def hash_file(path: Path) -> str:
     facts = path.stat()
     if facts.st_size < _REMEMBERED_BYTES:
         return hash_content(path)
-    known = _place(path, facts)
+    about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+    known = qvg_home() / "hashes" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
     with suppress(OSError, UnicodeDecodeError):
         if re.fullmatch("[0-9a-f]{64}", text := known.read_text(encoding="utf-8")):
             return text
@@ -159,12 +157,6 @@ def hash_content(path: Path) -> str:
     """SHA-256 of a file, read anew."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _place(path: Path, facts: os.stat_result) -> Path:
-    about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
-    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
-    return qvg_home() / "hashes" / name
 
 
 def _versions(device: str) -> dict[str, str]:

@@ -24,7 +24,6 @@ from qvg_cli.models.registry import model_calls
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
 from qvg_cli.runs.run import Run
-from qvg_cli.runs.summary import chunk_line
 
 LOG = logging.getLogger(__name__)
 
@@ -106,7 +105,6 @@ def make_video(
                 for result in results:
                     with hold_interrupts():
                         run.add(result)
-                    LOG.info("%s", chunk_line(result))
                     progress.chunk_done(run.summary.status_line())
                     if result.chunk.index + 1 < len(plan.chunks):
                         stop_if_asked()

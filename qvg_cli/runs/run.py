@@ -32,10 +32,12 @@ from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
 from qvg_cli.runs.identity import identify
-from qvg_cli.runs.summary import Summary, Times
+from qvg_cli.runs.summary import Summary, Times, chunk_line
 from qvg_cli.runs.writer import Writer, copy_to_host
 from qvg_cli.video.io import Frames, VideoWriter
 from qvg_cli.video.parts import append_parts, join_parts
+
+LOG = logging.getLogger(__name__)
 
 
 class Run:
@@ -123,14 +125,13 @@ class Run:
         """
         assert self._checkpoint is not None
         assert self._cache is not None
-        self.summary.times.add(result)
         with self.summary.times.measure("writing"):
             self._wait()
             seconds = self._earlier_seconds + self.summary.times.loop_seconds
             record, blocks = self._checkpoint.describe(result, self.video.plan, self._cache, seconds=seconds)
             copies = copy_to_host({**blocks, "latents": result.latents}, self._stream)
-            frames, earlier = result.frames[0].numpy(), tuple(self.summary.records)
-            self._writer.start(partial(self._write, self._checkpoint, record, earlier, copies, frames))
+            earlier = tuple(self.summary.records)
+            self._writer.start(partial(self._write, self._checkpoint, record, earlier, copies, result))
             self.summary.records.append(record)
             self.summary.seconds = self._earlier_seconds + self.summary.times.loop_seconds
 
@@ -164,17 +165,21 @@ class Run:
                     raise failures[0]
                 return
             assert checkpoint is not None
-            writes = [
-                lambda: write_whole(run.latents, partial(self._save_latents, checkpoint)),
-                lambda: write_whole(run.plot, summary.report.save_plot),
-            ]
-            for name, write_file in self._details.files.items():
-                writes.append(partial(write_whole, run.path / name, write_file))
+
+            def save_latents(path: Path) -> None:
+                # Not save_file: it makes files that only their owner can read.
+                path.write_bytes(save({"latents": checkpoint.read_latents(summary.records).contiguous()}))
+
+            writes: dict[Path, Callable[[Path], None]] = {
+                run.latents: save_latents,
+                run.plot: summary.report.save_plot,
+                **{run.path / name: write for name, write in self._details.files.items()},
+            }
             # ffmpeg copies while the other files are written.
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(attempt, lambda: self._join_video(checkpoint))
-                for write in writes:
-                    attempt(write)
+                for path, write in writes.items():
+                    attempt(partial(write_whole, path, write))
         summary.times.end_loop()
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
@@ -245,10 +250,13 @@ class Run:
         record: ChunkRecord,
         earlier: Sequence[ChunkRecord],
         copies: Callable[[], dict[str, Tensor]],
-        frames: Frames,
+        result: ChunkResult,
     ) -> ChunkRecord:
-        """Write a chunk after those `earlier`, on the writer's thread."""
+        """Write a chunk after those `earlier`, on the writer's thread, as soon as its pixels are there."""
         fps = self.video.config.video.fps
+        frames = result.frames[0].numpy()
+        self.summary.times.add(result)
+        LOG.info("%s", chunk_line(result))
         with timed("chunk written", logging.DEBUG):
             blocks = copies()
             latents = blocks.pop("latents")
@@ -275,10 +283,6 @@ class Run:
         if parts:
             join_parts(parts, self.folder.video, num_frames=self.summary.num_frames)
         self.folder.preview.unlink(missing_ok=True)
-
-    def _save_latents(self, checkpoint: Checkpoint, path: Path) -> None:
-        # Not save_file: it makes files that only their owner can read.
-        path.write_bytes(save({"latents": checkpoint.read_latents(self.summary.records).contiguous()}))
 
     def _write_config(self) -> None:
         values = {

@@ -17,7 +17,7 @@ from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.report.words import MIB, compression_text, memory_text, mib_text
+from qvg_cli.report.words import MIB, compression_text, memory_text, mib_text, processes_text
 from qvg_cli.runs.checkpoint import ChunkRecord
 
 
@@ -35,6 +35,8 @@ class Times:
         self._spent = dict.fromkeys(("text", "model", "vae", "writing"), 0.0)
         self._first_frame: float | None = None
         self._num_frames = 0
+        self._computing = self._recaching = 0.0
+        self._ended = self._late = 0.0
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -54,12 +56,18 @@ class Times:
         self._loop_ended = time.perf_counter()
 
     def add(self, result: ChunkResult) -> None:
-        """Take in a chunk whose pixels have just come."""
-        decoding = result.phases.get("decode", 0.0)
+        """Take in a chunk whose pixels have just come, after those before it."""
+        decoding = result.phases["decode"]
         self._spent["vae"] += decoding
         self._spent["model"] += sum(result.phases.values()) - decoding
+        if not result.latents.shape[2]:
+            # Finished frames have passed again.
+            self._recaching += result.seconds
+        # A decoder that works beside the model is late for as long as the next chunk has not begun.
+        self._computing += result.seconds + min(self._late, result.began - self._ended)
+        self._ended, self._late = result.began + result.seconds, result.late_seconds
         if result.chunk.makes:
-            self._num_frames += result.frames.shape[1]
+            self._num_frames += result.num_frames
             if self._first_frame is None:
                 self._first_frame = time.perf_counter() - self._began
 
@@ -69,12 +77,13 @@ class Times:
         return (self._loop_ended or time.perf_counter()) - self._loop_began
 
     def figures(self) -> dict[str, float | None]:
-        """Everything so far, as memory.json has it."""
+        """Everything so far, as memory.json has it; model and VAE may have worked at the same time."""
         loop, spent = self.loop_seconds, self._spent
-        model, computing = spent["model"], spent["model"] + spent["vae"]
+        model, computing = spent["model"], self._computing + self._late
         figures = {
             "start": self._loop_began - self._began - spent["text"],
             **spent,
+            "recache": self._recaching,
             "idle": max(0.0, loop - computing - spent["writing"]),
             "total": self._loop_began - self._began + loop,
             "first_frame": self._first_frame,
@@ -153,13 +162,17 @@ class Summary:
             f"{'VAE' if name == 'vae' else name} {times[name]:.1f} s"
             for name in ("start", "text", "model", "vae", "writing", "idle")
         )
+        if times["recache"]:
+            spent += f"; of the model time, {times['recache']:.1f} s for prompt changes"
         if times["first_frame"] is not None:
             spent += f"; first frame after {times['first_frame']:.1f} s"
             spent += f"; {times['frames_per_second_without_vae']:.1f} fps without the VAE"
             spent += f", {times['frames_per_second_with_vae']:.1f} with the VAE"
+        processes = self.report.summary().get("processes")
+        each = f"\nper process: {processes_text(processes)}" if processes else ""
         return (
             f"{self._lasting()}{made} in {self.seconds:.1f} s, {num_made / self.seconds:.1f} fps; "
-            f"peak KV cache {self.report.peak_text()}\n{spent}"
+            f"peak KV cache {self.report.peak_text()}{each}\n{spent}"
         )
 
     def kept(self) -> str:
@@ -181,8 +194,7 @@ class Summary:
         return (
             f"{cache}; weights, activations and cache peaked at {mib_text(peak)} of {mib_text(whole)} MiB on "
             f"{card}; {mib_text(reserved)} MiB still reserved, {mib_text(others)} MiB used by other "
-            "programs, "
-            f"{mib_text(free)} MiB free"
+            f"programs, {mib_text(free)} MiB free"
         )
 
     def about(self) -> dict[str, Any]:

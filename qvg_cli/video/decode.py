@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, cast
 
 import av
@@ -40,7 +40,7 @@ _USUAL_RATE = Fraction(25)
 _HIGHEST_SHARE = Fraction(3, 2)
 
 
-class Source:
+class Source(AbstractContextManager["Source"]):
     """An open video file, read once from its begin.
 
     Attributes:
@@ -72,19 +72,17 @@ class Source:
             self._container = av.open(_named(self.path), "r", options=_LOCAL_ONLY)
         except (FFmpegError, ValueError) as error:
             raise _unreadable(self.path) from error
-        if not (streams := _without_covers(self._container.streams.video)):
-            has_cover = bool(self._container.streams.video)
+        videos = self._container.streams.video
+        if not (streams := [each for each in videos if not each.disposition & Disposition.attached_pic]):
             self._container.close()
-            raise _no_video(self.path, has_cover=has_cover)
+            what = "only audio and a cover picture" if videos else "no pictures, only audio or text"
+            raise UsageError(
+                f"{self.path} is not a video that can be read: it holds {what}", hint="use a video file"
+            )
         self.stream = max(streams, key=_rank)
         self.stream.thread_type = threads
 
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._container.close()
 
     @property
@@ -112,7 +110,11 @@ class Source:
     def timed_frames(self) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
         """Every frame with the second at which it is first shown, and for how long; seconds never fall."""
         is_broadcast = self._has_flag(Flags.ts_discont)
-        origin = None if is_broadcast or self._has_no_pts else self._begin
+        origin: Fraction | None = None
+        begin, unit = self._container.start_time, self.stream.time_base
+        if begin is not None and unit is not None and not (is_broadcast or self._has_no_pts):
+            # Where the file begins, sound included, on the video's own clock.
+            origin = round(Fraction(begin, av.time_base) / unit) * unit
         start, end = Fraction(0), None
         for frame in self._deinterlaced():
             length = 1 / self.fps
@@ -143,12 +145,6 @@ class Source:
             return sum(1 for packet in self._container.demux(self.stream) if packet.size)
         except FFmpegError:
             return 0
-
-    @property
-    def _begin(self) -> Fraction | None:
-        """The second at which the file begins, sound included, on the video's own clock."""
-        begin, unit = self._container.start_time, self.stream.time_base
-        return None if begin is None or unit is None else round(Fraction(begin, av.time_base) / unit) * unit
 
     @property
     def _has_no_pts(self) -> bool:
@@ -279,15 +275,6 @@ def _unreadable(path: Path) -> UsageError:
         f"{path} is not a video that can be read",
         hint="supported: MP4, WebM, MOV and others that ffmpeg decodes",
     )
-
-
-def _no_video(path: Path, *, has_cover: bool) -> UsageError:
-    what = "only audio and a cover picture" if has_cover else "no pictures, only audio or text"
-    return UsageError(f"{path} is not a video that can be read: it holds {what}", hint="use a video file")
-
-
-def _without_covers(streams: Sequence[VideoStream]) -> list[VideoStream]:
-    return [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
 
 
 def _rank(stream: VideoStream) -> int:

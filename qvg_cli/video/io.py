@@ -6,8 +6,8 @@ import os
 import re
 import shutil
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import imageio_ffmpeg
@@ -44,7 +44,7 @@ def check_encoder() -> None:
         )
 
 
-class VideoWriter:
+class VideoWriter(AbstractContextManager["VideoWriter"]):
     """Writes one H.264 file that plays up to where the writing stopped, whatever stopped it.
 
     Frames go to `<name>.part` until `finish` gives the file its name. If this process dies, ffmpeg closes the
@@ -67,6 +67,13 @@ class VideoWriter:
         self._has_failed = False
         self._shape = (height, width, 3)
         self._part = path.with_name(f"{path.name}.part")
+        # crf 16 is hard to tell from the source. A hybrid file is made of fragments that play on their own
+        # while it grows, and becomes a plain MP4 at its end; any other that is cut off does not play at all.
+        params = ["-crf", "16", "-g", str(_KEYFRAME_INTERVAL), "-movflags", "+hybrid_fragmented"]
+        # The part's name does not end in .mp4, so the format is named.
+        params += ["-flush_packets", "1", "-f", "mp4"]
+        if comment:
+            params += ["-metadata", f"comment={comment}"]
         self._encoder: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
             # Absolute: ffmpeg takes the begin of a name such as a:b for a protocol.
             str(self._part.absolute()),
@@ -76,7 +83,7 @@ class VideoWriter:
             quality=None,
             macro_block_size=1,
             ffmpeg_log_level="error",
-            output_params=_output_params(comment),
+            output_params=params,
         )
         self._encoder.send(None)
 
@@ -118,12 +125,7 @@ class VideoWriter:
         if num_kept < num_written and not self._has_failed:
             raise self._failure(f"ffmpeg wrote {num_kept} of {num_written} frames")
 
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         if kind is None:
             self.finish()
         else:
@@ -141,15 +143,6 @@ def disk_error(path: Path, what: str, *, hint: str | None = None) -> QvgError:
     if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
         return QvgError(f"no space left in {folder}", hint="free some space, or use another --out")
     return QvgError(what, hint=hint)
-
-
-def _output_params(comment: str) -> list[str]:
-    # crf 16 is hard to tell from the source. A hybrid file is made of fragments that play on their own while
-    # it grows, and becomes a plain MP4 at its end; any other file that is cut off does not play at all.
-    params = ["-crf", "16", "-g", str(_KEYFRAME_INTERVAL), "-movflags", "+hybrid_fragmented"]
-    # The part's name does not end in .mp4, so the format is named.
-    params += ["-flush_packets", "1", "-f", "mp4"]
-    return [*params, "-metadata", f"comment={comment}"] if comment else params
 
 
 def read_frames(path: Path, *, start_seconds: float = 0.0) -> Generator[Frames]:

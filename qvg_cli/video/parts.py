@@ -16,6 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from qvg_cli.errors import QvgError
+from qvg_cli.files import sync
 from qvg_cli.video.io import Frames, disk_error
 
 QUALITY = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "16")
@@ -58,9 +59,7 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
         found = int((re.findall(rb"^frame=(\d+)", said, re.M) or [0])[-1])
         if found != num_frames:
             raise QvgError(f"{path} would have {found} of {num_frames} frames: ffmpeg did not join its parts")
-        descriptor = os.open(part, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync(part)
         os.replace(part, path)
     except OSError as error:
         raise disk_error(path, f"cannot write {path}: {error.strerror or error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,11 +45,14 @@ class Renderer:
     def render(self, frame: VideoFrame) -> Frames:
         """One frame as `[height, width, 3]` uint8 RGB."""
         tones = tones_of(frame.color_trc, frame.color_primaries)
-        turn = _turn(frame)
-        shown = shown_size(frame, self._pixel_aspect)
-        height, width = shown if self._size is None else _cover(shown, self._size)
+        height, width = shown_size(frame, self._pixel_aspect)
+        if self._size is not None:
+            # The least size of the same shape that covers the one asked for.
+            tall = _round(Fraction(self._size[1] * height, width))
+            wide = _round(Fraction(self._size[0] * width, height))
+            height, width = max(tall, self._size[0]), max(wide, self._size[1])
         depth = "rgb24" if tones is None else "rgb48le"
-        filters = (*turn, ("scale", f"{width}:{height}:{_TRUE_COLORS}"), ("format", depth))
+        filters = (*_turn(frame), ("scale", f"{width}:{height}:{_TRUE_COLORS}"), ("format", depth))
         picture = self._scale.run(self._on_white(frame, is_deep=tones is not None), filters)
         if self._size is not None:
             height, width = self._size
@@ -78,10 +80,8 @@ class Renderer:
         self.has_alpha = True
         # Before anything is scaled: what lies under the alpha must not come in at its edges.
         mixed = (layers[..., :3] * alpha + white * (white - alpha) + white // 2) // white
-        if is_deep:
-            opaque = VideoFrame.from_ndarray(mixed.astype(np.uint16), format="rgb48le")
-        else:
-            opaque = VideoFrame.from_ndarray(mixed.astype(np.uint8), format="rgb24")
+        kind: Any = np.uint16 if is_deep else np.uint8
+        opaque = VideoFrame.from_ndarray(mixed.astype(kind), format="rgb48le" if is_deep else "rgb24")
         opaque.pts, opaque.time_base = frame.pts, frame.time_base
         return opaque
 
@@ -124,13 +124,6 @@ def _turn(frame: VideoFrame) -> Filters:
         ways = {(True, True): "cclock_flip", (True, False): "clock", (False, True): "cclock"}
         return (("transpose", ways.get((b > 0, c > 0), "clock_flip")),)
     return (*((("hflip", ""),) if a < 0 else ()), *((("vflip", ""),) if d < 0 else ()))
-
-
-def _cover(shown: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
-    """The least size of the shape of `shown` that covers `size`."""
-    height = _round(Fraction(size[1] * shown[0], shown[1]))
-    width = _round(Fraction(size[0] * shown[1], shown[0]))
-    return max(height, size[0]), max(width, size[1])
 
 
 def _round(value: Fraction) -> int:

@@ -1,30 +1,38 @@
 """Time what one who plays feels: from a key to the first frame, and chunk after chunk, by `Session.step`.
 
     python -m scripts.bench.play --backend hyworldplay --pocket --chunks 8
+    python -m scripts.bench.play --backend hyworldplay --random full --chunks 12 --json play.json
 
 Each chunk goes on with the next of some moves. Prints the seconds to the first frame and to the whole chunk
 of each, and their medians after the first two chunks; in brackets the processor's seconds, of all cores
-together, which other programs on the machine change less. On a GPU, give weights of the published size with
-`--set model.weights=FOLDER`.
+together, which other programs on the machine change less. `--random` makes weights of the published size, or
+of a tiny one, on the device: no files are needed, and the picture is noise.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
+
+import torch
 
 from qvg_cli.config.load import Request
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.models.registry import load_config
+from scripts.full_size import PIPELINES
+from scripts.random_models import FULL, TINY, RandomModels
 
 _MOVES = ("w", "w", "left", "w", "right", "d", "w", "left")
 _WARM_UPS = 2
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Play, and print the times."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,11 +41,19 @@ def main() -> None:
     parser.add_argument("--pocket", action="store_true")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
     parser.add_argument("--chunks", type=int, default=8)
-    options = parser.parse_args()
-    request = Request(backend=options.backend, pocket=options.pocket, sets=options.sets)
+    parser.add_argument("--random", choices=("full", "tiny"), help="random weights of this size")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args(arguments)
+    layout = {"full": FULL, "tiny": TINY}[options.random or "full"][options.backend]
+    sets = [*(layout.sets if options.random else ()), *options.sets]
+    request = Request(backend=options.backend, pocket=options.pocket, sets=sets)
     config = load_config(request).config
     device = resolve_device(config.device)
-    engine = Engine.load_config(config, device, request)
+    if options.random:
+        pipeline = PIPELINES[options.backend](config, RandomModels(config, layout, device))
+        engine = Engine(config, pipeline, device, request)
+    else:
+        engine = Engine.load_config(config, device, request)
     session = engine.session(config.prompt)
     video = config.video
     print(f"{config.model.name}, {video.width} x {video.height}, cache {config.cache.preset}, {device}")
@@ -64,6 +80,16 @@ def main() -> None:
         f"medians after chunk {steady.start}: first frame {_medians(firsts[steady])}, "
         f"chunk {_medians(wholes[steady])}; {rate:.1f} frames/s"
     )
+    if device.type == "cuda":
+        peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        print(f"device peak {peak / 2**20:,.0f} MiB, reserved {reserved / 2**20:,.0f} MiB")
+    if options.json:
+        chunks = [
+            {"first_frame_seconds": first, "seconds": whole, "frames": count}
+            for (first, _), (whole, _), count in zip(firsts, wholes, num_frames, strict=True)
+        ]
+        text = json.dumps({"frames_per_second": rate, "chunks": chunks}, indent=1) + "\n"
+        options.json.write_text(text, encoding="utf-8")
 
 
 def _now() -> tuple[float, float]:

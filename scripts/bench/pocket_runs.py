@@ -1,4 +1,4 @@
-"""Runs of the built-in pocket model for the benches: many prompts side by side, through a user's engine.
+"""Runs for the benches, most of the built-in pocket model: many prompts side by side, in a user's loop.
 
 `prompts.txt` names scenes that the pocket model was not trained on; no run changes another's noise.
 """
@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.device import resolve_device
 from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.rollout import ChunkResult, rollout
-from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
+from qvg_cli.models.base import Pipeline
+from qvg_cli.models.registry import family_of, load_config, plan_video
+from qvg_cli.planning.cache_forecast import CacheShape
+from qvg_cli.planning.chunks import VideoPlan
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -48,6 +49,8 @@ class Arm:
 class Batch:
     """Videos made side by side, and the cache that they share."""
 
+    plan: VideoPlan
+    shape: CacheShape
     cache: KVCache
     results: Iterator[ChunkResult]
 
@@ -64,23 +67,14 @@ def read_prompts(count: int) -> list[str]:
     return prompts[:count]
 
 
-def start_batch(config: RunConfig, prompts: Sequence[str], device_name: str) -> Batch:
-    """Load the model and begin one video per prompt; the videos are made as the results are taken."""
-    device = resolve_device(device_name)
+def start_batch(config: RunConfig, prompts: Sequence[str], pipeline: Pipeline, device: torch.device) -> Batch:
+    """Begin one video per prompt with a loaded model; the videos are made as the results are taken."""
     plan = plan_video(config)
-    pipeline = load_pipeline(config, device)
+    pipeline = pipeline.with_config(config)
     embeds = torch.cat([pipeline.encode_prompt(prompt) for prompt in prompts])
     shape = pipeline.cache_shape
     shape = replace(shape, heads=shape.heads * len(prompts))
     cache = open_cache(config.cache, plan, shape, config.seed)
     denoiser = pipeline.denoiser(cache, family_of(config).planner(config), embeds, config.seed)
     noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, device, batch=len(prompts))
-    return Batch(cache, rollout(plan.chunks, denoiser, pipeline.decoder(), noise))
-
-
-def history(cache: KVCache) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Layer, keys and values `[B, H, S, D]` of everything the cache holds, keys not rotated."""
-    for layer in cache.layers:
-        pairs = [entry.decode() for entry in layer.entries.values()]
-        keys, values = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
-        yield layer.index, keys, values
+    return Batch(plan, shape, cache, rollout(plan.chunks, denoiser, pipeline.decoder(), noise))

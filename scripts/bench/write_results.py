@@ -2,32 +2,39 @@
 
     python scripts/bench/write_results.py --work build/results
 
-Benches whose table is in the working folder already are not run again, so a long series may be made piece by
-piece.
+A bench is not run whose figures are in the working folder: `synthetic.json`, `recorded.json` and
+`closed_loop.json` may come from another machine, or be made one by one.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
-import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from closed_loop import DEFAULT_ARMS, format_table, write_plot
+from matplotlib import pyplot
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-FIDELITY = ROOT / "kernels" / "bench" / "fidelity.py"
+BENCH = ROOT / "kernels" / "bench"
 HERE = Path(__file__).parent
+sys.path.insert(0, str(BENCH))
+import figures  # noqa: E402
+
 # Tables that give the k-means schemes the bits of int2 at each of these spans of the pocket model.
 POCKET_SPANS = {336: 6, 1008: 16, 2352: 32}
 POCKET_PRESETS = (
-    "int2",
-    *(f"int2-qvg:num_centroids={count}" for count in POCKET_SPANS.values()),
-    "int2-asym:num_centroids=6",
-    *("int2-scalar", "trit", "int2-lite", "int3", "int4"),
-    *("rtn-int2", "kivi-int2", "quarot-int2", "turboquant-int2"),
+    *(arm for arm in DEFAULT_ARMS if "keep" not in arm),
+    *(f"int2-qvg:num_centroids={count}" for count in POCKET_SPANS.values() if count != 6),
 )
+PARETO = (("synthetic", "mid", 4680), ("recorded", "recorded", 336))
+"""Data of the plots of bits against attention error."""
 
 
 def run(script: Path, *arguments: object) -> None:
@@ -35,29 +42,52 @@ def run(script: Path, *arguments: object) -> None:
     subprocess.run([sys.executable, str(script), *map(str, arguments)], check=True)
 
 
-def make_tables(work: Path, dtype: str, threads: int) -> None:
-    """Run the benches whose tables are missing from `work`."""
+def make_figures(work: Path, device: str, dtype: str, threads: int) -> None:
+    """Run the benches whose figures are missing from `work`."""
     work.mkdir(parents=True, exist_ok=True)
-    recorded = work / "recorded.safetensors"
-    if not (work / "synthetic.md").exists():
-        plot = work / "synthetic.png"
-        run(FIDELITY, "--threads", threads, "--table", work / "synthetic.md", "--plot", plot)
-    if not recorded.exists():
-        run(HERE / "record.py", "--out", recorded)
-    if not (work / "recorded.md").exists():
-        paths = ("--table", work / "recorded.md", "--plot", work / "recorded.png", "--threads", threads)
-        run(
-            FIDELITY,
-            "--recorded",
-            recorded,
-            "--spans",
-            *POCKET_SPANS,
-            "--presets",
-            *POCKET_PRESETS,
-            *paths,
+    recorded, fidelity = work / "recorded.safetensors", BENCH / "fidelity.py"
+    common = ("--threads", threads, "--device", device, "--json")
+    if not (work / "synthetic.json").exists():
+        run(fidelity, *common, work / "synthetic.json")
+    if not (work / "recorded.json").exists():
+        if not recorded.exists():
+            run(HERE / "record.py", "--device", device, "--out", recorded)
+        where = ("--recorded", recorded, "--spans", *POCKET_SPANS, "--presets", *POCKET_PRESETS)
+        run(fidelity, *common, work / "recorded.json", *where)
+    if not (work / "closed_loop.json").exists():
+        run(HERE / "closed_loop.py", "--out", work, "--device", device, "--dtype", dtype)
+
+
+def read_rows(path: Path) -> list[figures.Row]:
+    """The figures of a fidelity bench."""
+    return [figures.Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def write_pareto(rows: dict[str, list[figures.Row]], arms: list[dict[str, Any]], path: Path) -> None:
+    """Bits against the error of attention in sharp heads, and against what is left of the videos."""
+    panels = []
+    for name, source, tokens in PARETO:
+        cells = figures.cells_of(rows[name]).get((source, tokens), {})
+        points = [(preset, cell.bits, cell.mean("attention_db", "sharp")) for preset, cell in cells.items()]
+        panels.append(
+            (f"{source}, spans of {tokens:,} tokens", "error of attention, sharp heads, dB", points)
         )
-    if not (work / "closed_loop.md").exists():
-        run(HERE / "closed_loop.py", "--out", work, "--dtype", dtype)
+    loop = [
+        (arm["arm"], arm["bits"], -statistics.fmean(arm["windows"][0]["psnr_db"]))
+        for arm in arms
+        if "keep" not in arm["arm"]
+    ]
+    panels.append(("closed loop, first 2 s", "below the BF16 cache's videos: minus PSNR, dB", loop))
+    drawn = [panel for panel in panels if panel[2]]
+    figure, axes = pyplot.subplots(1, len(drawn), figsize=(5.2 * len(drawn), 4.8), squeeze=False)
+    for axis, (title, measure, points) in zip(axes[0], drawn, strict=True):
+        figures.draw_points(axis, points)
+        axis.set_title(title)
+        axis.set_xlabel("bits a value")
+        axis.set_ylabel(measure)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
 
 
 def fill(text: str, name: str, table: str) -> str:
@@ -79,18 +109,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for the benches' own files")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16", help="of the model in the closed loop")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
 
-    make_tables(options.work, options.dtype, options.threads)
-    page = DOCS / "results.md"
+    make_figures(options.work, options.device, options.dtype, options.threads)
+    page, images = DOCS / "results.md", DOCS / "images"
     text = page.read_text(encoding="utf-8")
-    for name in ("synthetic", "recorded", "closed_loop"):
-        text = fill(text, name, (options.work / f"{name}.md").read_text(encoding="utf-8"))
-        shutil.copyfile(
-            options.work / f"{name}.png", DOCS / "images" / f"results-{name.replace('_', '-')}.png"
-        )
+    rows = {name: read_rows(options.work / f"{name}.json") for name in ("synthetic", "recorded")}
+    for name, of_bench in rows.items():
+        text = fill(text, name, figures.write_table(of_bench))
+        figures.write_plot(of_bench, images / f"results-{name}.png")
+    arms = json.loads((options.work / "closed_loop.json").read_text(encoding="utf-8"))["arms"]
+    text = fill(text, "closed_loop", format_table(arms))
+    write_plot(arms, images / "results-closed-loop.png")
+    write_pareto(rows, arms, images / "results-pareto.png")
     page.write_text(text, encoding="utf-8")
 
 

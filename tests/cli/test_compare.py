@@ -221,17 +221,14 @@ def test_a_setting_of_the_cache_changes_every_variant(compare, tmp_path):
     assert [variant["cache"]["keep_sink"] for variant in json.loads(result.stdout)["arms"]] == [True, True]
 
 
-def test_ctrl_c_keeps_a_report_on_what_was_compared(tiny, tmp_path):
-    command = [sys.executable, "-m", "qvg_cli", "compare", "bf16", "int2-qvg", *settings(tiny)]
-    options = ["--frames", "21", "--seeds", "50", "--out", str(tmp_path)]
-    program = subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_ctrl_c_keeps_a_report_on_what_was_compared(start, tiny, tmp_path):
+    options = ["--frames", 21, "--seeds", 50, "--out", tmp_path]
+    program = start("compare", "bf16", "int2-qvg", *settings(tiny), *options)
     for line in program.stderr:
         if line.startswith("video 2/"):
             break
     program.send_signal(signal.SIGINT)
-    stdout, stderr = program.communicate(timeout=120)
+    stdout, stderr = program.communicate()
     assert (program.returncode, stdout) == (130, ""), stderr
     [report] = (tmp_path / "compare").glob("*/report.html")
     assert f"partial results: {report}" in stderr

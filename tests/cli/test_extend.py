@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,8 +207,9 @@ def test_what_does_not_fit_is_refused(clip, qvg, tmp_path, monkeypatch, argument
     assert not Path("out").exists()
 
 
-def test_the_pocket_model_goes_on_from_a_clip(tmp_path):
-    """The whole program, on a clip whose tones are not those of the model."""
+def test_the_pocket_model_goes_on_from_a_clip(qvg, tmp_path, monkeypatch):
+    """A clip whose tones are not those of the model."""
+    monkeypatch.chdir(tmp_path)
     frames = np.full((9, 128, 224, 3), (90, 140, 80), np.uint8)
     frames[:, :64] = (150, 190, 230)
     for index in range(len(frames)):
@@ -218,9 +217,8 @@ def test_the_pocket_model_goes_on_from_a_clip(tmp_path):
     with VideoWriter(tmp_path / "box.mp4", height=128, width=224, fps=16) as writer:
         writer.write(frames)
     command = ["extend", "box.mp4", "a medium red cube slides", "--frames", "12", "--json"]
-    program = [sys.executable, "-m", "qvg_cli", *command]
-    result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    result = qvg(*command)
+    assert result.exit_code == 0, result.stderr
     made = json.loads(result.stdout)
     shown = np.stack(list(fitted_frames(tmp_path / made["video"], height=128, width=224, fps=16)))
     assert len(shown) == 21

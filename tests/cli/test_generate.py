@@ -3,11 +3,8 @@
 import contextlib
 import json
 import os
-import pty
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +12,6 @@ import yaml
 from safetensors.torch import load_file
 
 from qvg_cli.video.io import count_frames, read_frames
-
-PROGRAM = [sys.executable, "-m", "qvg_cli", "generate"]
 
 
 def test_the_folder_holds_the_whole_run(finished):
@@ -126,18 +121,14 @@ def test_what_was_chosen_for_the_user_is_said(qvg, tmp_path, monkeypatch):
     )
 
 
-def test_ctrl_c_keeps_a_video_that_plays(tiny, tmp_path):
-    program = subprocess.Popen(
-        [*PROGRAM, *tiny.arguments, "a red ball", "--frames", "801", "--out", str(tmp_path), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_ctrl_c_keeps_a_video_that_plays(start, tiny, tmp_path):
+    options = ["--frames", 801, "--out", tmp_path, "--json"]
+    program = start("generate", *tiny.arguments, "a red ball", *options)
     for line in program.stderr:
         if line.startswith("chunk 2/"):
             break
     program.send_signal(signal.SIGINT)
-    stdout, stderr = program.communicate(timeout=60)
+    stdout, stderr = program.communicate()
     assert program.returncode == 130, stderr
     made = json.loads(stdout)
     folder = Path(made["folder"])
@@ -156,18 +147,13 @@ def test_ctrl_c_keeps_a_video_that_plays(tiny, tmp_path):
     assert 1 + 4 * (latents.shape[2] - 1) == frames
 
 
-def test_a_terminal_gets_a_bar_without_colour_if_asked(tiny, tmp_path):
-    ours, theirs = pty.openpty()
-    program = subprocess.Popen(
-        [*PROGRAM, *tiny.arguments, "a red ball", "--frames", "9", "--out", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "NO_COLOR": "1"},
-    )
-    os.close(theirs)
+def test_a_terminal_gets_a_bar_without_colour_if_asked(start, tiny, tmp_path):
+    terminal = {"TERM": "xterm-256color", "COLUMNS": "120", "NO_COLOR": "1"}
+    options = ["--frames", 9, "--out", tmp_path]
+    program = start("generate", *tiny.arguments, "a red ball", *options, has_terminal=True, env=terminal)
     shown = b""
     with contextlib.suppress(OSError):  # How a terminal says that its program has ended.
-        while part := os.read(ours, 4096):
+        while part := os.read(program.stderr.fileno(), 4096):
             shown += part
     assert program.wait() == 0
     text = shown.decode()

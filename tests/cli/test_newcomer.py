@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,6 @@ from qvg_cli.errors import UsageError
 from qvg_cli.main import app
 from qvg_cli.planning.cards import CARDS, parse_card
 from qvg_cli.report.doctor import GIB
-
-PROGRAM = [sys.executable, "-m", "qvg_cli"]
 
 
 @pytest.mark.parametrize("size", ["224x128", "224X128", "224\u00d7128", "224 x 128"])
@@ -99,21 +98,16 @@ def test_a_folder_without_a_model_is_told(tiny, tmp_path, monkeypatch, sets, mes
     assert (result.exit_code, message in result.stderr) == (3, True), result.stderr
 
 
-def test_a_killed_run_is_shown(tiny, qvg, tmp_path):
+def test_a_killed_run_is_shown(start, tiny, qvg, tmp_path):
     before = tiny("a red ball", "--frames", 9, "--out", tmp_path, "--quiet")
-    program = subprocess.Popen(
-        [*PROGRAM, "generate", *tiny.arguments, "a ball", "--frames", "117", "-o", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    program = start("generate", *tiny.arguments, "a ball", "--frames", 117, "-o", tmp_path)
     for line in program.stderr:
         # The newest may still be being written, and is lost then.
         if line.startswith("chunk 3/"):
             break
     folder = tmp_path / "self-forcing" / "a-ball-seed0"
     assert f"the run in {folder} is under way, " in qvg("show", "--out", tmp_path).stdout
-    program.kill()
+    program.send_signal(signal.SIGKILL)
     program.communicate()
     made = json.loads(qvg("show", folder, "--json").stdout)
     assert (made["status"], made["prompt"], made["planned_chunks"]) == ("cut off", "a ball", 10)
@@ -185,7 +179,7 @@ def test_help_for_no_command_names_the_nearest(qvg):
     assert (result.exit_code, "hint: nearest: generate; known: " in result.stderr) == (2, True)
 
 
-def test_a_part_that_is_being_made_is_not_made_twice(tiny, tmp_path):
+def test_a_part_that_is_being_made_is_not_made_twice(start, tiny, tmp_path):
     prompts = tmp_path / "p.txt"
     prompts.write_text("red\nball\n")
     arguments = ["--prompts", prompts, "--frames", 9, "--out", tmp_path / "out", "--shard"]
@@ -193,14 +187,10 @@ def test_a_part_that_is_being_made_is_not_made_twice(tiny, tmp_path):
     folder.mkdir(parents=True)
     with Shard(prompts, 1, 1).hold(folder):
         # As another process would: the lock of this one is another object.
-        second = subprocess.run(
-            [*PROGRAM, "generate", *tiny.arguments, *map(str, arguments), "1/1"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        second = start("generate", *tiny.arguments, *arguments, "1/1")
+        _, stderr = second.communicate()
     assert second.returncode == 2
-    assert f"error: another qvg process works on --shard 1/1 of {prompts} in {folder}" in second.stderr
+    assert f"error: another qvg makes --shard 1/1 of {prompts} in {folder}" in stderr
     assert [path for path in folder.iterdir() if not path.name.startswith(".")] == []
     assert tiny(*arguments, "1/1", "--quiet").exit_code == 0
     assert json.loads((folder / "p-1-of-1.json").read_text())["status"] == "complete"

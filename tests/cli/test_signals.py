@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,25 +10,26 @@ import pytest
 from qvg_cli.commands import batch
 from qvg_cli.interrupts import Stopped
 
-PROGRAM = [sys.executable, "-m", "qvg_cli"]
 
+@pytest.fixture
+def stopped(start):
+    """A function: what a program says that gets a signal at a line of its own."""
 
-def stopped(command, number, line_start="chunk 2/"):
-    """What a program says that gets a signal at a line of its own."""
-    program = subprocess.Popen(
-        [*PROGRAM, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in program.stderr:
-        if line.startswith(line_start):
-            break
-    program.send_signal(number)
-    stdout, stderr = program.communicate(timeout=60)
-    assert program.returncode == 75, stderr
-    return stdout, stderr
+    def run(command, number, line_start="chunk 2/"):
+        program = start(*command)
+        for line in program.stderr:
+            if line.startswith(line_start):
+                break
+        program.send_signal(number)
+        stdout, stderr = program.communicate()
+        assert program.returncode == 75, stderr
+        return stdout, stderr
+
+    return run
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_generate_says_what_was_kept_and_goes_on(tiny, qvg, tmp_path, number):
+def test_generate_says_what_was_kept_and_goes_on(stopped, tiny, qvg, tmp_path, number):
     command = ["generate", *tiny.arguments, "a red ball", "--frames", 117, "--out", tmp_path, "--json"]
     stdout, stderr = stopped(command, number)
     made = json.loads(stdout)
@@ -46,7 +45,7 @@ def test_generate_says_what_was_kept_and_goes_on(tiny, qvg, tmp_path, number):
     assert result.exit_code == 0, result.stderr
 
 
-def test_sigusr1_ends_the_chunk_in_hand(tiny, tmp_path):
+def test_sigusr1_ends_the_chunk_in_hand(stopped, tiny, tmp_path):
     command = ["generate", *tiny.arguments, "a red ball", "--frames", 117, "--out", tmp_path, "--json"]
     stdout, stderr = stopped(command, signal.SIGUSR1)
     shown = [int(found) for found in re.findall(r"^chunk (\d+)/10", stderr, re.MULTILINE)]
@@ -54,14 +53,14 @@ def test_sigusr1_ends_the_chunk_in_hand(tiny, tmp_path):
     assert json.loads(stdout)["pixel_frames"] == 12 * (shown[-1] if shown else 2) - 3
 
 
-def test_extend_too(tiny, qvg, tmp_path):
+def test_extend_too(stopped, tiny, tmp_path):
     first = tiny("a red ball", "--frames", 9, "--out", tmp_path, "--quiet")
     folder = Path(first.stdout.strip()).parent
     _, stderr = stopped(["extend", folder, "--frames", 120, "--out", tmp_path], signal.SIGTERM)
     assert re.search(r"^error: stopped; the first \d+ frames", stderr, re.MULTILINE)
 
 
-def test_compare_too(tiny, qvg, tmp_path):
+def test_compare_too(stopped, tiny, tmp_path):
     settings = tiny.arguments[:-2]
     _, stderr = stopped(
         ["compare", "bf16", "int2-qvg", *settings, "--frames", 117, "--out", tmp_path], signal.SIGTERM
@@ -69,7 +68,7 @@ def test_compare_too(tiny, qvg, tmp_path):
     assert re.search(r"^hint: resume with: qvg compare --resume ", stderr, re.MULTILINE)
 
 
-def test_a_signal_while_the_model_is_loaded_leaves_nothing(tiny, tmp_path):
+def test_a_signal_while_the_model_is_loaded_leaves_nothing(stopped, tiny, tmp_path):
     out = tmp_path / "out"
     command = ["generate", *tiny.arguments, "a red ball", "--frames", 9, "--out", out]
     stdout, stderr = stopped(command, signal.SIGTERM, "loading")

@@ -4,7 +4,7 @@ import pytest
 
 from qvg_cli.engine.engine import Engine
 
-TINY = {"video.height": 32, "video.width": 64}
+TINY = {"video.height": 32, "video.width": 64, "sampler.steps": [1000, 500]}
 
 
 @pytest.fixture(scope="session")
@@ -19,5 +19,6 @@ def text_engine():
 
 @pytest.fixture(scope="session")
 def segment_engine():
-    settings = {**TINY, "sampler.guided_steps": 2, "sampler.window": 4, "sampler.frames_per_chunk": 2}
+    settings = {"video.height": 32, "video.width": 64, "sampler.guided_steps": 2}
+    settings |= {"sampler.window": 4, "sampler.frames_per_chunk": 2}
     return Engine.load("longcat", pocket=True, device="cpu", settings=settings)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from qvg_cli.cache.snapshot import block_tensors
 from qvg_cli.config.load import Request
@@ -16,8 +17,10 @@ from qvg_cli.engine.parallel import Parallel, check_processes
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.models.parallel import AllRows, AllTokens
 from qvg_cli.models.registry import load_config, load_pipeline, plan_video
+from qvg_cli.planning.ledger import total
 
 CPU = torch.device("cpu")
+SHARDED = {"memory.weights_sharded": "true"}
 # 15 tokens a frame, which neither two nor four processes share evenly.
 SETTINGS = {"video.height": 48, "video.width": 80, "prompt": "a ball", "seed": 1}
 FAMILIES = {
@@ -40,8 +43,8 @@ CASES = [
 ]
 
 
-def config_of(family, preset, weights=None):
-    values = {**SETTINGS, **FAMILIES[family], "cache.preset": preset}
+def config_of(family, preset, weights=None, **more):
+    values = {**SETTINGS, **FAMILIES[family], "cache.preset": preset, **more}
     if weights is not None:
         values |= {"model.weights": weights, "model.text_tokens": 8}
     sets = [f"{name}={value}" for name, value in values.items()]
@@ -53,7 +56,7 @@ def cases_of(num_processes):
     return [case for case in CASES if num_processes <= 2 or not case[2] or case[0] == "longcat"]
 
 
-class OneByOne:
+class OneByOne(AllRows):
     """Every row of the guidance in a call of its own, as each of two processes has one."""
 
     def compute(self, predict, num_rows):
@@ -78,17 +81,31 @@ def make_videos(rank, num_processes, port, folder, weights):
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
         os.environ.update(WORLD_SIZE=str(num_processes), LOCAL_WORLD_SIZE=str(num_processes))
     for family, preset, is_pocket in cases_of(num_processes):
-        config, keep = config_of(family, preset, None if is_pocket else weights), Keep()
-        engine = Engine.load_config(config, CPU)
-        if num_processes == 1:
-            engine.pipeline.share(AllTokens(), OneByOne())
-        if rank:
-            engine.parallel.share(None)
-        results = list(engine.rollout(Planned(config, plan_video(config), "video"), keep))
-        tensors, _ = block_tensors(keep.cache, list(keep.cache.layers[0].entries))
-        tensors["latents"] = torch.cat([result.latents for result in results], dim=2).contiguous()
-        tensors["frames"] = torch.tensor(sum(result.frames.shape[1] for result in results))
+        config = config_of(family, preset, None if is_pocket else weights)
+        tensors = make_video(config, rank, num_processes)
         save_file(tensors, folder / f"{family}-{preset}-{is_pocket}-{num_processes}-{rank}.safetensors")
+    for family in FAMILIES if num_processes == 2 else ():
+        tensors = make_video(config_of(family, "int2", **SHARDED), rank, num_processes)
+        save_file(tensors, folder / f"{family}-sharded-{rank}.safetensors")
+
+
+def make_video(config, rank, num_processes):
+    """Latents, what this process holds of the history, and how many values of the blocks' weights."""
+    engine, keep = Engine.load_config(config, CPU), Keep()
+    if num_processes == 1:
+        engine.pipeline.share(AllTokens(), OneByOne())
+    if rank:
+        engine.parallel.share(None)
+    results = list(engine.rollout(Planned(config, plan_video(config), "video"), keep))
+    tensors, _ = block_tensors(keep.cache, list(keep.cache.layers[0].entries))
+    tensors["latents"] = torch.cat([result.latents for result in results], dim=2).contiguous()
+    tensors["frames"] = torch.tensor(sum(result.frames.shape[1] for result in results))
+    weights = engine.pipeline._models.transformer.blocks.parameters()
+    held = (each.to_local() if isinstance(each, DTensor) else each for each in weights)
+    memory = results[-1].memory
+    tensors["held"] = torch.tensor([total(memory.end_bytes), *(each.end_bytes for each in memory.processes)])
+    tensors["weights"] = torch.tensor(sum(each.numel() for each in held))
+    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +118,9 @@ def made(tiny_weights, tiny_wan, tmp_path_factory):
     make_videos(0, 1, 0, folder, weights)
     for num_processes in (2, 4):
         port = 20_000 + 2 * (os.getpid() % 10_000) + num_processes // 4
-        torch.multiprocessing.spawn(
-            make_videos, (num_processes, port, folder, weights), nprocs=num_processes, join=True
+        # Forked: importing torch anew takes seconds in each.
+        torch.multiprocessing.start_processes(
+            make_videos, (num_processes, port, folder, weights), num_processes, start_method="fork"
         )
     return folder
 
@@ -119,10 +137,36 @@ def test_several_processes_make_the_video_of_one(made, num_processes, case):
     for part in parts:
         torch.testing.assert_close(part["latents"], alone["latents"], rtol=0, atol=1e-4)
     # LongCat's guidance takes two groups of processes, and those of a group share the heads.
-    num_tokens = num_processes // config_of(family, preset).num_rows
-    for tensor in alone.keys() - {"latents", "frames"}:
+    num_rows = config_of(family, preset).num_rows
+    num_tokens = num_processes // num_rows
+    (held,) = alone["held"].tolist()
+    for part in parts:
+        assert part["held"].tolist() == [num_rows * held, *[held // num_tokens] * num_processes]
+    for tensor in alone.keys() - {"latents", "frames", "weights", "held"}:
         held = torch.cat([part[tensor] for part in parts[:num_tokens]], dim=1)
         assert torch.equal(held, alone[tensor]), tensor
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharded_weights_are_divided_and_make_the_same_video(made, family):
+    alone, *parts = (
+        load_file(made / f"{name}.safetensors")
+        for name in (f"{family}-int2-True-1-0", f"{family}-sharded-0", f"{family}-sharded-1")
+    )
+    assert sum(part["weights"] for part in parts) == alone["weights"]
+    # Dimensions that do not divide differ by one.
+    assert int(parts[0]["weights"]) == pytest.approx(int(alone["weights"]) / 2, rel=0.02)
+    for part in parts:
+        torch.testing.assert_close(part["latents"], alone["latents"], rtol=0, atol=1e-4)
+
+
+def test_sharded_weights_are_refused_where_nothing_shares_them():
+    with pytest.raises(UsageError, match="needs several processes, and this is one"):
+        Engine.load_config(config_of("self-forcing", "int2", **SHARDED), CPU)
+    for setting in ("memory.weights=fp8", "memory.transformer=group"):
+        name, _, value = setting.partition("=")
+        with pytest.raises(UsageError, match=f"needs {name.partition('.')[2]}="):
+            config_of("self-forcing", "int2", **SHARDED, **{name: value})
 
 
 def leave_a_video(rank, store):
@@ -140,7 +184,7 @@ def leave_a_video(rank, store):
 
 def test_no_video_is_begun_after_one_that_was_left(tmp_path):
     # In a process of its own: a group of processes is one for a whole process.
-    torch.multiprocessing.spawn(leave_a_video, (tmp_path / "store",), nprocs=1, join=True)
+    torch.multiprocessing.start_processes(leave_a_video, (tmp_path / "store",), 1, start_method="fork")
 
 
 def test_processes_that_cannot_share_the_heads_are_refused():

@@ -8,7 +8,10 @@ from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import AsymSpec, FittedSpec, QvgSpec
 
 SPECS = [
-    *(pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "int2", "int3", "int4", "trit")),
+    *(
+        pytest.param(FittedSpec(grid=grid), id=grid)
+        for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")
+    ),
     pytest.param(FittedSpec(num_centroids=0, unbiased=0.8), id="without a table"),
     pytest.param(FittedSpec(num_centroids=70, unbiased=0.0), id="with 70 centroids"),
     pytest.param(QvgSpec(num_centroids=16), id="qvg"),

@@ -9,7 +9,9 @@ from qvg_kernels.rope.placement import FrameMatrices, Rotary
 from qvg_kernels.rope.tables import RotaryTables
 from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
 
-SPECS = [pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "int2", "int3", "int4", "trit")] + [
+SPECS = [
+    pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")
+] + [
     pytest.param(FittedSpec(num_centroids=0), id="without a table"),
     pytest.param(QvgSpec(num_centroids=16), id="qvg"),
     pytest.param(QvgSpec(num_centroids=16, stages=2, block_size=16, bits=4), id="qvg in stages"),

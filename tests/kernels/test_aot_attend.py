@@ -14,7 +14,7 @@ from .histories import history_of, placement_of
 
 pytestmark = [needs_compiler, pytest.mark.slow]
 
-SPECS = [FittedSpec(grid=grid) for grid in ("e8", "int2", "int3", "int4", "trit")]
+SPECS = [FittedSpec(grid=grid) for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")]
 SPECS += [FittedSpec(num_centroids=0), QvgSpec(), QvgSpec(stages=4, block_size=16), AsymSpec(), Bf16Spec()]
 
 
@@ -30,8 +30,9 @@ def launches_of(capability, placement, patch):
     every = (BF16, INT8, FP8) if capability >= 89 else (INT8, BF16)
     launches = {}
     for spec in specs:
-        # What attends to them is the same for all schemes: the others are read in one way.
-        for operands in every if spec is SPECS[0] else every[-1:]:
+        # What attends to them is the same for all schemes: those without a decoder for Hopper are read in one
+        # way.
+        for operands in every if spec in SPECS[:2] else every[-1:]:
             with recorded_launches() as made:
                 attend_once(spec, placement, operands)
             launches |= {launched.key(): launched for launched in made}

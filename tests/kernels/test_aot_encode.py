@@ -11,7 +11,7 @@ from .aot import CAPABILITIES, SHARED_LIMITS, needs_compiler, recorded_launches
 
 pytestmark = [needs_compiler, pytest.mark.slow]
 
-SPECS = [FittedSpec(grid=grid) for grid in ("e8", "int2", "int3", "int4", "trit")]
+SPECS = [FittedSpec(grid=grid) for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")]
 SPECS += [FittedSpec(num_centroids=0), QvgSpec(), QvgSpec(stages=2, block_size=16), AsymSpec()]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qvg_kernels.codecs.fitted.grids import grid
-from qvg_kernels.quant import bitpack, e4m3, lattice
+from qvg_kernels.quant import bitpack, e4m3, lattice, roots
 from qvg_kernels.quant import hadamard as rotation
 
 
@@ -69,7 +69,7 @@ def test_a_unit_is_the_least_power_of_two_that_fits(largest):
     assert largest / unit <= 448.0 < 2 * largest / unit
 
 
-@pytest.mark.parametrize("name", ["trit", "int2", "e8", "int3", "int4"])
+@pytest.mark.parametrize("name", ["e8x1", "trit", "int2", "e8", "int3", "int4"])
 def test_levels_come_back_from_their_codes(name):
     levels = grid(name).quantize(torch.randn(23, 64))
     codes = grid(name).write(levels)
@@ -111,8 +111,22 @@ def test_no_codeword_is_further_from_itself_than_from_another():
     assert torch.equal(lattice.nearest(words), words)
 
 
+def test_every_root_packs_into_its_own_byte():
+    words = roots.codewords(torch.device("cpu"))
+    assert roots.pack(words).flatten().tolist() == list(range(256))
+    assert torch.equal(roots.unpack(roots.pack(words)), words)
+
+
+@pytest.mark.parametrize("size", [0.3, 1.0, 4.0])
+def test_the_nearest_root_is_the_nearest_of_all(size):
+    values = size * torch.randn(500, 8)
+    best = torch.cdist(values.double(), roots.codewords(torch.device("cpu")).double()).min(-1).values
+    assert torch.allclose((values - roots.nearest(values)).double().norm(dim=-1), best, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("name", "most_db"), [("trit", -7.1), ("int2", -9.2), ("e8", -10.3), ("int3", -14.4), ("int4", -20.0)]
+    ("name", "most_db"),
+    [("e8x1", -4.9), ("trit", -7.1), ("int2", -9.2), ("e8", -10.3), ("int3", -14.4), ("int4", -20.0)],
 )
 def test_a_grid_loses_on_gaussian_values_what_theory_says(name, most_db):
     values = torch.randn(2000, 128)

@@ -11,6 +11,7 @@ import torch
 from qvg_kernels.codec import PackedTensor
 from qvg_kernels.codecs.fitted.reference import KINDS
 from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.quant import roots
 from qvg_kernels.quant.lattice import patterns
 from qvg_kernels.spec import FittedSpec
 
@@ -132,6 +133,36 @@ def test_patterns_are_those_of_the_page():
     assert [2 * entry + 1 for entry in patterns()[43]] == e8_levels(43, 0)
 
 
+def e8x1_levels(code):
+    """Eight levels of a byte, as the page says."""
+    if code < 128:
+        negative = [code >> place & 1 for place in range(7)]
+        return [-1 if minus else 1 for minus in [*negative, sum(negative) % 2]]
+    levels = [0] * 8
+    if code < 240:
+        pair, signs = divmod(code - 128, 4)
+        first, second = list(itertools.combinations(range(8), 2))[pair]
+        levels[first], levels[second] = 2 - 4 * (signs & 1), 2 - 4 * (signs >> 1)
+    else:
+        levels[(code - 240) // 2] = -3 if code & 1 else 3
+    return levels
+
+
+def test_the_words_of_grid_e8x1_are_those_of_the_page():
+    words = roots.codewords(torch.device("cpu")).int().tolist()
+    assert [e8x1_levels(code) for code in range(256)] == words
+
+
+def test_the_pages_groups_of_grid_e8x1_get_its_bytes():
+    lines = re.findall(r"^\| `([-0-9. ]+)` \| `([-0-9. ]+)` \| `0x(..)` \|$", PAGE, re.MULTILINE)
+    assert len(lines) == 3
+    for group, word, code in lines:
+        values = torch.tensor([[float(value) for value in group.split()]])
+        levels = roots.nearest(values / roots.STEP)
+        assert levels[0].tolist() == [float(level) for level in word.split()]
+        assert roots.pack(levels).tolist() == [[int(code, 16)]]
+
+
 def test_the_bits_of_the_page_are_those_of_the_presets():
     lengths = (336, 2352, 4680, 9360, 37440)
     seen = set()
@@ -145,4 +176,4 @@ def test_the_bits_of_the_page_are_those_of_the_presets():
             for tokens, figure in zip(lengths, cells[3:], strict=True):
                 bits = (key.bits_per_value(tokens, 128) + value.bits_per_value(tokens, 128)) / 2
                 assert float(figure) == pytest.approx(bits, abs=6e-4), (name, tokens)
-    assert {"none", "int2", "trit", "int2-qvg", "kivi-int2"} <= seen
+    assert {"none", "int2", "trit", "bit1", "int2-qvg", "kivi-int2"} <= seen

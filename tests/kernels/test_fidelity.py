@@ -1,5 +1,7 @@
 """The fidelity bench end to end, on the smallest spans it takes."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -27,44 +29,56 @@ def run(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def recorded(tmp_path):
-    """Two layers, two prompts, two heads, ten frames of 2 x 3 tokens."""
+    """Two layers, two prompts, two heads, ten frames of 2 x 3 tokens, judged by the last two."""
     tensors = {
         f"layer{layer}.{name}": make_span(2, 2, 60, 64, dtype=torch.bfloat16)
         for layer in range(2)
         for name in ("key", "value")
     }
-    save_file(tensors, tmp_path / "recorded.safetensors")
-    return str(tmp_path / "recorded.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for layer in range(2):
+        tensors[f"layer{layer}.query0"] = torch.randn(2, 2, 8, 64, generator=generator).bfloat16()
+    tensors["tokens0"] = torch.randint(0, 12, (8,), generator=generator, dtype=torch.int32)
+    chunk = {"frames": [8, 9], "reads": list(range(8)), "slots": list(range(10))}
+    about = {"layers": [0, 1], "frame": [2, 3], "frames": list(range(10)), "chunks": [chunk]}
+    path = tmp_path / "recorded.safetensors"
+    save_file(tensors, path, metadata={"recording": json.dumps(about)})
+    return str(path)
 
 
 def test_it_compares_presets_on_synthetic_spans(run):
-    printed, table = run("--presets", "int2", "int2-qvg", "--spans", "1560", "--samples", "1")
+    printed, table = run(
+        "--presets", "int2", "int2-qvg", "--spans", "1560", "--history", "1560", "--samples", "1"
+    )
     assert table in printed
     for level in ("low", "mid", "high"):
         assert f"{level}, spans of 1,560 tokens" in table
-    assert table.count("| int2 |") == 3
-    assert "Error of int2 below that of int2-qvg, dB" in table
+        assert f"| int2 | int2-qvg | {level} | 1,560 |" in table
 
 
-def test_it_reads_recorded_keys_and_values(run, recorded):
+def test_it_reads_a_recording(run, recorded):
     presets = ("int2", "int2-qvg:num_centroids=16,block_size=32")
-    _, table = run("--presets", *presets, "--recorded", recorded, "--frame", "2x3", "--spans", "24", "60")
+    _, table = run("--presets", *presets, "--recorded", recorded, "--spans", "24", "48")
     assert "| int2-qvg:num_centroids=16,block_size=32 |" in table
-    assert "| recorded | 24 |" in table
-    assert "recorded, spans of 24 tokens" in table
-    assert "recorded, spans of 60 tokens" in table
+    assert "| int2 | int2-qvg | recorded | 24 |" in table
+    assert "recorded, spans of 48 tokens" in table
+
+
+def test_without_a_span_a_chunk_of_a_recording_is_one(run, recorded):
+    _, table = run("--presets", "int2", "--recorded", recorded)
+    assert "recorded, spans of 12 tokens" in table
 
 
 @pytest.mark.parametrize(
     ("span", "message"),
     [
-        ("600", "--spans 600 is longer than the 60 tokens"),
+        ("60", "--spans 60 is longer than any history of .*, at most 48 tokens"),
         ("20", "--spans 20 is not a whole number of frames"),
     ],
 )
 def test_a_span_that_the_recording_does_not_hold_is_refused(run, recorded, span, message):
     with pytest.raises(ValueError, match=message):
-        run("--presets", "int2", "--recorded", recorded, "--frame", "2x3", "--spans", span)
+        run("--presets", "int2", "--recorded", recorded, "--spans", span)
 
 
 def test_a_span_of_broken_frames_is_refused(run):

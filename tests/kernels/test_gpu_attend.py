@@ -25,6 +25,7 @@ pytestmark = [
 ROWS, COLUMNS, SPAN_FRAMES = 30, 52, 3
 SPECS = [
     pytest.param(FittedSpec(), id="e8"),
+    pytest.param(FittedSpec(grid="e8x1"), id="e8x1"),
     pytest.param(FittedSpec(grid="trit"), id="trit"),
     pytest.param(FittedSpec(grid="int4"), id="int4"),
     pytest.param(FittedSpec(num_centroids=0), id="without a table"),
@@ -113,7 +114,7 @@ def stiff_call(head_dim, *, grows):
     return query.bfloat16(), block, own
 
 
-@pytest.mark.parametrize("spec", [FittedSpec(), FittedSpec(num_centroids=0)], ids=["table", "no table"])
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[1], SPECS[4]])
 @pytest.mark.parametrize("placement", ["rotary", "matrices"])
 def test_spans_are_read_alike_by_tensor_cores(spec, placement, monkeypatch):
     query, history, own = make_call(spec, spans=2, placement=placement)

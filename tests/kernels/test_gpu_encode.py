@@ -15,7 +15,10 @@ pytestmark = [
 ]
 
 SPECS = [
-    *(pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "int2", "int3", "int4", "trit")),
+    *(
+        pytest.param(FittedSpec(grid=grid), id=grid)
+        for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")
+    ),
     pytest.param(FittedSpec(num_centroids=0, unbiased=0.8), id="without a table"),
     pytest.param(QvgSpec(), id="qvg"),
     pytest.param(QvgSpec(stages=2, block_size=16), id="qvg in stages"),

@@ -47,15 +47,16 @@ def test_the_default_beats_the_paper_at_equal_bits(errors):
     assert min(gains[2:]) >= 7
 
 
-def test_three_levels_beat_the_papers_two_bits(errors):
+@pytest.mark.parametrize(("preset", "fewer_bits"), [("trit", 0.35), ("bit1", 0.95)])
+def test_fewer_bits_beat_the_papers_two(errors, preset, fewer_bits):
     paper = QvgSpec(num_centroids=16)
-    ours = preset_specs("trit")
-    assert ours[0].bits_per_value(1536, 128) < paper.bits_per_value(1536, 128) - 0.35
+    ours = preset_specs(preset)
+    assert ours[0].bits_per_value(1536, 128) < paper.bits_per_value(1536, 128) - fewer_bits
     assert all(mine < theirs for mine, theirs in zip(errors(*ours), errors(paper, paper), strict=True))
 
 
 def test_more_bits_lose_less(errors):
-    order = [errors(*preset_specs(name)) for name in ("trit", "int2-scalar", "int2", "int3", "int4")]
+    order = [errors(*preset_specs(name)) for name in ("bit1", "trit", "int2-scalar", "int2", "int3", "int4")]
     for worse, better in itertools.pairwise(order):
         assert all(high > low for high, low in zip(worse, better, strict=True))
 
@@ -66,7 +67,7 @@ def test_the_default_beats_every_peer(errors, peer):
     assert all(mine < other for mine, other in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("grid", ["trit", "int2", "e8", "int3"])
+@pytest.mark.parametrize("grid", ["e8x1", "trit", "int2", "e8", "int3"])
 def test_an_unbiased_scale_does_not_shrink_what_is_stored(sample, grid):
     from measures import gain
 

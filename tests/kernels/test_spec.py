@@ -9,7 +9,7 @@ from .conftest import ADAPTER, preset_names, preset_specs
 
 MIB = 2**20
 
-FITTED = {"int2", "int2-scalar", "int2-lite", "int3", "int4", "trit"}
+FITTED = {"int2", "int2-scalar", "int2-lite", "int3", "int4", "trit", "bit1"}
 PEERS = {"int2-qvg", "int2-qvg-pro", "int2-asym", "rtn-int2", "kivi-int2", "quarot-int2", "turboquant-int2"}
 PRESETS = {"none", "bf16"} | FITTED | PEERS
 
@@ -56,7 +56,7 @@ def test_wrong_settings_are_refused(settings, message):
         (lambda: QvgSpec(block_size=48), "block_size=48 is not possible; choose one of 16, 32, 64, 128"),
         (
             lambda: FittedSpec(grid="int5"),
-            "grid=int5 is not possible; choose one of trit, int2, e8, int3, int4",
+            "grid=int5 is not possible; choose one of e8x1, trit, int2, e8, int3, int4",
         ),
         (lambda: AsymSpec(num_centroids=0), "num_centroids=0 is out of range; choose 1 to 256"),
         (lambda: KiviSpec(along="heads"), "along=heads is not possible; choose one of tokens, channels"),
@@ -73,6 +73,7 @@ def test_settings_are_checked_without_pydantic_too(build, message):
 def test_the_default_stays_within_its_bits(tokens):
     assert preset_bits("int2", tokens) <= 2.25
     assert preset_bits("trit", tokens) <= 1.88
+    assert preset_bits("bit1", tokens) <= 1.25
 
 
 @pytest.mark.parametrize("tokens", [336, 672, 1008, 1680, 2352, 4368])
@@ -127,5 +128,6 @@ def test_the_head_size_of_any_model_can_be_kept_unpacked():
 
 
 def test_ratios_in_the_summaries_are_true():
-    for name, ratio in (("int2", 7.1), ("trit", 8.7), ("int2-lite", 7.7), ("int3", 4.9), ("int4", 3.8)):
+    ratios = {"int2": 7.1, "bit1": 12.9, "trit": 8.7, "int2-lite": 7.7, "int3": 4.9, "int4": 3.8}
+    for name, ratio in ratios.items():
         assert round(16 / preset_bits(name, 4680), 1) == ratio

@@ -8,6 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from qvg_cli.models.decoder import Pixels
+
 
 def golden_folder(name: str) -> Path:
     """The folder of one family, below `QVG_GOLDEN_DIR` or the repository's own `tests/golden`."""
@@ -32,4 +34,4 @@ class KeepLatents:
         return latents
 
     def decode_each(self, latents: Tensor):
-        yield latents
+        yield Pixels(latents)

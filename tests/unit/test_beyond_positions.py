@@ -8,6 +8,7 @@ from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.load import Request
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.errors import UsageError
+from qvg_cli.models.decoder import Pixels
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 from qvg_cli.models.self_forcing.model import SelfForcingTransformer
@@ -31,7 +32,7 @@ class KeepLatents:
         return latents
 
     def decode_each(self, latents: Tensor):
-        yield latents
+        yield Pixels(latents)
 
 
 def test_without_a_span_the_positions_end():

@@ -3,9 +3,11 @@
 import pytest
 
 from qvg_cli.config.load import Layer, Request
+from qvg_cli.engine.jobs import plan_jobs
 from qvg_cli.errors import UsageError
 from qvg_cli.hub.spec import read_downloads
 from qvg_cli.models.registry import family_of, load_config, plan_video
+from qvg_cli.planning.prompts import ScheduledPrompt
 
 FOUR, TWO = (1000, 750, 500, 250), (1000, 500)
 # frames a chunk, window, sink, span, steps, first steps, recache, picture, weights key, length
@@ -91,3 +93,13 @@ def test_a_picture_is_taken_by_those_that_were_made_for_one(name):
 def test_another_number_of_frames_for_a_picture_is_refused():
     with pytest.raises(UsageError, match=r"^source\.frames=1: an image counts as 3 latent frames$"):
         load("sgf-chunk", "source.frames=1", image="a.png")
+
+
+@pytest.mark.parametrize(("begins", "times"), [([48], "once"), ([48, 60], "2 times")])
+def test_what_a_change_of_the_prompt_costs_is_said_before(begins, times):
+    notes = []
+    schedule = [ScheduledPrompt("a red ball bounces", "frame", begin, f"at {begin}") for begin in begins]
+    plan_jobs(Request("longlive", pocket=True), notes.append, frames=93, schedule=schedule)
+    (said,) = [note for note in notes if note.startswith("recache")]
+    assert said.startswith(f"recache: {times}, the newest 9 latent frames pass again")
+    assert "one model call of 1008 tokens" in said

@@ -50,7 +50,7 @@ def test_the_cache_of_a_real_run_is_predicted_to_the_byte(backend, preset, optio
     arguments = ["--backend", backend, "--size", "tiny", "--out", "unused", *options]
     config = full_size.load_run(full_size.parse_options(arguments), preset)
     models = RandomModels(config, TINY[backend], CPU)
-    pipeline = full_size._PIPELINES[backend](config, models)
+    pipeline = full_size.PIPELINES[backend](config, models)
     plan = plan_video(config)
     rows = 2 if backend == "longcat" else 1
     embeds = models.text_states(rows, config.model.text_tokens)
@@ -124,7 +124,7 @@ def test_cards_by_name_and_by_size(text, memory_gib):
 
 @pytest.mark.parametrize("text", ["RTX 4091", "0GiB", "", "-3GiB"])
 def test_an_unknown_card_is_refused(text):
-    with pytest.raises(UsageError, match="GPU|--gpu"):
+    with pytest.raises(UsageError, match=r"GPU|--gpu"):
         parse_card(text)
 
 
@@ -153,7 +153,7 @@ def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, keep_cache
     options = full_size.parse_options([*arguments, *(part for text in sets for part in ("--set", text))])
     config = full_size.load_run(options, preset)
     models = RandomModels(config, TINY["self-forcing"], CPU)
-    pipeline = full_size._PIPELINES["self-forcing"](config, models)
+    pipeline = full_size.PIPELINES["self-forcing"](config, models)
     plan = plan_video(config)
     embeds, kept = models.text_states(1, config.model.text_tokens), keep_cache()
     state = Checkpoint.create(tmp_path / "state", identify(config, "cpu"))

@@ -5,9 +5,12 @@ import torch
 from safetensors.torch import save_file
 
 from qvg_cli.config.load import Layer, Request
+from qvg_cli.config.schema import MemoryConfig
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import MissingModelError, UsageError
 from qvg_cli.models.offload import STORAGE_DTYPE
-from qvg_cli.models.registry import load_config
+from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 from qvg_cli.models.self_forcing.pipeline import _open_checkpoint
 from qvg_cli.models.wan.lora import Lora
 from qvg_cli.runs.identity import differences, identify
@@ -70,6 +73,32 @@ def settings(tiny_weights, *lora):
 def state(tiny_weights, *lora, **load):
     model = _open_checkpoint(tiny_weights, settings(tiny_weights, *lora).model).load(**load)
     return model.state_dict()
+
+
+def video(tiny_weights, *lora, device="cpu", **memory):
+    """Latents of two chunks, with weights held as `memory` says."""
+    config = settings(tiny_weights, *lora)
+    frames = config.video.model_copy(update={"height": 32, "width": 64, "frames": 6})
+    config = config.model_copy(update={"video": frames})
+    pipeline = load_pipeline(config, torch.device(device))
+    # Set afterwards: on a CPU it would be refused, but what moves weights does not ask for the device.
+    pipeline._models.offload.memory = MemoryConfig(**memory)
+    results = Engine(config, pipeline, torch.device(device)).rollout(Planned(config, plan_video(config), "v"))
+    return torch.cat([result.latents.cpu() for result in results], dim=2)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("weights", ["model", "fp8"])
+def test_an_adapter_works_with_streamed_and_rounded_weights(
+    tiny_weights, matrices, tmp_path, weights, device
+):
+    save_file(tensors_of(peft, matrices), tmp_path / "a.safetensors")
+    lora = {"file": str(tmp_path / "a.safetensors")}
+    plain = video(tiny_weights, device=device, weights=weights)
+    adapted = video(tiny_weights, lora, device=device, weights=weights)
+    streamed = video(tiny_weights, lora, device=device, weights=weights, transformer="group")
+    assert not adapted.equal(plain)
+    assert streamed.equal(adapted)
 
 
 @pytest.mark.parametrize("naming", [peft, diffusers, original, bare, longcat])

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qvg_kernels.quant import lattice, roots
 from qvg_kernels.quant.hadamard import hadamard, sign_patterns
-from qvg_kernels.quant.lattice import codewords, patterns
 
 
 @triton.jit
@@ -100,9 +100,14 @@ def hadamard_signs(head_dim: int, device: torch.device) -> Tensor:
 
 
 @cache
-def lattice_sums(device: torch.device) -> Tensor:
-    """`[65536, 8]` float16: each code's eight levels times the Sylvester matrix of ones, 1 MiB."""
-    levels = codewords(device).view(torch.int8).view(-1, 8).float()
+def word_sums(bits: int, device: torch.device) -> Tensor:
+    """`[65536, 8]` float16, 1 MiB, for grid "e8", 2 bits, or `[256, 8]`, 4 KiB, for "e8x1", 1 bit: the eight
+    levels of each code times the Sylvester matrix of ones.
+    """
+    if bits == 2:
+        levels = lattice.codewords(device).view(torch.int8).view(-1, 8).float()
+    else:
+        levels = roots.codewords(device)
     return (levels @ hadamard(8, device).sign()).half()
 
 
@@ -113,9 +118,19 @@ def pattern_words(device: torch.device) -> Tensor:
     """
     words = [
         sum((entry - 1) // 2 << 4 * place for place, entry in enumerate(pattern)) | pattern.count(3) % 2 << 30
-        for pattern in patterns()
+        for pattern in lattice.patterns()
     ]
     return torch.tensor([*words, 0], dtype=torch.int32, device=device)
+
+
+@cache
+def root_words(device: torch.device) -> Tensor:
+    """`[256]` int32, the eight levels of each code of grid "e8x1" in four bits: the size, and 4 more if it is
+    negative.
+    """
+    levels = roots.codewords(device).long()
+    digits = levels.abs() + 4 * (levels < 0)
+    return (digits << 4 * torch.arange(8, device=device)).sum(-1).int()
 
 
 OPERAND = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)

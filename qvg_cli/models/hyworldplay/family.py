@@ -31,14 +31,14 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "walk.pose",
             "Camera path as MOVE-FRAMES in latent frames, e.g. w-8,left-4 (w s a d: translate; up down left "
             "right: rotate); or a trajectory file, path.json [default: w-8,a-8].",
-            metavar="MOVES",
+            "MOVES",
             not_in=("play",),
         ),
         FamilyOption(
             "--pad-pose",
             "walk.pad_pose",
             "Hold the last pose if the video is longer than the path.",
-            metavar="hold",
+            "hold",
             not_in=("play",),
         ),
         FamilyOption(
@@ -53,23 +53,23 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "--context",
             "sampler.context",
             "KV-cache update mode: append, rebuild or incremental [default: append].",
-            metavar="MODE",
+            "MODE",
             parse=str.lower,
         ),
         FamilyOption(
             "--window",
             "sampler.window",
             "Attention window in latent frames, including the current chunk; all: no window [default: 52].",
-            metavar="N",
+            "N",
             parse=parse_window,
         ),
         FamilyOption(
             "--steps",
             "sampler.steps",
             "Denoising steps per chunk, evenly spaced [default: 4].",
-            metavar="N",
-            type=int,
-            parse=spaced_steps,
+            "N",
+            int,
+            spaced_steps,
         ),
     )
 

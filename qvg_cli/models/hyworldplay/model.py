@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
@@ -20,7 +21,13 @@ from torch import Tensor, nn
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.models.hyworldplay.streams import Cameras
 from qvg_cli.models.wan.rope import FrameRotation
-from qvg_cli.models.wan.transformer import CachedSelfAttention, Call, CausalWanTransformer, TextCrossAttention
+from qvg_cli.models.wan.transformer import (
+    CachedSelfAttention,
+    Call,
+    CausalWanTransformer,
+    TextCrossAttention,
+    split_heads,
+)
 from qvg_cli.planning.chunks import ChunkPlan
 
 
@@ -72,9 +79,10 @@ class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # di
 class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
     """Self-attention processor of a layer: both streams attend to the cache, a cache-update pass fills it."""
 
-    def project(self, attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, attn: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values `[B, H, F * P, D]` of `[B * F, P, C]`."""
-        return (
+        return self.call.to_heads(
+            self.layer,
             self._join_frames(attn.norm_q(attn.to_q(hidden_states)), attn.heads),
             self._join_frames(attn.norm_k(attn.to_k(hidden_states)), attn.heads),
             self._join_frames(attn.to_v(hidden_states), attn.heads),
@@ -83,34 +91,27 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
     ) -> tuple[Tensor, ...]:
-        """What both streams gather, `[B * F, P, C]` each: by place and time, then by camera."""
+        """What both streams gather, `[B, F * P, H, D]` each: by place and time, then by camera."""
         call, layer, cameras = self.call, self.layer, self.call.cameras
         assert cameras is not None
-        query, key, value = call.to_heads(layer, query, key, value)
         timed = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
         # Copied before the other stream attends: both may be gathered in the same workspace.
-        timed = self._split_frames(call.to_tokens(layer, timed))
+        timed = timed.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         seen = call.attend(layer, cameras.rotate_query(query, call.frames), key, value, cameras, cameras)
-        seen = self._split_frames(call.to_tokens(layer, cameras.restore(seen, call.frames)))
+        seen = cameras.restore(seen, call.frames).transpose(1, 2)
         call.fill(layer, key, value)
         return timed, seen
 
     def output(self, attn: Any, *attended: Tensor) -> Tensor:
-        timed, seen = attended
+        joined = self.call.to_tokens(self.layer, *attended)
+        timed, seen = (each.unflatten(1, (len(self.call.frames), -1)).flatten(0, 1) for each in joined)
         output: Tensor = attn.to_out[0](timed) + attn.to_out_prope[0](seen)
         return output
 
     def _join_frames(self, states: Tensor, heads: int) -> Tensor:
         """`[B * F, P, H * D]` to `[B, H, F * P, D]`."""
         joined = states.unflatten(0, (-1, len(self.call.frames))).flatten(1, 2)
-        split: Tensor = joined.unflatten(-1, (heads, -1))
-        return split.transpose(1, 2)
-
-    def _split_frames(self, states: Tensor) -> Tensor:
-        """`[B, H, F * P, D]` to `[B * F, P, H * D]`."""
-        joined = states.transpose(1, 2).flatten(2)
-        split: Tensor = joined.unflatten(1, (len(self.call.frames), -1))
-        return split.flatten(0, 1)
+        return split_heads(joined, heads)
 
 
 class FramewiseCrossAttention(TextCrossAttention):

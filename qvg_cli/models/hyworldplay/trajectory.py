@@ -117,7 +117,15 @@ def action_labels(camera_to_world: Array) -> tuple[int, ...]:
     labels = [0]
     for before, after in pairwise(camera_to_world):
         relative = np.linalg.inv(before) @ after
-        labels.append(9 * _move_class(relative[:3, 3]) + _turn_class(relative[:3, :3]))
+        step, rotation = relative[:3, 3], relative[:3, :3]
+        length, move = float(np.linalg.norm(step)), 0
+        if length > _MIN_STEP:
+            right, _, forward = np.degrees(np.arcsin(np.clip(step / length, -1, 1)))
+            move = _sign_class(forward, right, 30)
+        # Euler angles of R = Rz Ry Rx.
+        pitch = math.degrees(math.atan2(rotation[2, 1], rotation[2, 2]))
+        yaw = math.degrees(math.atan2(-rotation[2, 0], math.hypot(rotation[0, 0], rotation[1, 0])))
+        labels.append(9 * move + _sign_class(yaw, pitch, _MIN_TURN_DEGREES))
     return tuple(labels)
 
 
@@ -167,32 +175,11 @@ def _motion(move: str) -> Array:
     return motion
 
 
-def _move_class(step: Array) -> int:
-    length = float(np.linalg.norm(step))
-    if length <= _MIN_STEP:
-        return 0
-    degrees = np.degrees(np.arccos(np.clip(step / length, -1, 1)))
-    return _sign_class(_within_60(degrees[2]), _within_60(degrees[0]))
-
-
-def _within_60(degrees: float) -> int:
-    return 1 if degrees < 60 else -1 if degrees > 120 else 0
-
-
-def _turn_class(rotation: Array) -> int:
-    # Euler angles of R = Rz Ry Rx.
-    pitch = math.degrees(math.atan2(rotation[2, 1], rotation[2, 2]))
-    yaw = math.degrees(math.atan2(-rotation[2, 0], math.hypot(rotation[0, 0], rotation[1, 0])))
-    return _sign_class(_beyond_least_turn(yaw), _beyond_least_turn(pitch))
-
-
-def _beyond_least_turn(degrees: float) -> int:
-    return 1 if degrees > _MIN_TURN_DEGREES else -1 if degrees < -_MIN_TURN_DEGREES else 0
-
-
-def _sign_class(first: int, second: int) -> int:
+def _sign_class(first: float, second: float, least: float) -> int:
+    """The class of two angles, of which one counts beyond `least` degrees."""
     classes = {0: (0, 3, 4), 1: (1, 5, 6), -1: (2, 7, 8)}
-    return classes[first][second if second >= 0 else 2]
+    signs = [int(angle > least) - int(angle < -least) for angle in (first, second)]
+    return classes[signs[0]][signs[1]]
 
 
 def _pose(path: Path, index: int, entry: Any) -> Array:

@@ -60,7 +60,7 @@ class LongCatDenoiser(Denoiser):
 
     def update_cache(self, chunk: ChunkPlan, frames: Frames, latents: Tensor, commit: Commit) -> None:
         # Frames attend to each other and to no text; the prediction itself is of no use.
-        call = Call(chunk, frames, commit)
+        call = Call(chunk, frames, commit, self._rows.together or self._model.tokens)
         timesteps = latents.new_zeros(latents.shape[0], len(frames), dtype=torch.float32)
         self._model(latents, timesteps, None, call, self.cache.layers)
 
@@ -68,7 +68,7 @@ class LongCatDenoiser(Denoiser):
         self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]
     ) -> Tensor:
         # Latents are float32 between the steps.
-        call = Call(chunk, chunk.makes)
+        call = Call(chunk, chunk.makes, tokens=self._model.tokens)
         latents = draw_noise().float()
         for step in self._sampling.schedule(chunk):
             latents = step.advance(latents, self._predict_flow(latents, step, self._text, call))

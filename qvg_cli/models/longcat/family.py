@@ -25,35 +25,29 @@ class LongCat(Family["LongCatConfig"]):
     name = "longcat"
     options = (
         FamilyOption(
-            "--image",
-            "source.image",
-            "Input image, the first frame.",
-            metavar="FILE",
-            type=Path,
-            parse=str,
-            not_in=("extend",),
+            "--image", "source.image", "Input image, the first frame.", "FILE", Path, str, not_in=("extend",)
         ),
         FamilyOption(
             "--steps",
             "sampler.guided_steps",
             "Denoising steps of the first clip; a segment takes more [default: 50].",
-            metavar="N",
-            type=int,
+            "N",
+            int,
             needs=("sampler.mode", "guided"),
         ),
         FamilyOption(
             "--guidance-scale",
             "sampler.guidance",
             "Classifier-free guidance scale; 1 disables guidance [default: 4].",
-            metavar="SCALE",
-            type=float,
+            "SCALE",
+            float,
             needs=("sampler.mode", "guided"),
         ),
         FamilyOption(
             "--negative-prompt",
             "sampler.negative_prompt",
             "Negative prompt for the guidance [default: the list of the authors].",
-            metavar="TEXT",
+            "TEXT",
             needs=("sampler.mode", "guided"),
         ),
     )

@@ -163,8 +163,8 @@ class SelfAttention(nn.Module):
         query, key, value = call.to_heads(layer, query, key, value)
         attended = call.attend(layer, rotation.rotate(query, call.frames), key, value, rotation)
         call.fill(layer, key, value)
-        attended = call.to_tokens(layer, attended)
-        output: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        (joined,) = call.to_tokens(layer, attended.transpose(1, 2))
+        output: Tensor = self.proj(joined)
         return output
 
 

@@ -40,6 +40,7 @@ class LongCatTransformer(nn.Module):
 
     Attributes:
         stays_on_device: Parts beside the blocks that never wait elsewhere: small, and needed outside a call.
+        tokens: Who computes the tokens of a call, unless it says otherwise.
     """
 
     stays_on_device: ClassVar = ("x_embedder", "y_embedder", "final_layer")
@@ -54,7 +55,7 @@ class LongCatTransformer(nn.Module):
         self.y_embedder = CaptionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
-        self._tokens: Tokens = AllTokens()
+        self.tokens: Tokens = AllTokens()
         self.rope = FrameRope(config.head_dim, MAX_POSITIONS, config.patch_size)
 
     @property
@@ -69,7 +70,7 @@ class LongCatTransformer(nn.Module):
 
     def share_tokens(self, tokens: Tokens) -> None:
         """Let only some tokens of a call pass the blocks here, from now on."""
-        self._tokens = tokens
+        self.tokens = tokens
 
     @torch.no_grad()
     def embed_text(self, prompt_embeds: Tensor, mask: Tensor | None = None) -> ProjectedPrompt:
@@ -113,11 +114,11 @@ class LongCatTransformer(nn.Module):
         time = self.t_embedder(rounded.flatten()).unflatten(0, rounded.shape)
         self.rope.call = call
         rotation = self.rope(latents)
-        call.tokens, frame_tokens = self._tokens, rotation.tokens_per_frame
-        states = self._tokens.split(states, frame_tokens)
+        frame_tokens = rotation.tokens_per_frame
+        states = call.tokens.split(states, frame_tokens)
         for block, layer in zip(self.blocks, layers, strict=True):
             states = block(states, time, text, rotation, layer, call)
-        states = self._tokens.gather(states, frame_tokens)
+        states = call.tokens.gather(states, frame_tokens)
         return self.unpatchify(self.final_layer(states, time), latents)
 
     def unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:

@@ -18,33 +18,13 @@ from qvg_cli.planning.chunks import ChunkPlan, Geometry, VideoPlan, length_text
 MAX_FRAMES = 100_000
 """The model has no longest video. This one takes 7 hours to watch."""
 _SIZES_480P = {
-    0.26: (320, 1216),
-    0.31: (352, 1120),
-    0.38: (384, 1024),
-    0.43: (416, 960),
-    0.52: (448, 864),
-    0.58: (480, 832),
-    0.67: (512, 768),
-    0.74: (544, 736),
-    0.86: (576, 672),
-    0.95: (608, 640),
-    1.05: (640, 608),
-    1.17: (672, 576),
-    1.29: (704, 544),
-    1.35: (736, 544),
-    1.50: (768, 512),
-    1.67: (800, 480),
-    1.73: (832, 480),
-    2.00: (896, 448),
-    2.31: (960, 416),
-    2.58: (992, 384),
-    2.75: (1056, 384),
-    3.09: (1088, 352),
-    3.70: (1184, 320),
-    3.80: (1216, 320),
-    3.90: (1248, 320),
+    0.26: (320, 1216), 0.31: (352, 1120), 0.38: (384, 1024), 0.43: (416, 960), 0.52: (448, 864),
+    0.58: (480, 832), 0.67: (512, 768), 0.74: (544, 736), 0.86: (576, 672), 0.95: (608, 640),
+    1.05: (640, 608), 1.17: (672, 576), 1.29: (704, 544), 1.35: (736, 544), 1.50: (768, 512),
+    1.67: (800, 480), 1.73: (832, 480), 2.00: (896, 448), 2.31: (960, 416), 2.58: (992, 384),
+    2.75: (1056, 384), 3.09: (1088, 352), 3.70: (1184, 320), 3.80: (1216, 320), 3.90: (1248, 320),
     4.00: (1280, 320),
-}
+}  # fmt: skip
 """Sizes `(height, width)` of the 480p class by the ratio they are chosen for."""
 
 
@@ -181,7 +161,13 @@ def plan_chunks(
             f"{length_text(num_frames)} do not fit a start of {first_end} and segments of {step}; "
             f"nearest: {near}"
         )
-    _check_finished(finished_frames, context_frames, first_end, step)
+    if finished_frames > context_frames and (
+        finished_frames < first_end or (finished_frames - first_end) % step
+    ):
+        raise UsageError(
+            f"{length_text(finished_frames)} are given; they do not end with the first clip of {first_end} "
+            f"latent frames or a segment of {step} after it"
+        )
     pieces = []
     if context_frames <= 1:
         pieces.append((range(context_frames), range(context_frames, window)))
@@ -206,12 +192,3 @@ def plan_chunks(
                 )
             )
     return tuple(chunks)
-
-
-def _check_finished(finished: int, context: int, first_end: int, step: int) -> None:
-    """Refuse a finished part that ends inside a chunk."""
-    if finished > context and (finished < first_end or (finished - first_end) % step):
-        raise UsageError(
-            f"{length_text(finished)} are given; they do not end with the first clip of {first_end} latent "
-            f"frames or a segment of {step} after it"
-        )

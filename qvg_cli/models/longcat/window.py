@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from qvg_cli.models.decoder import Decoder, redecode
+from qvg_cli.models.decoder import Decoder, Pixels, redecode
 from qvg_cli.models.seam import Seam
 from qvg_cli.models.vae import StreamingDecoder, encode_frames, no_pixels, to_pixels
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
@@ -87,6 +87,6 @@ class WindowDecoder(Decoder):
         self._shown = shown[:, :, -self._num_kept :]
         return to_pixels(frames)
 
-    def decode_each(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """As `decode`, in one part: a window is decoded as a whole."""
-        yield self.decode(latents)
+        yield Pixels(self.decode(latents))

@@ -21,6 +21,7 @@ from diffusers import WanTransformer3DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from qvg_cli.errors import MissingModelError
 from qvg_cli.planning.sizes import read_layout
@@ -101,13 +102,16 @@ class Checkpoint(Generic[ModelT]):
         device: torch.device | None = None,
         *,
         matrix_dtype: torch.dtype | None = None,
+        shard: Callable[[nn.Module], None] = lambda model: None,
     ) -> ModelT:
         """The model, frozen, in `dtype` but for the parts that stay float32.
 
         Args:
             matrix_dtype: What the matrices of the blocks are rounded to after `dtype`; `None` leaves them so.
+            shard: Divides the parameters of the empty model among processes.
         """
         model = self._empty()
+        shard(model)
         for name in self._tensors:
             tensor = self._merged(name).to(device=device, dtype=dtype_of(model, name, dtype))
             if matrix_dtype is not None and is_block_matrix(model, name):
@@ -300,9 +304,13 @@ def is_block_matrix(model: nn.Module, name: str) -> bool:
 
 
 def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Make `tensor` the parameter `name` of `model`."""
-    module, _, leaf = name.rpartition(".")
-    model.get_submodule(module).register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+    """Make `tensor` the parameter `name` of `model`, or of it the part that this process holds."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    empty = module.get_parameter(leaf)
+    if isinstance(empty, DTensor):
+        tensor = distribute_tensor(tensor, empty.device_mesh, empty.placements, src_data_rank=None)
+    module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

@@ -2,20 +2,22 @@
 
 At short histories a model call waits for the host, which launches some 3,000 kernels. Everything in a block
 but its self-attention has the same shapes and addresses in every step of every chunk, so it is captured once
-and launched as two graphs a block: one up to the projections, one after the attention. The same kernels run
-in the same order, so the results have the same bits.
+and launched as two graphs a block: one up to the projections, one after the attention. Exchanges among
+processes are a part of both. The same kernels run in the same order, so the results have the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 
+from qvg_cli.models.parallel import AllTokens
 from qvg_cli.models.wan.rope import FrameRotation
 
 
@@ -86,6 +88,8 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
     graphs: BlockGraphs
     is_first: bool
     captured: _Captured
+    captures_exchange: ClassVar = True
+    """Whether the exchanges among processes belong to the graphs; else they are launched between them."""
 
     @classmethod
     def take(cls, blocks: Any) -> BlockGraphs:
@@ -111,21 +115,39 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
         if captured.pool is not graphs.pool:
             self.captured = captured = _Captured(graphs.pool)
         if captured.before is None:
-            captured.before = graphs.capture(self._before_attention)
+            with self._alone():
+                captured.before = graphs.capture(self._before_attention)
         captured.before.replay()
         processor, projected = self.attn1.processor, graphs.projected
+        if not self.captures_exchange:
+            projected = processor.call.to_heads(processor.layer, *projected)
         if processor.call.commit is not None:
             # The cache may keep them as they are, and the next block writes its own there.
             projected = tuple(part.clone() for part in projected)
         attended = processor.attend(*projected, rotary_emb)
+        if not self.captures_exchange:
+            attended = [each.unsqueeze(2) for each in processor.call.to_tokens(processor.layer, *attended)]
         if not graphs.attended:
             graphs.attended = tuple(torch.empty_like(part.contiguous()) for part in attended)
         for buffer, part in zip(graphs.attended, attended, strict=True):
             buffer.copy_(part)
         if captured.after is None:
-            captured.after = graphs.capture(lambda: self._after_attention(encoder_hidden_states))
+            with self._alone():
+                captured.after = graphs.capture(lambda: self._after_attention(encoder_hidden_states))
         captured.after.replay()
         return graphs.hidden
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Leave exchanges out of what is captured, where they do not belong to it."""
+        call = self.attn1.processor.call
+        tokens = call.tokens
+        if not self.captures_exchange:
+            call.tokens = AllTokens()
+        try:
+            yield
+        finally:
+            call.tokens = tokens
 
     def _modulation(self) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the self-attention, then those of the feed-forward part."""
@@ -141,7 +163,11 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
         normed = (self.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         projected = self.attn1.processor.project(self.attn1, normed)
         if not graphs.projected:
-            graphs.projected = tuple(_buffer_like(part) for part in projected)
+            # Outside the graphs' pool, with the same strides.
+            graphs.projected = tuple(
+                torch.empty_strided(part.shape, part.stride(), dtype=part.dtype, device=part.device)
+                for part in projected
+            )
         for buffer, part in zip(graphs.projected, projected, strict=True):
             buffer.copy_(part)
 
@@ -166,8 +192,3 @@ class _Captured:
     pool: Any = None
     before: torch.cuda.CUDAGraph | None = None
     after: torch.cuda.CUDAGraph | None = None
-
-
-def _buffer_like(states: Tensor) -> Tensor:
-    """A buffer outside the graphs' pool with the strides of `states`."""
-    return torch.empty_strided(states.shape, states.stride(), dtype=states.dtype, device=states.device)

@@ -71,7 +71,9 @@ class Models(Generic[ModelT]):
         """Ready to be attached to a cache, adapters merged."""
         offload = self.offload
         matrix_dtype = STORAGE_DTYPE if offload.is_fp8 else None
-        model = self._checkpoint.load(self.dtype, offload.load_device, matrix_dtype=matrix_dtype)
+        model = self._checkpoint.load(
+            self.dtype, offload.load_device, matrix_dtype=matrix_dtype, shard=offload.shard
+        )
         place_transformer(model, offload, self.dtype, self.tokens)
         return model
 
@@ -169,8 +171,9 @@ class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
             return encode_frames(vae, frames, generator).to(self.latents_dtype)
 
     def decoder(self) -> Decoder:
-        decoder = StreamingDecoder(self._models.vae)
-        return OffloadedDecoder(decoder, self._models.offload, features=decoder)
+        offload = self._models.offload
+        decoder = StreamingDecoder(self._models.vae, is_beside=offload.is_resident)
+        return OffloadedDecoder(decoder, offload, features=decoder)
 
     @abstractmethod
     def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> Denoiser: ...

@@ -7,7 +7,6 @@ Nothing of diffusers' forward is overridden. `rope` and the 2 x L attention proc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ClassVar, Generic, TypeVar
@@ -50,9 +49,9 @@ class Call:
         """Frames of the history to attend to: not those that pass through the model in this call."""
         return tuple(frame for frame in self.chunk.reads if frame not in self.frames)
 
-    def to_heads(self, layer: LayerCache, *states: Tensor) -> Iterator[Tensor]:
-        """Each `[B, H, S, D]` for the heads that `layer` holds here, and all tokens of the call."""
-        return (self.tokens.to_heads(each, layer.tokens_per_frame) for each in states)
+    def to_heads(self, layer: LayerCache, *states: Tensor) -> tuple[Tensor, ...]:
+        """Each `[B, H, S, D]` of the tokens that pass here for the heads that attend here, and all tokens."""
+        return self.tokens.to_heads(states, layer.tokens_per_frame)
 
     def attend(
         self,
@@ -74,13 +73,14 @@ class Call:
             value_rotation=value_rotation,
         )
 
-    def to_tokens(self, layer: LayerCache, states: Tensor) -> Tensor:
-        """What `to_heads` has divided, for all heads, and the tokens that pass here."""
+    def to_tokens(self, layer: LayerCache, *states: Tensor) -> tuple[Tensor, ...]:
+        """Each `[B, S, H, D]` of the heads that attend here as `[B, S, C]` of the tokens that pass here."""
         return self.tokens.to_tokens(states, layer.tokens_per_frame)
 
     def fill(self, layer: LayerCache, key: Tensor, value: Tensor) -> None:
         """Leave in `layer` what the call commits, if it does."""
         if self.commit is not None:
+            key, value = self.tokens.to_held((key, value))
             layer.commit(key, value, self.frames, self.commit)
 
 
@@ -135,7 +135,7 @@ class TimestepSinusoid(nn.Module):
 class CachedSelfAttention(Generic[CallT]):
     """Self-attention processor of one layer: attends to the cache and, in a cache-update pass, fills it.
 
-    In three parts, of which the middle one alone depends on the history.
+    In three parts: the middle one alone depends on the history, the others exchange tokens for heads.
     """
 
     _attention_backend = None
@@ -155,11 +155,13 @@ class CachedSelfAttention(Generic[CallT]):
     ) -> Tensor:
         """`[B, S, C]` to `[B, S, C]`."""
         assert rotary_emb is not None
-        return self.output(attn, *self.attend(*self.project(attn, hidden_states), rotary_emb))
+        query, key, value = self.project(attn, hidden_states)
+        return self.output(attn, *self.attend(query, key, value, rotary_emb))
 
-    def project(self, attn: WanAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values `[B, H, S, D]`, not rotated."""
-        return (
+    def project(self, attn: WanAttention, hidden_states: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values `[B, H, S, D]` of the heads that attend here, not rotated."""
+        return self.call.to_heads(
+            self.layer,
             split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads),
             split_heads(attn.norm_k(attn.to_k(hidden_states)), attn.heads),
             split_heads(attn.to_v(hidden_states), attn.heads),
@@ -168,16 +170,16 @@ class CachedSelfAttention(Generic[CallT]):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
     ) -> tuple[Tensor, ...]:
-        """What the queries gather from the history and the call, `[B, S, C]`; fills the cache."""
+        """What the queries gather from the history and the call, `[B, S, H, D]`; fills the cache."""
         call, layer = self.call, self.layer
-        query, key, value = call.to_heads(layer, query, key, value)
         attended = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
         call.fill(layer, key, value)
-        return (join_heads(call.to_tokens(layer, attended)),)
+        return (attended.transpose(1, 2),)
 
     def output(self, attn: WanAttention, *attended: Tensor) -> Tensor:
         """`[B, S, C]` of what was gathered."""
-        output: Tensor = attn.to_out[0](attended[0])
+        (joined,) = self.call.to_tokens(self.layer, *attended)
+        output: Tensor = attn.to_out[0](joined)
         return output
 
 

@@ -31,7 +31,7 @@ class Made:
         self.models = RandomModels(config, TINY[backend], device)
         # Set afterwards: on a CPU it would be refused, but what moves weights does not ask for the device.
         self.models.offload.memory = memory
-        pipeline = full_size._PIPELINES[backend](config, self.models)
+        pipeline = full_size.PIPELINES[backend](config, self.models)
         rows = 2 if backend == "longcat" else 1
         embeds = self.models.text_states(rows, config.model.text_tokens)
         video = Planned(config, plan_video(config), backend)

@@ -39,8 +39,10 @@ class Walk:
         """A walk begins with no clip."""
 
 
-@pytest.mark.parametrize("cache", ["none", "bf16", "int2", "int2-qvg"])
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(
+    ("context", "cache"),
+    [*(("append", cache) for cache in ("none", "bf16", "int2-qvg")), *((each, "int2") for each in CONTEXTS)],
+)
 def test_every_context_runs_through_every_cache(walk_config, context, cache):
     config = walk_config(
         f"sampler.context={context}",

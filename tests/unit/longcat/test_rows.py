@@ -23,7 +23,7 @@ SETTINGS = {
 CPU = torch.device("cpu")
 
 
-class OneByOne:
+class OneByOne(AllRows):
     """Every row in a call of its own."""
 
     def compute(self, predict, num_rows):

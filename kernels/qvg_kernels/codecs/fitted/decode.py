@@ -11,11 +11,11 @@ from qvg_kernels.quant import numbers
 
 @triton.jit
 def _lattice_sums(codes, tokens, words, HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr):
-    """Levels of grid "e8", rotated among each eight: `[TILE_S, HEAD_DIM]` float16.
+    """Levels of grids "e8" and "e8x1", rotated among each eight: `[TILE_S, HEAD_DIM]` float16.
 
     Args:
-        codes: Pointer to the head's uint16 codes, `HEAD_DIM // 8` a token.
-        words: Pointer to `numbers.lattice_sums`.
+        codes: Pointer to the head's uint16 or uint8 codes, `HEAD_DIM // 8` a token.
+        words: Pointer to `numbers.word_sums`.
     """
     GROUPS: tl.constexpr = HEAD_DIM // 8
     # [TILE_S, GROUPS], then [TILE_S, GROUPS, 8].
@@ -106,8 +106,9 @@ def begin(
     GRID: tl.constexpr = SETTINGS[0]
     HAS_CODEBOOK: tl.constexpr = SETTINGS[2]
     channels = tl.arange(0, HEAD_DIM)
-    if GRID == "e8":
-        codes = address(row, 0, tl.uint16, head_row * total * (HEAD_DIM // 8))
+    if GRID == "e8" or GRID == "e8x1":
+        code_type: tl.constexpr = tl.uint16 if GRID == "e8" else tl.uint8
+        codes = address(row, 0, code_type, head_row * total * (HEAD_DIM // 8))
     else:
         code_rows = tl.cdiv(total, 5) if GRID == "trit" else total
         codes = address(row, 0, tl.uint8, head_row * code_rows * SETTINGS[1])
@@ -131,7 +132,7 @@ def read(state, tokens, SETTINGS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE_S: 
     channels = tl.arange(0, HEAD_DIM)
     # Sums of levels are integers below 2**11, exact in float16. What follows needs no more than its 11 bits
     # either: results are rounded to the 8 of bf16 or the 4 of e4m3. All are [TILE_S, HEAD_DIM].
-    if GRID == "e8":
+    if GRID == "e8" or GRID == "e8x1":
         sums = _lattice_sums(codes, tokens, words, HEAD_DIM, TILE_S)
         residual = _hadamard(sums, 3, HEAD_DIM, TILE_S)
     else:

@@ -1,6 +1,7 @@
-"""Read blocks of grid "e8" on Hopper GPUs: codewords from a table of 1 KiB, the rotation by tensor cores.
+"""Read blocks of grids "e8" and "e8x1" on Hopper GPUs: words from a table of 1 KiB, the rotation by tensor
+cores.
 
-It computes what `decode.fitted_decode_kernel` does and is a quarter to a third faster: that kernel looks each
+It computes what `decode.read` does and reads "e8" a quarter to a third faster: that kernel looks each
 group of eight values up in a table of 1 MiB, and waits for the cache (docs/results.md). One warp reads 16
 tokens a round. Of a channel's seven bits, first to last g3 g2 g1 g0 c2 c1 c0, a lane holds all values of
 g3 g2 c2 c1 c0 and four lanes those of g1 g0, so nothing moves between lanes: a product of 16 by 16 sums over
@@ -14,6 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from qvg_kernels.codecs.fitted.decode import channel_numbers
+from qvg_kernels.codecs.fitted.spec import GridName
 from qvg_kernels.codecs.reading import (
     CODEBOOK_ROWS,
     TOKENS,
@@ -115,6 +117,36 @@ def _unshifted(codes, words):
 
 
 @gluon.jit
+def _levels(words):
+    """Levels of grid "e8x1", float16 `[TILE_S, GROUPS, 8]`, by the first byte of each as in `_unshifted`.
+
+    Args:
+        words: `[TILE_S, GROUPS, 8]` int32, entries of `numbers.root_words`, the same along the last axis.
+    """
+    return gl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 low, high, sizes, negatives;
+        mov.b32 sizes, 0x42403c00;
+        mov.b32 negatives, 0xc2c0bc00;
+        prmt.b32 low, sizes, negatives, $4;
+        shr.u32 high, $4, 16;
+        prmt.b32 high, sizes, negatives, high;
+        prmt.b32 $0, low, 0, 0x1404;
+        prmt.b32 $1, low, 0, 0x3424;
+        prmt.b32 $2, high, 0, 0x1404;
+        prmt.b32 $3, high, 0, 0x3424;
+        }
+        """,
+        "=r,=r,=r,=r," + "r," * 7 + "r",
+        [words],
+        dtype=gl.float16,
+        is_pure=True,
+        pack=8,
+    )
+
+
+@gluon.jit
 def _half_of_int8(values):
     """Float16 of int8, four at a time: the last byte of float16 from 1024 to 1279 counts ones."""
     return gl.inline_asm_elementwise(
@@ -187,22 +219,23 @@ def _apart(values):
 
 @gluon.jit
 def _hadamard(levels, shifts, matrix):
-    """Rows of shifted levels times the Sylvester matrix of ones, `[TILE_S, HEAD_DIM]`.
+    """Rows of levels times the Sylvester matrix of ones, `[TILE_S, HEAD_DIM]`.
 
     Args:
         levels: `[TILE_S, GROUPS, 8]` float16, not shifted.
-        shifts: Likewise, four times the shift of each group.
+        shifts: Likewise, four times the shift of each group; `None` without shifts.
         matrix: The Sylvester matrix of 16.
     """
-    # What is added to all eight of a group is left in one sum over c2 and c1.
-    shift, _ = gl.split(_apart(shifts))
-    shift, _ = gl.split(shift)
     low, high = gl.split(_apart(levels))
     low_sum, high_sum = gl.split(low + high)
     low_rest, high_rest = gl.split(low - high)
-    first = gl.join(
-        _over_groups(low_sum + high_sum + shift, matrix), _over_groups(low_sum - high_sum, matrix)
-    )
+    total = low_sum + high_sum
+    if shifts is not None:
+        # What is added to all eight of a group is left in one sum over c2 and c1.
+        shift, _ = gl.split(_apart(shifts))
+        shift, _ = gl.split(shift)
+        total += shift
+    first = gl.join(_over_groups(total, matrix), _over_groups(low_sum - high_sum, matrix))
     second = gl.join(_over_groups(low_rest + high_rest, matrix), _over_groups(low_rest - high_rest, matrix))
     together = gl.permute(gl.join(first, second), [0, 4, 1, 2, 6, 5, 3])
     return gl.convert_layout(gl.reshape(together, [TILE_S, HEAD_DIM]), _CHANNELS, assert_trivial=True)
@@ -273,7 +306,7 @@ def _codes(codes, tokens, groups):
 def _decode_lattice(
     blocks, tiles, slots, slots_pitch, units, smoothing, target, pitch, words, flips,
     tables, spaces, tokens_per_frame, total_heads, first_head, heads,
-    HAS_CODEBOOK: gl.constexpr, BLOCK_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
+    GRID: gl.constexpr, HAS_CODEBOOK: gl.constexpr, BLOCK_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
 ):  # fmt: skip
     block, row, source, target_row, count, fill = tile_of(blocks, tiles, BLOCK_COLUMNS, False)
     head, head_row = head_row_of(heads, total_heads, first_head)
@@ -282,7 +315,8 @@ def _decode_lattice(
     unit = gl.load(units + head)
     groups = gl.arange(0, GROUPS, gl.SliceLayout(0, _CODES))[None, :]
     channels = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, _CHANNELS))
-    codes = address(row, 0, gl.uint16, head_row * total * GROUPS)
+    code_type: gl.constexpr = gl.uint16 if GRID == "e8" else gl.uint8
+    codes = address(row, 0, code_type, head_row * total * GROUPS)
     scales = address(row, 1, gl.uint8, head_row * total)
     weight, offset, step, scale_unit = channel_numbers(
         row, head, head_row, unit, smoothing, channels, HAS_CODEBOOK, HEAD_DIM
@@ -311,9 +345,12 @@ def _decode_lattice(
             next_ids = gl.load(ids + upcoming)
 
         word = none + gl.load(words + (code & 255))[:, :, None]
-        code = none + code[:, :, None]
-        shifts = gl.where(code < 32768, 4.0, -4.0).to(gl.float16)
-        residual = _hadamard(_unshifted(code, word), shifts, matrix)
+        if GRID == "e8":
+            code = none + code[:, :, None]
+            shifts = gl.where(code < 32768, 4.0, -4.0).to(gl.float16)
+            residual = _hadamard(_unshifted(code, word), shifts, matrix)
+        else:
+            residual = _hadamard(_levels(word), None, matrix)
         pattern = numbers.token_pattern(tokens, phase)
         flip = gl.load(flips + (pattern * HEAD_DIM)[:, None] + channels[None, :])
         scale = (numbers.e4m3_value(scale) * scale_unit).to(gl.float16)
@@ -337,15 +374,16 @@ _decode_lattice_kernel = Kernel(_decode_lattice)
 
 
 def decode_lattice(
-    blocks: BlockTable, tiles: Tiles, target: DecodeTarget, *, has_codebook: bool
-) -> None:  # fmt: skip
+    blocks: BlockTable, tiles: Tiles, target: DecodeTarget, grid: GridName, *, has_codebook: bool
+) -> None:
     """Decode some heads of a pass, as `BlockReader.decode` has it."""
     placement, device = blocks.placement, blocks.rows.device
     tables, spaces = placement.tables, placement.spaces
     if tables is not None and spaces is not None:
         tables, spaces = by_fours(tables), by_fours(spaces)
     arguments = decode_arguments(blocks, tiles, target) | {"tables": tables, "spaces": spaces}
+    words = numbers.pattern_words if grid == "e8" else numbers.root_words
     _decode_lattice_kernel[(len(tiles.table), blocks.batch * target.heads)](
-        **arguments, words=numbers.pattern_words(device), flips=numbers.sign_flips(128, device),
-        HAS_CODEBOOK=has_codebook, num_warps=1, maxnreg=launch.LATTICE_REGISTERS,
+        **arguments, words=words(device), flips=numbers.sign_flips(128, device),
+        GRID=grid, HAS_CODEBOOK=has_codebook, num_warps=1, maxnreg=launch.LATTICE_REGISTERS,
     )  # fmt: skip

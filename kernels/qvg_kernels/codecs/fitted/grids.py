@@ -6,17 +6,24 @@ Invariant: levels are integers that int8 holds exactly, symmetric about zero; `r
 from __future__ import annotations
 
 from functools import cache
+from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from qvg_kernels.codecs.fitted.spec import GridName
-from qvg_kernels.quant import bitpack, lattice
+from qvg_kernels.quant import bitpack, lattice, roots
 
 
 class Grid(Protocol):
-    """A set of levels for unit-variance Gaussian values and its layout in bytes."""
+    """A set of levels for unit-variance Gaussian values and its layout in bytes.
+
+    Attributes:
+        step: Distance of one unit of the levels in standard deviations of the values.
+    """
+
+    step: float
 
     def quantize(self, values: Tensor) -> Tensor:
         """Levels for `[S, D]` values of unit variance, float32 integers of the same shape.
@@ -45,7 +52,7 @@ class ScalarGrid:
 
     Attributes:
         levels: Integers, ascending.
-        step: Distance of one unit in standard deviations of the values, before it is refined for each token.
+        step: Before it is refined for each token.
     """
 
     def __init__(self, levels: tuple[int, ...], step: float) -> None:
@@ -93,16 +100,27 @@ class TritGrid(ScalarGrid):
 
 
 class LatticeGrid:
-    """Eight neighbouring values together: the nearest of 65,280 lattice points, two bits a value."""
+    """Eight neighbouring values together: the nearest of many points of a lattice.
+
+    Attributes:
+        points: `lattice`, 65,280 points at two bits a value, or `roots`, 256 at one.
+    """
+
+    def __init__(self, points: ModuleType) -> None:
+        self.points = points
+        self.step: float = points.STEP
 
     def quantize(self, values: Tensor) -> Tensor:
-        return lattice.nearest(values / lattice.STEP)
+        levels: Tensor = self.points.nearest(values / self.step)
+        return levels
 
     def write(self, levels: Tensor) -> Tensor:
-        return lattice.pack(levels)
+        codes: Tensor = self.points.pack(levels)
+        return codes
 
     def read(self, codes: Tensor, start: int, stop: int, head_dim: int) -> Tensor:
-        return lattice.unpack(codes[..., start:stop, :])
+        levels: Tensor = self.points.unpack(codes[..., start:stop, :])
+        return levels
 
 
 @cache
@@ -111,9 +129,10 @@ def grid(name: GridName) -> Grid:
     # Steps and levels are those of the best Gaussian quantiser (Max 1960, Lloyd 1982), the levels rounded to
     # integers: 3 and 4 levels lose nothing and 0.05 dB, 8 and 16 less than 0.02 dB.
     grids: dict[GridName, Grid] = {
+        "e8x1": LatticeGrid(roots),
         "trit": TritGrid((-1, 0, 1), 1.224),
         "int2": ScalarGrid((-3, -1, 1, 3), 0.498),
-        "e8": LatticeGrid(),
+        "e8": LatticeGrid(lattice),
         "int3": ScalarGrid((-17, -11, -6, -2, 2, 6, 11, 17), 0.125),
         "int4": ScalarGrid((-21, -16, -13, -10, -7, -5, -3, -1, 1, 3, 5, 7, 10, 13, 16, 21), 0.129),
     }

@@ -1,10 +1,9 @@
-"""Nearest levels in registers: those of single values, and the nearest word of the E8 codebook without
-sorting.
+"""Nearest levels in registers: those of single values, and the nearest word of two codebooks cut from E8.
 
-`grids.ScalarGrid`, `lattice.nearest` and `lattice.pack` are the torch references. A group's eight
-neighbouring values are eight tensors, so that each thread holds whole groups and a group's codes make one
-word. In the lattice's search a magnitude carries the number of its value in the lowest three bits of its
-float32 pattern: that orders equal ones, and thresholds take the place of an ordering of indices.
+`grids.ScalarGrid` and the functions `nearest` and `pack` of `lattice` and `roots` are the torch references. A
+group's eight neighbouring values are eight tensors, so that each thread holds whole groups and a group's
+codes make one word. In the lattice's search a magnitude carries the number of its value in the lowest three
+bits of its float32 pattern: that orders equal ones, and thresholds take the place of an ordering of indices.
 """
 
 from __future__ import annotations
@@ -167,6 +166,47 @@ def nearest_words(values, codes, num_shifts):
         levels = levels + ((size | sign).to(tl.float32, bitcast=True) + shift,)
     signs = (negatives.to(tl.int32) & 127) | (is_down.to(tl.int32) << 7)
     return levels, tl.load(codes + int_of(index)).to(tl.int32) | (signs << 8)
+
+
+@triton.jit
+def nearest_roots(values):
+    """Nearest words of grid "e8x1" to eight float32 tensors `[TILE_S, GROUPS]` in units: levels and codes."""
+    none = tl.zeros_like(values[0])
+    total, least, top, second = none, tl.abs(values[0]), none - 1.0, none - 1.0
+    zero = none.to(tl.int32)
+    least_at, top_at, second_at, negatives = zero, zero, zero, zero
+    for place in tl.static_range(8):
+        size = tl.abs(values[place])
+        total += size
+        negatives |= (values[place] < 0).to(tl.int32) << place
+        is_least, is_top, is_second = size < least, size > top, size > second
+        least = tl.minimum(size, least)
+        least_at = tl.where(is_least, place, least_at)
+        second = tl.where(is_top, top, tl.where(is_second, size, second))
+        second_at = tl.where(is_top, top_at, tl.where(is_second, place, second_at))
+        top = tl.maximum(size, top)
+        top_at = tl.where(is_top, place, top_at)
+    parity = negatives ^ (negatives >> 4)
+    parity ^= parity >> 2
+    parity = (parity ^ (parity >> 1)) & 1
+    all_score = total - 2.0 * least * parity.to(tl.float32) - 4.0
+    pair_score = 2.0 * (top + second) - 4.0
+    axis_score = 3.0 * top - 4.5
+    is_axis = axis_score > tl.maximum(all_score, pair_score)
+    is_pair = (pair_score > all_score) & ~is_axis
+    signs = negatives ^ tl.where(is_axis | is_pair, 0, parity << least_at)
+    # One bit for each value that is not zero, and their size.
+    placed = tl.where(is_axis, 1 << top_at, tl.where(is_pair, (1 << top_at) | (1 << second_at), 255))
+    size = tl.where(is_axis, 3.0, tl.where(is_pair, 2.0, 1.0))
+    levels = ()
+    for place in tl.static_range(8):
+        level = tl.where((signs >> place) & 1 != 0, -size, size)
+        levels = levels + (tl.where((placed >> place) & 1 != 0, level, 0.0),)
+    low, high = tl.minimum(top_at, second_at), tl.maximum(top_at, second_at)
+    pair = ((low * (15 - low)) >> 1) + high - low - 1
+    pair_code = 128 + 4 * pair + 2 * ((signs >> high) & 1) + ((signs >> low) & 1)
+    axis_code = 240 + 2 * top_at + ((signs >> top_at) & 1)
+    return levels, tl.where(is_axis, axis_code, tl.where(is_pair, pair_code, signs & 127))
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Blocks of the scheme "fitted" read by kernels: those of grid "e8" by `decode_hopper` on Hopper GPUs."""
+"""Blocks of the scheme "fitted" read by kernels: those of two grids by `decode_hopper` on Hopper GPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qvg_kernels.codecs.fitted.decode import begin, read
 from qvg_kernels.codecs.fitted.grids import ScalarGrid, grid
-from qvg_kernels.codecs.fitted.spec import FittedSpec
+from qvg_kernels.codecs.fitted.spec import GRID_BITS, FittedSpec
 from qvg_kernels.codecs.reading import (
     BlockReader,
     BlockTable,
@@ -90,19 +90,23 @@ class FittedReader(BlockReader):
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         form = grid(self.settings[0])
-        scalar = form.levels if isinstance(form, ScalarGrid) else None
-        words = numbers.lattice_sums(device) if scalar is None else _levels(scalar, device)
+        if isinstance(form, ScalarGrid):
+            words = _levels(form.levels, device)
+        else:
+            words = numbers.word_sums(GRID_BITS[self.settings[0]], device)
         return words, numbers.sign_flips(self.head_dim, device)
 
     def decode(self, blocks: BlockTable, tiles: Tiles, target: DecodeTarget) -> None:
         is_wide = not (target.is_transposed or target.is_reordered)
         has_kernel = (
-            self.settings[0] == "e8" and self.head_dim == 128 and launch.has_gluon(blocks.rows.device)
+            self.settings[0] in ("e8", "e8x1")
+            and self.head_dim == 128
+            and launch.has_gluon(blocks.rows.device)
         )
         if has_kernel and is_wide:
             from qvg_kernels.codecs.fitted.decode_hopper import decode_lattice
 
-            decode_lattice(blocks, tiles, target, has_codebook=self.settings[2])
+            decode_lattice(blocks, tiles, target, self.settings[0], has_codebook=self.settings[2])
         else:
             super().decode(blocks, tiles, target)
 

@@ -19,11 +19,12 @@ from qvg_kernels.codecs.fitted.levels import (
     add_products,
     joined,
     nearest_levels,
+    nearest_roots,
     nearest_words,
     pattern_codes,
 )
 from qvg_kernels.codecs.fitted.spec import FittedSpec
-from qvg_kernels.quant import lattice, numbers
+from qvg_kernels.quant import numbers
 from qvg_kernels.quant.numbers import OPERAND, token_pattern
 from qvg_kernels.quant.points import Points, centred, load_tokens
 from qvg_kernels.runtime import launch
@@ -31,8 +32,6 @@ from qvg_kernels.runtime.warmup import kernel
 
 TINY = tl.constexpr(1e-30)
 """`reference.TINY`."""
-
-QUARTER = tl.constexpr(lattice.STEP)
 
 
 @cache
@@ -94,6 +93,8 @@ def _store_codes(
     mask = is_token[:, None]
     if GRID == "e8":
         tl.store(codes + row[:, None] * GROUPS + group, words.to(tl.int16), mask=mask)
+    elif GRID == "e8x1":
+        tl.store(codes + row[:, None] * GROUPS + group, words.to(tl.uint8), mask=mask)
     elif GRID == "int2":
         tl.store(codes + row[:, None] * GROUPS + group, joined(indices, 2).to(tl.int16), mask=mask)
     elif GRID == "int4":
@@ -130,7 +131,8 @@ def _residual_kernel(
         flips: `numbers.sign_flips`; `matrix` is `hadamard_chunks`, `patterns` is `levels.pattern_codes`.
         codes: Receives the codes; `scales` `[H, S]`, `largest` `[H, tiles]` and `errors` `[H, S, D]`
             likewise.
-        step: First step of the levels in deviations; `unbiased` as in the spec.
+        step: Of the levels in deviations, that of single values before it is fitted; `unbiased` as in the
+            spec.
 
     The errors are those under scales rounded to four significant bits, as e4m3 rounds all but those below
     2**-14 of the head's largest, whose errors are too small to count.
@@ -153,10 +155,8 @@ def _residual_kernel(
     residual = _flipped(residual.to(OPERAND), flips, tokens, phase, HEAD_DIM)
     at = tl.arange(0, CHUNK)[:, None] * HEAD_DIM + channels[None, :]
     spread = HEAD_DIM**-0.5 / tl.maximum(tl.sqrt(energy / HEAD_DIM), TINY)
-    if GRID == "e8":
-        factor = spread / QUARTER
-    else:
-        factor = spread / step
+    factor = spread / step
+    if NUM_LEVELS > 0:
         along = tl.zeros([TILE_S, CHUNK // 8], tl.float32)
         square = tl.zeros([TILE_S, CHUNK // 8], tl.float32)
         for chunk in tl.range(num_chunks, num_stages=1):
@@ -178,6 +178,9 @@ def _residual_kernel(
         rotated = _rotated(residual, signs, factor, TILE_S, CHUNK)
         if GRID == "e8":
             levels, words = nearest_words(rotated, patterns, num_shifts)
+            _store_codes(codes, words, (), chunk, row, is_token, GRID, HEAD_DIM, CHUNK)
+        elif GRID == "e8x1":
+            levels, words = nearest_roots(rotated)
             _store_codes(codes, words, (), chunk, row, is_token, GRID, HEAD_DIM, CHUNK)
         else:
             levels, indices = nearest_levels(rotated, LEVELS, NUM_LEVELS)
@@ -241,10 +244,10 @@ def round_residuals(
     errors = points.empty(tokens, head_dim, dtype=numbers.operand_dtype())
     name = spec.grid
     form = grid(name)
-    levels, step = (form.levels, form.step) if isinstance(form, ScalarGrid) else ((), 0.0)
+    levels = form.levels if isinstance(form, ScalarGrid) else ()
     if name == "trit":
         target = points.empty(tokens, head_dim, dtype=torch.uint8)
-    elif name == "int3":
+    elif name in ("int3", "e8x1"):
         target = codes
     else:
         target = codes.view(torch.int32) if name == "int4" else codes.view(torch.int16)
@@ -253,7 +256,7 @@ def round_residuals(
         points.block, *points.block.stride()[:2], points.offset, points.inverse, ids, table, steps,
         numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device), pattern_codes(device),
         target, scales, largest, errors, phase, count, tokens, head_dim // launch.CHUNK, 2,
-        step, spec.unbiased, name, levels, len(levels), head_dim, shape.rows, launch.CHUNK,
+        form.step, spec.unbiased, name, levels, len(levels), head_dim, shape.rows, launch.CHUNK,
         num_warps=shape.warps, maxnreg=shape.registers,
     )  # fmt: skip
     if name == "trit":

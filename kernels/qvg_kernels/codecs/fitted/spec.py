@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 
 from qvg_kernels.codecs.spec import PayloadBytes, Spec
 
-GridName = Literal["trit", "int2", "e8", "int3", "int4"]
-"""Levels of a fitted residual: three, four, eight values together at two bits each, eight, sixteen."""
+GridName = Literal["e8x1", "trit", "int2", "e8", "int3", "int4"]
+"""Levels of a fitted residual: eight values together at one bit each, three, four, eight values together at
+two bits each, eight, sixteen."""
 
-GRID_BITS: dict[GridName, int] = {"int2": 2, "e8": 2, "int3": 3, "int4": 4}
+GRID_BITS: dict[GridName, int] = {"e8x1": 1, "int2": 2, "e8": 2, "int3": 3, "int4": 4}
 """Bits of one code of the grids that pack each token by itself; "trit" packs five tokens into a byte."""
 
 
