@@ -22,7 +22,7 @@ from qvg_cli.commands.completion import (
     complete_runs,
 )
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import FAMILIES, find_family
+from qvg_cli.models.registry import families
 
 if TYPE_CHECKING:
     from qvg_cli.config.load import Layer, Request
@@ -421,8 +421,7 @@ class FamilyOptions(Options):
     def _declared(cls) -> dict[str, dict[str, FamilyOption]]:
         """Families and their declarations by flag."""
         declared: dict[str, dict[str, FamilyOption]] = {}
-        for name in FAMILIES:
-            family = find_family(name)
+        for name, family in families().items():
             if cls.command == "extend" and not family.can_extend:
                 continue
             for option in family.options:
@@ -470,7 +469,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 def family_help(flag: str) -> dict[str, str]:
     """What `--help` says of an option under each family that has it."""
     return {
-        name: option.help for name in FAMILIES for option in find_family(name).options if option.flag == flag
+        name: option.help
+        for name, family in families().items()
+        for option in family.options
+        if option.flag == flag
     }
 
 

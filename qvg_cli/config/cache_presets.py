@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from qvg_cli.config.resources import configs_dir, preset_names
+from qvg_cli.config.resources import config_files
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import UsageError, known_hint
@@ -67,11 +67,11 @@ def read_preset(name: object, source: str) -> dict[str, Any]:
     Raises:
         UsageError: There is no such preset.
     """
-    known = preset_names()
+    known = config_files("cache")
     if not isinstance(name, str) or name.lower() not in known:
         hint = known_hint(name, known)
         raise UsageError(f"unknown cache preset {str(name)!r} ({source})", hint=hint)
-    path = configs_dir() / "cache" / f"{name.lower()}.yaml"
+    path = known[name.lower()]
     preset = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     return {side: preset[side] for side in SIDES}
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from qvg_cli.config.cache_presets import KNOBS, merge_cache
 from qvg_cli.config.errors import describe
 from qvg_cli.config.options import FamilyOption
-from qvg_cli.config.resources import configs_dir
+from qvg_cli.config.resources import config_files
 from qvg_cli.config.schema import OLD_OFFLOAD_WORDS, RunConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import UsageError, unknown_name
@@ -111,7 +111,7 @@ def read_backend(request: Request) -> Backend:
     name = known_name(request.backend or (named[-1] if named else DEFAULT_BACKEND), backend_names())
     if name not in backend_names():
         raise unknown_name("backend", name, backend_names())
-    builtin = _read_layer(configs_dir() / f"{name}.yaml")
+    builtin = _read_layer(config_files()[name])
     family = str(builtin.values.get("family") or name)
     for layer in user:
         other = layer.values.get("family") or family
@@ -157,7 +157,7 @@ def resolve(
 
 def backend_names() -> tuple[str, ...]:
     """Names that `--backend` takes, the default first: files of configs/ that say their backend or family."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(configs_dir().glob("*.yaml"))}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in config_files().items()}
     names = [name for name, text in texts.items() if _NAMES_BACKEND.search(text)]
     return tuple(sorted(names, key=lambda name: name != DEFAULT_BACKEND))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
+from qvg_cli.plugins import plugin_configs
 
 _PACKAGE = Path(__file__).parents[1]
 _OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
@@ -29,9 +30,16 @@ def configs_dir() -> Path:
     raise FileNotFoundError(f"no configs at {candidates[0]} or {candidates[1]}; reinstall qvg")
 
 
+def config_files(part: str = ".") -> dict[str, Path]:
+    """The YAMLs in a part of the package's folder, and in that of each plugin, by name; the package's win."""
+    folders = [*reversed(plugin_configs()), configs_dir()]
+    found = {path.stem: path for folder in folders for path in (folder / part).glob("*.yaml")}
+    return dict(sorted(found.items()))
+
+
 def preset_names() -> tuple[str, ...]:
     """Names that `--cache` takes."""
-    return tuple(sorted(path.stem for path in (configs_dir() / "cache").glob("*.yaml")))
+    return tuple(config_files("cache"))
 
 
 def qvg_home() -> Path:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.hub.proxies import check_proxies, proxy_for
 from qvg_cli.hub.record import is_whole, read_record
 from qvg_cli.hub.spec import read_downloads
+from qvg_cli.plugins import CODECS, FAMILIES, load_plugin
 from qvg_cli.redaction import redact
 from qvg_cli.report.provenance import commit_text, cpu_name
 from qvg_cli.video.io import check_encoder, read_frames
@@ -75,6 +76,7 @@ def examine(out: Path) -> list[Finding]:
         ("hub cache", lambda: _disk("hub cache", Path(constants.HF_HUB_CACHE))),
         ("hub", _hub),
         ("downloads", _downloads),
+        ("plugins", _plugins),
     ]
     findings = []
     for name, look in points:
@@ -238,6 +240,13 @@ def _hub() -> Finding:
     if status >= 500:
         return Finding("hub", "note", f"{constants.ENDPOINT} answers with status {status}", "try again later")
     return Finding("hub", "ok", f"{constants.ENDPOINT} answers, {token}")
+
+
+def _plugins() -> Finding:
+    entries = [entry for group in (FAMILIES, CODECS) for entry in entry_points(group=group)]
+    for entry in entries:
+        load_plugin(entry)
+    return Finding("plugins", "ok", ", ".join(entry.value for entry in entries) or "none")
 
 
 def _downloads() -> Finding:
