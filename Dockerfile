@@ -12,8 +12,10 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY qvg_cli qvg_cli
 COPY kernels kernels
 COPY configs configs
+# Such as "ray" or "ray,play".
+ARG EXTRAS=""
 # PyTorch brings its own CUDA libraries; the base image has the driver's interface alone.
-RUN /opt/qvg/bin/pip install --no-cache-dir --constraint constraints.txt .
+RUN /opt/qvg/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 # Triton compiles a launcher in C for every kernel: it needs a compiler and Python's headers when it runs.

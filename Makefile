@@ -6,24 +6,28 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-slow test-browser lint fix docs docs-check docs-pictures docs-site docs-screenshots build size
+.PHONY: demo test test-slow test-ray test-browser lint fix docs docs-check docs-pictures docs-site docs-screenshots build size
 
 demo: $(VENV)/run.stamp  ## one video from the built-in pocket model, with its memory report
 	$(BIN)/qvg generate
 
 test: $(VENV)/dev.stamp  ## every quick test, offline
-	$(BIN)/pytest -n 2 --dist loadscope -m "not slow and not gpu and not browser"
+	$(BIN)/pytest -n 2 --dist loadscope -m "not slow and not gpu and not browser and not ray"
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/interpreter
 
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/pytest -m "slow and not gpu and not browser"
+	$(BIN)/pytest -m "slow and not gpu and not browser and not ray"
+
+test-ray: $(VENV)/dev.stamp  ## qvg batch on a real Ray on this machine
+	$(INSTALL) --editable ".[ray]"
+	$(BIN)/pytest -m ray
 
 test-browser: $(VENV)/dev.stamp  ## the page of qvg play in a Chromium: the distribution's, or QVG_CHROMIUM
 	$(INSTALL) --editable ".[browser]"
 	$(BIN)/pytest -m browser
 
 lint: $(VENV)/dev.stamp
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell qvg_cli kernels docs tests scripts *.md
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell qvg_cli kernels docs tests scripts *.md && $(BIN)/hadolint Dockerfile
 
 fix: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

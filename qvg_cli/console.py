@@ -22,6 +22,7 @@ from qvg_cli.redaction import redact
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.live import Live
     from rich.table import Table
 
 
@@ -82,6 +83,19 @@ class Console:
         else:
             yield _Lines(self, len(calls), num_done)
 
+    def live(self) -> Live | None:
+        """Lines that change in their place on a terminal; `None` elsewhere."""
+        from rich.console import Console as RichConsole
+        from rich.live import Live
+
+        rich_console = RichConsole(stderr=True, highlight=False, markup=False)
+        if self._is_quiet or not rich_console.is_terminal or rich_console.is_dumb_terminal:
+            return None
+        # What goes to stdout stays there, unless it is the same terminal.
+        live = Live(console=rich_console, redirect_stdout=sys.stdout.isatty(), refresh_per_second=4)
+        live.start()
+        return live
+
 
 def show_error(message: str, hint: str | None = None) -> None:
     """What went wrong and, after an empty line, what to do about it."""
@@ -104,22 +118,27 @@ def drop_stream(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def show_data(text: str) -> None:
+def show_data(text: str, stdout: TextIO | None = None) -> None:
     """A result for a program, byte for byte; a terminal gets it without control characters.
+
+    Args:
+        stdout: The program's, where `sys.stdout` is another stream.
 
     Raises:
         QvgError: It cannot be written; what was made is on the disk.
     """
-    if sys.stdout is None:
+    stdout = stdout or sys.stdout
+    if stdout is None:
         # Closed by who started this: nobody waits for it.
         return
     try:
-        typer.echo(visible(text) if sys.stdout.isatty() else text.encode(errors="surrogateescape"))
+        shown = visible(text) if stdout.isatty() else text.encode(errors="surrogateescape")
+        typer.echo(shown, file=stdout)
     except BrokenPipeError:
         # It has read enough, and what was made is on the disk.
-        drop_stream(sys.stdout)
+        drop_stream(stdout)
     except OSError as error:
-        drop_stream(sys.stdout)
+        drop_stream(stdout)
         raise QvgError(
             f"cannot write the result to stdout: {error.strerror}",
             hint="the video is on disk; redirect stdout elsewhere",

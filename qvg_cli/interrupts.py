@@ -49,6 +49,11 @@ def _ask(number: int, frame: FrameType | None) -> None:
         stop_if_asked()
 
 
+def ask_to_stop(number: int) -> None:
+    """Let the next `stop_if_asked` of any thread follow the signal `number`, as if it had come."""
+    _Asked.number = number
+
+
 def stop_if_asked(*, in_chunk: bool = False) -> None:
     """Follow a signal that has waited for this moment.
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 
 from qvg_cli import __version__
+from qvg_cli.commands.batch import batch
 from qvg_cli.commands.clean import clean, disk
 from qvg_cli.commands.compare import compare
 from qvg_cli.commands.doctor import doctor
@@ -54,6 +55,11 @@ _EXAMPLES = {
   qvg extend results/self-forcing/NAME "a small blue cube rests on sand"
   qvg extend clip.mp4 "waves roll in" --backend self-forcing
   qvg extend clip.mp4 "waves roll in" --backend longcat --segments 10""",
+    "batch": """
+  qvg batch prompts.jsonl --out videos
+  qvg batch prompts.jsonl --out /shared/videos --ray auto --backend self-forcing
+  qvg batch prompts.jsonl --out s3://bucket/videos --ray auto --gpus-per-worker 2
+  qvg batch --status videos""",
     "download": """
   qvg download --list
   qvg download self-forcing --dry-run
@@ -150,7 +156,7 @@ def qvg(
     """Generate long videos with autoregressive video diffusion models and a 2-bit KV cache."""
 
 
-for _run in (generate, extend, download, compare, plan, play, show, doctor, disk, clean):
+for _run in (generate, extend, batch, download, compare, plan, play, show, doctor, disk, clean):
     _shown = f"\b\nExamples:{_EXAMPLES[_run.__name__]}\n\n" if _run.__name__ in _EXAMPLES else ""
     app.command(cls=_Command, epilog=_shown + EXIT_CODES)(_run)
 

@@ -1,199 +1,139 @@
-"""All videos of one command: the model is loaded once, and no video keeps the others from being made."""
+"""`qvg batch`: a file of prompts over workers on Ray, on one machine or on many."""
 
 from __future__ import annotations
 
-import gc
 import json
-import traceback
-from collections.abc import Sequence
-from functools import partial
-from logging import getLogger
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import torch
+import typer
 
-from qvg_cli.commands.shards import Shard, find_begun
+from qvg_cli.commands.options import (
+    OUTPUT,
+    WORKERS,
+    CacheOptions,
+    FamilyOptions,
+    LengthOptions,
+    ModelOptions,
+    OutputOptions,
+    SeedOptions,
+    SizeOptions,
+    with_options,
+)
 from qvg_cli.console import Console, show_data
-from qvg_cli.device import resolve_device
-from qvg_cli.engine.engine import Engine
-from qvg_cli.engine.jobs import Planned
-from qvg_cli.errors import BusyError, Interrupted, QvgError, is_out_of_memory, shown_error
-from qvg_cli.files import RunDir, prepare_folder
-from qvg_cli.interrupts import stop_if_asked
-from qvg_cli.logs import command_began
-from qvg_cli.report.run_files import is_finished
-from qvg_cli.report.words import short_prompt
-from qvg_cli.runs.make import load, make_video, prompts_heard, warn_of_memory
-from qvg_cli.runs.run import Run
-from qvg_cli.runs.summary import Times
-from qvg_cli.video.io import check_encoder
-
-LOG = getLogger(__name__)
+from qvg_cli.errors import UsageError
 
 
-def make_videos(
-    planned: Sequence[Planned],
-    out: Path,
-    console: Console,
-    *,
-    is_json: bool,
-    bad: Sequence[QvgError] = (),
-    shard: Shard | None = None,
+@with_options
+def batch(
+    model: ModelOptions,
+    length: LengthOptions,
+    size: SizeOptions,
+    family: FamilyOptions,
+    seed: SeedOptions,
+    cache: CacheOptions,
+    output: OutputOptions,
+    prompts: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PROMPTS",
+            help="A .jsonl file with one object per line (keys prompt, seed, name), or a .txt file with one "
+            "prompt per line.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Write results to FOLDER/<model>/: a folder that all workers can access, or an address "
+            "such as "
+            "s3://bucket/videos.",
+        ),
+    ] = "results",
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS|auto|local",
+            help="Ray cluster: local starts one on this machine, auto connects to the one running here.",
+            rich_help_panel=WORKERS,
+        ),
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Number of workers [default: as many as fit].",
+            show_default=False,
+            rich_help_panel=WORKERS,
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        int,
+        typer.Option(
+            metavar="K",
+            min=1,
+            help="GPUs of one machine that share a video; on CPUs, processes.",
+            rich_help_panel=WORKERS,
+        ),
+    ] = 1,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Show the progress of the batch in FOLDER, from any machine, and exit.",
+            show_default=False,
+        ),
+    ] = None,
+    json_: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print one JSON object per video to stdout, or with --status a single one.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
 ) -> None:
-    """Load the model once and make every video, each in its own folder.
+    """Generate the videos of a prompt file, on many workers.
 
-    Args:
-        bad: What is wrong with videos that could not be planned.
-        shard: Videos that are there are not made again, and those that were begun go on; a manifest, written
-            last, says what has become of each.
-
-    Raises:
-        Interrupted: Ctrl-C; the videos before are whole, the part of this one is kept.
-        QvgError: A video failed; all others were made.
+    Run the same command again to continue: finished videos are skipped, unfinished ones resumed, failed ones
+    tried again, and new lines of the file added. FOLDER/manifest.jsonl has the status of each video.
     """
-    check_encoder()
-    config = planned[0].config
-    device = resolve_device(config.device)
-    # Before the weights are read: a folder that cannot be written costs no waiting.
-    folder = prepare_folder(out / config.backend)
-    warn_of_memory(planned[0], device, console)
-    batch = Batch(planned, folder, device, console, is_json=is_json, is_restarted=shard is not None)
-    for error in bad:
-        console.note(f"skipping: {error}")
-    if shard is None:
-        batch.make()
-    else:
-        with shard.hold(folder):
-            batch.make()
-            shard.write_manifest(folder, batch.videos, bad)
-        console.note(f"summary of the shard: {shard.manifest(folder)}")
-    failures = [*batch.failures, *bad]
-    if len(planned) == 1 and batch.failures and not bad:
-        raise batch.failures[0]
-    if failures:
-        lines = [str(failure) for failure in failures]
-        raise QvgError("\n  ".join([f"{len(failures)} of {len(planned) + len(bad)} videos failed", *lines]))
+    from qvg_cli.batch.run import make_batch, status_text
+    from qvg_cli.engine.jobs import plan_jobs
 
-
-def resume_video(video: Planned, folder: RunDir, console: Console, *, is_json: bool) -> None:
-    """Go on with a run that was cut off, from its last whole chunk.
-
-    Raises:
-        UsageError: It was another run.
-        QvgError: It failed again; what was made is kept.
-    """
-    check_encoder()
-    device = resolve_device(video.config.device)
-    run = Run(video, folder, device, console.note, Times(command_began()))
-    try:
-        warn_of_memory(video, device, console)
-        engine = load(video.config, device, console)
-    except BaseException:
-        run.close()
-        raise
-    make_video(run, engine, console, on_end=partial(show_run, is_json=is_json))
-
-
-def show_run(run: Run, *, is_json: bool) -> None:
-    """Print the path of a run's video, or its figures."""
-    show_data(json.dumps(run.figures()) if is_json else str(run.folder.video))
-
-
-class Batch:
-    """Videos that are made one after the other.
-
-    Args:
-        folder: Their runs go there.
-        is_restarted: Runs of these videos that are in `folder` already are used.
-
-    Attributes:
-        videos: What has become of each: prompt, seed, folder and status.
-        failures: Of the videos that were not made whole.
-    """
-
-    def __init__(
-        self,
-        planned: Sequence[Planned],
-        folder: Path,
-        device: torch.device,
-        console: Console,
-        *,
-        is_json: bool,
-        is_restarted: bool,
-    ) -> None:
-        self.videos: list[dict[str, Any]] = []
-        self.failures: list[Exception] = []
-        self._planned = planned
-        self._folder = folder
-        self._device = device
-        self._console = console
-        self._is_json = is_json
-        self._is_restarted = is_restarted
-        self._engine: Engine | None = None
-
-    def make(self) -> None:
-        """Make them all.
-
-        Raises:
-            Interrupted: Ctrl-C.
-            QvgError: The model cannot be loaded.
-        """
-        times = Times(command_began())
-        for number, video in enumerate(self._planned, start=1):
-            stop_if_asked()
-            if len(self._planned) > 1:
-                self._console.note(
-                    f"video {number}/{len(self._planned)}: {short_prompt(video.config.prompt)!r}"
-                )
-            begun = find_begun(self._folder, video) if self._is_restarted else None
-            if begun is not None and is_finished(begun):
-                self._show_finished(video, begun)
-                continue
-            if self._engine is None:
-                self._engine = load(video.config, self._device, self._console)
-                with times.measure("text"), prompts_heard(self._console):
-                    self._engine.read_prompts(self._planned[number - 1 :])
-                # While that took its time, a part that overlaps with this one may have begun it.
-                begun = find_begun(self._folder, video) if self._is_restarted else None
-                if begun is not None and is_finished(begun):
-                    self._show_finished(video, begun)
-                    continue
-            folder = begun or RunDir.create(self._folder.parent, self._folder.name, video.name)
-            try:
-                run = Run(video, folder, self._device, self._console.note, times)
-                make_video(run, self._engine, self._console, on_end=partial(show_run, is_json=self._is_json))
-            except (Interrupted, KeyboardInterrupt):
-                raise
-            except Exception as error:
-                LOG.debug("".join(traceback.format_exception(error)))
-                self._note_failure(number, video, folder, error)
-            else:
-                self._add(video, folder, "complete")
-            times = Times()
-
-    def _show_finished(self, video: Planned, run: RunDir) -> None:
-        self._console.note(f"already done, skipping: {run.path}")
-        self._add(video, run, "complete")
-        shown = {"status": "complete", "folder": str(run.path), "video": str(run.video)}
-        show_data(json.dumps(shown) if self._is_json else str(run.video))
-
-    def _note_failure(self, number: int, video: Planned, run: RunDir, error: Exception) -> None:
-        self._add(video, run, "running" if isinstance(error, BusyError) else "failed")
-        if len(self._planned) == 1:
-            self.failures.append(error)
-            return
-        told = "; ".join([str(shown_error(error)), *getattr(error, "__notes__", ())])
-        self._console.note(f"failed: {told}")
-        self.failures.append(QvgError(f"video {number}, {video.config.prompt!r:.60}: {told}"))
-        if is_out_of_memory(error):
-            # What the traceback holds is freed before the next video needs it.
-            error.__traceback__ = None
-            gc.collect()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _add(self, video: Planned, run: RunDir, status: str) -> None:
-        config = video.config
-        folder = run.path.name if run.path.exists() else None
-        self.videos.append({"prompt": config.prompt, "seed": config.seed, "folder": folder, "status": status})
+    if status is not None:
+        if prompts is not None:
+            raise UsageError("PROMPTS and --status were both given", hint="qvg batch --status FOLDER")
+        show_data(status_text(status, is_json=json_))
+        return
+    if prompts is None:
+        raise UsageError("no PROMPTS given", hint="qvg batch PROMPTS --out FOLDER")
+    length.check()
+    console = Console(is_quiet=output.quiet)
+    bad: list[UsageError] = []
+    planned = plan_jobs(
+        model.request(size, family, seed, cache),
+        console.note,
+        prompts=prompts,
+        seconds=length.seconds,
+        frames=length.frames,
+        segments=length.segments,
+        bad=bad,
+    )
+    stdout = sys.stdout
+    make_batch(
+        planned,
+        bad,
+        prompts,
+        out,
+        console,
+        address=ray,
+        num_workers=workers,
+        num_processes=gpus_per_worker,
+        show=lambda row: show_data(json.dumps(row) if json_ else f"{row['folder']}/video.mp4", stdout),
+    )

@@ -102,6 +102,6 @@ def extend(
 
     check_weights(planned[0])
 
-    from qvg_cli.commands.batch import make_videos
+    from qvg_cli.batch.serial import make_videos
 
     make_videos(planned, run.out, console, is_json=run.json_)

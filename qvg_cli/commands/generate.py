@@ -53,7 +53,7 @@ def generate(
     The folder of the run gets video.mp4, latents.safetensors, memory.json, memory.png, report.html, run.log
     and run.yaml. The path of the video goes to stdout, everything else to stderr.
     """
-    from qvg_cli.commands.shards import Shard
+    from qvg_cli.batch.shards import Shard
     from qvg_cli.engine.jobs import check_weights, plan_jobs
 
     prompting.check(prompt, length)
@@ -102,6 +102,6 @@ def generate(
 
     check_weights(planned[0])
 
-    from qvg_cli.commands.batch import make_videos
+    from qvg_cli.batch.serial import make_videos
 
     make_videos(planned, run.out, console, is_json=run.json_, bad=bad, shard=part)

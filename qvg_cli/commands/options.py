@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from qvg_cli.config.load import Layer, Request
     from qvg_cli.config.options import FamilyOption
 
-SIZE, PROMPTS, RUN = "Length and size", "Prompts", "Runs"
+SIZE, PROMPTS, RUN, WORKERS = "Length and size", "Prompts", "Runs", "Workers"
 SETTINGS, OUTPUT = "Device and settings", "Output"
 FAMILY_PANEL = "Options of a family"
 """`--help` shows these under the name of each family that has them."""
-PANELS = ("Arguments", "Options", SIZE, PROMPTS, FAMILY_PANEL, RUN, SETTINGS, OUTPUT)
+PANELS = ("Arguments", "Options", SIZE, PROMPTS, FAMILY_PANEL, WORKERS, RUN, SETTINGS, OUTPUT)
 """Sections of `--help`, from what a newcomer needs to what few do."""
 
 

@@ -49,7 +49,7 @@ def resume_run(
     video = Planned(config, plan, folder.name)
     check_weights(video)
 
-    from qvg_cli.commands.batch import resume_video
+    from qvg_cli.batch.serial import resume_video
 
     resume_video(video, run, console, is_json=is_json)
 

@@ -46,12 +46,15 @@ def show(
     json_: Annotated[
         bool, typer.Option("--json", help="Print the content of memory.json or compare.json to stdout.")
     ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also print the attention error of every layer.")
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Show statistics of a run; list unfinished runs."""
     del debug
     if gallery is not None:
-        if run is not None or json_:
+        if run is not None or json_ or layers:
             raise UsageError(
                 "--gallery cannot be combined with other arguments", hint="qvg show --gallery results"
             )
@@ -67,6 +70,8 @@ def show(
         show_data(json.dumps({"folder": str(result.folder), **result.figures}))
     else:
         show_data(_text(result))
+        if layers:
+            show_data("\n" + _layers_text(result))
 
 
 def _find(run: Path | None, out: Path) -> Result | Unfinished:
@@ -111,26 +116,38 @@ def _text(result: Result) -> str:
     return "\n\n".join(parts)
 
 
+def _layers_text(result: Result) -> str:
+    from qvg_cli.report.tables import ATTENTION_HEADER, format_table, layer_rows
+
+    rows = layer_rows(result.figures.get("arms", ()))
+    if not rows:
+        raise UsageError(
+            f"{result.folder} has no figures of single layers",
+            hint="a comparison measures them whose first cache is bf16: qvg compare bf16 int2",
+        )
+    return "Attention to packed keys, by layer:\n" + format_table(("layer", *ATTENTION_HEADER), rows)
+
+
 def _write_gallery(folder: Path) -> None:
     from qvg_cli.files import write_whole
-    from qvg_cli.report.html import gallery_page
+    from qvg_cli.report.html import gallery_line, gallery_page
     from qvg_cli.report.run_files import find_results, read_result
     from qvg_cli.report.unfinished import find_unfinished
 
     console = Console()
-    results = []
+    lines = []
     for found in find_results(folder):
         try:
-            results.append(read_result(found))
+            lines.append(gallery_line(folder, read_result(found)))
         except UsageError as error:
             console.note(f"skipping: {error}")
     _note_unfinished(find_unfinished(folder))
-    if not results:
+    if not lines:
         raise UsageError(f"no run in {folder}", hint="create one with qvg generate --out FOLDER")
     page = folder / "index.html"
-    text = gallery_page(folder, results)
+    text = gallery_page(folder, lines)
     write_whole(page, lambda path: _write_text(path, text))
-    console.note(f"{len(results)} results")
+    console.note(f"{len(lines)} results")
     show_data(str(page))
 
 

@@ -22,6 +22,7 @@ from qvg_cli.comparison.spool import FrameSpool, check_space
 from qvg_cli.comparison.variants import FinishedVariant, Variant, are_presets, comparison_name, plan_variants
 from qvg_cli.comparison.video import compare_video
 from qvg_cli.comparison.writer import SIDE_BY_SIDE, ComparisonWriter
+from qvg_cli.config.schema import CacheConfig
 from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
@@ -219,7 +220,9 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
         engine = Engine.load_config(config, device)
     else:
         engine = Engine(config, engine.pipeline.with_config(config), device, parallel=engine.parallel)
-    writer = ComparisonWriter(folder, begun.names, [video.config for video in first], device, FROM_RUNS)
+    writer = ComparisonWriter(
+        folder, begun.names, [video.config for video in first], device, FROM_RUNS, is_probed=True
+    )
     try:
         for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):
             if len(begun.rows) > 1:
@@ -258,7 +261,7 @@ def compare_runs(
         console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
         engine = Engine.load_config(video.config, device)
         configs = [variant.video.config for variant in variants]
-        writer = ComparisonWriter(folder, names, configs, device, FROM_LATENTS)
+        writer = ComparisonWriter(folder, names, configs, device, FROM_LATENTS, is_probed=False)
         with _spools(folder, len(variants), video) as spools:
             for variant, spool in zip(variants, spools, strict=True):
                 console.note(f"{variant.name}: decoding {variant.run.folder}")
@@ -297,11 +300,20 @@ def _compare_row(
                 with prompts_heard(console):
                     prompt_embeds = engine.encode_prompts(row[0])
             console.note(f"generating with {name}")
+            others = {} if runs else _measured_caches(writer.names, row)
             path.mkdir(exist_ok=True)
             run = SpooledRun(video, place, engine.device, spool, engine, console.note)
-            make_video(run, engine, console, prompt_embeds=prompt_embeds)
+            make_video(run, engine, console, prompt_embeds=prompt_embeds, others=others)
             runs.append(read_result(path))
         _measure(row[0], folder, runs, spools, writer, engine.device, perceptual, console)
+
+
+def _measured_caches(names: Sequence[str], row: Sequence[Planned]) -> dict[str, CacheConfig]:
+    """The caches that pack, by their names, if the baseline's keys are exact."""
+    caches = [video.config.cache for video in row]
+    if caches[0].k.packs:
+        return {}
+    return {name: cache for name, cache in zip(names, caches, strict=True) if cache.k.packs}
 
 
 def _measure(

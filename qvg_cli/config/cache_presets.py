@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
@@ -76,12 +77,18 @@ def read_preset(name: object, source: str) -> dict[str, Any]:
     return {side: preset[side] for side in SIDES}
 
 
-def cache_label(cache: CacheConfig) -> str:
+@cache
+def codec_adapter() -> TypeAdapter[CodecSpec]:
+    """What checks the settings of a codec."""
+    return TypeAdapter(CodecSpec)
+
+
+def cache_label(settings: CacheConfig) -> str:
     """The preset's name for people, and whether the codecs are no longer the preset's."""
-    preset = read_preset(cache.preset, "run")
-    codecs = TypeAdapter(CodecSpec)
-    is_changed = any(codecs.validate_python(preset[side]) != getattr(cache, side) for side in SIDES)
-    return f"{cache.preset}, changed" if is_changed else cache.preset
+    preset = read_preset(settings.preset, "run")
+    check = codec_adapter().validate_python
+    is_changed = any(check(preset[side]) != getattr(settings, side) for side in SIDES)
+    return f"{settings.preset}, changed" if is_changed else settings.preset
 
 
 def _side_section(section: Mapping[str, Any], side: str, source: str) -> Mapping[str, Any]:

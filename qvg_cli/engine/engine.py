@@ -13,8 +13,9 @@ import transformers
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
+from qvg_cli.cache.probe import Probe, keys_alone
 from qvg_cli.config.load import Layer, Request, make_request, option_layers, setting_layers
-from qvg_cli.config.schema import RunConfig
+from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
@@ -287,6 +288,7 @@ class Engine:
         recorder: Recorder | None = None,
         *,
         prompt_embeds: Mapping[int, Tensor] | None = None,
+        others: Mapping[str, CacheConfig] | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> Iterator[ChunkResult]:
         """Begin a planned video, whose chunks are made as they are asked for.
@@ -294,6 +296,7 @@ class Engine:
         Args:
             recorder: Keeps it, and knows what of it is there.
             prompt_embeds: What `encode_prompts` gave for it; `None` encodes its prompts here.
+            others: Caches by name whose losses are measured on the keys of this one, which are exact.
             on_step: Called after every model call.
         """
         config, plan, parallel = video.config, video.plan, self.parallel
@@ -309,6 +312,13 @@ class Engine:
         assert prompt_embeds is not None
         begins = sorted(prompt_embeds)
         cache = open_cache(config.cache, plan, pipeline.cache_shape, config.seed)
+        probe = None
+        if others and parallel is None:
+            packed = {
+                name: open_cache(keys_alone(other), plan, pipeline.cache_shape, config.seed)
+                for name, other in others.items()
+            }
+            probe = Probe(cache, packed, config.seed)
         denoiser = pipeline.denoiser(cache, family_of(config).planner(config), prompt_embeds[0], config.seed)
         done = None if recorder is None else recorder.begin(cache)
         show_clip = (lambda frames: None) if recorder is None else recorder.show_clip
@@ -330,6 +340,7 @@ class Engine:
             context=opening.context,
             num_shown=opening.num_shown,
             done=done,
+            probe=probe,
             on_step=on_step,
         )
         return results if parallel is None else parallel.make(results)

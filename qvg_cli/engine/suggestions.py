@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
-
-from qvg_cli.config.cache_presets import read_preset
+from qvg_cli.config.cache_presets import codec_adapter, read_preset
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.lengths import given_pixel_frames, shorter_lengths
 from qvg_cli.errors import OutOfMemoryError, UsageError
@@ -16,7 +14,6 @@ from qvg_cli.planning.cards import MIB, Card
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.forecast import Forecast, forecast, no_suggestion
 from qvg_cli.planning.ledger import total
-from qvg_kernels.spec import CodecSpec
 
 _PRESETS = ("int4", "int3", "int2", "trit", "bit1")
 """Smaller caches to try, the closest to BF16 first."""
@@ -135,9 +132,10 @@ def _in_words(
 def _smaller_caches(
     config: RunConfig, plan: VideoPlan, now: Forecast, *, is_gpu: bool
 ) -> Iterator[tuple[str, RunConfig]]:
-    codecs: TypeAdapter[CodecSpec] = TypeAdapter(CodecSpec)
     for preset in _PRESETS:
-        specs = {side: codecs.validate_python(spec) for side, spec in read_preset(preset, "plan").items()}
+        specs = {
+            side: codec_adapter().validate_python(spec) for side, spec in read_preset(preset, "plan").items()
+        }
         cache = config.cache.model_copy(update={"preset": preset, **specs})
         smaller = config.model_copy(update={"cache": cache})
         try:

@@ -88,7 +88,7 @@ def parse_card(text: str) -> Card:
     nearest = f"nearest: {names[near[0]]}; " if near else ""
     raise UsageError(
         f"unknown GPU {text!r}",
-        hint=f"{nearest}known: {', '.join(CARDS)}; or give its memory, such as --card 24GiB",
+        hint=f"{nearest}known: {', '.join(CARDS)}; or give its memory, e.g. --gpu 24GiB",
     )
 
 

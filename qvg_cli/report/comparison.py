@@ -6,7 +6,8 @@ The figures are built once, here; the table, the plots and the page read nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
+from math import sqrt
+from statistics import fmean, median
 from typing import Any
 
 from qvg_cli.report.words import mib_text
@@ -56,6 +57,49 @@ def with_baseline(variants: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for variant in variants
     ]
+
+
+def attention_losses(memories: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | None:
+    """What packing by `name` does to attention, over the memory.json of the baseline's videos: in all, by
+    chunk and by layer; `None` where it was not measured.
+    """
+    measured = [
+        (chunk, layers)
+        for memory in memories
+        for chunk in memory["chunks"]
+        if (layers := chunk.get("losses", {}).get(name))
+    ]
+    if not measured:
+        return None
+    every = [layer for _, layers in measured for layer in layers]
+    by_chunk = {chunk["chunk"]: chunk["pixel_frames"] for chunk, _ in measured}
+    return {
+        **_mean_losses(every),
+        "chunks": [
+            {
+                "chunk": index,
+                "pixel_frames": pixel_frames,
+                **_mean_losses(
+                    [layer for chunk, layers in measured if chunk["chunk"] == index for layer in layers]
+                ),
+            }
+            for index, pixel_frames in sorted(by_chunk.items())
+        ],
+        "layers": [
+            {"layer": index, **_mean_losses([layer for layer in every if layer["layer"] == index])}
+            for index in sorted({layer["layer"] for layer in every})
+        ],
+    }
+
+
+def _mean_losses(layers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of what layers lose; of a root mean square the root of the mean square."""
+    rms = sqrt(fmean(layer["logit_rms"] ** 2 for layer in layers))
+    others = ("logit_db", "token_shift", "attention_moved", "history_mass")
+    return {
+        "logit_rms": round(rms, 6),
+        **{other: round(fmean(layer[other] for layer in layers), 6) for other in others},
+    }
 
 
 def _part(value: float | None, whole: float | None) -> float | None:

@@ -21,7 +21,16 @@ from qvg_cli.report.comparison import db_text, frame_time, summary_lines, window
 from qvg_cli.report.pictures import poster_jpeg
 from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
-from qvg_cli.report.tables import COST_HEADER, cost_rows, has_lpips, quality_header, quality_rows
+from qvg_cli.report.tables import (
+    ATTENTION_HEADER,
+    COST_HEADER,
+    attention_rows,
+    cost_rows,
+    has_lpips,
+    layer_rows,
+    quality_header,
+    quality_rows,
+)
 from qvg_cli.report.words import short_prompt
 
 if TYPE_CHECKING:
@@ -77,6 +86,10 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
         quality_header=quality_header(variants),
         has_lpips=has_lpips(variants),
         quality=quality_rows(variants, fps),
+        attention_header=ATTENTION_HEADER,
+        attention=attention_rows(variants),
+        layers=layer_rows(variants),
+        attention_plot=_data_uri(folder / "attention.png", "image/png"),
         windows=_window_rows(comparison),
         quality_plot=_data_uri(folder / "quality.png", "image/png"),
         cost_plot=_data_uri(folder / "costs.png", "image/png"),
@@ -87,23 +100,27 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
     )
 
 
-def gallery_page(root: Path, results: Sequence[Result]) -> str:
-    """One line per result, with its video by a path relative to `root`."""
-    lines = []
-    for result in results:
-        relative = os.path.relpath(result.folder, root)
-        lines.append(
-            {
-                "title": title_of(result.figures),
-                "video": _video(root, _main_video(result), result.figures),
-                "rows": short_rows(result),
-                "folder": relative,
-                "page": quote(os.fsencode(f"{relative}/report.html"))
-                if (result.folder / "report.html").is_file()
-                else None,
-            }
-        )
-    return _render("gallery.html", title=f"Videos in {root.resolve().name}", lines=lines)
+def gallery_line(root: Path, result: Result) -> dict[str, Any]:
+    """What the gallery page in `root` shows of a result, with its video by a path relative to `root`."""
+    relative = os.path.relpath(result.folder, root)
+    has_page = (result.folder / "report.html").is_file()
+    return {
+        "title": title_of(result.figures),
+        "video": _video(root, _main_video(result), result.figures),
+        "rows": short_rows(result),
+        "folder": relative,
+        "page": quote(os.fsencode(f"{relative}/report.html")) if has_page else None,
+    }
+
+
+def gallery_page(root: Path, lines: Sequence[Mapping[str, Any]], *, reload_seconds: int | None = None) -> str:
+    """The page of the `gallery_line`s of results.
+
+    Args:
+        reload_seconds: After which a browser loads it anew, while more results come.
+    """
+    title = f"Videos in {root.resolve().name}"
+    return _render("gallery.html", title=title, lines=lines, reload_seconds=reload_seconds)
 
 
 def _main_video(result: Result) -> Path:

@@ -30,6 +30,11 @@ def save_cost_plot(comparison: Mapping[str, Any], path: Path) -> None:
     _save(path, comparison, _draw_cache, _draw_seconds)
 
 
+def save_attention_plot(comparison: Mapping[str, Any], path: Path) -> None:
+    """What packing does to attention in the chunks that were measured."""
+    _save(path, comparison, _draw_logits, _draw_shift)
+
+
 def _save(
     path: Path, comparison: Mapping[str, Any], *draw: Callable[[Axes, Mapping[str, Any]], None]
 ) -> None:
@@ -73,6 +78,25 @@ def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:
         means = [_mean_of_known(values) for values in zip(*videos, strict=True)]
         seconds = [frame / fps for frame in range(len(means))]
         axes.plot(seconds, means, label=variant["name"], **_style(index))
+
+
+def _draw_logits(axes: Axes, comparison: Mapping[str, Any]) -> None:
+    _draw_losses(axes, comparison, "logit_rms", 1)
+    axes.set_ylabel("error of logits, rms [nats]")
+
+
+def _draw_shift(axes: Axes, comparison: Mapping[str, Any]) -> None:
+    _draw_losses(axes, comparison, "token_shift", 100)
+    axes.set_ylabel("token shift [%]")
+
+
+def _draw_losses(axes: Axes, comparison: Mapping[str, Any], name: str, times: float) -> None:
+    for index, variant in enumerate(comparison["arms"]):
+        if losses := variant.get("attention"):
+            seconds = [chunk["pixel_frames"] / comparison["fps"] for chunk in losses["chunks"]]
+            values = [times * chunk[name] for chunk in losses["chunks"]]
+            axes.plot(seconds, values, marker="o", label=variant["name"], **_style(index))
+    axes.set_ylim(bottom=0)
 
 
 def _draw_cache(axes: Axes, comparison: Mapping[str, Any]) -> None:

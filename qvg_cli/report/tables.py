@@ -11,7 +11,8 @@ from typing import Any
 from qvg_cli.report.comparison import db_text, frame_time, window_label
 from qvg_cli.report.words import mib_text
 
-COST_HEADER = ("cache", "peak MiB", "vs BF16", "final MiB", "GPU peak MiB", "s/chunk")
+COST_HEADER = ("cache", "peak MiB", "compression", "final MiB", "GPU peak MiB", "s/chunk")
+ATTENTION_HEADER = ("cache", "logit rms", "logits dB", "token shift", "moved", "history mass")
 _MAX_WINDOWS = 5
 _WIDTH, _LEAST_WIDTH = 80, 60
 """Columns where the output is no terminal, and of the narrowest one that a table is fitted to."""
@@ -60,6 +61,9 @@ def comparison_tables(comparison: Mapping[str, Any]) -> str:
         f"KV cache and time (in brackets: relative to {baseline}):\n" + _cost_table(comparison["arms"]),
         f"Frames compared with {baseline}, {videos}:\n" + _quality_table(comparison["arms"], fps),
     ]
+    if has_attention(comparison["arms"]):
+        table = format_table(ATTENTION_HEADER, attention_rows(comparison["arms"]))
+        blocks.append(f"Attention to packed keys, by queries of {baseline}:\n{table}")
     windows = comparison["arms"][-1]["quality"]["windows"]
     if len(windows) > 1:
         shown = spread(len(windows), _MAX_WINDOWS)
@@ -93,6 +97,30 @@ def cost_rows(variants: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def has_attention(variants: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether anything says what packing does to attention: the baseline's keys were exact."""
+    return any(variant.get("attention") for variant in variants)
+
+
+def attention_rows(variants: Sequence[Mapping[str, Any]], layer: int | None = None) -> list[list[str]]:
+    """Cells of what packing does to attention, in all layers or in one, of the variants where it is known."""
+    rows = []
+    for variant in variants:
+        if losses := variant.get("attention"):
+            of = losses if layer is None else next(one for one in losses["layers"] if one["layer"] == layer)
+            shares = [f"{100 * of[name]:.2f} %" for name in ("token_shift", "attention_moved")]
+            mass = f"{100 * of['history_mass']:+.2f} %"
+            rows.append([variant["name"], f"{of['logit_rms']:.4f}", f"{of['logit_db']:.2f}", *shares, mass])
+    return rows
+
+
+def layer_rows(variants: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The same by layer, whose number comes first; empty where it is not known."""
+    measured = [variant["attention"]["layers"] for variant in variants if variant.get("attention")]
+    numbers = [one["layer"] for one in measured[0]] if measured else []
+    return [[str(number), *row] for number in numbers for row in attention_rows(variants, number)]
 
 
 def has_lpips(variants: Sequence[Mapping[str, Any]]) -> bool:

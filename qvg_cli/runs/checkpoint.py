@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -30,7 +30,7 @@ from qvg_cli.errors import BusyError, QvgError, UsageError
 from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync, write_whole
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
-from qvg_cli.planning.ledger import MemorySample
+from qvg_cli.planning.ledger import LayerLosses, MemorySample
 from qvg_cli.runs.identity import Identity, differences, hash_content, other_versions
 from qvg_cli.video.io import Frames
 from qvg_cli.video.parts import encode_part
@@ -78,6 +78,7 @@ class ChunkRecord(Config):
         held: The history after the chunk, in order, if it is kept.
         has_history: Whether it is kept; one that is not packed is larger than it is slow to compute again.
         num_frames: Pixel frames that the chunk added.
+        losses: What packing by other presets would have done.
         seconds: Of the run so far.
     """
 
@@ -91,6 +92,8 @@ class ChunkRecord(Config):
     num_frames: int
     chunk_seconds: float
     seconds: float
+    losses: dict[str, tuple[LayerLosses, ...]] = Field(default_factory=dict)
+    probe_seconds: float = 0.0
 
 
 class Checkpoint:
@@ -235,6 +238,8 @@ class Checkpoint:
             num_frames=result.num_frames,
             chunk_seconds=round(result.seconds, 4),
             seconds=round(seconds, 4),
+            losses=dict(result.losses),
+            probe_seconds=round(result.probe_seconds, 4),
         )
         return record, tensors
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -70,17 +70,36 @@ def identify(config: RunConfig, device: str) -> Identity:
     Raises:
         MissingModelError: The weights are not there.
     """
+    return _describe(config, device, _hash_weights(config), _versions(device))
+
+
+def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
+    """A name for each video of one model, from all that decides its frames and nothing else.
+
+    The versions of packages are not part of it, as a run goes on with others.
+
+    Args:
+        device: Kind of device that they are made on.
+
+    Raises:
+        MissingModelError: The weights are not there.
+    """
+    weights = _hash_weights(configs[0])
+    return [_describe(config, device, weights, {}).hash()[:12] for config in configs]
+
+
+def _hash_weights(config: RunConfig) -> str:
     with timed("hashing the weights"):
-        weights = hash_folder(weights_folder(config.model.weights))
+        return hash_folder(weights_folder(config.model.weights))
+
+
+def _describe(config: RunConfig, device: str, weights: str, versions: dict[str, str]) -> Identity:
     settings = config.model_dump(mode="json", exclude=_PLACES)
-    files = sorted({text for text in _texts(settings) if _is_file(text)})
-    return Identity(
-        settings=settings,
-        device=device,
-        weights=weights,
-        inputs={name: hash_file(expand_user(name)) for name in files},
-        versions=_versions(device),
-    )
+    # A prompt is no file, though one here may have its name.
+    named = {name: value for name, value in settings.items() if name not in ("prompt", "prompt_changes")}
+    files = sorted({text for text in _texts(named) if _is_file(text)})
+    inputs = {name: hash_file(expand_user(name)) for name in files}
+    return Identity(settings=settings, device=device, weights=weights, inputs=inputs, versions=versions)
 
 
 def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.config.cache_presets import cache_label
-from qvg_cli.config.schema import RunConfig
+from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.console import Console
 from qvg_cli.device import attention_words
 from qvg_cli.engine.engine import Engine
@@ -74,12 +74,14 @@ def make_video(
     *,
     on_end: Callable[[Run], None] = lambda run: None,
     prompt_embeds: Mapping[int, Tensor] | None = None,
+    others: Mapping[str, CacheConfig] | None = None,
 ) -> None:
     """Make one video into its folder, and say what was made of it, however it ends.
 
     Args:
         on_end: Called with the run in the end, if anything was made.
         prompt_embeds: What `Engine.encode_prompts` gave for it; `None` encodes its prompts here.
+        others: As `Engine.rollout` has it.
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the part made so far is in the folder.
@@ -98,7 +100,9 @@ def make_video(
                 progress.step()
                 stop_if_asked(in_chunk=True)
 
-            results = engine.rollout(run.video, run, prompt_embeds=prompt_embeds, on_step=end_step)
+            results = engine.rollout(
+                run.video, run, prompt_embeds=prompt_embeds, others=others, on_step=end_step
+            )
             num_done = run.summary.resumed_after or 0
             calls = model_calls(run.video.config, plan)
             with choose_moments(), console.progress(calls, num_done) as progress:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from qvg_cli import plotting
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
@@ -268,6 +269,9 @@ class Run:
                     parts, self.folder.preview, num_before=num_before if self._num_previewed else 0, fps=fps
                 )
                 self._num_previewed += len(parts)
+        if record.chunk + 2 == len(self.video.plan.chunks):
+            # The plot waits for the last chunk, its program does not.
+            plotting.prepare()
         return record
 
     def _video_parts(self, checkpoint: Checkpoint, records: Sequence[ChunkRecord]) -> list[Path]:

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -224,7 +225,12 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """The content of memory.json."""
         chunk_seconds = [record.chunk_seconds for record in self.records]
-        return self.report.to_json({**self.about(), "chunk_seconds": chunk_seconds})
+        content = self.report.to_json({**self.about(), "chunk_seconds": chunk_seconds})
+        for chunk, record in zip(content["chunks"], self.records, strict=True):
+            if record.probe_seconds:
+                losses = {name: [asdict(each) for each in layers] for name, layers in record.losses.items()}
+                chunk |= {"losses": losses, "probe_seconds": record.probe_seconds}
+        return content
 
     def _lasting(self) -> str:
         return f"{self.num_frames} frames ({self.num_frames / self.video.config.video.fps:.2f} s)"

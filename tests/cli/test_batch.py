@@ -1,10 +1,13 @@
 """Many videos in one command: one that fails keeps none of the others from being made; parts go on."""
 
 import json
+import sys
 
 import pytest
 import torch
 
+from qvg_cli.batch.manifest import Manifest
+from qvg_cli.batch.store import Store
 from qvg_cli.errors import QvgError
 from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
 
@@ -64,7 +67,7 @@ def test_lack_of_memory_is_told_once_with_what_held_it(tiny, tmp_path, failing):
     assert result.exit_code == 4
     told = result.stderr[result.stderr.index("error: ") :]
     assert told.startswith("error: out of memory; the first 21 frames (1.31 s) are in ")
-    assert "; the cache held 0.0" in told
+    assert "; the KV cache held 0.0" in told
     assert "(codes 0.0" in told
     assert "this process peaked at " in told
     folder = json.loads(result.stdout)["folder"]
@@ -107,7 +110,7 @@ def test_a_part_goes_on_where_it_was_stopped(tiny, tmp_path, failing, monkeypatc
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_what_is_no_part_is_refused(tiny, tmp_path, shard):
     result = tiny("--prompts", tmp_path / "p.txt", f"--shard={shard}", "--out", tmp_path / "out")
-    assert (result.exit_code, f"--shard {shard} is no part" in result.stderr) == (2, True)
+    assert (result.exit_code, f"--shard {shard} is not a shard" in result.stderr) == (2, True)
 
 
 def test_a_part_of_nothing_is_refused(tiny, tmp_path, monkeypatch):
@@ -116,3 +119,39 @@ def test_a_part_of_nothing_is_refused(tiny, tmp_path, monkeypatch):
     file = write_jobs(tmp_path / "jobs.jsonl", 0)
     assert "has fewer prompts" in tiny("--prompts", file, "--shard", "2/2", *SHORT).stderr
     assert not (tmp_path / "results").exists()
+
+
+@pytest.fixture
+def batch(tiny, qvg, tmp_path):
+    """A function: `qvg batch` of two jobs, without Ray."""
+    return lambda *given: qvg("batch", write_jobs(tmp_path / "jobs.jsonl", 0, 1), *tiny.arguments, *given)
+
+
+def test_without_ray_a_batch_says_how_to_get_it(batch, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = batch("--out", tmp_path / "out")
+    assert (result.exit_code, 'pip install "qvg[ray]"' in result.stderr) == (2, True)
+
+
+def test_the_status_of_a_batch_is_told_from_anywhere(qvg, tmp_path):
+    assert "no manifest of a batch" in qvg("batch", "--status", tmp_path).stderr
+    place = f"memory://{tmp_path.name}"
+    manifest = Manifest(Store(place))
+    manifest.begin("p.jsonl", ["a", "b", "c"], 1, [])
+    shown = {"prompt": "a red ball", "seed": 0, "worker": "one:1"}
+    manifest.add({"id": "a", **shown, "folder": "x/a", "status": "failed", "tries": 3, "error": "broken"})
+    manifest.add({"id": "b", **shown, "folder": "x/b", "status": "running", "tries": 2})
+    manifest.end()
+    assert qvg("batch", "--status", place).stdout.splitlines() == [
+        "0 of 3 videos, 1 failed, 1 running",
+        "one:1 makes x/b, try 2",
+        "'a red ball', tried 3 times: broken",
+    ]
+    assert json.loads(qvg("batch", "--status", place, "--json").stdout)["waiting"] == 1
+
+
+def test_what_a_batch_cannot_do_is_refused(batch, qvg, tmp_path):
+    jobs = tmp_path / "jobs.jsonl"
+    assert "no PROMPTS given" in qvg("batch").stderr
+    assert "PROMPTS and --status were both given" in qvg("batch", jobs, "--status", tmp_path).stderr
+    assert "cannot use the address nosuch://x" in batch("--out", "nosuch://x").stderr

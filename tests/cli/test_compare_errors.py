@@ -36,7 +36,7 @@ def assert_refused(result, message, hint=None):
         (
             ["bf16", "int2", "--prompt", "a ball", "--prompts", "p.txt"],
             "--prompt and --prompts were both given",
-            "put the prompt into the file",
+            "put the prompt in the file",
         ),
         (["bf16", "int2", "--seeds", "0"], "--seeds 0 is not a number of videos", "use 1 or more"),
         (
@@ -103,7 +103,7 @@ def test_runs_that_differ_in_more_than_the_cache(qvg, copy_run, tmp_path, old, n
 def test_a_run_that_was_stopped(qvg, copy_run):
     stopped = copy_run("stopped", "memory.json", '"status": "complete"', '"status": "interrupted"')
     assert_refused(
-        qvg("compare", copy_run("whole"), stopped), f"the run in {stopped} is interrupted", "make it again"
+        qvg("compare", copy_run("whole"), stopped), f"the run in {stopped} is interrupted", "generate it again"
     )
 
 

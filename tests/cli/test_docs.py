@@ -22,11 +22,14 @@ def shown_commands():
     found = {}
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        blocks = re.findall(r"```(?:console|bash)\n(.*?)```", text, re.DOTALL)
+        blocks = re.findall(r"```(?:console|bash|yaml)[^\n]*\n(.*?)```", text, re.DOTALL)
         lines = [
-            line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", "").splitlines()
+            line.removeprefix("$ ").strip()
+            for block in blocks
+            # What a script passes on stands for anything.
+            for line in re.sub(r'"\$@"|"\${@:2}"|\\\n', "", block).splitlines()
         ]
-        commands = [line for line in lines if line.startswith("qvg ")]
+        commands = [line.removesuffix("&") for line in lines if line.startswith("qvg ")]
         commands += re.findall(r"`(qvg [a-z]+[^`]*)`", text)
         for command in commands:
             # In prose, ... and [OPTIONS] stand for what a reader fills in.
@@ -55,7 +58,7 @@ def test_the_reference_of_errors_has_messages_of_every_exit_code():
     page = errors_page()
     for code in (1, 2, 3, 4):
         assert f"## Exit code {code}" in page
-    assert "has no memory | for example --card 24GiB |" in page
+    assert "has no memory | e.g. --gpu 24GiB |" in page
 
 
 def test_every_page_is_in_the_navigation():

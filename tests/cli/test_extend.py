@@ -70,7 +70,7 @@ def test_a_run_goes_on_as_if_it_had_been_longer(finished, longer, qvg, tmp_path)
         assert np.array_equal(ours, theirs)
     assert (more["pixel_frames"], more["given_frames"], more["seed"]) == (45, 33, 5)
     assert "33 pixel frames) of " in result.stderr
-    assert "12 new frames (3 latent) at 16 a second: 0.75 s in 1 chunks" in result.stderr
+    assert "12 new frames (3 latent) at 16 fps, 0.75 s in 1 chunks" in result.stderr
 
 
 def test_its_video_file_stands_for_the_run(finished, longer, extended, tmp_path):
@@ -129,7 +129,7 @@ def test_a_clip_of_another_size_and_rate_is_fitted(qvg, tiny, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["pixel_frames"] == 32 + 12
     assert (
-        "big.mp4: 32 frames of 64 x 32 at 16 a second; scaled from 128 x 72, 11% of the picture cropped; "
+        "big.mp4: 32 frames of 64 x 32 at 16 fps; scaled from 128 x 72, 11% of the picture cropped; "
         "from 30 fps with frames dropped\n"
     ) in result.stderr
 
@@ -180,7 +180,7 @@ def test_a_run_whose_clip_has_gone_is_a_clip_itself(clip, extended, qvg, tmp_pat
         (["nowhere.mp4", "a"], "error: no video nowhere.mp4\n"),
         (["text.mp4", "a"], "error: text.mp4 is not a video that can be read\n"),
         ([".", "a"], "error: . is not the folder of a run: it lacks run.yaml, latents."),
-        (["short.mp4", "a"], "error: the clip has 5 frames at 16 a second; this model continues from 9 or"),
+        (["short.mp4", "a"], "error: the clip has 5 frames at 16 fps; this model continues from 9 or"),
         (["short.mp4"], "error: no PROMPT given for the continuation of short.mp4\n"),
         (["tall.mp4", "a"], "of its frames 29% would be left in a video 224 wide and 128 high, at least 70%"),
         (["clip.mp4", "--schedule", "s.jsonl"], "error: no PROMPT given for the continuation of clip.mp4\n"),
@@ -188,7 +188,7 @@ def test_a_run_whose_clip_has_gone_is_a_clip_itself(clip, extended, qvg, tmp_pat
         (["clip.mp4", "a", "--frames", "4080"], "positions; longest: 1023 latent frames (4089 pixel frames)"),
         (["clip.mp4", "a", "--segments", "2"], "error: --segments is not an option of self-forcing\n"),
         (["clip.mp4", "a", "--backend", "hyworldplay"], "error: hyworldplay cannot continue a given"),
-        (["clip.mp4", "a", "--set", "video.frames=30"], "error: --set video.frames=30 says nothing"),
+        (["clip.mp4", "a", "--set", "video.frames=30"], "error: --set video.frames=30 does not set"),
         (["clip.mp4", "a", "--seconds", "1", "--segments", "2"], "error: --seconds and --segments were both"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -17,7 +17,7 @@ def assert_refused(result, code, message, hint=None):
             "the prompt is empty",
             'describe the video, e.g. qvg generate "a red ball bounces"',
         ),
-        (["a", "--prompts", "p.txt"], "PROMPT and --prompts were both given", "put the prompt into the file"),
+        (["a", "--prompts", "p.txt"], "PROMPT and --prompts were both given", "put the prompt in the file"),
         (["--seconds", "1", "--frames", "9"], "--seconds and --frames were both given", "use one of them"),
         (["--frames", "0"], "--frames 0 is not a valid length", "the shortest video has 1 frame"),
         (["--size", "224x128", "--width", "208"], "--size and --width were both given", "use one of them"),
@@ -29,7 +29,7 @@ def assert_refused(result, code, message, hint=None):
         (["--steps", "0"], "--steps 0 is not a valid number of denoising steps", "use 1 to 1000"),
         (["--set", "video.frames=20"], "20 latent frames (77 pixel frames) do not fit chunks of 3; nearest: "
          "18 (69 pixel frames), 21 (81 pixel frames)", None),
-        (["--size", "480"], "--size 480 is not of the form WIDTHxHEIGHT", "for example --size 832x480"),
+        (["--size", "480"], "--size 480 is not of the form WIDTHxHEIGHT", "e.g. --size 832x480"),
         (["--size", "224x100"], "height 100 is not a multiple of 16; nearest: 96, 112", None),
         (["--size", "224x0"], "video.height=0 (--size): must be greater than 0", None),
         (["--cache", "int2qvg"], "unknown cache preset 'int2qvg' (--cache)", ...),
@@ -41,7 +41,7 @@ def assert_refused(result, code, message, hint=None):
             "--out x.mp4 looks like a file",
             "--out takes a folder; the video in it is video.mp4",
         ),
-        (["--device", "gpu"], "unknown device 'gpu'", "known: auto, cpu, cuda, cuda:0, cuda:1, ..."),
+        (["--device", "gpu"], "unknown device 'gpu'", "use auto, cpu, cuda, cuda:0, cuda:1, ..."),
         (["--config", "no.yaml"], "cannot read no.yaml: No such file or directory", None),
         (["--prompts", "no.txt"], "cannot read no.txt: No such file or directory", None),
     ],
@@ -60,7 +60,7 @@ def test_usage(qvg, tmp_path, monkeypatch, arguments, message, hint):
 def test_a_device_that_is_not_there(qvg, tmp_path):
     result = qvg("generate", "--device", "cuda:99", "--out", tmp_path)
     assert result.exit_code == 2
-    assert "error: device 'cuda:99' is not available: it has " in result.stderr
+    assert "error: device 'cuda:99' is not available: " in result.stderr
 
 
 def test_a_prompt_file_without_a_good_line_is_refused(qvg, tmp_path):

@@ -98,7 +98,7 @@ def test_a_run_on_a_gpu_is_checked_before_anything_is_loaded(monkeypatch, capsys
     [
         (["plan", "--card", "RTX 5099"], "unknown GPU 'RTX 5099'"),
         (["plan", "--cache", "int9"], "unknown cache preset 'int9'"),
-        (["generate", "--card", "24GiB"], "--card has no effect without --dry-run"),
+        (["generate", "--card", "24GiB"], "--gpu has no effect without --dry-run"),
         (["generate", "--resume", "x", "--dry-run"], "--dry-run and --resume were both given"),
     ],
 )

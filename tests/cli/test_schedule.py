@@ -69,7 +69,7 @@ def test_a_run_goes_on_with_its_prompts(tiny, schedule, tmp_path, qvg):
         ([{"chunk": 9, "prompt": "x"}], "schedule.jsonl line 1: chunk 9: there are 4 new chunks"),
         ([{"frame": 21, "prompt": "x"}, {"chunk": 2, "prompt": "y"}], "line 2: chunk 2 is not after the"),
         ([{"frame": 0, "prompt": "x"}], "PROMPT and a prompt at the start of"),
-        ([{"prompt": "x"}], "line 1: beside prompt, one of frame, seconds, chunk is needed"),
+        ([{"prompt": "x"}], "line 1: next to prompt, one of frame, seconds, chunk is needed"),
         ([{"frame": True, "prompt": "x"}], "line 1: frame=True is not a number from 0 on"),
         ([{"frame": 21}], "line 1: no text under prompt"),
         ([], "contains no prompt"),
@@ -102,5 +102,5 @@ def test_what_does_not_fit_is_refused(tiny, schedule, tmp_path, lines, message):
 def test_a_prompt_inside_a_chunk_begins_with_the_next_one(tiny, schedule, tmp_path, line, said):
     result = tiny("a", "--frames", 45, "--schedule", schedule(line), "--out", tmp_path, "--dry-run")
     assert result.exit_code == 0, result.stderr
-    assert ("no chunk begins" in result.stderr) == (said is not None)
+    assert ("rounded up to the next chunk" in result.stderr) == (said is not None)
     assert said is None or f"schedule.jsonl line 1: {said} (1.31 s)" in result.stderr

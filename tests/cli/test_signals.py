@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qvg_cli.commands import batch
+from qvg_cli.batch import serial
 from qvg_cli.interrupts import Stopped
 
 
@@ -80,16 +80,16 @@ def test_a_signal_while_the_model_is_loaded_leaves_nothing(stopped, tiny, tmp_pa
 def test_a_video_that_is_whole_by_then_is_complete_and_the_next_is_not_begun(tiny, tmp_path, monkeypatch):
     prompts = tmp_path / "p.txt"
     prompts.write_text("red\nball\n")
-    whole = batch.make_video
+    whole = serial.make_video
 
     def end_and_signal(recording, *arguments, **options):
         whole(recording, *arguments, **options)
-        monkeypatch.setattr(batch, "stop_if_asked", lambda: _stop())
+        monkeypatch.setattr(serial, "stop_if_asked", lambda: _stop())
 
     def _stop():
         raise Stopped("SIGUSR1")
 
-    monkeypatch.setattr(batch, "make_video", end_and_signal)
+    monkeypatch.setattr(serial, "make_video", end_and_signal)
     result = tiny("--prompts", prompts, "--frames", 9, "--out", tmp_path / "out")
     assert result.exit_code == 75
     [memory] = (tmp_path / "out").rglob("memory.json")

@@ -50,7 +50,7 @@ def test_torchrun_without_its_numbers_is_told():
     environment = {**os.environ, "TORCHELASTIC_RUN_ID": "x", "RANK": "first"}
     told = _program("plan", env=environment)
     assert told.returncode == 2
-    assert told.stderr.startswith("error: RANK=first is not a number, and TORCHELASTIC_RUN_ID says")
+    assert told.stderr.startswith("error: RANK=first is not a number, but TORCHELASTIC_RUN_ID says")
 
 
 @pytest.mark.parametrize("arguments", [["plan"], ["--help"], ["--version"]])

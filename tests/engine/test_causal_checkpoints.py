@@ -57,7 +57,7 @@ def test_an_extended_run_is_the_longer_run(text_engine, tmp_path, settings):
     make = {"seed": 2, "settings": settings, "schedule": schedule}
     half = text_engine.generate(FIRST, frames=57, **make)
     longer = text_engine.generate(FIRST, frames=81, **make)
-    extended = text_engine.extend(save(tmp_path / "half", half), frames=24)
+    extended = text_engine.extend(save(tmp_path / "half", half), frames=24, settings=settings)
     assert extended.latents.equal(longer.latents)
     assert np.array_equal(extended.frames, longer.frames)
     if schedule is not None:

@@ -24,8 +24,8 @@ SHARDED = {"memory.weights_sharded": "true"}
 # 15 tokens a frame, which neither two nor four processes share evenly.
 SETTINGS = {"video.height": 48, "video.width": 80, "prompt": "a ball", "seed": 1}
 FAMILIES = {
-    "self-forcing": {"video.frames": 9, "sampler.window": 6, "sampler.sink": 1},
-    "hyworldplay": {"video.frames": 8},
+    "self-forcing": {"video.frames": 9, "sampler.window": 6, "sampler.sink": 1, "sampler.steps": [1000, 500]},
+    "hyworldplay": {"video.frames": 8, "sampler.steps": [1000, 500]},
     "longcat": {
         "video.frames": 8,
         "sampler.window": 6,

@@ -95,7 +95,7 @@ def test_a_saved_video_goes_on_as_if_it_had_not_ended(family, steps, request, tm
 def test_a_run_of_another_model_is_not_taken_up(text_engine, walk_engine, tmp_path):
     session = text_engine.session()
     run = save(tmp_path / "run", session, [session.step()])
-    with pytest.raises(UsageError, match=r"is of pocket .built-in"):
+    with pytest.raises(UsageError, match=r"was made with demo model"):
         walk_engine.take_up(run)
 
 
@@ -124,7 +124,7 @@ def test_what_a_model_call_raises_ends_the_session(walk_engine):
 
     def stop():
         calls.append(None)
-        if len(calls) == 3:
+        if len(calls) == 4:
             raise InterruptedError
 
     session = walk_engine.session(on_step=stop)

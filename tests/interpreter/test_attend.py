@@ -73,10 +73,10 @@ def expected_of(history, first=0, group=2):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_kernels_read_what_the_codecs_decode(spec, head_dim):
-    history = history_of(spec, head_dim=head_dim)
-    found = decoded(history, operands=BF16, head_dim=head_dim)
+def test_kernels_read_what_the_codecs_decode(spec):
+    # Heads of 64 channels are those of the other tests.
+    history = history_of(spec, head_dim=128)
+    found = decoded(history, operands=BF16, head_dim=128)
     torch.testing.assert_close(found, expected_of(history), **NEAR)
 
 
@@ -148,8 +148,7 @@ def own_of(head_dim, tokens, placement="rotary", batch=1, heads=2):
     return OwnKeys(key.transpose(1, 2), value.transpose(1, 2), placed, None)
 
 
-@pytest.mark.parametrize("limit_bytes", [2**28, 60_000])
-@pytest.mark.parametrize(("batch", "queries"), [(1, 40), (2, 17)])
+@pytest.mark.parametrize(("limit_bytes", "batch", "queries"), [(2**28, 1, 40), (60_000, 2, 17)])
 def test_attention_is_that_of_the_reference(limit_bytes, batch, queries):
     # 176 keys are two parts, since a part has at least 128.
     history = history_of(FittedSpec(), head_dim=64, lengths=(50, 103, 30), batch=batch)

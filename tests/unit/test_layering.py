@@ -28,8 +28,9 @@ ARROWS = {
     "runs": "base kernels config planning device cache video models engine report",
     "comparison": "base config device cache video models engine report runs",
     "play": "base config planning device video models engine report",
+    "batch": "base config device video models engine report runs",
     "api": "config engine report",
-    "commands": "base config planning device video models hub engine report runs comparison play",
+    "commands": "base config planning device video models hub engine report comparison play batch",
     "main": "base models engine commands",
 }
 """What each room may import beside itself; docs/architecture.md has the same table."""
@@ -47,6 +48,7 @@ WITHOUT_TORCH = (
     "qvg_cli.hub.store",
     "qvg_cli.comparison.variants",
     "qvg_cli.engine.jobs",
+    "qvg_cli.batch.run",
     "qvg_cli.engine.suggestions",
     "qvg_cli.engine.sources",
     "qvg_cli.commands.show_plan",

@@ -77,11 +77,8 @@ def test_the_installed_program_makes_a_video(installed, tmp_path, tiny_weights):
 
 def test_every_import_is_a_requirement():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = {
-        distribution(text)
-        for text in [*project["dependencies"], *project["optional-dependencies"]["kernels"]]
-    }
-    required |= {distribution(text) for text in project["optional-dependencies"]["play"]}
+    extras = [project["optional-dependencies"][name] for name in ("kernels", "play", "ray")]
+    required = {distribution(text) for text in chain(project["dependencies"], *extras)}
     # There where a notebook runs, and imported nowhere else.
     required.add("ipython")
     own = {"qvg_cli", "qvg_kernels"}
