@@ -45,6 +45,14 @@ def plan(
             autocompletion=complete_cards,
         ),
     ] = None,
+    gpus: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Number of GPUs that share the video, as started by torchrun.",
+        ),
+    ] = 1,
     json_: Annotated[
         bool, typer.Option("--json", help="Print the plan as JSON, with every chunk, in bytes.")
     ] = False,
@@ -67,4 +75,4 @@ def plan(
         segments=length.segments,
         is_made=False,
     )
-    show_plan([video for (video,) in videos], gpu, num_videos=1, is_json=json_)
+    show_plan([video for (video,) in videos], gpu, num_videos=1, is_json=json_, num_gpus=gpus)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from qvg_cli.errors import UsageError
 from qvg_kernels.spec import CodecSpec
 
 OLD_OFFLOAD_WORDS = {"resident": "none", "parked": "model", "streamed": "group"}
@@ -24,6 +25,16 @@ class Config(BaseModel):
     )
 
 
+CodecSetting = Annotated[CodecSpec, Field(discriminator="scheme")]
+
+
+class LayerCodecs(Config):
+    """Codecs of the keys and of the values of one layer."""
+
+    k: CodecSetting
+    v: CodecSetting
+
+
 class CacheConfig(Config):
     """How the KV cache is stored.
 
@@ -31,6 +42,7 @@ class CacheConfig(Config):
         preset: Name of the preset that the codecs come from.
         k: Codec of the keys.
         v: Codec of the values.
+        layers: Codecs of single layers, by layer number from 0.
         keep_recent_chunks: Number of newest finished chunks kept in BF16.
         keep_sink: Whether the first chunk is kept in BF16.
         span_tokens: Finished chunks are quantized together once they have this many tokens; 1 quantizes each
@@ -41,13 +53,29 @@ class CacheConfig(Config):
     """
 
     preset: str
-    k: Annotated[CodecSpec, Field(discriminator="scheme")]
-    v: Annotated[CodecSpec, Field(discriminator="scheme")]
+    k: CodecSetting
+    v: CodecSetting
+    # Numbers are texts where they are names in JSON.
+    layers: dict[Annotated[int, Field(strict=False)], LayerCodecs] = Field(default_factory=dict)
     keep_recent_chunks: int = Field(0, ge=0)
     keep_sink: bool = False
     span_tokens: int = Field(1, ge=1)
     workspace_mib: int = Field(256, ge=16)
     arithmetic: Literal["auto", "int8", "fp8", "bf16"] = "auto"
+
+    def of_layers(self, num_layers: int) -> list[LayerCodecs]:
+        """The codecs of each of a model's layers.
+
+        Raises:
+            UsageError: The model has no layer of a number that is given.
+        """
+        for number in self.layers:
+            if not 0 <= number < num_layers:
+                raise UsageError(
+                    f"cache.layers.{number} is not a layer of this model, which has 0 to {num_layers - 1}"
+                )
+        others = LayerCodecs(k=self.k, v=self.v)
+        return [self.layers.get(number, others) for number in range(num_layers)]
 
 
 class VideoConfig(Config):
@@ -240,3 +268,8 @@ class RunConfig(Config):
     def num_rows(self) -> int:
         """Rows of a denoising step: two with guidance."""
         return 1
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps of a chunk, about."""
+        return len(self.sampler.steps)

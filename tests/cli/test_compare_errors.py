@@ -103,7 +103,9 @@ def test_runs_that_differ_in_more_than_the_cache(qvg, copy_run, tmp_path, old, n
 def test_a_run_that_was_stopped(qvg, copy_run):
     stopped = copy_run("stopped", "memory.json", '"status": "complete"', '"status": "interrupted"')
     assert_refused(
-        qvg("compare", copy_run("whole"), stopped), f"the run in {stopped} is interrupted", "generate it again"
+        qvg("compare", copy_run("whole"), stopped),
+        f"the run in {stopped} is interrupted",
+        "generate it again",
     )
 
 

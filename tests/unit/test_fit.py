@@ -40,6 +40,7 @@ def load(backend, *sets):
             ["--frames", "18", *("--set", "sampler.window=12"), *("--set", "sampler.sink=3")],
         ),
         ("self-forcing", "int2", ["--frames", "15", *("--set", "cache.span_tokens=48")]),
+        ("self-forcing", "int2", ["--frames", "9", *("--set", "cache.layers.1.v.preset=bit1")]),
         ("self-forcing", "int3", ["--frames", "9", *("--set", "cache.keep_sink=true")]),
         ("hyworldplay", "int2", ["--chunks", "3", "--context", "append"]),
         ("hyworldplay", "bf16", ["--chunks", "3", "--context", "rebuild", *("--set", "sampler.window=12")]),
@@ -57,8 +58,13 @@ def test_the_cache_of_a_real_run_is_predicted_to_the_byte(backend, preset, optio
     results = Engine(config, pipeline, CPU).rollout(Planned(config, plan, backend), prompt_embeds={0: embeds})
     sampler = config.sampler
     sink = sampler.sink if backend == "self-forcing" and sampler.window else 0
-    shape = CacheShape(2, 1, 64, 4, sink_frames=sink)
+    shape = CacheShape(2, 2, 64, 4, sink_frames=sink)
     assert predict_payload(config.cache, plan, shape) == [result.memory for result in results]
+
+
+def test_codecs_of_a_layer_that_the_model_has_not_are_refused():
+    with pytest.raises(UsageError, match=r"cache.layers.30 is not a layer of this model, which has 0 to 29"):
+        forecast_run(*load("self-forcing", "cache.layers.28-31.v.preset=trit"), is_gpu=True)
 
 
 def test_every_place_for_weights_needs_less():
@@ -166,7 +172,7 @@ def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, keep_cache
         most = max(most, sum(count_bytes(path) for path in files))
     state.close()
     sink = config.sampler.sink if config.sampler.window else 0
-    shape = CacheShape(2, 1, 64, 4, sink_frames=sink)
+    shape = CacheShape(2, 2, 64, 4, sink_frames=sink)
     predicted = predict_history_files(config.cache, plan, shape)
     # Files that go with a chunk's record are gone when it is looked at.
     assert most <= predicted <= 1.5 * most
