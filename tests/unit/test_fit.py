@@ -41,6 +41,8 @@ def load(backend, *sets):
         ),
         ("self-forcing", "int2", ["--frames", "15", *("--set", "cache.span_tokens=48")]),
         ("self-forcing", "int2", ["--frames", "9", *("--set", "cache.layers.1.v.preset=bit1")]),
+        ("self-forcing", "int2-shaped", ["--frames", "15", *("--set", "sampler.window=6")]),
+        ("self-forcing", "trit-shaped", ["--frames", "24", *("--set", "cache.span_tokens=48")]),
         ("self-forcing", "int3", ["--frames", "9", *("--set", "cache.keep_sink=true")]),
         ("hyworldplay", "int2", ["--chunks", "3", "--context", "append"]),
         ("hyworldplay", "bf16", ["--chunks", "3", "--context", "rebuild", *("--set", "sampler.window=12")]),
@@ -150,6 +152,7 @@ def test_a_plan_loads_no_torch():
     [
         ("int2", ("sampler.window=12", "sampler.sink=3", "cache.keep_recent_chunks=1")),
         ("int2", ("cache.span_tokens=48",)),
+        ("int2-shaped", ("sampler.window=12",)),
         ("bf16", ()),
     ],
 )
