@@ -73,7 +73,7 @@ def test_the_cache_of_a_real_run_is_predicted_to_the_byte(backend, preset, optio
     ],
 )
 def test_the_time_of_a_transformer_is_near_what_two_h200_have_taken(backend, sets, seconds):
-    # docs/results.md, "One video on two GPUs"; those of two GPUs were taken with compiling and more exchanges.
+    # docs/results.md, "One video on two GPUs"; on two they compiled, and exchanged more often than now.
     config, plan = load(backend, *sets)
     alone, shared = (
         forecast_run(config, plan, is_gpu=True, num_processes=count).transformer_seconds for count in seconds
