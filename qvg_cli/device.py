@@ -69,4 +69,7 @@ def attention_words(config: RunConfig, device: torch.device) -> str:
             f"cache.arithmetic=fp8 is not possible on {device}",
             hint="set cache.arithmetic=bf16 or leave it out; fp8 needs compute capability 8.9 or later",
         )
-    return how_attended(device, model_dtype(config.model, device), [cache.k, cache.v], cache.arithmetic)
+    dtype = model_dtype(config.model, device)
+    pairs = [(cache.k, cache.v), *((layer.k, layer.v) for layer in cache.layers.values())]
+    ways = [how_attended(device, dtype, pair, cache.arithmetic) for pair in pairs]
+    return "; in some layers ".join(dict.fromkeys(ways))

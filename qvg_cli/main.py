@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand
 
-from qvg_cli import __version__
+from qvg_cli import __version__, lean_imports
 from qvg_cli.commands.batch import batch
 from qvg_cli.commands.clean import clean
 from qvg_cli.commands.compare import compare
@@ -195,6 +195,7 @@ def _follow(rank: int) -> int:
 
 def main() -> None:
     """The entry point of the program `qvg`."""
+    lean_imports.begin()
     try:
         launch = find_launch()
     except UsageError as error:

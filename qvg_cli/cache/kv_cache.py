@@ -283,7 +283,7 @@ class KVCache:
         plan: Grows with the chunks that begin.
         geometry: Shape of the video's frames.
         shape: Keys and values of the model.
-        packed: Codecs of packed blocks.
+        packed: Codecs of packed blocks, of each layer.
         unpacked: Codecs of the chunks that wait or stay unpacked.
         seed: Seed of the codecs' starting points.
         workspace_bytes: Size of decoded keys and values of all layers together.
@@ -299,7 +299,7 @@ class KVCache:
         geometry: Geometry,
         shape: CacheShape,
         *,
-        packed: CodecPair,
+        packed: Sequence[CodecPair],
         unpacked: CodecPair,
         seed: int,
         workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
@@ -316,9 +316,9 @@ class KVCache:
         workspace = Workspace(workspace_bytes)
         self.layers = [
             LayerCache(
-                index, seed, geometry.tokens_per_frame, packed, unpacked, workspace, self.ledger, arithmetic
+                index, seed, geometry.tokens_per_frame, own, unpacked, workspace, self.ledger, arithmetic
             )
-            for index in range(shape.num_layers)
+            for index, own in enumerate(packed)
         ]
 
     def begin(self, chunk: ChunkPlan) -> CacheStep:
@@ -391,7 +391,10 @@ def open_cache(config: CacheConfig, geometry: Geometry, shape: CacheShape, seed:
         ),
         geometry,
         shape,
-        packed=CodecPair(build_codec(config.k), build_codec(config.v)),
+        packed=[
+            CodecPair(build_codec(layer.k), build_codec(layer.v))
+            for layer in config.of_layers(shape.num_layers)
+        ],
         unpacked=CodecPair(unpacked, unpacked),
         seed=seed,
         workspace_bytes=config.workspace_mib * 2**20,

@@ -22,8 +22,8 @@ _SIDES = ("key", "value")
 
 def is_kept(cache: KVCache) -> bool:
     """Whether the history is saved: packed, and with all its heads; else it is computed again."""
-    codecs = cache.layers[0].packed
-    return cache.is_whole and codecs.key.spec.packs and codecs.value.spec.packs
+    codecs = [layer.packed for layer in cache.layers]
+    return cache.is_whole and all(pair.key.spec.packs and pair.value.spec.packs for pair in codecs)
 
 
 def block_tensors(

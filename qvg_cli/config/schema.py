@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from qvg_cli.errors import UsageError
 from qvg_kernels.spec import CodecSpec
 
 OLD_OFFLOAD_WORDS = {"resident": "none", "parked": "model", "streamed": "group"}
@@ -24,6 +25,16 @@ class Config(BaseModel):
     )
 
 
+CodecSetting = Annotated[CodecSpec, Field(discriminator="scheme")]
+
+
+class LayerCodecs(Config):
+    """Codecs of the keys and of the values of one layer."""
+
+    k: CodecSetting
+    v: CodecSetting
+
+
 class CacheConfig(Config):
     """How the attention history is kept.
 
@@ -31,6 +42,7 @@ class CacheConfig(Config):
         preset: Name of the preset the codecs came from.
         k: Codec of the keys.
         v: Codec of the values.
+        layers: Of the model's layers that have other codecs, by number from 0.
         keep_recent_chunks: Newest finished chunks that stay unpacked.
         keep_sink: Whether the first chunk stays unpacked.
         span_tokens: Finished chunks wait until together they have this many tokens, then become one span;
@@ -41,13 +53,29 @@ class CacheConfig(Config):
     """
 
     preset: str
-    k: Annotated[CodecSpec, Field(discriminator="scheme")]
-    v: Annotated[CodecSpec, Field(discriminator="scheme")]
+    k: CodecSetting
+    v: CodecSetting
+    # Numbers are texts where they are names in JSON.
+    layers: dict[Annotated[int, Field(strict=False)], LayerCodecs] = Field(default_factory=dict)
     keep_recent_chunks: int = Field(0, ge=0)
     keep_sink: bool = False
     span_tokens: int = Field(1, ge=1)
     workspace_mib: int = Field(256, ge=16)
     arithmetic: Literal["auto", "int8", "fp8", "bf16"] = "auto"
+
+    def of_layers(self, num_layers: int) -> list[LayerCodecs]:
+        """The codecs of each of a model's layers.
+
+        Raises:
+            UsageError: The model has no layer of a number that is given.
+        """
+        for number in self.layers:
+            if not 0 <= number < num_layers:
+                raise UsageError(
+                    f"cache.layers.{number} is not a layer of this model, which has 0 to {num_layers - 1}"
+                )
+        others = LayerCodecs(k=self.k, v=self.v)
+        return [self.layers.get(number, others) for number in range(num_layers)]
 
 
 class VideoConfig(Config):

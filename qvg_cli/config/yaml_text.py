@@ -121,7 +121,10 @@ def _check_node(node: yaml.Node, source: str) -> None:
         for key, value in node.value:
             _check_node(key, source)
             if not (isinstance(key, yaml.ScalarNode) and key.tag.endswith((":str", ":merge"))):
-                raise UsageError(f"{_place(source, key.start_mark)}: a setting's name must be a text")
+                raise UsageError(
+                    f"{_place(source, key.start_mark)}: a setting's name must be a text",
+                    hint="put it in quotes" if isinstance(key, yaml.ScalarNode) else None,
+                )
             if key.value in seen:
                 raise UsageError(
                     f"{_place(source, key.start_mark)}: {key.value!r} is set twice", hint="keep one of them"

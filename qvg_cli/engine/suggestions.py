@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qvg_cli.config.cache_presets import codec_adapter, read_preset
+from qvg_cli.config.cache_presets import take_preset
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.lengths import given_pixel_frames, shorter_lengths
 from qvg_cli.errors import OutOfMemoryError, UsageError
@@ -184,11 +184,7 @@ def _in_words(
 def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: _Trial) -> Iterator[tuple[str, RunConfig]]:
     now = trial.forecast(config, plan)
     for preset in _PRESETS:
-        specs = {
-            side: codec_adapter().validate_python(spec) for side, spec in read_preset(preset, "plan").items()
-        }
-        cache = config.cache.model_copy(update={"preset": preset, **specs})
-        smaller = config.model_copy(update={"cache": cache})
+        smaller = config.model_copy(update={"cache": take_preset(config.cache, preset)})
         try:
             peak = trial.forecast(smaller, plan).cache_peak
         except UsageError:

@@ -1,7 +1,7 @@
 """What the cache of a planned video will hold, to the byte, before any tensor exists. No torch.
 
 Sums a `CachePlan` as `kv_cache.KVCache` carries it out, with sizes in place of tensors. All layers hold the
-same blocks, so one layer is followed and its changes are repeated for the others.
+same blocks, each in the sizes of its own codecs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from qvg_cli.config.schema import CacheConfig
+from qvg_cli.config.schema import CacheConfig, LayerCodecs
 from qvg_cli.planning.cache_plan import Block, CachePlan, Commit, PackPolicy, unpacked_spec
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes, total
-from qvg_kernels.spec import PayloadBytes
+from qvg_kernels.spec import CodecSpec, PayloadBytes
 
 BlockBytes = Callable[[Block], PayloadBytes]
+"""What one layer holds of a block."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
 
     Raises:
         ValueError: The codecs do not take the head size.
+        UsageError: Codecs are given for a layer that the model has not.
     """
-    block_bytes = _block_bytes(config, plan, shape)
+    layers = _block_bytes(config, plan, shape)
     frame_bytes = bf16_frame_bytes(plan.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers)
     ledger = Ledger()
     samples = []
@@ -56,13 +58,13 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
         step = blocks.advance(chunk)
         num_left = len(blocks.block_of)
         num_held -= len(step.evicts)
-        for _ in range(shape.num_layers):
+        for block_bytes in layers:
             for block in step.drops:
                 ledger.remove(block_bytes(block))
         ledger.begin_peak()
         for commit in (step.prefill, step.commit):
             if commit is not None:
-                for _ in range(shape.num_layers):
+                for block_bytes in layers:
                     _book(ledger, commit, block_bytes)
         samples.append(
             MemorySample(
@@ -88,9 +90,10 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     Raises:
         ValueError: The codecs do not take the head size.
     """
-    if shape.num_parts > 1 or not {config.k.scheme, config.v.scheme}.isdisjoint(("none", "bf16")):
+    packs = all(layer.k.packs and layer.v.packs for layer in config.of_layers(shape.num_layers))
+    if shape.num_parts > 1 or not packs:
         return 0
-    block_bytes = _block_bytes(config, plan, shape)
+    layers = _block_bytes(config, plan, shape)
     blocks = _plan_cache(config, plan, shape)
     file_bytes: dict[int, int] = {}
     saved: set[Block] = set()
@@ -98,7 +101,9 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     for chunk, following in zip(plan.chunks, (*plan.chunks[1:], None), strict=True):
         blocks.advance(chunk)
         held = set() if following is None else set(blocks.blocks_after(following.evicts))
-        file_bytes[chunk.index] = shape.num_layers * sum(total(block_bytes(block)) for block in held - saved)
+        file_bytes[chunk.index] = sum(
+            total(block_bytes(block)) for block_bytes in layers for block in held - saved
+        )
         most = max(most, sum(file_bytes.values()))
         alive = {block.chunk for block in saved | held} | {chunk.index}
         file_bytes = {index: count for index, count in file_bytes.items() if index in alive}
@@ -111,20 +116,23 @@ def _plan_cache(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> Cach
     return CachePlan(policy)
 
 
-def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> BlockBytes:
-    """The bytes that one layer holds of a block."""
+def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[BlockBytes]:
+    """The bytes that each layer holds of a block."""
     unpacked = unpacked_spec(config)
 
     @cache
-    def sized(num_frames: int, is_packed: bool) -> PayloadBytes:
+    def sized(num_frames: int, *specs: CodecSpec) -> PayloadBytes:
         tokens = num_frames * plan.tokens_per_frame
         key, value = (
-            spec.payload_bytes(shape.heads, tokens, shape.head_dim, shape.element_bytes)
-            for spec in ((config.k, config.v) if is_packed else (unpacked, unpacked))
+            spec.payload_bytes(shape.heads, tokens, shape.head_dim, shape.element_bytes) for spec in specs
         )
         return add(key, value)
 
-    return lambda block: sized(len(block.frames), block.is_packed)
+    def of_layer(layer: LayerCodecs) -> BlockBytes:
+        packed = layer.k, layer.v
+        return lambda block: sized(len(block.frames), *(packed if block.is_packed else (unpacked, unpacked)))
+
+    return [of_layer(layer) for layer in config.of_layers(shape.num_layers)]
 
 
 def _book(ledger: Ledger, commit: Commit, block_bytes: BlockBytes) -> None:

@@ -2,13 +2,13 @@
 
 import pytest
 
-from qvg_cli.config.cache_presets import cache_label
+from qvg_cli.config.cache_presets import cache_label, take_preset
 from qvg_cli.config.load import Layer, Request, backend_names
 from qvg_cli.config.resources import configs_dir, preset_names
 from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import load_config
-from qvg_kernels.spec import Bf16Spec, QvgSpec
+from qvg_kernels.spec import Bf16Spec, FittedSpec, QvgSpec
 
 
 def load(*sets, **request):
@@ -56,7 +56,12 @@ def test_a_copy_of_the_backends_yaml_is_a_valid_file():
 
 def test_the_resolved_config_loads_to_itself(tmp_path):
     config = load(
-        "cache.preset=int2-qvg", "cache.k.preset=bf16", "cache.v.block_size=16", "prompt='1e5: [a]'", "seed=7"
+        "cache.preset=int2-qvg",
+        "cache.k.preset=bf16",
+        "cache.v.block_size=16",
+        "cache.layers.2-3.v.preset=trit",
+        "prompt='1e5: [a]'",
+        "seed=7",
     )
     file = tmp_path / "run.yaml"
     file.write_text(format_yaml({**config.model_dump(mode="json"), "provenance": {"commit": "12e4"}}))
@@ -92,6 +97,36 @@ def test_the_special_wins_over_the_general_whatever_the_order(tmp_path):
     file.write_text("cache:\n  k: {block_size: 16}\n  block_size: 32\n  preset: int2-qvg\n")
     cache = load(file=file).cache
     assert (cache.k.block_size, cache.v.block_size) == (16, 32)
+
+
+def test_layers_have_codecs_of_their_own_on_top_of_those_of_the_others(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("cache:\n  layers: {'0': {v: {preset: trit}}, 2-3: {k: {grid: int3}}}\n  unbiased: 0.9\n")
+    cache = load("cache.layers.3.k.unbiased=0.5", file=file).cache
+    plain, trit = FittedSpec(unbiased=0.9), FittedSpec(grid="trit")
+    assert cache_label(cache) == "int2, changed"
+    assert [(layer.k, layer.v) for layer in cache.of_layers(5)] == [
+        (plain, trit),
+        (plain, plain),
+        (FittedSpec(grid="int3", unbiased=0.9), plain),
+        (FittedSpec(grid="int3", unbiased=0.5), plain),
+        (plain, plain),
+    ]
+
+
+def test_another_preset_takes_its_layers_with_it(monkeypatch, tmp_path):
+    (tmp_path / "cache").mkdir()
+    for path in (*configs_dir().glob("*.yaml"), *configs_dir().glob("cache/*.yaml")):
+        (tmp_path / path.relative_to(configs_dir())).write_text(path.read_text())
+    (tmp_path / "cache" / "mixed.yaml").write_text(
+        (configs_dir() / "cache" / "int2.yaml").read_text() + "layers: {'1': {v: {grid: trit}}}\n"
+    )
+    for module in ("cache_presets.configs_dir", "load.configs_dir", "resources.configs_dir"):
+        monkeypatch.setattr(f"qvg_cli.config.{module}", lambda: tmp_path)
+    cache = load("cache.preset=mixed").cache
+    assert cache.layers[1].v == FittedSpec(grid="trit")
+    assert cache_label(cache) == "mixed"
+    assert not take_preset(cache, "int4").layers
 
 
 def test_another_scheme_starts_from_its_own_defaults():
@@ -156,6 +191,21 @@ def test_another_scheme_starts_from_its_own_defaults():
             "cache.k='bf16' (--set cache.k): cache.k is a group of settings",
             "for a preset's codec, set cache.k.preset=bf16",
         ),
+        (
+            ["cache.layers.1.k.grid=int9"],
+            "cache.layers.1.k.grid='int9' (--set cache.layers.1.k.grid): must be 'e8x1', ",
+            None,
+        ),
+        (
+            ["cache.layers.first.k.grid=int3"],
+            "cache.layers.first (--set cache.layers.first.k.grid): layers are numbers, such as 2 or 2-5",
+            "for example --set cache.layers.2-5.v.preset=trit",
+        ),
+        (
+            ["cache.layers.1.preset=trit"],
+            "cache.layers.1={'preset': 'trit'} (--set cache.layers.1.preset): a layer has codecs k and v",
+            "for example --set cache.layers.2-5.v.preset=trit",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused(sets, message, hint):
@@ -176,7 +226,7 @@ def test_unknown_names_come_with_the_nearest():
     )
     message, hint = refused("cache.preset=int2_qvg")
     assert message == "unknown cache preset 'int2_qvg' (--set cache.preset)"
-    assert hint.startswith("nearest: int2-qvg; known: bf16, int2, ")
+    assert hint.startswith("nearest: int2-qvg; known: bf16, bit1, int2, ")
     message, hint = refused("cache.k.scheme=qvgg")
     assert message == "unknown cache.k.scheme 'qvgg' (--set cache.k.scheme)"
     assert hint.startswith("nearest: qvg; known: none, bf16, asym, fitted, ")

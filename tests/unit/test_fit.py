@@ -40,6 +40,7 @@ def load(backend, *sets):
             ["--frames", "18", *("--set", "sampler.window=12"), *("--set", "sampler.sink=3")],
         ),
         ("self-forcing", "int2", ["--frames", "15", *("--set", "cache.span_tokens=48")]),
+        ("self-forcing", "int2", ["--frames", "9", *("--set", "cache.layers.1.v.preset=bit1")]),
         ("self-forcing", "int3", ["--frames", "9", *("--set", "cache.keep_sink=true")]),
         ("hyworldplay", "int2", ["--chunks", "3", "--context", "append"]),
         ("hyworldplay", "bf16", ["--chunks", "3", "--context", "rebuild", *("--set", "sampler.window=12")]),
@@ -80,6 +81,11 @@ def test_the_time_of_a_transformer_is_near_what_two_h200_have_taken(backend, set
     )
     assert alone == pytest.approx(seconds[1], rel=0.1)
     assert seconds[1] / 2 < shared < seconds[2]
+
+
+def test_codecs_of_a_layer_that_the_model_has_not_are_refused():
+    with pytest.raises(UsageError, match=r"cache.layers.30 is not a layer of this model, which has 0 to 29"):
+        forecast_run(*load("self-forcing", "cache.layers.28-31.v.preset=trit"), is_gpu=True)
 
 
 def test_every_place_for_weights_needs_less():

@@ -10,11 +10,16 @@ SMALL += ("model.text_tokens=8", "prompt=red ball")
 
 
 @pytest.mark.parametrize(
-    ("preset", "is_kept", "window"),
-    [("int2", True, "null"), ("int2", True, "9"), ("bf16", False, "9"), ("none", False, "null")],
+    ("cache", "is_kept", "window"),
+    [
+        ("preset=int2", True, "null"),
+        ("layers.1.v.preset=trit", True, "9"),
+        ("layers.1.v.preset=bf16", False, "9"),
+        ("preset=none", False, "null"),
+    ],
 )
-def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, preset, is_kept, window):
-    sets = (*SMALL, f"model.weights={tiny_weights}", f"cache.preset={preset}", f"sampler.window={window}")
+def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, cache, is_kept, window):
+    sets = (*SMALL, f"model.weights={tiny_weights}", f"cache.{cache}", f"sampler.window={window}")
     whole, rest = go_on(load_config(Request(sets=sets)).config, 3)
     assert len(rest) == 3
     for one, other in zip(whole, rest, strict=True):
