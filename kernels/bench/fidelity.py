@@ -48,10 +48,11 @@ class Case:
         span: Tokens that are packed together.
         key: `[1, H, S, D]` float32, before any rotation.
         value: `[1, H, S, D]` float32.
-        early: `[1, H, Q, D]`, queries of the first chunk and of the second, from which a codec may learn.
         frame: Rows and columns of a frame's tokens.
         probes: Each with the tokens that it attends to, those that are packed first.
         scales: Of the logits, by what heads are called at it; "" is the model's own.
+        asked: Queries before any rotation, `[1, H, Q, D]`, each with the first token of its chunk: what a
+            codec may know of when it packs later ones.
     """
 
     source: str
@@ -59,10 +60,10 @@ class Case:
     span: int
     key: Tensor
     value: Tensor
-    early: list[Tensor]
     frame: tuple[int, int]
     probes: list[tuple[AttentionProbe, Tensor]]
     scales: Mapping[str, float]
+    asked: list[tuple[int, Tensor]]
 
 
 def require_whole_frames(span: int, frame_tokens: int) -> None:
@@ -85,14 +86,14 @@ def synthetic_cases(spans: list[int], history: int, samples: int, device: str) -
                 made = make_sample(
                     level, frames, num_queries=NUM_QUERIES, early_frames=span_frames, seed=seed
                 )
-                states = (made.query, made.key, made.value, made.early_query)
-                query, key, value, early = (part.to(device) for part in states)
+                query, key, value = (part.to(device) for part in (made.query, made.key, made.value))
                 rotation = rope_3d(made.grid, key.shape[3]).to(device)
                 tokens = made.query_tokens.to(device)
                 probe = AttentionProbe(query, key, value, rotation, rotation[tokens])
                 scales = {kind: probe.scale_of(sharpness) for kind, sharpness in SHARPNESS.items()}
                 every = torch.arange(key.shape[2], device=device)
-                yield Case(level, f"seed {seed}", span, key, value, [early], FRAME, [(probe, every)], scales)
+                asked = [(0, made.early_query.to(device))]
+                yield Case(level, f"seed {seed}", span, key, value, FRAME, [(probe, every)], scales, asked)
 
 
 def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
@@ -120,9 +121,13 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                     )
                     for number in judging
                 }
-                early = [
-                    file.get_tensor(f"layer{layer}.query{number}").float()
-                    for number, _ in enumerate(about["chunks"][:EARLY_CHUNKS])
+                asked = [
+                    (
+                        about["frames"].index(chunk["frames"][0]) * frame_tokens,
+                        file.get_tensor(f"layer{layer}.query{number}"),
+                    )
+                    for number, chunk in enumerate(about["chunks"])
+                    if chunk["frames"][0] in about["frames"]
                 ]
                 for prompt in range(key.shape[0]):
                     one = slice(prompt, prompt + 1)
@@ -135,17 +140,9 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                         )
                     ]
                     name, scales = f"layer {layer}, prompt {prompt}", {"": key.shape[3] ** -0.5}
-                    yield Case(
-                        "recorded",
-                        name,
-                        span,
-                        key[one],
-                        value[one],
-                        [queries[one] for queries in early],
-                        about["frame"],
-                        probes,
-                        scales,
-                    )
+                    own = [(first, query[one].float()) for first, query in asked]
+                    states = (key[one], value[one])
+                    yield Case("recorded", name, span, *states, about["frame"], probes, scales, own)
 
 
 def _judging_chunks(about: Mapping[str, Any], span_frames: int) -> dict[int, int]:
@@ -209,8 +206,8 @@ def learn(codec: Codec, spans: Sequence[Tensor], seeds: Sequence[int], case: Cas
     residual = query = torch.zeros(())
     for number, (span, seed) in enumerate(zip(spans[:2], seeds, strict=False)):
         residual = codec.residual_moment(span, seed=seed).to("cpu") + residual
-        if number < len(case.early):
-            asked = case.early[number].double().to("cpu")
+        if number < len(case.asked):
+            asked = case.asked[number][1].double().to("cpu")
             query = query + placed_moment(asked.mT @ asked, *case.frame)
         matrices.append(codec.shaping_matrix(residual, query).to(span.device))
     return matrices
