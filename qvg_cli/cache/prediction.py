@@ -7,7 +7,8 @@ The exact keys are gone once they are packed, so this is found out when they are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,10 +29,17 @@ def is_measured(chunk: ChunkPlan) -> bool:
     return bool(chunk.makes) and chunk.index % EVERY == FIRST
 
 
-def draw_tokens(seed: int, chunk: ChunkPlan, count: int, device: torch.device) -> Tensor:
-    """`[Q]` places of the queries that are looked at, among `count` tokens."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "probe", chunk.index))
+@lru_cache(maxsize=4)
+def draw_tokens(seed: int, chunk: int, count: int, device: torch.device) -> Tensor:
+    """`[Q]` places of the queries that are looked at, among `count` tokens; drawn once for all layers."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "probe", chunk))
     return torch.randperm(count, generator=generator)[:NUM_QUERIES].to(device)
+
+
+def head_groups(heads: int, head_values: int) -> Iterator[slice]:
+    """Groups of heads that together have some 32 MiB of float32 values, or one by one."""
+    size = max(1, 2**23 // head_values)
+    return (slice(start, start + size) for start in range(0, heads, size))
 
 
 class LogitErrors:
@@ -55,7 +63,7 @@ class LogitErrors:
     def observe(self, query: Tensor, placements: Sequence[Placement], seed: int) -> None:
         """Look at some queries of a call, `[B, H, S, D]`, not placed."""
         if self._chunk is not None:
-            tokens = draw_tokens(seed, self._chunk, query.shape[2], query.device)
+            tokens = draw_tokens(seed, self._chunk.index, query.shape[2], query.device)
             self._asked.append(query[:, :, tokens].float())
             self._placement = placements[0]
 
@@ -63,11 +71,15 @@ class LogitErrors:
         """Take a block of keys `[B, H, S, D]` into account that has just been packed."""
         if not self._asked or self._placement is None:
             return
+        _, num_heads, tokens, head_dim = key.shape
         queries = torch.cat(self._asked, dim=2)
         moment = self._placement.at_keys((queries.mT @ queries / queries.shape[2]).double())
-        error = key.float() - codec.decode(packed).float()
-        spread = (error.mT @ error / error.shape[2]).double()
-        self.squared.append((moment * spread).sum((-2, -1)).mean() / key.shape[3])
+        by_head = []
+        for heads in head_groups(num_heads, tokens * head_dim):
+            error = key[:, heads].float() - codec.decode(packed, heads=heads).float()
+            spread = (error.mT @ error).double() / tokens
+            by_head.append((moment[:, heads] * spread).sum((-2, -1)) / head_dim)
+        self.squared.append(torch.cat(by_head, dim=1).mean())
 
 
 def predicted_rms(layers: Sequence[LogitErrors]) -> tuple[float, ...]:

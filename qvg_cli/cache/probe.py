@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache, Rotation, Watcher
-from qvg_cli.cache.prediction import draw_tokens, is_measured
+from qvg_cli.cache.prediction import draw_tokens, head_groups, is_measured
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.planning.cache_plan import CacheStep
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -82,9 +82,12 @@ class Probe(Watcher):
         if self._chunk is None or frames != self._chunk.makes:
             return
         count = query.shape[2]
-        chosen = query[:, :, draw_tokens(self._seed, self._chunk, count, query.device)].float()
-        placed = rotation.placement(frames).apply(key, slice(0, count))
-        self._asked[layer.index] = _Asked(chosen, _logits(chosen, placed).logsumexp(-1), reads, rotation)
+        chosen = query[:, :, draw_tokens(self._seed, self._chunk.index, count, query.device)].float()
+        placement, own = rotation.placement(frames), []
+        for heads in head_groups(key.shape[1], count * key.shape[3]):
+            placed = placement.apply(key[:, heads], slice(0, count))
+            own.append(_logits(chosen[:, heads], placed).logsumexp(-1))
+        self._asked[layer.index] = _Asked(chosen, torch.cat(own, dim=1), reads, rotation)
 
     def see_queries(self, layer: LayerCache, query: Tensor, placements: Sequence[Placement]) -> None:
         for other in self._others.values():
@@ -146,20 +149,25 @@ def _losses(asked: _Asked, exact: LayerCache, packed: LayerCache) -> Tensor | No
     held = tuple(frame for frame in asked.reads if packed.entry_of[frame].block.is_packed)
     if not held:
         return None
-    own = asked.own
-    if rest := tuple(frame for frame in asked.reads if frame not in held):
-        own = torch.logaddexp(own, _history_logits(asked, exact, rest).logsumexp(-1))
-    lost = logit_losses(_history_logits(asked, exact, held), _history_logits(asked, packed, held), own)
-    return torch.stack([values.mean() for values in vars(lost).values()])
+    rest = tuple(frame for frame in asked.reads if frame not in held)
+    _, num_heads, num_queries, _ = asked.query.shape
+    found = []
+    for heads in head_groups(num_heads, num_queries * len(asked.reads) * exact.tokens_per_frame):
+        own = asked.own[:, heads]
+        if rest:
+            own = torch.logaddexp(own, _history_logits(asked, exact, rest, heads).logsumexp(-1))
+        logits = (_history_logits(asked, layer, held, heads) for layer in (exact, packed))
+        found.append(torch.stack(list(vars(logit_losses(*logits, own)).values())))
+    return torch.cat(found, dim=2).mean((1, 2))
 
 
-def _history_logits(asked: _Asked, layer: LayerCache, frames: Frames) -> Tensor:
-    """`[B, H, Q, S]` of the keys of `frames` as `layer` holds them."""
+def _history_logits(asked: _Asked, layer: LayerCache, frames: Frames, heads: slice) -> Tensor:
+    """`[B, h, Q, S]` of the keys of `frames` as `layer` holds them."""
     parts = []
     for entry, tokens in _places(layer, frames):
-        key = entry.codecs.key.decode(entry.key)
+        key = entry.codecs.key.decode(entry.key, heads=heads)
         placed = asked.rotation.placement(entry.block.frames).apply(key, slice(0, key.shape[2]))
-        parts.append(_logits(asked.query, placed[:, :, tokens]))
+        parts.append(_logits(asked.query[:, heads], placed[:, :, tokens]))
     return torch.cat(parts, dim=-1)
 
 
