@@ -83,7 +83,7 @@ class Probe(Watcher):
             return
         count = query.shape[2]
         chosen = query[:, :, draw_tokens(self._seed, self._chunk.index, count, query.device)].float()
-        placement, own = rotation.placement(frames), []
+        placement, own = rotation.placement(frames), list[Tensor]()
         for heads in head_groups(key.shape[1], count * key.shape[3]):
             placed = placement.apply(key[:, heads], slice(0, count))
             own.append(_logits(chosen[:, heads], placed).logsumexp(-1))
@@ -156,8 +156,8 @@ def _losses(asked: _Asked, exact: LayerCache, packed: LayerCache) -> Tensor | No
         own = asked.own[:, heads]
         if rest:
             own = torch.logaddexp(own, _history_logits(asked, exact, rest, heads).logsumexp(-1))
-        logits = (_history_logits(asked, layer, held, heads) for layer in (exact, packed))
-        found.append(torch.stack(list(vars(logit_losses(*logits, own)).values())))
+        right, changed = (_history_logits(asked, layer, held, heads) for layer in (exact, packed))
+        found.append(torch.stack(list(vars(logit_losses(right, changed, own)).values())))
     return torch.cat(found, dim=2).mean((1, 2))
 
 
