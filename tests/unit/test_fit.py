@@ -41,6 +41,8 @@ def load(backend, *sets):
         ),
         ("self-forcing", "int2", ["--frames", "15", *("--set", "cache.span_tokens=48")]),
         ("self-forcing", "int2", ["--frames", "9", *("--set", "cache.layers.1.v.preset=bit1")]),
+        ("self-forcing", "int2-shaped", ["--frames", "15", *("--set", "sampler.window=6")]),
+        ("self-forcing", "trit-shaped", ["--frames", "24", *("--set", "cache.span_tokens=48")]),
         ("self-forcing", "int3", ["--frames", "9", *("--set", "cache.keep_sink=true")]),
         ("hyworldplay", "int2", ["--chunks", "3", "--context", "append"]),
         ("hyworldplay", "bf16", ["--chunks", "3", "--context", "rebuild", *("--set", "sampler.window=12")]),
@@ -121,7 +123,7 @@ def test_a_run_is_warned_of_and_refused_only_far_beyond_the_card():
     config, plan = load("self-forcing", "cache.preset=bf16", "video.frames=63")
     assert check_memory(config, plan, Card("large", 80 * GIB)) is None
     warning = check_memory(config, plan, Card("some card", 20 * GIB))
-    assert "MiB of some card can be used" in warning
+    assert "MiB on some card are usable" in warning
     assert "--cache int" in warning
     assert "--cache int" in check_memory(config, plan, Card("shared", 80 * GIB, free_bytes=20 * GIB))
     with pytest.raises(OutOfMemoryError) as refused:
@@ -151,7 +153,7 @@ def test_cards_by_name_and_by_size(text, memory_gib):
 
 @pytest.mark.parametrize("text", ["RTX 4091", "0GiB", "", "-3GiB"])
 def test_an_unknown_card_is_refused(text):
-    with pytest.raises(UsageError, match="card"):
+    with pytest.raises(UsageError, match=r"GPU|--gpu"):
         parse_card(text)
 
 
@@ -171,6 +173,7 @@ def test_a_plan_loads_no_torch():
     [
         ("int2", ("sampler.window=12", "sampler.sink=3", "cache.keep_recent_chunks=1")),
         ("int2", ("cache.span_tokens=48",)),
+        ("int2-shaped", ("sampler.window=12",)),
         ("bf16", ()),
     ],
 )

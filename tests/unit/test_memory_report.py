@@ -102,7 +102,7 @@ def test_the_plot_is_an_image(report, tmp_path, count):
         (0, 0, "0.00 MiB"),
         (2 * MIB, 15 * MIB, "2.00 MiB, 7.50x smaller than BF16 (15.0 MiB)"),
         (4 * MIB, 3 * MIB, "4.00 MiB, 1.33x larger than BF16 (3.00 MiB)"),
-        (3 * MIB, 3 * MIB + 1, "3.00 MiB, as large as BF16 (3.00 MiB)"),
+        (3 * MIB, 3 * MIB + 1, "3.00 MiB, same size as BF16 (3.00 MiB)"),
     ],
 )
 def test_bytes_in_words(held, bf16, text):
