@@ -322,7 +322,7 @@ def leave_a_video(rank, store):
     planned = Planned(config, video, "video")
     assert len(list(engine.rollout(planned))) == len(video.chunks)
     next(engine.rollout(planned))
-    with pytest.raises(QvgError, match="wait within a video that was not made to its end"):
+    with pytest.raises(QvgError, match="still waiting in a video that was not finished"):
         engine.rollout(planned)
 
 
