@@ -164,6 +164,11 @@ class LayerCache:
             self.watcher.see_call(self, query, key, frames, reads, rotation)
         return attend(query, history, given, self.workspace, self.arithmetic)
 
+    @property
+    def is_observing(self) -> bool:
+        """Whether the queries of model calls are of use."""
+        return self.watcher is not None or self.shaping.is_learning
+
     def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
         """Learn from the queries of a model call how errors of keys are heard.
 
