@@ -31,6 +31,7 @@ class VaeSizes:
         feature_bytes: That its decoder remembers between chunks, a pixel of a frame.
         work_bytes: At the fullest moment of decoding, what it remembers included, a pixel of a frame.
         pass_bytes: More for each further frame that passes through the last blocks together, a pixel.
+        pixel_seconds: That decoding takes on an H200, a pixel of a frame.
         keeps_features: Whether they stay between chunks.
     """
 
@@ -38,6 +39,7 @@ class VaeSizes:
     feature_bytes: float
     work_bytes: float
     pass_bytes: float
+    pixel_seconds: float
     keeps_features: bool = True
 
 
@@ -59,6 +61,9 @@ class ModelSizes:
         rows: Items that pass in every denoising step: two with guidance.
         sink_frames: First latent frames that a window never drops.
         text_beside_vae: Whether the VAE is loaded before prompts are read.
+        attentions: Of one layer over the history; two with cameras.
+        first_steps: Denoising steps of the first chunk.
+        steps: Of the others.
     """
 
     num_layers: int
@@ -76,12 +81,19 @@ class ModelSizes:
     rows: int = 1
     sink_frames: int = 0
     text_beside_vae: bool = True
+    attentions: int = 1
+    first_steps: int = 1
+    steps: int = 1
 
 
-WAN_21_VAE = VaeSizes(126_892_531, feature_bytes=4729, work_bytes=7346, pass_bytes=1045)
+WAN_21_VAE = VaeSizes(
+    126_892_531, feature_bytes=4729, work_bytes=7346, pass_bytes=1045, pixel_seconds=0.163 / (12 * 480 * 832)
+)
 """The VAE of Wan 2.1 in two bytes a value, 96 channels at full size."""
-WAN_22_VAE = VaeSizes(704_688_668, feature_bytes=3569, work_bytes=7027, pass_bytes=0)
-"""The VAE of Wan 2.2 in two bytes a value, 256 channels at half size."""
+WAN_22_VAE = VaeSizes(
+    704_688_668, feature_bytes=3569, work_bytes=7027, pass_bytes=0, pixel_seconds=0.97 / (16 * 704 * 1280)
+)
+"""The VAE of Wan 2.2 in two bytes a value, 256 channels at half size; timed with diffusers' own layers."""
 
 
 def read_layout(folder: Path) -> Mapping[str, Any]:
@@ -136,6 +148,7 @@ def read_vae(folder: Path) -> VaeSizes:
         feature_bytes=known.feature_bytes * part,
         work_bytes=known.work_bytes * part,
         pass_bytes=known.pass_bytes * part,
+        pixel_seconds=known.pixel_seconds * part**2,
     )
 
 

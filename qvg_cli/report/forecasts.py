@@ -13,8 +13,10 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import find_suggestions, forecast_run, verdict
 from qvg_cli.hub.spec import read_downloads
+from qvg_cli.models.registry import family_of
 from qvg_cli.planning.cards import MIB, Card, find_card, parse_card
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
+from qvg_cli.planning.duration import MEASURED, Duration, predict_duration
 from qvg_cli.planning.forecast import KINDS, Forecast, is_for_gpu, no_suggestion
 from qvg_cli.planning.ledger import total
 from qvg_cli.report.tables import WIDTH, format_facts, format_table, spread
@@ -43,6 +45,7 @@ class CacheForecast:
         forecast: Bytes over the video, of the device and of the run's folder.
         verdict: "fits", "tight" or "does not fit"; `None` without a card.
         suggestions: Options with which it would fit, to the bytes that the device needs then.
+        duration: On the card, or on an H200 where there is none; `None` if nothing is known of the card.
     """
 
     name: str
@@ -50,6 +53,7 @@ class CacheForecast:
     forecast: Forecast
     verdict: str | None
     suggestions: Mapping[str, int]
+    duration: Duration | None
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,11 @@ def _forecast_cache(video: Planned, card: Card | None) -> CacheForecast:
             suggestion.options: suggestion.device_bytes
             for suggestion in find_suggestions(config, plan, card.usable_bytes, is_gpu=is_gpu)
         }
-    return CacheForecast(cache_label(config.cache), config, found, said, suggestions)
+    duration = None
+    if is_gpu:
+        sizes = family_of(config).sizes(config, is_gpu=True)
+        duration = predict_duration(config, plan, sizes, MEASURED if card is None else card.name)
+    return CacheForecast(cache_label(config.cache), config, found, said, suggestions, duration)
 
 
 def _cache_json(cache: CacheForecast) -> dict[str, Any]:
@@ -174,16 +182,44 @@ def _cache_json(cache: CacheForecast) -> dict[str, Any]:
         "cache_end": {"bytes": total(found.samples[-1].end_bytes)},
         "latents_bytes": found.latents_bytes,
         "state_bytes": found.state_bytes,
+        "host_bytes": found.host_bytes,
+        "duration": None
+        if cache.duration is None
+        else {
+            "card": cache.duration.card,
+            "is_measured": cache.duration.is_measured,
+            "seconds": round(cache.duration.seconds, 2),
+            "decoding_seconds": round(cache.duration.decoding, 2),
+        },
         "over_time": [
             {
                 "chunk": moment.chunk,
                 "pixel_frames": moment.num_frames,
                 "is_decoding": moment.is_decoding,
                 "bytes": moment.bytes_by_kind,
+                "model_seconds": None if seconds is None else round(seconds, 4),
             }
-            for moment in found.moments
+            for moment, seconds in zip(found.moments, _chunk_seconds(cache), strict=True)
         ],
     }
+
+
+def _chunk_seconds(cache: CacheForecast) -> Sequence[float | None]:
+    return [None] * len(cache.forecast.moments) if cache.duration is None else cache.duration.chunks
+
+
+def _duration_text(caches: Sequence[CacheForecast]) -> str:
+    """How long it takes, in words."""
+    known = [(cache.name, cache.duration) for cache in caches if cache.duration is not None]
+    if not known:
+        return "not known for this card or device"
+    each = ", ".join(
+        f"{duration.seconds:.0f} s with {name} ({duration.decoding:.0f} s of it decoding)"
+        for name, duration in known
+    )
+    first = known[0][1]
+    basis = "from measured rates" if first.is_measured else "an estimate: nobody has measured it there"
+    return f"about {each} on one {first.card}, {basis}; start, prompts and compiling come on top"
 
 
 def _facts(planned: Plan) -> list[tuple[str, str]]:
@@ -212,6 +248,8 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
         ("download", _download_text(_download(config))),
         ("folder", folder),
         ("card", shown),
+        ("time", _duration_text(planned.caches)),
+        ("host", f"about {mib_text(found.host_bytes)} MiB of the machine's memory at most"),
     ]
 
 

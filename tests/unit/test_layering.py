@@ -24,7 +24,7 @@ ARROWS = {
     "video": "base",
     "models": "base kernels config planning device cache video",
     "hub": "base config models",
-    "engine": "base kernels.spec config planning device cache video models",
+    "engine": "base config planning device cache video models",
     "report": "base kernels config planning device video models hub engine",
     "runs": "base kernels config planning device cache video models engine report",
     "comparison": "base config device cache video models engine report runs",

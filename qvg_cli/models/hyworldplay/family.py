@@ -96,7 +96,10 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
         transformer = config.model.transformer
         sizes = wan_sizes(config, layout, WAN_22_VAE, is_gpu=is_gpu, transformer=transformer)
         # Latents are float32, and prompts are encoded before the VAE is read.
-        return replace(sizes, latent_bytes=4, text_beside_vae=False)
+        steps = len(config.sampler.steps)
+        return replace(
+            sizes, latent_bytes=4, text_beside_vae=False, attentions=2, first_steps=steps, steps=steps
+        )
 
     def run_details(self, config: HyWorldPlayConfig) -> RunDetails:
         from qvg_cli.models.hyworldplay.details import run_details

@@ -98,7 +98,12 @@ class SelfForcing(Family["SelfForcingConfig"]):
         layout = WanLayout(30, heads=12, head_dim=128, ffn_dim=8960, in_channels=16, out_channels=16)
         sizes = wan_sizes(config, layout, WAN_21_VAE, is_gpu=is_gpu)
         sampler = config.sampler
-        return replace(sizes, sink_frames=0 if sampler.window is None else sampler.sink)
+        return replace(
+            sizes,
+            sink_frames=0 if sampler.window is None else sampler.sink,
+            first_steps=len(sampler.first_chunk_steps or sampler.steps),
+            steps=len(sampler.steps),
+        )
 
     def extension(self, config: SelfForcingConfig) -> SelfForcingExtension:
         from qvg_cli.models.self_forcing.extend import SelfForcingExtension
