@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,16 @@ class VaeSizes:
         feature_bytes: That its decoder remembers between chunks, a pixel of a frame.
         work_bytes: At the fullest moment of decoding, what it remembers included, a pixel of a frame.
         pass_bytes: More for each further frame that passes through the last blocks together, a pixel.
-        pixel_seconds: That decoding takes on an H200, a pixel of a frame.
         keeps_features: Whether they stay between chunks.
+        pixel_seconds: That decoding takes on an H200, a pixel of a frame.
     """
 
     values: int
     feature_bytes: float
     work_bytes: float
     pass_bytes: float
-    pixel_seconds: float
     keeps_features: bool = True
+    pixel_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class ModelSizes:
         rows: Items that pass in every denoising step: two with guidance.
         sink_frames: First latent frames that a window never drops.
         text_beside_vae: Whether the VAE is loaded before prompts are read.
-        attentions: Of one layer over the history; two with cameras.
-        first_steps: Denoising steps of the first chunk.
-        steps: Of the others.
+        streams: Ways in which a layer attends.
+        num_processes: That make a video together.
+        num_parts: Of these, those that share the tokens and the heads of a call.
     """
 
     num_layers: int
@@ -81,9 +81,28 @@ class ModelSizes:
     rows: int = 1
     sink_frames: int = 0
     text_beside_vae: bool = True
-    attentions: int = 1
-    first_steps: int = 1
-    steps: int = 1
+    streams: int = 1
+    num_processes: int = 1
+    num_parts: int = 1
+
+    def share(self, num_rows: int, num_parts: int, *, is_first: bool) -> ModelSizes:
+        """What one of several processes has of it: the first alone reads prompts and makes pixels.
+
+        Args:
+            num_rows: Groups of processes, of which each computes a row of the guidance.
+            num_parts: Processes of a group.
+        """
+        share = replace(
+            self,
+            heads=self.heads // num_parts,
+            rows=self.rows // num_rows,
+            token_bytes=self.token_bytes / num_parts,
+            num_processes=num_rows * num_parts,
+            num_parts=num_parts,
+        )
+        if is_first:
+            return share
+        return replace(share, text_encoder_bytes=0, vae_bytes=0, vae=VaeSizes(0, 0, 0, 0))
 
 
 WAN_21_VAE = VaeSizes(
@@ -108,7 +127,7 @@ def read_layout(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise MissingModelError(f"cannot read {path}: {error}") from error
     if not isinstance(layout, dict):
-        raise MissingModelError(f"{path} says nothing of a model")
+        raise MissingModelError(f"{path} does not describe a model")
     return layout
 
 

@@ -29,37 +29,44 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
         FamilyOption(
             "--pose",
             "walk.pose",
-            "How the camera moves, in latent frames, such as w-8,a-8 (w s a d, and turns up down left "
-            "right); or a trajectory file, path.json.",
+            "Camera path as MOVE-FRAMES in latent frames, e.g. w-8,left-4 (w s a d: translate; up down left "
+            "right: rotate); or a trajectory file, path.json [default: w-8,a-8].",
             "MOVES",
             not_in=("play",),
         ),
         FamilyOption(
             "--pad-pose",
             "walk.pad_pose",
-            "Let the camera stand still where the video is longer than its pose.",
+            "Hold the last pose if the video is longer than the path.",
             "hold",
             not_in=("play",),
         ),
-        FamilyOption("--image", "walk.image", "The picture to walk into.", "FILE", Path, str),
+        FamilyOption(
+            "--image",
+            "walk.image",
+            "Input image, the first frame [default: park, a built-in picture].",
+            "FILE",
+            Path,
+            str,
+        ),
         FamilyOption(
             "--context",
             "sampler.context",
-            "How the history is kept: append, rebuild or incremental.",
+            "KV-cache update mode: append, rebuild or incremental [default: append].",
             "MODE",
             parse=str.lower,
         ),
         FamilyOption(
             "--window",
             "sampler.window",
-            "Latent frames that are attended to, the chunk's own included; all is the whole history.",
+            "Attention window in latent frames, including the current chunk; all: no window [default: 52].",
             "N",
             parse=parse_window,
         ),
         FamilyOption(
             "--steps",
             "sampler.steps",
-            "Denoising steps of a chunk, evenly spaced; the model was distilled to 4.",
+            "Denoising steps per chunk, evenly spaced [default: 4].",
             "N",
             int,
             spaced_steps,
@@ -96,10 +103,7 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
         transformer = config.model.transformer
         sizes = wan_sizes(config, layout, WAN_22_VAE, is_gpu=is_gpu, transformer=transformer)
         # Latents are float32, and prompts are encoded before the VAE is read.
-        steps = len(config.sampler.steps)
-        return replace(
-            sizes, latent_bytes=4, text_beside_vae=False, attentions=2, first_steps=steps, steps=steps
-        )
+        return replace(sizes, latent_bytes=4, text_beside_vae=False)
 
     def run_details(self, config: HyWorldPlayConfig) -> RunDetails:
         from qvg_cli.models.hyworldplay.details import run_details

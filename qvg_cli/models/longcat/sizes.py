@@ -22,8 +22,6 @@ _FLOAT32_VALUES = 610_018_368
 """Values that stay float32: what modulates, and the embedding of time."""
 _BLOCK_VALUES, _BLOCK_FLOAT32_VALUES = 282_132_992, 12_607_488
 _MATRIX_VALUES = 12_936_806_400
-_TAIL_STEPS = 6
-"""About so many more has a segment."""
 _TOKEN_VALUES = 10.04
 """Values a channel at the fullest moment of a block: 82,200 bytes a token of a base clip, bf16, GPU."""
 
@@ -36,8 +34,6 @@ def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
     """
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
     width, text_rows = _HEADS * _HEAD_DIM, config.num_rows
-    is_guided = config.sampler.mode == "guided"
-    steps = config.sampler.guided_steps if is_guided else len(config.sampler.steps)
     published = ModelSizes(
         num_layers=_DEPTH,
         heads=_HEADS,
@@ -52,8 +48,6 @@ def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
         vae=replace(WAN_21_VAE, keeps_features=False),
         vae_bytes=WAN_21_VAE.values * size,
         rows=config.num_rows,
-        first_steps=steps,
-        steps=steps + (_TAIL_STEPS if is_guided else 0),
     )
     if config.has_published_weights:
         return published
