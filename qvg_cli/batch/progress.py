@@ -74,7 +74,9 @@ class View:
         self._workers[worker] = f"{row['folder']}, try {row['tries']}" if status == "running" else "waits"
         if status == "complete" and not self._store.is_address:
             self._unseen.append(self._store.root / row["folder"])
-        if status in ("complete", "failed", "stopped"):
+        if status == "running" and row["tries"] > 1:
+            self._console.note(f"{row['folder']}: try {row['tries']}, on {worker}")
+        elif status != "running":
             told = f": {row['error']}" if "error" in row else ""
             self._console.note(f"{row['folder']} {status} on {worker}{told}; {self._manifest.line()}")
 

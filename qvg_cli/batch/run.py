@@ -65,7 +65,7 @@ def make_batch(
         manifest.begin(str(prompts), [job["id"] for job in jobs], count, left_out)
         console.note(f"{len(jobs)} videos, {len(jobs) - len(waiting)} are there; {count} workers on {device}")
         base = replace(planned[0], config=planned[0].config.model_copy(update={"device": device}))
-        plan = WorkerPlan(base, [job["prompt"] for job in waiting], store.place, device, num_processes)
+        plan = WorkerPlan(base, waiting, store.place, device, num_processes)
         stopped = None
         if waiting:
             with View(store, manifest, console) as view:
@@ -75,7 +75,7 @@ def make_batch(
                     if row.get("status") == "complete":
                         show({**row, "folder": f"{store.place}/{row['folder']}"})
 
-                stopped = cluster.make(waiting, plan, count, hear)
+                stopped = cluster.make(plan, count, hear)
     manifest.end()
     console.note(f"{manifest.line()}; what has become of each is in {store.place}/{MANIFEST}")
     if stopped is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,3 +137,13 @@ def test_several_processes_make_a_video_and_it_is_moved_to_an_address(tmp_path, 
     )
     assert status.stdout.startswith("2 of 2 videos")
     assert Started(jobs, f"file://{out}").end()[1] == []
+
+
+def test_a_model_that_cannot_be_loaded_is_told_once(tiny_weights, tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny_weights, weights)
+    (weights / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    jobs = write_jobs(tmp_path / "jobs.jsonl", 0, 1)
+    code, shown, stderr = Started(jobs, tmp_path / "out", "--set", f"model.weights={weights}").end()
+    assert (code, shown) == (3, [])
+    assert stderr.count("error: ") == stderr.count(f"{weights}/transformer") == 1
