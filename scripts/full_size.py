@@ -28,7 +28,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -40,6 +40,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from safetensors.torch import save_file
 
 from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.cache.probe import Probe, keys_alone
 from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
@@ -176,6 +177,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--budget-seconds", type=float, help="end an arm after this time; what it has made counts")
     add("--profile", type=int, metavar="CHUNK", help="list the kernels of one chunk beside the JSON")
     add("--eager-exchange", action="store_true", help="launch exchanges between CUDA graphs, not inside")
+    add("--probe", nargs="+", default=[], metavar="PRESET", help="measure what these do to a bf16 arm's keys")
     add("--latents", type=Path, help="keep the first process' latents in this place, a file an arm")
     add("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="as in qvg generate")
     add("--commit", help="noted with the figures")
@@ -299,8 +301,19 @@ class Arm:
             shape = (1, plan.latent_shape[0], max(first[-1].frames) + 1, *plan.latent_shape[1:])
             latents = torch.randn(shape, generator=torch.Generator().manual_seed(options.seed))
             done = Done(first, latents.to(device, pipeline.latents_dtype), has_history=False)
+        probe = None
+        if options.probe and not config.cache.k.packs:
+            packed = {
+                preset: open_cache(
+                    keys_alone(load_run(options, preset).cache), plan, pipeline.cache_shape, options.seed
+                )
+                for preset in options.probe
+            }
+            probe = Probe(cache, packed, options.seed)
         chunks = plan.chunks[options.done :]
-        results = rollout(chunks, denoiser, decoder, noise, context=context, done=done, on_step=clock.step)
+        results = rollout(
+            chunks, denoiser, decoder, noise, context=context, done=done, probe=probe, on_step=clock.step
+        )
         latents = []
         for chunk in chunks:
             clock.begin_chunk()
@@ -315,6 +328,9 @@ class Arm:
             report = MemoryReport(plan, self._samples, config.video.fps, config.cache.preset)
             figures = report.to_json({})
             row = {**figures.pop("chunks")[-1], **clock.figures()}
+            if probe is not None:
+                losses = {name: [asdict(each) for each in layers] for name, layers in result.losses.items()}
+                row |= {"probe_seconds": round(result.probe_seconds, 4), "losses": losses}
             if device.type == "cuda":
                 row["device_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
             self.record["chunks"].append(row)

@@ -2,12 +2,17 @@
 
     qvg download self-forcing
     python -m scripts.verify_real --out verify
+    python -m scripts.verify_real --codecs --out verify    # what every cache preset does to this model
     python -m scripts.verify_real --pocket --out verify    # the same on the built-in model, on any machine
 
 Without --backend, every backend whose weights are there is run. Each run is a `qvg compare bf16 int2` in a
 process of its own, so that one that fails or runs out of memory keeps no other from being made. Where
 `qvg plan` says that bf16 does not fit the card, int2 is run alone. verify.json is written anew after every
 run, verify.md beside it.
+
+--codecs records keys, values and queries of a few layers in one short run (scripts/bench/record.py, at most
+--size-mib) and packs them with every preset (kernels/bench/fidelity.py); verify.md has the tables. The
+recordings stay in the folder and need not be sent.
 """
 
 from __future__ import annotations
@@ -44,6 +49,7 @@ LENGTHS: dict[str, dict[str, list[str]]] = {
     "pocket": {"short": ["--frames", "33"], "long": ["--frames", "81"]},
 }
 _TAIL_LINES = 20
+ROOT = Path(__file__).parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,12 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs": [],
     }
     for backend in backends:
-        for length in options.only:
+        for length in ["codecs"] if options.codecs else options.only:
             print(f"{backend}, {length}", file=sys.stderr, flush=True)
-            record["runs"].append(make_run(backend, length, options))
+            make = measure_codecs if options.codecs else make_run
+            record["runs"].append(make(backend, length, options))
             save(record, options.out)
     print(options.out / "verify.md")
-    print("send back verify.json and verify.md, and the report.html of every run", file=sys.stderr)
+    pages = "" if options.codecs else ", and the report.html of every run"
+    print(f"send back verify.json and verify.md{pages}", file=sys.stderr)
     return 0 if all(run["status"] == "complete" for run in record["runs"]) else 1
 
 
@@ -80,6 +88,19 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--backend", action="append", choices=backend_names(), help="repeatable; default: all that are there")
     add("--pocket", action="store_true", help="the built-in model instead, to try this program")
     add("--only", nargs="+", choices=("short", "long"), default=["short", "long"])
+    add(
+        "--codecs",
+        action="store_true",
+        help="measure what presets do to keys and values, instead of the runs",
+    )
+    add("--layers", type=int, default=4, help="with --codecs: how many are recorded")
+    add(
+        "--size-mib",
+        type=float,
+        default=1024,
+        help="with --codecs: limit of a recording; fewer layers if needed",
+    )
+    add("--presets", nargs="*", default=[], help="with --codecs: some presets instead of all")
     add("--frames", type=int, help="pixel frames of every run instead of its own length")
     add("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="as in qvg compare")
     add("--out", type=Path, default=Path("verify"), help="folder of the report and the runs")
@@ -122,8 +143,11 @@ def choose_backends(options: argparse.Namespace) -> list[str]:
 def make_run(backend: str, length: str, options: argparse.Namespace) -> dict[str, Any]:
     """One length of one backend: what was predicted, what came of it."""
     model = ["--pocket"] if backend == "pocket" else ["--backend", backend]
-    lasts = LENGTHS[backend][length] if options.frames is None else ["--frames", str(options.frames)]
-    asked = [*model, *lasts, *(part for text in options.sets for part in ("--set", text))]
+    asked = [
+        *model,
+        *length_of(backend, length, options),
+        *(part for text in options.sets for part in ("--set", text)),
+    ]
     plan = ask(["plan", *asked, "--cache", "bf16", "--cache", "int2", "--json", "--quiet"])
     presets, left_out = fitting(plan)
     run: dict[str, Any] = {"backend": backend, "length": length, "plan": plan, "left_out": left_out}
@@ -141,6 +165,51 @@ def make_run(backend: str, length: str, options: argparse.Namespace) -> dict[str
         "seconds": round(time.perf_counter() - started, 1),
         "figures": figures if is_whole else None,
         "error": None if is_whole else figures["error"],
+    }
+
+
+def length_of(backend: str, length: str, options: argparse.Namespace) -> list[str]:
+    """Options for the length; all checkpoints of the causal Wan family have the same."""
+    if options.frames is not None:
+        return ["--frames", str(options.frames)]
+    return LENGTHS.get(backend, LENGTHS["self-forcing"])[length]
+
+
+def measure_codecs(backend: str, length: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What every preset does to keys, values and attention of one backend."""
+    folder = options.out / "codecs"
+    folder.mkdir(parents=True, exist_ok=True)
+    recording, table = folder / f"{backend}.safetensors", folder / f"{backend}.md"
+    device = "cpu" if backend == "pocket" else "cuda"
+    record = [
+        str(ROOT / "scripts" / "bench" / "record.py"),
+        *([] if backend == "pocket" else ["--backend", backend]),
+        *length_of(backend, "short", options),
+        *("--prompts", "1", "--layers", str(options.layers), "--size-mib", str(options.size_mib)),
+        *("--device", device, "--out", str(recording)),
+        *(part for text in options.sets for part in ("--set", text)),
+    ]
+    measure = [
+        str(ROOT / "kernels" / "bench" / "fidelity.py"),
+        *("--recorded", str(recording), "--device", device, "--table", str(table)),
+        *("--json", str(folder / f"{backend}.json"), "--presets", *options.presets),
+    ]
+    run = {"backend": backend, "length": length, "left_out": {}, "command": shlex.join(record)}
+    started = time.perf_counter()
+    for command in (record, measure):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        if done.returncode:
+            return {
+                **run,
+                "status": "failed",
+                "seconds": time.perf_counter() - started,
+                "error": last_words(done),
+            }
+    return {
+        **run,
+        "status": "complete",
+        "seconds": round(time.perf_counter() - started, 1),
+        "table": table.read_text(encoding="utf-8"),
     }
 
 
@@ -171,8 +240,13 @@ def ask(arguments: Sequence[str]) -> dict[str, Any]:
     # qvg doctor ends with a failure where it has found something, and has printed all the same.
     if printed and (done.returncode == 0 or arguments[0] == "doctor"):
         return printed
+    return {"error": last_words(done), "exit_code": done.returncode}
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """What a program that failed said in the end."""
     told = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
-    return {"error": redact(told) or f"exit code {done.returncode}", "exit_code": done.returncode}
+    return redact(told) or f"exit code {done.returncode}"
 
 
 def save(record: Mapping[str, Any], folder: Path) -> None:
@@ -197,6 +271,7 @@ def report(record: Mapping[str, Any]) -> str:
             lines += ["```text", run["error"], "```"]
         if run.get("figures"):
             lines += table(run)
+        lines.append(run.get("table", ""))
     return "\n".join(lines) + "\n"
 
 

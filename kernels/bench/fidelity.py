@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import Row, write_plot, write_table
+from figures import Row, write_differences, write_plot, write_table
 from measures import AttentionProbe, HeadLosses, error_db, gain, rope_3d, rope_at
 from presets import Preset, load_presets
 from safetensors import safe_open
@@ -34,6 +34,7 @@ from qvg_kernels.codecs.registry import build_codec
 
 SHARPNESS = {"sharp": 8.0, "diffuse": 3.0}
 NUM_QUERIES = 256
+EARLY_CHUNKS = 2
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _judging_chunks(about: Mapping[str, Any], span_frames: int) -> dict[int, int
         packed = len(before) // span_frames * span_frames
         if set(before[:packed]) & set(chunk["reads"]):
             found[number] = packed
-    return found
+    # The queries of the first chunks are there to learn from; a short recording has no others.
+    return {number: packed for number, packed in found.items() if number >= EARLY_CHUNKS} or found
 
 
 def _recorded_probe(
@@ -145,23 +147,26 @@ def _recorded_probe(
     held: tuple[Tensor, Tensor],
     num_packed: int,
 ) -> tuple[AttentionProbe, Tensor]:
-    chunk, frame_tokens = about["chunks"][number], math.prod(about["frame"])
+    chunk, frame, held_frames = about["chunks"][number], about["frame"], about["frames"]
     (query, query_tokens), (key, value) = asked, held
-    seen = [about["frames"].index(frame) for frame in chunk["reads"] + chunk["frames"]]
-    order = sorted(range(len(seen)), key=lambda index: seen[index] >= num_packed)
+    slot_of = dict(zip(chunk["reads"] + chunk["frames"], chunk["slots"], strict=True))
+    # The last chunk's own keys are not held any more: it is judged by its history alone.
+    seen = [one for one in slot_of if one in held_frames]
+    seen.sort(key=lambda one: held_frames.index(one) >= num_packed)
+    frame_tokens = math.prod(frame)
     place = torch.arange(frame_tokens, device=key.device)
-    tokens = torch.cat([seen[index] * frame_tokens + place for index in order])
-    rotation = rope_at([chunk["slots"][index] for index in order], about["frame"], key.shape[3]).to(
-        key.device
+    tokens = torch.cat([held_frames.index(one) * frame_tokens + place for one in seen])
+    rotation, own_rotation = (
+        rope_at([slot_of[one] for one in frames], frame, key.shape[3]).to(key.device)
+        for frames in (seen, chunk["frames"])
     )
-    own = rotation[-len(chunk["frames"]) * frame_tokens :]
     probe = AttentionProbe(
         query,
         key[:, :, tokens],
         value[:, :, tokens],
         rotation,
-        own[query_tokens.long()],
-        frame_tokens * sum(index < num_packed for index in seen),
+        own_rotation[query_tokens.long()],
+        frame_tokens * sum(held_frames.index(one) < num_packed for one in seen),
     )
     return probe, tokens
 
@@ -237,7 +242,7 @@ def main() -> None:
         print(f"measured {case.source}, {case.sample}, spans of {case.span} tokens", flush=True)
         if options.json:
             options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
-    table = write_table(rows)
+    table = f"{write_table(rows)}\nDifferences, with standard errors over heads\n\n{write_differences(rows)}"
     print(table)
     if options.table:
         options.table.write_text(table)

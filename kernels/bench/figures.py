@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,15 +89,21 @@ class Cell:
 
     def difference(self, other: Cell, measure: str, kind: str | None = None) -> tuple[float, float]:
         """How much more this has than `other`, head by head: the mean and its standard error."""
-        theirs = {(row.sample, row.head, row.kind): getattr(row, measure) for row in other.rows}
-        differences = [
-            getattr(row, measure) - theirs[row.sample, row.head, row.kind]
-            for row in self.rows
-            if kind is None or row.kind == kind
-        ]
-        if len(differences) < 2:
+        ours, theirs = (cell.by_head(measure, kind) for cell in (self, other))
+        differences = [value - theirs[head] for head, value in ours.items()]
+        if not differences:
+            return math.nan, math.nan
+        if len(differences) == 1:
             return differences[0], math.nan
         return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+
+    def by_head(self, measure: str, kind: str | None) -> dict[tuple[str, int], float]:
+        """By sample and head; of a synthetic head, which is judged as both kinds, the mean of both."""
+        found: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for row in self.rows:
+            if kind is None or row.kind == kind:
+                found[row.sample, row.head].append(getattr(row, measure))
+        return {head: statistics.fmean(values) for head, values in found.items()}
 
 
 def cells_of(rows: Sequence[Row]) -> dict[tuple[str, int], dict[str, Cell]]:
@@ -127,10 +133,9 @@ def _with_kind(row: Row, sharp: set[tuple[str, int]]) -> Row:
 
 
 def write_table(rows: Sequence[Row]) -> str:
-    """Markdown: a table for each source and span, then what presets gain over others."""
-    cells = cells_of(rows)
+    """Markdown: a table for each source and span."""
     lines = []
-    for (source, tokens), by_preset in cells.items():
+    for (source, tokens), by_preset in cells_of(rows).items():
         lines += [
             f"\n{source}, spans of {tokens:,} tokens\n",
             "| preset | bits | K error dB | V error dB | attention sharp dB | diffuse dB | logits dB "
@@ -150,7 +155,7 @@ def write_table(rows: Sequence[Row]) -> str:
                 *(f"{cell.mean(name):.3f}" for name in ("key_gain", "value_gain")),
             ]
             lines.append(f"| {' | '.join(figures)} |")
-    return "\n".join(lines + _differences(cells)) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _by_kind(cell: Cell, kinds: Sequence[str], measure: str, digits: int, times: float) -> list[str]:
@@ -161,9 +166,14 @@ def _by_kind(cell: Cell, kinds: Sequence[str], measure: str, digits: int, times:
     ]
 
 
-def _differences(cells: Mapping[tuple[str, int], Mapping[str, Cell]]) -> list[str]:
-    lines = []
-    for (ours, theirs), ((source, tokens), by_preset) in itertools.product(PAIRS, cells.items()):
+def write_differences(rows: Sequence[Row]) -> str:
+    """Markdown: how far presets lie from others on the same data, head by head; below 0 they are better."""
+    lines = [
+        "| preset | against | data | tokens | bits | attention sharp dB | diffuse dB | logits dB "
+        "| token shift, points |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (ours, theirs), ((source, tokens), by_preset) in itertools.product(PAIRS, cells_of(rows).items()):
         # A preset's label may carry knobs after a colon: the one with the nearest bits counts.
         others = [cell for name, cell in by_preset.items() if name.partition(":")[0] == theirs]
         if ours not in by_preset or not others:
@@ -180,18 +190,12 @@ def _differences(cells: Mapping[tuple[str, int], Mapping[str, Cell]]) -> list[st
             f"| {ours} | {theirs} | {source} | {tokens:,} | {one.bits:.3f} / {other.bits:.3f} "
             f"| {' | '.join(figures)} |"
         )
-    if not lines:
-        return []
-    return [
-        "\nDifferences, head by head, with their standard errors; below 0 the first is better\n",
-        "| preset | against | data | tokens | bits | attention sharp dB | diffuse dB | logits dB "
-        "| token shift, points |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *lines,
-    ]
+    return "\n".join(lines) + "\n"
 
 
 def _with_error(mean: float, error: float, times: float) -> str:
+    if math.isnan(mean):
+        return "-"
     return f"{times * mean:+.2f}" + ("" if math.isnan(error) else f" ± {times * error:.2f}")
 
 

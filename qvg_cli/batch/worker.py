@@ -230,7 +230,7 @@ class Worker(Console):
                 run = Run(video, folder, self._device, self.note)
             except UsageError as error:
                 # Cut off while it was begun, or damaged.
-                LOG.info("begun anew: %s", error)
+                LOG.info("started again: %s", error)
                 remove_folder(folder.state)
                 run = Run(video, folder, self._device, self.note)
             make_video(run, self._engine, self)
@@ -246,8 +246,8 @@ class Worker(Console):
         return self._device.type == "cuda" and not is_out_of_memory(error) and "CUDA error" in str(error)
 
     @contextmanager
-    def progress(self, num_chunks: int, num_done: int = 0) -> Iterator[Progress]:
-        self._num_chunks, self._num_done = num_chunks, num_done
+    def progress(self, calls: Sequence[int], num_done: int = 0) -> Iterator[Progress]:
+        self._num_chunks, self._num_done = len(calls), num_done
         yield self
 
     def step(self) -> None:

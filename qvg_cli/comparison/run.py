@@ -22,6 +22,7 @@ from qvg_cli.comparison.spool import FrameSpool, check_space
 from qvg_cli.comparison.variants import FinishedVariant, Variant, are_presets, comparison_name, plan_variants
 from qvg_cli.comparison.video import compare_video
 from qvg_cli.comparison.writer import SIDE_BY_SIDE, ComparisonWriter
+from qvg_cli.config.schema import CacheConfig
 from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
@@ -38,8 +39,8 @@ from qvg_cli.runs.make import make_video, prompts_heard, warn_of_memory
 from qvg_cli.runs.run import Run
 from qvg_cli.video.io import check_encoder
 
-FROM_RUNS = "frames as the model made them, before any lossy coding"
-FROM_LATENTS = "frames decoded anew from the latents of the runs, before any lossy coding"
+FROM_RUNS = "frames as generated, before any lossy encoding"
+FROM_LATENTS = "frames decoded again from the latents of the runs, before any lossy encoding"
 
 
 class SpooledRun(Run):
@@ -78,7 +79,7 @@ class SpooledRun(Run):
 
     def suggestion(self) -> str | None:
         """How to resume the whole comparison."""
-        return f"go on with: qvg compare --resume {shlex.quote(str(self.folder.path.parents[1]))}"
+        return f"resume with: qvg compare --resume {shlex.quote(str(self.folder.path.parents[1]))}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def compare(
         >>> print(comparison)
     """
     if not are_presets(caches):
-        raise UsageError("folders of runs are not presets", hint="qvg compare takes folders")
+        raise UsageError("folders of runs are not presets", hint="use the command qvg compare for folders")
     console = Console(is_quiet=not progress)
     variants = plan_variants(
         caches,
@@ -219,7 +220,9 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
         engine = Engine.load_config(config, device)
     else:
         engine = Engine(config, engine.pipeline.with_config(config), device, parallel=engine.parallel)
-    writer = ComparisonWriter(folder, begun.names, [video.config for video in first], device, FROM_RUNS)
+    writer = ComparisonWriter(
+        folder, begun.names, [video.config for video in first], device, FROM_RUNS, is_probed=True
+    )
     try:
         for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):
             if len(begun.rows) > 1:
@@ -258,7 +261,7 @@ def compare_runs(
         console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
         engine = Engine.load_config(video.config, device)
         configs = [variant.video.config for variant in variants]
-        writer = ComparisonWriter(folder, names, configs, device, FROM_LATENTS)
+        writer = ComparisonWriter(folder, names, configs, device, FROM_LATENTS, is_probed=False)
         with _spools(folder, len(variants), video) as spools:
             for variant, spool in zip(variants, spools, strict=True):
                 console.note(f"{variant.name}: decoding {variant.run.folder}")
@@ -296,12 +299,21 @@ def _compare_row(
             if prompt_embeds is None:
                 with prompts_heard(console):
                     prompt_embeds = engine.encode_prompts(row[0])
-            console.note(f"making it with {name}")
+            console.note(f"generating with {name}")
+            others = {} if runs else _measured_caches(writer.names, row)
             path.mkdir(exist_ok=True)
             run = SpooledRun(video, place, engine.device, spool, engine, console.note)
-            make_video(run, engine, console, prompt_embeds=prompt_embeds)
+            make_video(run, engine, console, prompt_embeds=prompt_embeds, others=others)
             runs.append(read_result(path))
         _measure(row[0], folder, runs, spools, writer, engine.device, perceptual, console)
+
+
+def _measured_caches(names: Sequence[str], row: Sequence[Planned]) -> dict[str, CacheConfig]:
+    """The caches that pack, by their names, if the baseline's keys are exact."""
+    caches = [video.config.cache for video in row]
+    if caches[0].k.packs:
+        return {}
+    return {name: cache for name, cache in zip(names, caches, strict=True) if cache.k.packs}
 
 
 def _measure(
@@ -382,4 +394,4 @@ def _keep_report(writer: ComparisonWriter, error: BaseException) -> None:
     except QvgError as second:
         error.add_note(str(second))
     else:
-        error.add_note(f"what was compared until then is in {writer.folder / 'report.html'}")
+        error.add_note(f"partial results: {writer.folder / 'report.html'}")

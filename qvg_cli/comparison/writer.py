@@ -14,11 +14,12 @@ from qvg_cli.comparison.quality import DIVERGENCE_DB, WINDOW_SECONDS, mean_figur
 from qvg_cli.comparison.video import ComparedVideo
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.files import write_whole
-from qvg_cli.report.comparison import SCHEMA, variant_costs, with_baseline
+from qvg_cli.report.comparison import SCHEMA, attention_losses, variant_costs, with_baseline
 from qvg_cli.report.html import comparison_page
-from qvg_cli.report.plots import save_cost_plot, save_quality_plot
+from qvg_cli.report.plots import save_attention_plot, save_cost_plot, save_quality_plot
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import COMPARISON, Result
+from qvg_cli.report.tables import has_attention
 
 SIDE_BY_SIDE = "side-by-side.mp4"
 
@@ -29,6 +30,7 @@ class ComparisonWriter:
     Args:
         configs: Of every variant's first video, the baseline's first.
         compared: What exactly was compared, in words.
+        is_probed: Whether the baseline's runs measured what the other variants do to attention.
     """
 
     def __init__(
@@ -38,12 +40,15 @@ class ComparisonWriter:
         configs: Sequence[RunConfig],
         device: torch.device,
         compared: str,
+        *,
+        is_probed: bool,
     ) -> None:
         self.folder = folder
         self.names = tuple(names)
         self._configs = configs
         self._device = device
         self._compared = compared
+        self._is_probed = is_probed
         self._videos: list[dict[str, Any]] = []
         self._memories: list[list[Any]] = [[] for _ in names]
         self._pages: list[ComparedVideo] = []
@@ -78,7 +83,7 @@ class ComparisonWriter:
         )
 
     def write(self, status: str) -> dict[str, Any]:
-        """Write compare.json, quality.png, costs.png and report.html.
+        """Write compare.json, quality.png, costs.png, attention.png if it was measured, and report.html.
 
         Returns:
             The content of compare.json.
@@ -91,6 +96,8 @@ class ComparisonWriter:
         write_whole(self.folder / COMPARISON, lambda path: _write_text(path, text))
         write_whole(self.folder / "quality.png", lambda path: save_quality_plot(content, path))
         write_whole(self.folder / "costs.png", lambda path: save_cost_plot(content, path))
+        if has_attention(content["arms"]):
+            write_whole(self.folder / "attention.png", lambda path: save_attention_plot(content, path))
         page = comparison_page(self.folder, content, self._pages)
         write_whole(self.folder / "report.html", lambda path: _write_text(path, page))
         return content
@@ -126,6 +133,9 @@ class ComparisonWriter:
                     "cache": self._configs[index].cache.model_dump(mode="json"),
                     **variant_costs(self._memories[index]),
                     "quality": mean_figures(figures) if index else None,
+                    "attention": attention_losses(self._memories[0], name)
+                    if index and self._is_probed
+                    else None,
                 }
             )
         return with_baseline(variants)

@@ -1,7 +1,8 @@
 """The `cache` section: a preset's name and changes to it become one codec for keys and one for values.
 
 `cache.preset` names a file in configs/cache. A plain setting such as `cache.block_size` changes both codecs,
-`cache.k.block_size` only the keys'; `cache.k.preset` takes the keys' codec from another preset.
+`cache.k.block_size` only the keys'; `cache.k.preset` takes the keys' codec from another preset. What
+`cache.layers.2` or `cache.layers.2-5` holds changes the codecs of these layers alone, on top of all that.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_args
 
-from pydantic import TypeAdapter
-
-from qvg_cli.config.resources import configs_dir, preset_names
+from qvg_cli.config.resources import config_files
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import UsageError, known_hint
@@ -23,6 +22,8 @@ _SETTINGS_OF = {
     spec.scheme: tuple(field.name for field in fields(spec) if field.name != "scheme")
     for spec in get_args(CodecSpec)
 }
+_BESIDE_CODECS = sorted(CacheConfig.model_fields.keys() - {"preset", "k", "v", "layers"})
+_LAYERS = "for example --set cache.layers.2-5.v.preset=trit"
 KNOBS = tuple(dict.fromkeys(name for names in _SETTINGS_OF.values() for name in names))
 """Settings of any scheme."""
 
@@ -31,65 +32,123 @@ def merge_cache(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, An
     """Lay `(source, cache section)` over one another, the last on top.
 
     Returns:
-        `preset`, `k` and `v` in full, and the section's other settings as they are.
+        `preset`, `k`, `v` and those of `layers` in full, and the section's other settings as they are.
 
     Raises:
         UsageError: A preset is unknown, or a scheme has no such setting.
     """
     merged: dict[str, Any] = {}
+    own: dict[int, list[tuple[str, Mapping[str, Any]]]] = {}
     for source, section in layers:
         # From the general to the special, whatever the order in the file.
         if "preset" in section:
-            merged.update(read_preset(section["preset"], source), preset=section["preset"].lower())
-        for side in SIDES:
-            side_section = _side_section(section, side, source)
-            if "preset" in side_section:
-                merged[side] = read_preset(side_section["preset"], source)[side]
+            known = read_preset(section["preset"], source)
+            own = _by_layer(known.pop("layers", {}), source)
+            merged.update(known, preset=section["preset"].lower())
+        _take_presets(merged, section, source)
         for name, value in section.items():
             if name in KNOBS:
                 for side in SIDES:
                     _set_knob(merged, side, name, value, source)
-            elif name not in (*SIDES, "preset"):
+            elif name not in (*SIDES, "preset", "layers"):
                 merged[name] = value
         for side in SIDES:
-            changes = {**_side_section(section, side, source)}
-            changes.pop("preset", None)
-            current = merged.get(side, {})
-            is_other_scheme = changes.get("scheme", current.get("scheme")) != current.get("scheme")
-            if changes:
-                merged[side] = changes if is_other_scheme else {**current, **changes}
+            _merge_side(merged, side, _side_section(section, side, source))
+        for number, changes in _by_layer(section.get("layers", {}), source).items():
+            own.setdefault(number, []).extend(changes)
+    if own:
+        merged["layers"] = {number: _layer(merged, number, own[number]) for number in sorted(own)}
     return merged
 
 
+def _layer(
+    merged: Mapping[str, Any], number: int, changes: Sequence[tuple[str, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """The codecs of one layer, from those of the others and what changes them."""
+    path = f"cache.layers.{number}"
+    layer = {side: merged[side] for side in SIDES if side in merged}
+    for source, section in changes:
+        _take_presets(layer, section, source, path)
+        for side in SIDES:
+            _merge_side(layer, side, _side_section(section, side, source, path))
+    return layer
+
+
+def _merge_side(merged: dict[str, Any], side: str, section: Mapping[str, Any]) -> None:
+    changes = {name: value for name, value in section.items() if name != "preset"}
+    current = merged.get(side, {})
+    is_other_scheme = changes.get("scheme", current.get("scheme")) != current.get("scheme")
+    if changes:
+        merged[side] = changes if is_other_scheme else {**current, **changes}
+
+
+def _take_presets(
+    merged: dict[str, Any], section: Mapping[str, Any], source: str, path: str = "cache"
+) -> None:
+    for side in SIDES:
+        side_section = _side_section(section, side, source, path)
+        if "preset" in side_section:
+            merged[side] = read_preset(side_section["preset"], source)[side]
+
+
+def _by_layer(section: object, source: str) -> dict[int, list[tuple[str, Mapping[str, Any]]]]:
+    """What a section `layers` changes, by number; `2-5` names layers 2 to 5."""
+    found: dict[int, list[tuple[str, Mapping[str, Any]]]] = {}
+    if not isinstance(section, Mapping):
+        raise UsageError(
+            f"cache.layers={section!r} ({source}): cache.layers is a group of settings", hint=_LAYERS
+        )
+    for name, changes in section.items():
+        first, _, last = str(name).partition("-")
+        is_range = first.isdecimal() and (last.isdecimal() or str(name) == first)
+        if not is_range or max(len(first), len(last)) > 4:
+            raise UsageError(
+                f"cache.layers.{name} ({source}): layers are numbers, such as 2 or 2-5", hint=_LAYERS
+            )
+        if not isinstance(changes, Mapping) or not set(changes) <= set(SIDES):
+            raise UsageError(
+                f"cache.layers.{name}={changes!r} ({source}): a layer has codecs k and v", hint=_LAYERS
+            )
+        for number in range(int(first), int(last or first) + 1):
+            found.setdefault(number, []).append((source, changes))
+    return found
+
+
 def read_preset(name: object, source: str) -> dict[str, Any]:
-    """Keys' and values' codec of a preset, `{"k": ..., "v": ...}`.
+    """Keys' and values' codec of a preset, `{"k": ..., "v": ...}`, and `layers` if some have their own.
 
     Raises:
         UsageError: There is no such preset.
     """
-    known = preset_names()
+    known = config_files("cache")
     if not isinstance(name, str) or name.lower() not in known:
         hint = known_hint(name, known)
         raise UsageError(f"unknown cache preset {str(name)!r} ({source})", hint=hint)
-    path = configs_dir() / "cache" / f"{name.lower()}.yaml"
+    path = known[name.lower()]
     preset = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    return {side: preset[side] for side in SIDES}
+    return {name: preset[name] for name in (*SIDES, "layers") if name in preset}
 
 
-def cache_label(cache: CacheConfig) -> str:
+def cache_label(settings: CacheConfig) -> str:
     """The preset's name for people, and whether the codecs are no longer the preset's."""
-    preset = read_preset(cache.preset, "run")
-    codecs = TypeAdapter(CodecSpec)
-    is_changed = any(codecs.validate_python(preset[side]) != getattr(cache, side) for side in SIDES)
-    return f"{cache.preset}, changed" if is_changed else cache.preset
+    is_changed = take_preset(settings, settings.preset) != settings
+    return f"{settings.preset}, changed" if is_changed else settings.preset
 
 
-def _side_section(section: Mapping[str, Any], side: str, source: str) -> Mapping[str, Any]:
+def take_preset(cache: CacheConfig, preset: str) -> CacheConfig:
+    """`cache` with the codecs of a preset, as it has them."""
+    known = CacheConfig.model_validate(merge_cache([("a preset", {"preset": preset})]))
+    return known.model_copy(update={name: getattr(cache, name) for name in _BESIDE_CODECS})
+
+
+def _side_section(
+    section: Mapping[str, Any], side: str, source: str, path: str = "cache"
+) -> Mapping[str, Any]:
     value = section.get(side, {})
     if not isinstance(value, Mapping):
         raise UsageError(
-            f"cache.{side}={value!r} ({source}): cache.{side} is a group of settings",
-            hint=f"for a preset's codec, set cache.{side}.preset={value}",
+            f"{path}.{side}={value!r} ({source}): {path}.{side} is a group of settings",
+            hint=f"for a preset's codec, set {path}.{side}.preset={value}",
         )
     return value
 
@@ -100,6 +159,6 @@ def _set_knob(merged: dict[str, Any], side: str, name: str, value: Any, source: 
     if name not in known:
         raise UsageError(
             f"cache.{name}={value} ({source}): cache.{side} has scheme {codec.get('scheme')!r} without it",
-            hint=f"it has: {', '.join(known)}" if known else "it has no settings; take another preset",
+            hint=f"it has: {', '.join(known)}" if known else "it has no settings; use another preset",
         )
     merged[side] = {**codec, name: value}

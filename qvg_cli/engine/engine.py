@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import diffusers
 import torch
-import transformers
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
+from qvg_cli.cache.probe import Probe, keys_alone
 from qvg_cli.config.load import Layer, Request, make_request, option_layers, setting_layers
-from qvg_cli.config.schema import RunConfig
+from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
@@ -27,7 +27,7 @@ from qvg_cli.engine.sources import Start, find_start
 from qvg_cli.engine.video import Video
 from qvg_cli.errors import UsageError
 from qvg_cli.logs import timed
-from qvg_cli.models.registry import family_of, load_config, load_pipeline
+from qvg_cli.models.registry import family_of, load_config, load_pipeline, model_calls
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import ScheduledPrompt
@@ -129,10 +129,9 @@ class Engine:
             UsageError: So many processes cannot share a video.
             MissingModelError: The weights are not there or not whole.
         """
-        # Their loading bars and advice would stand among our own lines.
-        for library in (transformers, diffusers):
-            library.utils.logging.set_verbosity_error()
-            library.utils.logging.disable_progress_bar()
+        # Its loading bars and advice would stand among our own lines.
+        diffusers.utils.logging.set_verbosity_error()
+        diffusers.utils.logging.disable_progress_bar()
         parallel = parallel or start(config, device)
         with timed("model"):
             pipeline = load_pipeline(config, device)
@@ -246,7 +245,7 @@ class Engine:
         planned, _ = self._plan(prompt, seed, settings, options, {})
         config = planned.config
         if config.prompt_changes:
-            raise UsageError("a session has no schedule", hint="give each prompt to step()")
+            raise UsageError("a session takes no schedule", hint="pass each new prompt to step()")
         planner = family_of(config).open_planner(config)
         return Session(config, self.pipeline.with_config(config), planner, on_step=on_step)
 
@@ -267,16 +266,16 @@ class Engine:
         self._refuse_several()
         start = find_start(Path(run))
         if start.run is None:
-            raise UsageError(f"{run} is not the folder of a run", hint="qvg extend goes on from any video")
+            raise UsageError(f"{run} is not the folder of a run", hint="qvg extend continues any video")
         config = load_config(Request(file=start.run.config)).config
         config = config.model_copy(update={"device": self.config.device, "memory": self.config.memory})
         if (config.backend, config.model) != (self.config.backend, self.config.model):
             raise UsageError(
-                f"{run} is of {config.model.name}, and {self.config.model.name} is loaded",
-                hint=f"load the backend {config.backend} for it",
+                f"{run} was made with {config.model.name}, but {self.config.model.name} is loaded",
+                hint=f"load {config.backend} to continue it",
             )
         if config.source is not None and config.source.image is None:
-            raise UsageError(f"{run} begins with another video", hint="qvg extend goes on from it")
+            raise UsageError(f"{run} continues another video", hint="use qvg extend")
         planner = family_of(config).open_planner(config)
         made = load_latents(start.run.latents, config.video.frames, planner.geometry)
         return Session(config, self.pipeline.with_config(config), planner, made=made, on_step=on_step)
@@ -287,6 +286,7 @@ class Engine:
         recorder: Recorder | None = None,
         *,
         prompt_embeds: Mapping[int, Tensor] | None = None,
+        others: Mapping[str, CacheConfig] | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> Iterator[ChunkResult]:
         """Begin a planned video, whose chunks are made as they are asked for.
@@ -294,6 +294,7 @@ class Engine:
         Args:
             recorder: Keeps it, and knows what of it is there.
             prompt_embeds: What `encode_prompts` gave for it; `None` encodes its prompts here.
+            others: Caches by name whose losses are measured on the keys of this one, which are exact.
             on_step: Called after every model call.
         """
         config, plan, parallel = video.config, video.plan, self.parallel
@@ -309,6 +310,13 @@ class Engine:
         assert prompt_embeds is not None
         begins = sorted(prompt_embeds)
         cache = open_cache(config.cache, plan, pipeline.cache_shape, config.seed)
+        probe = None
+        if others and parallel is None:
+            packed = {
+                name: open_cache(keys_alone(other), plan, pipeline.cache_shape, config.seed)
+                for name, other in others.items()
+            }
+            probe = Probe(cache, packed, config.seed)
         denoiser = pipeline.denoiser(cache, family_of(config).planner(config), prompt_embeds[0], config.seed)
         done = None if recorder is None else recorder.begin(cache)
         show_clip = (lambda frames: None) if recorder is None else recorder.show_clip
@@ -330,6 +338,7 @@ class Engine:
             context=opening.context,
             num_shown=opening.num_shown,
             done=done,
+            probe=probe,
             on_step=on_step,
         )
         return results if parallel is None else parallel.make(results)
@@ -381,7 +390,7 @@ class Engine:
         for name in ("model", "memory", "device"):
             if getattr(config, name) != getattr(self.config, name):
                 raise UsageError(
-                    f"settings of {name} belong to the loaded model", hint="give them to Engine.load"
+                    f"settings of {name} are fixed when the model is loaded", hint="pass them to Engine.load"
                 )
 
     def _refuse_several(self) -> None:
@@ -399,14 +408,15 @@ class Engine:
         clip = _Clip()
         results: list[ChunkResult] = []
         num_frames = 0
-        with Console(is_quiet=not progress).progress(len(planned.plan.chunks)) as bar:
+        calls = model_calls(planned.config, planned.plan)
+        with Console(is_quiet=not progress).progress(calls) as bar:
             for result in self.rollout(planned, clip, on_step=bar.step):
                 for part in results[-1].pixels if results else ():
                     part.wait()
                 results.append(result)
                 num_frames += result.num_frames
                 held = total(result.memory.end_bytes) / 2**20
-                bar.chunk_done(f"{num_frames} frames, cache {held:.2f} MiB")
+                bar.chunk_done(f"{num_frames} frames, KV cache {held:.2f} MiB")
                 on_chunk(result)
         return Video.of(planned.config, results, notes, clip.parts)
 
@@ -448,7 +458,7 @@ def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan, cache: K
     chunks = plan.chunks[:num_chunks]
     if has_history and parallel.rank:
         # Nothing is left of it, else each would compute its part again.
-        cache.restore(chunks, [()] * len(cache.layers))
+        cache.restore(chunks, [()] * len(cache.layers), [{}] * len(cache.layers))
     return Done(chunks, latents, has_history)
 
 

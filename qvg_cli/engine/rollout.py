@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from qvg_cli.cache.probe import Probe
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.decoder import Decoder, Pixels
-from qvg_cli.planning.chunks import ChunkPlan
-from qvg_cli.planning.ledger import MemorySample
+from qvg_cli.planning.cache_plan import Commit
+from qvg_cli.planning.chunks import ChunkPlan, Frames
+from qvg_cli.planning.ledger import LayerLosses, MemorySample
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class ChunkResult:
         seconds: Until the cache had it, and its pixels if they are not computed beside the model.
         laps: The same by phase: "prefill", "denoise", "decode", "commit".
         end: When its last phase ended on the GPU; `None` on a CPU.
+        losses: What packing by other presets would have done, by preset, if this chunk was measured.
+        probe_seconds: What that took, which is not in `seconds`.
     """
 
     chunk: ChunkPlan
@@ -42,6 +47,8 @@ class ChunkResult:
     seconds: float
     laps: Mapping[str, float]
     end: torch.cuda.Event | None = None
+    losses: Mapping[str, tuple[LayerLosses, ...]] = field(default_factory=dict)
+    probe_seconds: float = 0.0
 
     @property
     def num_frames(self) -> int:
@@ -89,6 +96,7 @@ def rollout(
     context: Tensor | None = None,
     num_shown: int = 0,
     done: Done | None = None,
+    probe: Probe | None = None,
     on_step: Callable[[], None] = lambda: None,
     on_frames: Callable[[Tensor], None] | None = None,
 ) -> Iterator[ChunkResult]:
@@ -101,6 +109,7 @@ def rollout(
         context: `[B, C, F, h, w]` given latents of the first frames.
         num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
         done: Chunks that were made before.
+        probe: Measures what other caches would lose; takes no part in the times and the device's peaks.
         on_step: Called after every model call.
         on_frames: Called with pixels `[B, n, height, width, 3]` uint8 as soon as they are decoded; results
             are whole then.
@@ -112,13 +121,14 @@ def rollout(
         num_emitted = done.latents.shape[2]
         known[:num_emitted] = done.latents.split(1, dim=2)
         if not done.has_history:
-            _fill_cache(done, denoiser, prompt_at)
+            _fill_cache(done, denoiser, noise, prompt_at, probe)
         decoder.skip(done.chunks, done.latents, num_shown)
     for chunk in chunks:
-        watch = _Stopwatch(device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        watch, peak = _Stopwatch(device), _DevicePeak(device, probe)
+        losses: Mapping[str, tuple[LayerLosses, ...]] = {}
         step = cache.begin(chunk)
+        if probe is not None:
+            probe.begin(chunk)
         if prompt_at is not None:
             denoiser.set_prompt(prompt_at(chunk.index))
         if chunk.prefill:
@@ -128,9 +138,15 @@ def rollout(
                 cache.settle(step.prefill)
                 on_step()
             watch.lap("prefill")
+            if probe is not None:
+                with peak.aside(watch):
+                    probe.follow("prefill")
         if chunk.makes:
             made = denoiser.denoise(chunk, noise(chunk), on_step)
             watch.lap("denoise")
+            if probe is not None:
+                with peak.aside(watch):
+                    losses = probe.measure()
             known.extend(made.split(1, dim=2))
         end = max(num_emitted, max(chunk.frames) + 1)
         # A chunk that only changes the cache adds no frame.
@@ -151,13 +167,57 @@ def rollout(
             cache.settle(step.commit)
             on_step()
             watch.lap("commit")
+            if probe is not None:
+                with peak.aside(watch):
+                    probe.follow("commit")
         if on_frames is not None:
             for part in late:
                 on_frames(part.wait())
         watch.stop()
-        device_peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        memory = cache.sample(chunk, device_peak_bytes)
-        yield ChunkResult(chunk, latents, pixels, memory, watch.began, watch.seconds, watch.laps, watch.end)
+        memory = cache.sample(chunk, peak.bytes)
+        probe_seconds = watch.laps.pop("probe", 0.0)
+        yield ChunkResult(
+            chunk,
+            latents,
+            pixels,
+            memory,
+            watch.began,
+            watch.seconds - probe_seconds,
+            watch.laps,
+            watch.end,
+            losses,
+            probe_seconds,
+        )
+
+
+class _DevicePeak:
+    """The allocator's peak of a chunk, without what a probe holds and does."""
+
+    def __init__(self, device: torch.device, probe: Probe | None) -> None:
+        self._device = device
+        self._probe = probe
+        self._so_far = 0
+        self._reset()
+
+    @property
+    def bytes(self) -> int | None:
+        """`None` on a CPU."""
+        if self._device.type != "cuda":
+            return None
+        held = 0 if self._probe is None else self._probe.held_bytes
+        return max(self._so_far, torch.cuda.max_memory_allocated(self._device) - held)
+
+    @contextmanager
+    def aside(self, watch: _Stopwatch) -> Iterator[None]:
+        """Leave out what is done here, and count its time as the probe's."""
+        self._so_far = self.bytes or 0
+        yield
+        watch.lap("probe")
+        self._reset()
+
+    def _reset(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
 
 class _Stopwatch:
@@ -197,13 +257,33 @@ class _Stopwatch:
         return event
 
 
-def _fill_cache(done: Done, denoiser: Denoiser, prompt_at: Callable[[int], Tensor] | None) -> None:
-    """Compute the history of finished chunks as their rollout did: by the same passes, in the same order."""
+def _fill_cache(
+    done: Done,
+    denoiser: Denoiser,
+    noise: Callable[[ChunkPlan], Callable[[], Tensor]],
+    prompt_at: Callable[[int], Tensor] | None,
+    probe: Probe | None,
+) -> None:
+    """Compute the history of finished chunks as their rollout did: by the same passes, in the same order.
+
+    The first chunks are denoised once more if the cache learns from that.
+    """
+    cache = denoiser.cache
     for chunk in done.chunks:
-        step = denoiser.cache.begin(chunk)
+        step = cache.begin(chunk)
+        if probe is not None:
+            probe.begin(chunk)
         if prompt_at is not None:
             denoiser.set_prompt(prompt_at(chunk.index))
-        for frames, commit in ((chunk.prefill, step.prefill), (chunk.makes, step.commit)):
+        passes: tuple[tuple[Literal["prefill", "commit"], Frames, Commit | None], ...] = (
+            ("prefill", chunk.prefill, step.prefill),
+            ("commit", chunk.makes, step.commit),
+        )
+        for kind, frames, commit in passes:
+            if kind == "commit" and chunk.makes and cache.is_learning and denoiser.observes_steps:
+                denoiser.denoise(chunk, noise(chunk), lambda: None)
             if commit is not None:
                 denoiser.update_cache(chunk, frames, done.latents[:, :, list(frames)], commit)
-                denoiser.cache.settle(commit)
+                cache.settle(commit)
+                if probe is not None:
+                    probe.follow(kind)

@@ -1,7 +1,7 @@
 """What the cache of a planned video will hold, to the byte, before any tensor exists. No torch.
 
 Sums a `CachePlan` as `kv_cache.KVCache` carries it out, with sizes in place of tensors. All layers hold the
-same blocks, so one layer is followed and its changes are repeated for the others.
+same blocks, each in the sizes of its own codecs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from qvg_cli.config.schema import CacheConfig
-from qvg_cli.planning.cache_plan import Block, CachePlan, Commit, PackPolicy, unpacked_spec
+from qvg_cli.config.schema import CacheConfig, LayerCodecs
+from qvg_cli.planning.cache_plan import (
+    NUM_VERSIONS,
+    Block,
+    CachePlan,
+    Commit,
+    PackPolicy,
+    Versions,
+    unpacked_spec,
+)
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes, total
-from qvg_kernels.spec import PayloadBytes
+from qvg_kernels.spec import CodecSpec, PayloadBytes
 
 BlockBytes = Callable[[Block], PayloadBytes]
+"""What one layer holds of a block."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,13 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
 
     Raises:
         ValueError: The codecs do not take the head size.
+        UsageError: Codecs are given for a layer that the model has not.
     """
-    block_bytes = _block_bytes(config, plan, shape)
+    layers = _block_bytes(config, plan, shape)
     frame_bytes = bf16_frame_bytes(plan.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers)
     ledger = Ledger()
+    version_bytes = _version_bytes(config, shape)
+    held_versions = [Versions(ledger) for _ in layers]
     samples = []
     num_held = 0
     blocks = _plan_cache(config, plan, shape)
@@ -56,14 +68,19 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
         step = blocks.advance(chunk)
         num_left = len(blocks.block_of)
         num_held -= len(step.evicts)
-        for _ in range(shape.num_layers):
+        for block_bytes, versions in zip(layers, held_versions, strict=True):
             for block in step.drops:
                 ledger.remove(block_bytes(block))
+                versions.drop(block)
+            if step.empties:
+                versions.clear()
         ledger.begin_peak()
         for commit in (step.prefill, step.commit):
             if commit is not None:
-                for _ in range(shape.num_layers):
-                    _book(ledger, commit, block_bytes)
+                for block_bytes, versions, num_bytes in zip(
+                    layers, held_versions, version_bytes, strict=True
+                ):
+                    _book(ledger, commit, block_bytes, versions, num_bytes)
         samples.append(
             MemorySample(
                 chunk=chunk.index,
@@ -82,24 +99,34 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
 def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> int:
     """The most bytes that a run's `state/` holds of its history at once, headers left out.
 
-    Only a history that is packed is saved, each block once; a file goes when nothing of it was held after the
-    last two chunks.
+    Only a history that is packed is saved, and only by one process alone, each block once; a file goes when
+    nothing of it was held after the last two chunks. The matrices that shape its errors stay.
 
     Raises:
         ValueError: The codecs do not take the head size.
     """
-    if not {config.k.scheme, config.v.scheme}.isdisjoint(("none", "bf16")):
+    packs = all(layer.k.packs and layer.v.packs for layer in config.of_layers(shape.num_layers))
+    if shape.num_parts > 1 or not packs:
         return 0
-    block_bytes = _block_bytes(config, plan, shape)
+    layers = _block_bytes(config, plan, shape)
     blocks = _plan_cache(config, plan, shape)
+    version_bytes = _version_bytes(config, shape)
     file_bytes: dict[int, int] = {}
     saved: set[Block] = set()
-    most = 0
+    most = matrix_bytes = 0
+    was_complete = False
     for chunk, following in zip(plan.chunks, (*plan.chunks[1:], None), strict=True):
         blocks.advance(chunk)
         held = set() if following is None else set(blocks.blocks_after(following.evicts))
-        file_bytes[chunk.index] = shape.num_layers * sum(total(block_bytes(block)) for block in held - saved)
-        most = max(most, sum(file_bytes.values()))
+        is_complete = bool(held) and blocks.num_packed >= NUM_VERSIONS
+        if is_complete and not was_complete:
+            count = len({block.version for block in held if block.is_packed} | {NUM_VERSIONS - 1})
+            matrix_bytes += count * sum(version_bytes)
+        was_complete = is_complete
+        file_bytes[chunk.index] = sum(
+            total(block_bytes(block)) for block_bytes in layers for block in held - saved
+        )
+        most = max(most, matrix_bytes + sum(file_bytes.values()))
         alive = {block.chunk for block in saved | held} | {chunk.index}
         file_bytes = {index: count for index, count in file_bytes.items() if index in alive}
         saved = held
@@ -111,27 +138,49 @@ def _plan_cache(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> Cach
     return CachePlan(policy)
 
 
-def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> BlockBytes:
-    """The bytes that one layer holds of a block."""
+def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[BlockBytes]:
+    """The bytes that each layer holds of a block."""
     unpacked = unpacked_spec(config)
 
     @cache
-    def sized(num_frames: int, is_packed: bool) -> PayloadBytes:
+    def sized(num_frames: int, *specs: CodecSpec) -> PayloadBytes:
         tokens = num_frames * plan.tokens_per_frame
         key, value = (
-            spec.payload_bytes(shape.heads, tokens, shape.head_dim, shape.element_bytes)
-            for spec in ((config.k, config.v) if is_packed else (unpacked, unpacked))
+            spec.payload_bytes(shape.heads, tokens, shape.head_dim, shape.element_bytes) for spec in specs
         )
         return add(key, value)
 
-    return lambda block: sized(len(block.frames), block.is_packed)
+    def of_layer(layer: LayerCodecs) -> BlockBytes:
+        packed = layer.k, layer.v
+        return lambda block: sized(len(block.frames), *(packed if block.is_packed else (unpacked, unpacked)))
+
+    return [of_layer(layer) for layer in config.of_layers(shape.num_layers)]
 
 
-def _book(ledger: Ledger, commit: Commit, block_bytes: BlockBytes) -> None:
+def _version_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
+    """Bytes of one version of the matrices of each layer."""
+    return [
+        sum(spec.matrix_bytes(shape.heads, shape.head_dim) for spec in (layer.k, layer.v))
+        for layer in config.of_layers(shape.num_layers)
+    ]
+
+
+def _book(
+    ledger: Ledger, commit: Commit, block_bytes: BlockBytes, versions: Versions, version_bytes: int
+) -> None:
     """Enter a commit of one layer, in the order of `LayerCache.commit`."""
-    for block in commit.stores:
+
+    def hold(block: Block) -> None:
+        versions.hold(block)
         ledger.add(block_bytes(block))
+
+    for block in commit.stores:
+        if block.is_packed:
+            versions.make(block.version, version_bytes)
+        hold(block)
     for packing in commit.packings:
+        versions.make(packing.block.version, version_bytes)
         for member in packing.members:
             ledger.remove(block_bytes(member))
-        ledger.add(block_bytes(packing.block))
+            versions.drop(member)
+        hold(packing.block)

@@ -65,6 +65,26 @@ def join(samples: Sequence[MemorySample]) -> MemorySample:
     )
 
 
+@dataclass(frozen=True)
+class LayerLosses:
+    """What packing does to the attention of one layer in one chunk, means over heads and a few queries.
+
+    Attributes:
+        logit_rms: Root mean squared error of the logits of packed keys, in nats.
+        logit_db: The same over the deviation of a query's logits, in dB.
+        token_shift: Share of the queries whose largest logit over packed keys is that of another key.
+        attention_moved: Share of the attention weights that goes to other keys.
+        history_mass: Weight that packed keys gain; below 0 they lose it.
+    """
+
+    layer: int
+    logit_rms: float
+    logit_db: float
+    token_shift: float
+    attention_moved: float
+    history_mass: float
+
+
 def total(payload: PayloadBytes) -> int:
     """All kinds together."""
     return sum(payload.values())

@@ -6,7 +6,8 @@ The figures are built once, here; the table, the plots and the page read nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
+from math import sqrt
+from statistics import fmean, median
 from typing import Any
 
 from qvg_cli.report.words import mib_text
@@ -58,6 +59,49 @@ def with_baseline(variants: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def attention_losses(memories: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | None:
+    """What packing by `name` does to attention, over the memory.json of the baseline's videos: in all, by
+    chunk and by layer; `None` where it was not measured.
+    """
+    measured = [
+        (chunk, layers)
+        for memory in memories
+        for chunk in memory["chunks"]
+        if (layers := chunk.get("losses", {}).get(name))
+    ]
+    if not measured:
+        return None
+    every = [layer for _, layers in measured for layer in layers]
+    by_chunk = {chunk["chunk"]: chunk["pixel_frames"] for chunk, _ in measured}
+    return {
+        **_mean_losses(every),
+        "chunks": [
+            {
+                "chunk": index,
+                "pixel_frames": pixel_frames,
+                **_mean_losses(
+                    [layer for chunk, layers in measured if chunk["chunk"] == index for layer in layers]
+                ),
+            }
+            for index, pixel_frames in sorted(by_chunk.items())
+        ],
+        "layers": [
+            {"layer": index, **_mean_losses([layer for layer in every if layer["layer"] == index])}
+            for index in sorted({layer["layer"] for layer in every})
+        ],
+    }
+
+
+def _mean_losses(layers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of what layers lose; of a root mean square the root of the mean square."""
+    rms = sqrt(fmean(layer["logit_rms"] ** 2 for layer in layers))
+    others = ("logit_db", "token_shift", "attention_moved", "history_mass")
+    return {
+        "logit_rms": round(rms, 6),
+        **{other: round(fmean(layer[other] for layer in layers), 6) for other in others},
+    }
+
+
 def _part(value: float | None, whole: float | None) -> float | None:
     return round(value / whole, 4) if value is not None and whole else None
 
@@ -88,21 +132,23 @@ def summary_lines(comparison: Mapping[str, Any]) -> list[str]:
 
 def _summary(variant: Mapping[str, Any], baseline: Mapping[str, Any], fps: int) -> str:
     held, baseline_held = (mib_text(one["peak"]["bytes"]) for one in (variant, baseline))
-    cost = f"{variant['name']} held {held} MiB of cache at its peak, {baseline['name']} {baseline_held} MiB"
+    cost = f"{variant['name']} has a peak KV cache of {held} MiB, {baseline['name']} of {baseline_held} MiB"
     times = variant["of_baseline"]["seconds_per_chunk"]
     if times is not None:
-        cost += f"; it took {times:.2f} times as long for a chunk"
+        cost += f"; a chunk takes {times:.2f}x the time"
     quality = variant["quality"]
     different, diverged = quality["first_different_frame"], quality["first_diverged_frame"]
     if different is None:
-        return f"{cost}. Its frames are equal."
+        return f"{cost}. All frames are equal."
     under = (
-        "none is under" if diverged is None else f"from {frame_time(diverged, fps)} on there are some under"
+        "none falls below 30 dB"
+        if diverged is None
+        else f"the first below 30 dB is at {frame_time(diverged, fps)}"
     )
     figures = [f"{db_text(quality['psnr_db'])} dB", f"an SSIM of {quality['ssim']:.4f}"]
     if quality.get("lpips") is not None:
         figures.append(f"an LPIPS of {quality['lpips']:.4f}")
     return (
-        f"{cost}. Its frames differ from {frame_time(different, fps)} on; {under} 30 dB. "
+        f"{cost}. Its frames differ from {frame_time(different, fps)} on; {under}. "
         f"The whole video has {', '.join(figures[:-1])} and {figures[-1]}."
     )

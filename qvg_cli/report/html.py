@@ -21,7 +21,16 @@ from qvg_cli.report.comparison import db_text, frame_time, summary_lines, window
 from qvg_cli.report.pictures import poster_jpeg
 from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
-from qvg_cli.report.tables import COST_HEADER, cost_rows, has_lpips, quality_header, quality_rows
+from qvg_cli.report.tables import (
+    ATTENTION_HEADER,
+    COST_HEADER,
+    attention_rows,
+    cost_rows,
+    has_lpips,
+    layer_rows,
+    quality_header,
+    quality_rows,
+)
 from qvg_cli.report.words import short_prompt
 
 if TYPE_CHECKING:
@@ -69,7 +78,7 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
         )
     return _render(
         "compare.html",
-        title=f"{', '.join(variant['name'] for variant in variants[1:])} against {variants[0]['name']}",
+        title=f"{', '.join(variant['name'] for variant in variants[1:])} vs {variants[0]['name']}",
         comparison=comparison,
         summary=summary_lines(comparison),
         cost_header=COST_HEADER,
@@ -77,6 +86,10 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
         quality_header=quality_header(variants),
         has_lpips=has_lpips(variants),
         quality=quality_rows(variants, fps),
+        attention_header=ATTENTION_HEADER,
+        attention=attention_rows(variants),
+        layers=layer_rows(variants),
+        attention_plot=_data_uri(folder / "attention.png", "image/png"),
         windows=_window_rows(comparison),
         quality_plot=_data_uri(folder / "quality.png", "image/png"),
         cost_plot=_data_uri(folder / "costs.png", "image/png"),

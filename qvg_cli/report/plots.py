@@ -30,6 +30,11 @@ def save_cost_plot(comparison: Mapping[str, Any], path: Path) -> None:
     _save(path, comparison, _draw_cache, _draw_seconds)
 
 
+def save_attention_plot(comparison: Mapping[str, Any], path: Path) -> None:
+    """What packing does to attention in the chunks that were measured."""
+    _save(path, comparison, _draw_logits, _draw_shift)
+
+
 def _save(
     path: Path, comparison: Mapping[str, Any], *draw: Callable[[Axes, Mapping[str, Any]], None]
 ) -> None:
@@ -48,20 +53,22 @@ def _draw_psnr(axes: Axes, comparison: Mapping[str, Any]) -> None:
     # A gap where frames are equal: their PSNR is infinite.
     _draw_frames(axes, comparison, "psnr_db")
     axes.axhline(comparison["divergence_psnr_db"], color="#9a9a9a", linewidth=1)
-    axes.set_ylabel("PSNR of a frame [dB]")
-    axes.set_title(f"Against {comparison['arms'][0]['name']}; no line where equal", loc="left", fontsize=10)
+    axes.set_ylabel("PSNR per frame [dB]")
+    axes.set_title(
+        f"Compared with {comparison['arms'][0]['name']}; no line where equal", loc="left", fontsize=10
+    )
 
 
 def _draw_ssim(axes: Axes, comparison: Mapping[str, Any]) -> None:
     _draw_frames(axes, comparison, "ssim")
     axes.ticklabel_format(axis="y", useOffset=False)
-    axes.set_ylabel("SSIM of a frame")
+    axes.set_ylabel("SSIM per frame")
 
 
 def _draw_lpips(axes: Axes, comparison: Mapping[str, Any]) -> None:
     _draw_frames(axes, comparison, "lpips")
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("LPIPS of a frame")
+    axes.set_ylabel("LPIPS per frame")
 
 
 def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:
@@ -71,6 +78,26 @@ def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:
         means = [_mean_of_known(values) for values in zip(*videos, strict=True)]
         seconds = [frame / fps for frame in range(len(means))]
         axes.plot(seconds, means, label=variant["name"], **_style(index))
+
+
+def _draw_logits(axes: Axes, comparison: Mapping[str, Any]) -> None:
+    _draw_losses(axes, comparison, "logit_rms", 1)
+    axes.set_ylabel("error of logits, rms [nats]")
+
+
+def _draw_shift(axes: Axes, comparison: Mapping[str, Any]) -> None:
+    _draw_losses(axes, comparison, "token_shift", 100)
+    axes.set_ylabel("token shift [%]")
+
+
+def _draw_losses(axes: Axes, comparison: Mapping[str, Any], name: str, times: float) -> None:
+    for index, variant in enumerate(comparison["arms"]):
+        if losses := variant.get("attention"):
+            seconds = [chunk["pixel_frames"] / comparison["fps"] for chunk in losses["chunks"]]
+            values = [times * chunk[name] for chunk in losses["chunks"]]
+            axes.plot(seconds, values, marker="o", label=variant["name"], **_style(index))
+    axes.set_xlim(0, _chunk_seconds(comparison)[-1])
+    axes.set_ylim(bottom=0)
 
 
 def _draw_cache(axes: Axes, comparison: Mapping[str, Any]) -> None:
@@ -85,7 +112,7 @@ def _draw_cache(axes: Axes, comparison: Mapping[str, Any]) -> None:
         # What is held after a chunk is held while the next one is made.
         axes.step(seconds, [0.0, *(value / MIB for value in held)], where="post", label=label, **style)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("cache after each chunk [MiB]")
+    axes.set_ylabel("KV cache after each chunk [MiB]")
 
 
 def _draw_seconds(axes: Axes, comparison: Mapping[str, Any]) -> None:
@@ -93,7 +120,7 @@ def _draw_seconds(axes: Axes, comparison: Mapping[str, Any]) -> None:
     for index, variant in enumerate(comparison["arms"]):
         axes.plot(ends, [chunk["seconds"] for chunk in variant["chunks"]], marker=".", **_style(index))
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("time of each chunk [s]")
+    axes.set_ylabel("time per chunk [s]")
 
 
 def _chunk_seconds(comparison: Mapping[str, Any]) -> list[float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.config.cache_presets import cache_label
-from qvg_cli.config.schema import RunConfig
+from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.console import Console
 from qvg_cli.device import attention_words
 from qvg_cli.engine.engine import Engine
@@ -19,7 +19,9 @@ from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import check_memory, suggestions_after
 from qvg_cli.errors import MissingModelError, QvgError, interruption, is_out_of_memory
 from qvg_cli.interrupts import Stopped, choose_moments, hold_interrupts, stop_if_asked
+from qvg_cli.launch import find_launch
 from qvg_cli.logs import run_log, timed
+from qvg_cli.models.registry import model_calls
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
 from qvg_cli.runs.run import Run
@@ -43,7 +45,7 @@ def warn_of_memory(
         card = Card(torch.cuda.get_device_name(device), memory, free)
         # What is missing is told when it is loaded.
         with suppress(MissingModelError):
-            if warning := check_memory(video.config, video.plan, card):
+            if warning := check_memory(video.config, video.plan, card, find_launch().num_processes):
                 console.note(warning if name is None else f"{name}: {warning}")
 
 
@@ -51,7 +53,7 @@ def load(config: RunConfig, device: torch.device, console: Console) -> Engine:
     """The engine of `config`, with a word to the user before the wait."""
     attention = attention_words(config, device)
     cache = cache_label(config.cache)
-    console.note(f"loading {config.model.name} on {device}, cache {cache}, attention by {attention}")
+    console.note(f"loading {config.model.name} on {device}, cache {cache}, attention: {attention}")
     return Engine.load_config(config, device)
 
 
@@ -73,12 +75,14 @@ def make_video(
     *,
     on_end: Callable[[Run], None] = lambda run: None,
     prompt_embeds: Mapping[int, Tensor] | None = None,
+    others: Mapping[str, CacheConfig] | None = None,
 ) -> None:
     """Make one video into its folder, and say what was made of it, however it ends.
 
     Args:
         on_end: Called with the run in the end, if anything was made.
         prompt_embeds: What `Engine.encode_prompts` gave for it; `None` encodes its prompts here.
+        others: As `Engine.rollout` has it.
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the part made so far is in the folder.
@@ -97,9 +101,12 @@ def make_video(
                 progress.step()
                 stop_if_asked(in_chunk=True)
 
-            results = engine.rollout(run.video, run, prompt_embeds=prompt_embeds, on_step=end_step)
+            results = engine.rollout(
+                run.video, run, prompt_embeds=prompt_embeds, others=others, on_step=end_step
+            )
             num_done = run.summary.resumed_after or 0
-            with choose_moments(), console.progress(len(plan.chunks), num_done) as progress:
+            calls = model_calls(run.video.config, plan)
+            with choose_moments(), console.progress(calls, num_done) as progress:
                 for result in results:
                     with hold_interrupts():
                         run.add(result)
@@ -114,13 +121,16 @@ def make_video(
                 run.finish("interrupted")
             raise interruption(stop, f"stopped; {run.kept()}", hint=run.suggestion()) from None
         except Exception as error:
-            LOG.error("failed", exc_info=error)
-            _keep(run, error)
+            # torchrun ends all when one process has failed, and may be faster than the files.
+            with hold_interrupts():
+                LOG.error("failed", exc_info=error)
+                _keep(run, error)
             raise
         finally:
-            if run.summary.records:
-                console.note(str(run.summary))
-                on_end(run)
+            with hold_interrupts():
+                if run.summary.records:
+                    console.note(str(run.summary))
+                    on_end(run)
 
 
 def _keep(run: Run, error: Exception) -> None:
@@ -136,5 +146,10 @@ def _keep(run: Run, error: Exception) -> None:
         error.add_note(run.summary.memory_note())
         with suppress(QvgError):
             error.add_note(
-                suggestions_after(run.video.config, run.video.plan, is_gpu=run.device.type == "cuda")
+                suggestions_after(
+                    run.video.config,
+                    run.video.plan,
+                    is_gpu=run.device.type == "cuda",
+                    num_processes=find_launch().num_processes,
+                )
             )

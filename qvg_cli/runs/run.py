@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from qvg_cli import plotting
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
@@ -100,7 +101,7 @@ class Run:
         if done is not None:
             self._earlier_seconds = self.summary.seconds = records[-1].seconds
             self.summary.resumed_after = len(records)
-            self._note(f"going on after chunk {len(records)} of {len(self.video.plan.chunks)}")
+            self._note(f"resuming after chunk {len(records)} of {len(self.video.plan.chunks)}")
         self.summary.times.begin_loop()
         return done
 
@@ -212,7 +213,7 @@ class Run:
         """How to resume a run that ended early; `None` if nothing is left of it."""
         if not self.folder.state.exists():
             return None
-        return f"go on with: qvg generate --resume {shlex.quote(str(self.folder.path))}"
+        return f"resume with: qvg generate --resume {shlex.quote(str(self.folder.path))}"
 
     def figures(self) -> dict[str, Any]:
         """Paths and figures for `--json`."""
@@ -268,6 +269,9 @@ class Run:
                     parts, self.folder.preview, num_before=num_before if self._num_previewed else 0, fps=fps
                 )
                 self._num_previewed += len(parts)
+        if record.chunk + 2 == len(self.video.plan.chunks):
+            # The plot waits for the last chunk, its program does not.
+            plotting.prepare()
         return record
 
     def _video_parts(self, checkpoint: Checkpoint, records: Sequence[ChunkRecord]) -> list[Path]:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import imageio_ffmpeg
 import numpy as np
@@ -32,9 +35,9 @@ def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
     """
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    _run(
-        [*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())], path, np.ascontiguousarray(frames).data
-    )
+    arguments = [*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())]
+    with _ffmpeg(arguments, path, frames=frames):
+        pass
 
 
 def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
@@ -55,7 +58,8 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
         # It says how many frames it has copied; counting them afterwards would decode the whole video.
         arguments += ["-progress", "-", "-f", "mp4", str(part.absolute())]
         # In its folder: a list's own name is read as an address, in which # and ? have a meaning.
-        said = _run(arguments, path, None, folder=listing.parent)
+        with _ffmpeg(arguments, path, folder=listing.parent) as output:
+            said = output.read()
         found = int((re.findall(rb"^frame=(\d+)", said, re.M) or [0])[-1])
         if found != num_frames:
             raise QvgError(f"{path} would have {found} of {num_frames} frames: ffmpeg did not join its parts")
@@ -85,11 +89,11 @@ def append_parts(parts: Sequence[Path], path: Path, *, num_before: int, fps: int
         listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
         arguments = ["-f", "concat", "-i", listing.name, "-c", "copy", "-movflags", flags]
         arguments += ["-video_track_timescale", str(_TICKS * fps), "-f", "mp4", "-"]
-        data = _run(arguments, path, None, folder=listing.parent)
-        with path.open("ab" if num_before else "wb") as stream:
-            while data:
-                size = int.from_bytes(data[:4], "big")
-                box, kind, data = data[:size], data[4:8], data[size:]
+        mode = "ab" if num_before else "wb"
+        with _ffmpeg(arguments, path, folder=listing.parent) as output, path.open(mode) as stream:
+            while head := output.read(8):
+                size, kind = int.from_bytes(head[:4], "big"), head[4:]
+                box = head + output.read(size - len(head))
                 if kind == b"moof":
                     # Its time counts from the first of these parts. Source: ISO/IEC 14496-12, 8.8.12.
                     begin = box.index(b"tfdt") + 8
@@ -103,11 +107,35 @@ def append_parts(parts: Sequence[Path], path: Path, *, num_before: int, fps: int
         listing.unlink(missing_ok=True)
 
 
-def _run(arguments: list[str], path: Path, data: memoryview | None, folder: Path | None = None) -> bytes:
+@contextmanager
+def _ffmpeg(
+    arguments: list[str], path: Path, *, frames: Frames | None = None, folder: Path | None = None
+) -> Iterator[IO[bytes]]:
+    """Run ffmpeg, and give what it writes as it comes; nothing but the frame or the box in hand is held.
+
+    Args:
+        path: That it makes, for messages.
+        frames: What it reads, before it writes anything.
+        folder: Where it runs.
+
+    Raises:
+        QvgError: It failed.
+    """
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *arguments]
-    # In a session of its own: Ctrl-C is for us, and the part in hand is finished first.
-    result = subprocess.run(command, input=data, capture_output=True, start_new_session=True, cwd=folder)
-    if result.returncode:
-        said = result.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise disk_error(path, ": ".join([f"cannot write {path}: ffmpeg failed", *said]))
-    return result.stdout
+    source = subprocess.DEVNULL if frames is None else subprocess.PIPE
+    with tempfile.TemporaryFile() as said:
+        # In a session of its own: Ctrl-C is for us, and the part in hand is finished first.
+        with subprocess.Popen(
+            command, stdin=source, stdout=subprocess.PIPE, stderr=said, start_new_session=True, cwd=folder
+        ) as process:
+            assert process.stdout is not None
+            if frames is not None and process.stdin is not None:
+                # An ffmpeg that fails says why.
+                with suppress(BrokenPipeError), process.stdin as stream:
+                    for frame in frames:
+                        stream.write(np.ascontiguousarray(frame).data)
+            yield process.stdout
+        if process.returncode:
+            said.seek(0)
+            why = said.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise disk_error(path, ": ".join([f"cannot write {path}: ffmpeg failed", *why]))

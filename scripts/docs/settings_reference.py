@@ -51,7 +51,8 @@ def settings_page() -> str:
 
 CODECS = """`cache.k` and `cache.v` hold the codec of the keys and of the values. `--cache PRESET` sets both,
 `--set cache.k.preset=int2 --set cache.v.preset=int3` one each. `--set cache.k.KEY=VALUE` changes one of the
-settings below, `--set cache.KEY=VALUE` changes it for both.
+settings below, `--set cache.KEY=VALUE` changes it for both. `--set cache.layers.2-5.v.preset=trit` holds for
+layers 2 to 5 of the model alone, counted from 0.
 """
 
 
@@ -78,12 +79,12 @@ def rows_of(kind: type[BaseModel], prefix: str, values: list[dict[str, Any]]) ->
     meanings = described(kind)
     for name, field in kind.model_fields.items():
         path = f"{prefix}{name}"
+        if kind is CacheConfig and name in ("k", "v", "layers"):
+            continue
         group = group_class(field.annotation)
         inner = [value.get(name) for value in values]
         if group is not None:
             rows += rows_of(group, f"{path}.", [value for value in inner if isinstance(value, dict)])
-            continue
-        if kind is CacheConfig and name in ("k", "v"):
             continue
         if name in ("backend", "family"):
             continue

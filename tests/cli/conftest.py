@@ -18,7 +18,8 @@ class Tiny:
 
     @property
     def arguments(self):
-        settings = [f"model.weights={self.weights}", "model.text_tokens=8", "cache.preset=int2-qvg"]
+        settings = [f"model.weights={self.weights}", "model.text_tokens=8", "sampler.steps=[1000, 500]"]
+        settings.append("cache.preset=int2-qvg")
         return ["--size", "64x32", *(part for setting in settings for part in ("--set", setting))]
 
     def __call__(self, *arguments):

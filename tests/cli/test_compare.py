@@ -22,8 +22,8 @@ LENGTH = ("--frames", FRAMES)
 
 
 def settings(tiny):
-    model = (f"model.weights={tiny.weights}", "model.text_tokens=8")
-    return ["--size", "64x32", *(part for setting in model for part in ("--set", setting))]
+    # All but the preset.
+    return tiny.arguments[:-2]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,8 @@ def folder(compared):
 def test_the_folder_holds_the_report_and_every_run(folder):
     assert folder.parts[-2:] == ("compare", "bf16-int2-qvg-bf16-2-2-videos")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "a-red-ball-seed5", "a-red-ball-seed6", "compare.json", "costs.png", "quality.png", "report.html"
+        "a-red-ball-seed5", "a-red-ball-seed6", "attention.png", "compare.json", "costs.png", "quality.png",
+        "report.html",
     ]  # fmt: skip
     for seed in (5, 6):
         video = folder / f"a-red-ball-seed{seed}"
@@ -104,6 +105,26 @@ def test_figures_stand_beside_the_baselines(compared, folder):
     ]
 
 
+def test_what_packing_does_to_attention_is_measured_in_the_exact_run(compared, folder):
+    _, packed, exact = compared[1]["arms"]
+    attention = packed["attention"]
+    assert (exact["attention"], compared[1]["arms"][0]["attention"]) == (None, None)
+    assert 0 < attention["token_shift"] <= 1
+    assert attention["logit_rms"] > 0 > attention["logit_db"]
+    assert [chunk["chunk"] for chunk in attention["chunks"]] == [1]
+    assert [layer["layer"] for layer in attention["layers"]] == [0, 1]
+    memory = json.loads((folder / "a-red-ball-seed5" / "bf16" / "memory.json").read_text())
+    assert [set(chunk["losses"]) for chunk in memory["chunks"][:3]] == [set(), {"int2-qvg"}, set()]
+    assert "What attention lost" in (folder / "report.html").read_text()
+
+
+def test_single_layers_are_shown_on_demand(folder, qvg):
+    shown = qvg("show", folder, "--layers")
+    assert re.search(r"^layer +cache +logit rms", shown.stdout, re.MULTILINE)
+    assert len(re.findall(r"^[01] +int2-qvg ", shown.stdout, re.MULTILINE)) == 2
+    assert "by layer" not in qvg("show", folder).stdout
+
+
 def test_a_run_of_a_comparison_is_the_run_that_generate_makes(tiny, folder, tmp_path):
     result = tiny("a red ball", "--cache", "int2-qvg", *LENGTH, "--seed", 6, "--out", tmp_path, "--json")
     alone = load_file(json.loads(result.stdout)["latents"])["latents"]
@@ -134,7 +155,7 @@ def compared_again(runs, random_vgg, tmp_path_factory):
 def test_finished_runs_give_the_same_figures(compared, runs, compared_again):
     _, made = compared
     _, again = compared_again
-    assert again["compared"].startswith("frames decoded anew from the latents of the runs")
+    assert again["compared"].startswith("frames decoded again from the latents of the runs")
     first, second = made["videos"][0]["arms"][1], again["videos"][0]["arms"][1]
     for key in ("psnr_db", "ssim", "first_different_frame"):
         assert first[key] == second[key]
@@ -166,7 +187,7 @@ def test_lpips_is_refused_before_a_model_is_loaded(compare, tmp_path):
     assert result.exit_code == 3
     assert "error: --lpips needs a VGG16 network, which is not at " in result.stderr
     assert "loading " not in result.stderr
-    assert "hint: fetch it with: qvg download lpips (528 MiB" in result.stderr
+    assert "hint: download it with: qvg download lpips (528 MiB" in result.stderr
     assert not list(tmp_path.glob("compare/*"))
 
 
@@ -175,7 +196,7 @@ def test_the_page_needs_no_network_and_no_script(folder):
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     for source in re.findall(r'(?:src|href|poster)="([^"]*)"', page):
         assert source.startswith("data:image/") or (folder / source).is_file()
-    assert "int2-qvg, bf16 (2) against bf16" in page
+    assert "int2-qvg, bf16 (2) vs bf16" in page
 
 
 def test_the_side_by_side_video_shows_the_frames_and_the_error(folder):
@@ -191,7 +212,7 @@ def test_the_side_by_side_video_shows_the_frames_and_the_error(folder):
 
 def test_the_table_fits_a_terminal_and_needs_no_colour(compared):
     result, _ = compared
-    table = result.stderr[result.stderr.index("Cache and time, in brackets times those of bf16:") :]
+    table = result.stderr[result.stderr.index("KV cache and time (in brackets: relative to bf16):") :]
     assert max(map(len, table.splitlines())) <= 80
     assert "\x1b" not in table
     assert re.search(r"^int2-qvg +\d+\.\d+ \(\d\.\d\dx\) +\d\.\d\dx", table, re.MULTILINE)
@@ -231,11 +252,11 @@ def test_ctrl_c_keeps_a_report_on_what_was_compared(start, tiny, tmp_path):
     stdout, stderr = program.communicate()
     assert (program.returncode, stdout) == (130, ""), stderr
     [report] = (tmp_path / "compare").glob("*/report.html")
-    assert f"what was compared until then is in {report}" in stderr
+    assert f"partial results: {report}" in stderr
     made = json.loads((report.parent / "compare.json").read_text())
     assert made["status"] == "partial"
     assert 1 <= len(made["videos"]) < 50
-    assert "This comparison was stopped" in report.read_text()
+    assert "This comparison was interrupted" in report.read_text()
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -275,7 +296,7 @@ def test_a_comparison_that_was_cut_off_goes_on(compare, compared, qvg, tmp_path,
         result = compare(*arguments, "--out", tmp_path)
     [folder] = (tmp_path / "compare").iterdir()
     assert result.exit_code == 1
-    assert f"go on with: qvg compare --resume {folder}" in result.stderr
+    assert f"resume with: qvg compare --resume {folder}" in result.stderr
     result = qvg("compare", "--resume", folder, "--json")
     assert result.exit_code == 0, result.stderr
     again, whole = json.loads(result.stdout), compared[1]
@@ -283,7 +304,8 @@ def test_a_comparison_that_was_cut_off_goes_on(compare, compared, qvg, tmp_path,
     for one, other in zip(again["videos"], whole["videos"], strict=True):
         assert one["arms"][1]["frames"] == other["arms"][1]["frames"]
         assert count_frames(folder / one["side_by_side"]) == FRAMES
-    assert again["arms"][1]["peak"] == whole["arms"][1]["peak"]
+    for figures in ("peak", "attention"):
+        assert again["arms"][1][figures] == whole["arms"][1][figures]
     assert not list(folder.rglob("state"))
     assert not (folder / "begun.json").exists()
     assert "is not the folder of an unfinished comparison" in qvg("compare", "--resume", folder).stderr

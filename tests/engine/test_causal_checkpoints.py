@@ -57,7 +57,7 @@ def test_an_extended_run_is_the_longer_run(text_engine, tmp_path, settings):
     make = {"seed": 2, "settings": settings, "schedule": schedule}
     half = text_engine.generate(FIRST, frames=57, **make)
     longer = text_engine.generate(FIRST, frames=81, **make)
-    extended = text_engine.extend(save(tmp_path / "half", half), frames=24)
+    extended = text_engine.extend(save(tmp_path / "half", half), frames=24, settings=settings)
     assert extended.latents.equal(longer.latents)
     assert np.array_equal(extended.frames, longer.frames)
     if schedule is not None:
@@ -153,5 +153,5 @@ def test_a_picture_is_refused_by_name(text_engine, picture):
 
 
 def test_another_adapter_needs_another_engine(text_engine):
-    with pytest.raises(UsageError, match=r"^settings of model belong to the loaded model$"):
+    with pytest.raises(UsageError, match=r"^settings of model are fixed when the model is loaded$"):
         text_engine.generate(FIRST, frames=9, lora=["a.safetensors"])

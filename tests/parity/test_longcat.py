@@ -122,7 +122,7 @@ def open_cache(plan: VideoPlan, codec=None) -> KVCache:
         CachePlan(PackPolicy()),
         plan,
         CacheShape(DIT["depth"], DIT["num_heads"], head_dim),
-        packed=pair,
+        packed=[pair] * DIT["depth"],
         unpacked=pair,
         seed=0,
     )

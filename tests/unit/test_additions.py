@@ -17,7 +17,8 @@ from qvg_cli.models.self_forcing.family import SelfForcing
 from qvg_cli.models.self_forcing.plan import BlockPlanner
 from qvg_cli.planning.ledger import total
 
-SMALL = {"video.height": 64, "video.width": 64}
+SMALL = {"video.height": 32, "video.width": 64}
+FEW_STEPS = {**SMALL, "sampler.steps": [1000, 500]}
 
 
 @pytest.fixture
@@ -25,8 +26,7 @@ def configs(tmp_path, monkeypatch):
     """A folder of configurations that may be added to."""
     folder = tmp_path / "configs"
     shutil.copytree(resources.configs_dir(), folder)
-    for module in ("qvg_cli.config.resources", "qvg_cli.config.load", "qvg_cli.config.cache_presets"):
-        monkeypatch.setattr(f"{module}.configs_dir", lambda: folder)
+    monkeypatch.setattr("qvg_cli.config.resources.configs_dir", lambda: folder)
     return folder
 
 
@@ -83,7 +83,7 @@ def test_a_rule_for_what_the_cache_keeps_is_one_function(monkeypatch):
         blocks = {frame: frame // self._sampler.frames_per_chunk for frame in self._cached}
         return tuple(frame for frame in blocks if blocks[frame] in (end // 3 - 2, 0, 2, 4))
 
-    engine = Engine.load(pocket=True, device="cpu", cache="int2", settings=SMALL)
+    engine = Engine.load(pocket=True, device="cpu", cache="int2", settings=FEW_STEPS)
     rolling = engine.generate("a red ball", frames=57, seed=1)
     monkeypatch.setattr(BlockPlanner, "_window", every_second)
     video = engine.generate("a red ball", frames=57, seed=1)

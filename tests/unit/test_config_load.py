@@ -2,13 +2,13 @@
 
 import pytest
 
-from qvg_cli.config.cache_presets import cache_label
+from qvg_cli.config.cache_presets import cache_label, take_preset
 from qvg_cli.config.load import Layer, Request, backend_names
 from qvg_cli.config.resources import configs_dir, preset_names
 from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import load_config
-from qvg_kernels.spec import Bf16Spec, QvgSpec
+from qvg_kernels.spec import Bf16Spec, FittedSpec, QvgSpec
 
 
 def load(*sets, **request):
@@ -56,7 +56,12 @@ def test_a_copy_of_the_backends_yaml_is_a_valid_file():
 
 def test_the_resolved_config_loads_to_itself(tmp_path):
     config = load(
-        "cache.preset=int2-qvg", "cache.k.preset=bf16", "cache.v.block_size=16", "prompt='1e5: [a]'", "seed=7"
+        "cache.preset=int2-qvg",
+        "cache.k.preset=bf16",
+        "cache.v.block_size=16",
+        "cache.layers.2-3.v.preset=trit",
+        "prompt='1e5: [a]'",
+        "seed=7",
     )
     file = tmp_path / "run.yaml"
     file.write_text(format_yaml({**config.model_dump(mode="json"), "provenance": {"commit": "12e4"}}))
@@ -94,6 +99,36 @@ def test_the_special_wins_over_the_general_whatever_the_order(tmp_path):
     assert (cache.k.block_size, cache.v.block_size) == (16, 32)
 
 
+def test_layers_have_codecs_of_their_own_on_top_of_those_of_the_others(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("cache:\n  layers: {'0': {v: {preset: trit}}, 2-3: {k: {grid: int3}}}\n  unbiased: 0.9\n")
+    cache = load("cache.layers.3.k.unbiased=0.5", file=file).cache
+    plain, trit = FittedSpec(unbiased=0.9), FittedSpec(grid="trit")
+    assert cache_label(cache) == "int2, changed"
+    assert [(layer.k, layer.v) for layer in cache.of_layers(5)] == [
+        (plain, trit),
+        (plain, plain),
+        (FittedSpec(grid="int3", unbiased=0.9), plain),
+        (FittedSpec(grid="int3", unbiased=0.5), plain),
+        (plain, plain),
+    ]
+
+
+def test_another_preset_takes_its_layers_with_it(monkeypatch, tmp_path):
+    (tmp_path / "cache").mkdir()
+    for path in (*configs_dir().glob("*.yaml"), *configs_dir().glob("cache/*.yaml")):
+        (tmp_path / path.relative_to(configs_dir())).write_text(path.read_text())
+    (tmp_path / "cache" / "mixed.yaml").write_text(
+        (configs_dir() / "cache" / "int2.yaml").read_text() + "layers: {'1': {v: {grid: trit}}}\n"
+    )
+    for module in ("cache_presets.configs_dir", "load.configs_dir", "resources.configs_dir"):
+        monkeypatch.setattr(f"qvg_cli.config.{module}", lambda: tmp_path)
+    cache = load("cache.preset=mixed").cache
+    assert cache.layers[1].v == FittedSpec(grid="trit")
+    assert cache_label(cache) == "mixed"
+    assert not take_preset(cache, "int4").layers
+
+
 def test_another_scheme_starts_from_its_own_defaults():
     assert load("cache.preset=int2-qvg", "cache.k.scheme=bf16").cache.k == Bf16Spec()
 
@@ -109,32 +144,32 @@ def test_another_scheme_starts_from_its_own_defaults():
             "nearest: cache.block_size",
         ),
         (["provenance.seed=9"], "unknown setting provenance (--set provenance.seed)", None),
-        (["video.fps"], "--set video.fps is not of the form key=value", "for example --set video.fps=24"),
-        (["=3"], "--set =3 is not of the form key=value", "for example --set video.fps=24"),
+        (["video.fps"], "--set video.fps is not of the form KEY=VALUE", "e.g. --set video.fps=24"),
+        (["=3"], "--set =3 is not of the form KEY=VALUE", "e.g. --set video.fps=24"),
         (
             ["video=3"],
             "video=3 (--set video): video is a group of settings",
             "set one of video.height, video.width, video.frames, video.fps",
         ),
         (["video.frames=0"], "video.frames=0 (--set video.frames): must be greater than 0", None),
-        (["video.frames=true"], "video.frames=True (--set video.frames): a whole number is needed", None),
-        (["video.frames=9.5"], "video.frames=9.5 (--set video.frames): a whole number is needed", None),
+        (["video.frames=true"], "video.frames=True (--set video.frames): must be a whole number", None),
+        (["video.frames=9.5"], "video.frames=9.5 (--set video.frames): must be a whole number", None),
         (
             ["sampler.steps=[]"],
             "sampler.steps=[] (--set sampler.steps): Tuple should have at least 1 item",
             None,
         ),
-        (["sampler.shift=.nan"], "sampler.shift=nan (--set sampler.shift): a finite number is needed", None),
-        (["cache.keep_sink=1"], "cache.keep_sink=1 (--set cache.keep_sink): true or false is needed", None),
+        (["sampler.shift=.nan"], "sampler.shift=nan (--set sampler.shift): must be a finite number", None),
+        (["cache.keep_sink=1"], "cache.keep_sink=1 (--set cache.keep_sink): must be true or false", None),
         (
             ["video.fps=yes"],
-            "--set video.fps: yes is unclear: some YAML readers take it for true or false",
+            "--set video.fps: yes is ambiguous: some YAML parsers read it as true or false",
             "write true or false, or 'yes' for the word",
         ),
         (
             ["prompt=a: b: c"],
             "--set prompt: mapping values are not allowed here",
-            "put a text with : or # or brackets in quotes",
+            "put text with : or # or brackets in quotes",
         ),
         (
             ["cache.preset=int2-qvg", "cache.block_size=17"],
@@ -149,12 +184,27 @@ def test_another_scheme_starts_from_its_own_defaults():
         (
             ["cache.preset=bf16", "cache.num_centroids=128"],
             "cache.num_centroids=128 (--set cache.num_centroids): cache.k has scheme 'bf16' without it",
-            "it has no settings; take another preset",
+            "it has no settings; use another preset",
         ),
         (
             ["cache.k=bf16"],
             "cache.k='bf16' (--set cache.k): cache.k is a group of settings",
             "for a preset's codec, set cache.k.preset=bf16",
+        ),
+        (
+            ["cache.layers.1.k.grid=int9"],
+            "cache.layers.1.k.grid='int9' (--set cache.layers.1.k.grid): must be 'e8x1', ",
+            None,
+        ),
+        (
+            ["cache.layers.first.k.grid=int3"],
+            "cache.layers.first (--set cache.layers.first.k.grid): layers are numbers, such as 2 or 2-5",
+            "for example --set cache.layers.2-5.v.preset=trit",
+        ),
+        (
+            ["cache.layers.1.preset=trit"],
+            "cache.layers.1={'preset': 'trit'} (--set cache.layers.1.preset): a layer has codecs k and v",
+            "for example --set cache.layers.2-5.v.preset=trit",
         ),
     ],
 )
@@ -176,7 +226,7 @@ def test_unknown_names_come_with_the_nearest():
     )
     message, hint = refused("cache.preset=int2_qvg")
     assert message == "unknown cache preset 'int2_qvg' (--set cache.preset)"
-    assert hint.startswith("nearest: int2-qvg; known: bf16, int2, ")
+    assert hint.startswith("nearest: int2-qvg; known: bf16, bit1, int2, ")
     message, hint = refused("cache.k.scheme=qvgg")
     assert message == "unknown cache.k.scheme 'qvgg' (--set cache.k.scheme)"
     assert hint.startswith("nearest: qvg; known: none, bf16, asym, fitted, ")
@@ -185,7 +235,7 @@ def test_unknown_names_come_with_the_nearest():
 def test_all_wrong_settings_are_named_at_once():
     message, _ = refused("seed=-1", "video.fps=0")
     assert message == (
-        "2 settings are wrong\n  seed=-1 (--set seed): must be greater than or equal to 0\n"
+        "2 invalid settings\n  seed=-1 (--set seed): must be greater than or equal to 0\n"
         "  video.fps=0 (--set video.fps): must be greater than 0"
     )
 
@@ -198,7 +248,7 @@ def test_all_wrong_settings_are_named_at_once():
         (b"", "{} has no settings"),
         (b"\xff\xfe", "cannot read {}: it is not UTF-8 text"),
         (b"video: {colour: red}\n", "unknown setting video.colour ({})"),
-        (b"pocket: 3\n", "{}: pocket holds settings, not 3"),
+        (b"pocket: 3\n", "{}: pocket must be a group of settings, not 3"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, content, message):
@@ -226,5 +276,5 @@ def test_words_of_older_runs_mean_what_they_meant(old, new):
     loaded = load_config(Request(sets=[old]))
     assert loaded.config == load(new)
     setting = old.partition("=")[0]
-    assert loaded.notes == (f"{old} (--set {setting}) is called {new} now, and means the same",)
+    assert loaded.notes == (f"{old} (--set {setting}) is now called {new}; the old name still works",)
     assert not load_config(Request(sets=[new])).notes

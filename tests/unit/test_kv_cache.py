@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
-from qvg_cli.config.schema import CacheConfig
+from qvg_cli.config.schema import CacheConfig, LayerCodecs
 from qvg_cli.errors import QvgError
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
 from qvg_cli.models.self_forcing.plan import plan_chunks
@@ -14,7 +14,7 @@ from qvg_cli.planning.cache_forecast import CacheShape, predict_payload
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.planning.ledger import add, total
 from qvg_kernels.codec import FiniteCheck
-from qvg_kernels.spec import Bf16Spec, CodecSpec, NoneSpec, QvgSpec
+from qvg_kernels.spec import Bf16Spec, CodecSpec, FittedSpec, NoneSpec, QvgSpec
 
 HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
 QVG = QvgSpec(num_centroids=16)
@@ -84,6 +84,18 @@ def test_the_account_is_the_sum_of_the_storages(spec, settings, window):
     plan = video_plan(window=window)
     cache = empty_cache(plan, spec, **settings)
     run(plan, cache)
+    assert cache.payload_bytes() == held_by_tensors(cache)
+
+
+def test_each_layer_is_packed_by_its_own_codecs():
+    plan, trit = video_plan(), FittedSpec(grid="trit")
+    cache = empty_cache(plan, FittedSpec(), layers={1: LayerCodecs(k=QVG, v=trit)})
+    run(plan, cache)
+    specs = [
+        {(entry.codecs.key.spec, entry.codecs.value.spec) for entry in layer.entries.values()}
+        for layer in cache.layers
+    ]
+    assert specs == [{(FittedSpec(), FittedSpec())}, {(QVG, trit)}]
     assert cache.payload_bytes() == held_by_tensors(cache)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 BASE = (
-    "__init__", "console", "environment", "errors", "files", "interrupts", "launch", "logs", "plotting",
-    "randomness",
+    "__init__", "console", "environment", "errors", "files", "interrupts", "launch", "lean_imports",
+    "logs", "plotting", "plugins", "randomness",
     "redaction", "text_files",
 )  # fmt: skip
 """Files of qvg_cli/ that any room may use; what they import is in this list too."""
@@ -24,7 +24,7 @@ ARROWS = {
     "video": "base",
     "models": "base kernels config planning device cache video",
     "hub": "base config models",
-    "engine": "base kernels.spec config planning device cache video models",
+    "engine": "base config planning device cache video models",
     "report": "base kernels config planning device video models hub engine",
     "runs": "base kernels config planning device cache video models engine report",
     "comparison": "base config device cache video models engine report runs",

@@ -38,23 +38,23 @@ def plain(tmp_path_factory):
     return draw(tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize(
-    "backend", ["module://matplotlib_inline.backend_inline", "nbagg", "qt5agg", "no such backend"]
-)
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
 def test_the_backend_of_a_notebook_is_not_asked_for(tmp_path, plain, backend):
     assert draw(tmp_path, MPLBACKEND=backend) == plain
 
 
+SETTINGS = b"text.usetex: True\nfigure.dpi: 300\nsavefig.facecolor: red\nfont.size: 40\nbackend: qt5agg\n"
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("place", "content"),
     [
-        b"text.usetex: True\nfigure.dpi: 300\nsavefig.facecolor: red\nfont.size: 40\nbackend: qt5agg\n",
-        b"no colon\nfont.size: large and red\nno.such.key: 1\n",
-        b"font.size: \xff\xfe\n",
+        *((place, SETTINGS) for place in ("working folder", "variable", "home")),
+        ("working folder", b"no colon\nfont.size: large and red\nno.such.key: 1\n"),
+        ("working folder", b"font.size: \xff\xfe\n"),
     ],
-    ids=["settings", "mistakes", "no text"],
+    ids=["working folder", "variable", "home", "mistakes", "no text"],
 )
-@pytest.mark.parametrize("place", ["working folder", "variable", "home"])
 def test_a_matplotlibrc_is_not_read(tmp_path, plain, content, place):
     name = {
         "working folder": "matplotlibrc",

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import warnings
 
 import pytest
 import torch
@@ -68,7 +67,7 @@ def test_what_decides_the_states_decides_the_file(weights, home):
 
 def test_a_prompt_that_was_cut_is_said_to_be_again(weights, home):
     for _ in range(2):
-        with pytest.warns(PromptCutWarning, match="the model reads 8: its end is left out"):
+        with pytest.warns(PromptCutWarning, match="the model reads only 8: the rest is ignored"):
             PromptEncoder(weights, 8, CPU, torch.float32).encode(LONG)
 
 
@@ -86,7 +85,7 @@ def test_a_broken_file_is_made_again(weights, home, damage):
 
 def test_a_home_that_cannot_be_written_costs_a_warning(weights, home):
     home.write_text("a file where the folder would be")
-    with pytest.warns(PromptNotKeptWarning, match="its encoder is loaded again next time"):
+    with pytest.warns(PromptNotKeptWarning, match="the encoder is loaded again next time"):
         PromptEncoder(weights, 8, CPU, torch.float32).encode("red ball")
 
 
@@ -100,8 +99,6 @@ def test_every_backend_keeps_the_text_of_its_prompts(tiny_weights, home, tmp_pat
         load_pipeline(config, CPU).encode_prompt("red ball")
         assert len(kept(home)) == 1
     shutil.rmtree(home)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_pipeline(load_config(Request()).config, CPU).encode_prompt("a red ball")
-    # The encoder of the built-in model is as quick as its file would be.
-    assert not home.exists()
+    # Reading its encoder takes little, but importing what it needs does not.
+    load_pipeline(load_config(Request()).config, CPU).encode_prompt("a red ball")
+    assert len(kept(home)) == 1

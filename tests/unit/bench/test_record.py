@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,8 @@ def bench(monkeypatch):
 def recording(bench, tmp_path):
     """A file, and the queries of the calls: five chunks of one frame of 2 x 3 tokens, two layers."""
     cache = open_cache(CacheConfig(preset="none", k=NoneSpec(), v=NoneSpec()), PLAN, CacheShape(2, 2, 64), 0)
-    recorder = bench.Recorder(bench.chunks_of_interest(CHUNKS), 4, 0)
-    cache.layers[1].watcher = recorder
+    recorder = bench.Recorder([1], bench.chunks_of_interest(CHUNKS), 4, 0)
+    recorder.begin(cache)
     rotation = FrameRotation(RotaryTables.of(64, 16, torch.device("cpu")), 2, 3)
     asked = {}
     for chunk in CHUNKS:
@@ -58,7 +59,8 @@ def recording(bench, tmp_path):
             )
             layer.commit(key, value, chunk.makes, commit)
     path = tmp_path / "recorded.safetensors"
-    bench.write(path, cache.layers, [1], recorder, "tiny")
+    recorder.keep_history()
+    bench.write(path, [recorder], "tiny")
     return path, asked
 
 
@@ -85,11 +87,17 @@ def test_the_fidelity_bench_reads_it(recording):
     assert fine < coarse - 10
 
 
+def choose(bench, size_mib):
+    """Layers of ten MiB each, of six."""
+    shape = CacheShape(6, 2, 640 * 1024 // PLAN.num_frames // 3)
+    return bench.choose_layers(Namespace(layers=None, size_mib=size_mib), PLAN, shape, 1)
+
+
 @pytest.mark.parametrize(("size_mib", "layers"), [(100, [0, 1, 2, 3, 4, 5]), (35, [0, 2, 5]), (12, [0])])
 def test_layers_that_fit_are_evenly_spread(bench, size_mib, layers):
-    assert bench.choose_layers(range(6), None, 10, size_mib) == layers
+    assert choose(bench, size_mib) == layers
 
 
 def test_a_limit_below_one_layer_is_refused(bench):
     with pytest.raises(SystemExit, match="--size-mib 5 holds no layer: one takes 10 MiB"):
-        bench.choose_layers(range(6), None, 10, 5)
+        choose(bench, 5)

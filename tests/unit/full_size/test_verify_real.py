@@ -74,3 +74,14 @@ def test_the_pocket_model_is_verified(tmp_path):
     for arm, planned in zip(run["figures"]["arms"], run["plan"]["caches"], strict=True):
         assert arm["peak"]["bytes"] == planned["cache_peak"]["bytes"]
     assert "| int2 | 0.30 | 0.30 | 6.50x |" in (out / "verify.md").read_text()
+
+
+@pytest.mark.slow
+def test_every_codec_is_measured_on_what_a_run_has_recorded(tmp_path):
+    out = tmp_path / "verify"
+    arguments = ["--pocket", "--codecs", "--frames", "21", "--layers", "1", "--presets", "int2", "int2-qvg"]
+    assert verify_real.main([*arguments, "--out", str(out)]) == 0
+    report = (out / "verify.md").read_text()
+    assert "## pocket, codecs: complete" in report
+    assert "| int2 | int2-qvg | recorded | 336 |" in report
+    assert (out / "codecs" / "pocket.json").is_file()

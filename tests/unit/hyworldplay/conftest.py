@@ -46,6 +46,7 @@ def walk_config(walk_weights):
             "dtype": "float32",
         },
         "video": {"height": 32, "width": 64},
+        "sampler": {"steps": [1000, 500]},
         "cache": {"preset": "none"},
         "walk": {"image": None},
     }

@@ -60,7 +60,7 @@ def test_rules_find_what_was_drawn(motion):
     templates = {name: [find_blob(clip[0])] for name, clip in zip(SHAPES, still, strict=True)}
     scenes = make_scenes([spec(color=color, shape=shape, motion=motion)], torch.Generator().manual_seed(2))
     # The rules look at every other frame, so only those are drawn.
-    video = render(scenes, torch.arange(0, 81, 2).float()[None])
+    video = render(scenes, torch.arange(0, 81, 2).float()[None], height=64, width=112)
     frames = (video[0].permute(1, 2, 3, 0) * 255).byte().numpy()
     finding = detect(np.repeat(frames, 2, axis=0)[:81], templates)
     assert (finding.color, finding.shape, finding.motion) == (color, shape, motion)

@@ -1,0 +1,96 @@
+"""What a probe measures of caches that pack the keys of another one."""
+
+import pytest
+import torch
+
+from qvg_cli.cache.kv_cache import open_cache
+from qvg_cli.cache.probe import NUM_QUERIES, Probe, keys_alone
+from qvg_cli.config.schema import CacheConfig
+from qvg_cli.models.wan.rope import FrameRotation
+from qvg_cli.planning.cache_forecast import CacheShape
+from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
+from qvg_cli.randomness import derive_seed
+from qvg_kernels.rope.tables import RotaryTables
+from qvg_kernels.spec import Bf16Spec, QvgSpec
+
+HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
+SHAPE = CacheShape(LAYERS, HEADS, HEAD_DIM)
+CHUNKS = tuple(
+    ChunkPlan(index, (index,), reads=tuple(range(index)), commits=(index,), is_first_made=index == 0)
+    for index in range(6)
+)
+PLAN = VideoPlan(chunks=CHUNKS, tokens_per_frame=TOKENS, latent_shape=(16, 8, 12), height=64, width=96)
+ROTATION = FrameRotation(RotaryTables.of(HEAD_DIM, 16, torch.device("cpu")), 4, 6)
+EXACT, CODED = Bf16Spec(), QvgSpec(num_centroids=16)
+
+
+def cache_of(spec, **settings):
+    return CacheConfig(preset="test", k=spec, v=spec, **settings)
+
+
+def measure(*configs, steps=1):
+    """What is measured in every chunk of a run, the last query and key of each, and the packed caches."""
+    cache = open_cache(cache_of(EXACT), PLAN, SHAPE, 1)
+    others = {
+        f"{number}": open_cache(keys_alone(config), PLAN, SHAPE, 1) for number, config in enumerate(configs)
+    }
+    probe = Probe(cache, others, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(1, HEADS, TOKENS, HEAD_DIM, generator=generator).bfloat16()  # noqa: E731
+    found, states = [], []
+    for chunk in CHUNKS:
+        commit = cache.begin(chunk).commit
+        probe.begin(chunk)
+        for _ in range(steps):
+            query, key = draw(), draw()
+            for layer in cache.layers:
+                asked = ROTATION.rotate(query, chunk.makes)
+                layer.attend(asked, key, key, frames=chunk.makes, reads=chunk.reads, rotation=ROTATION)
+        found.append(probe.measure())
+        for layer in cache.layers:
+            layer.commit(key, key, chunk.makes, commit)
+        probe.follow("commit")
+        states.append((query, key))
+    return found, states, others
+
+
+def test_every_fourth_chunk_is_measured_from_the_first_that_has_a_history():
+    found, _, _ = measure(cache_of(CODED))
+    assert [bool(losses) for losses in found] == [False, True, False, False, False, True]
+    assert [one.layer for one in found[5]["0"]] == [0, 1]
+
+
+def test_a_cache_that_keeps_keys_exactly_loses_nothing():
+    found, _, _ = measure(cache_of(EXACT))
+    for losses in found[1]["0"] + found[5]["0"]:
+        assert losses.logit_rms == losses.token_shift == losses.attention_moved == losses.history_mass == 0
+
+
+def test_it_is_what_full_attention_of_the_drawn_queries_gives():
+    found, states, others = measure(cache_of(CODED), steps=2)
+    tokens = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(derive_seed(3, "probe", 5)))
+    tokens = tokens[:NUM_QUERIES]
+    query, own = states[5]
+    place = lambda key, frame: ROTATION.placement((frame,)).apply(key, slice(0, TOKENS)).float()  # noqa: E731
+    asked = ROTATION.rotate(query, (5,))[:, :, tokens].float()
+    scale = HEAD_DIM**-0.5
+    exact = torch.cat([asked @ place(states[frame][1], frame).mT * scale for frame in range(5)], -1)
+    entries = [others["0"].layers[0].entry_of[frame] for frame in range(5)]
+    decoded = [entry.codecs.key.decode(entry.key) for entry in entries]
+    coded = torch.cat([asked @ place(key, frame).mT * scale for frame, key in enumerate(decoded)], -1)
+    chunk = asked @ place(own, 5).mT * scale
+    (losses, _) = found[5]["0"]
+    assert losses.logit_rms == pytest.approx((coded - exact).square().mean().sqrt().item(), rel=1e-4)
+    shift = (coded.argmax(-1) != exact.argmax(-1)).float().mean().item()
+    assert losses.token_shift == pytest.approx(shift, abs=1e-6)
+    before, after = (torch.cat([logits, chunk], -1).softmax(-1) for logits in (exact, coded))
+    assert losses.attention_moved == pytest.approx((after - before).abs().sum(-1).mean().item() / 2, rel=1e-3)
+    history = exact.shape[-1]
+    gained = (after - before)[..., :history].sum(-1).mean().item()
+    assert losses.history_mass == pytest.approx(gained, abs=1e-6)
+
+
+def test_chunks_that_wait_unpacked_lose_nothing():
+    found, _, _ = measure(cache_of(CODED), cache_of(CODED, span_tokens=3 * TOKENS))
+    assert set(found[1]) == {"0"}
+    assert found[5]["0"][0].logit_rms != found[5]["1"][0].logit_rms > 0
