@@ -90,6 +90,11 @@ class Probe:
         placed = rotation.placement(frames).apply(key, slice(0, count))
         self._asked[layer.index] = _Asked(chosen, _logits(chosen, placed).logsumexp(-1), reads, rotation)
 
+    def observe(self, layer: LayerCache, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
+        """Let the other caches learn from queries that are not placed yet."""
+        for other in self._others.values():
+            other.layers[layer.index].observe(query, frames, *rotations)
+
     def follow(self, kind: Literal["prefill", "commit"]) -> None:
         """Fill the other caches with what a pass has just left in the run's."""
         for name, step in self._steps.items():

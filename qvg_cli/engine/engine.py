@@ -458,7 +458,7 @@ def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan, cache: K
     chunks = plan.chunks[:num_chunks]
     if has_history and parallel.rank:
         # Nothing is left of it, else each would compute its part again.
-        cache.restore(chunks, [()] * len(cache.layers))
+        cache.restore(chunks, [()] * len(cache.layers), [{}] * len(cache.layers))
     return Done(chunks, latents, has_history)
 
 

@@ -207,9 +207,14 @@ class Planner(Protocol):
 
 
 class Denoiser(Protocol):
-    """One video in the making: the model, its prompt, and the cache that it reads and fills."""
+    """One video in the making: the model, its prompt, and the cache that it reads and fills.
+
+    Attributes:
+        observes_steps: Whether the cache learns from the calls of `denoise` too.
+    """
 
     cache: KVCache
+    observes_steps: bool = True
 
     @property
     def device(self) -> device:

@@ -172,6 +172,7 @@ class CachedSelfAttention(Generic[CallT]):
     ) -> tuple[Tensor, ...]:
         """What the queries gather from the history and the call, `[B, S, H, D]`; fills the cache."""
         call, layer = self.call, self.layer
+        layer.observe(query, call.frames, rotary_emb)
         attended = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
         call.fill(layer, key, value)
         return (attended.transpose(1, 2),)
