@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import imageio_ffmpeg
 import numpy as np
+import psutil
 import torch
 from huggingface_hub import constants, get_token
 
@@ -119,8 +120,8 @@ def _packages() -> Finding:
 
 
 def _cpu() -> Finding:
-    page = os.sysconf("SC_PAGE_SIZE")
-    whole, free = (page * os.sysconf(name) / GIB for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    memory = psutil.virtual_memory()
+    whole, free = memory.total / GIB, memory.available / GIB
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Finding("cpu", "ok", f"{cpu_name()}, {cores} cores, {free:.1f} of {whole:.1f} GiB free")
 
