@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qvg_cli.cache.prediction import LogitErrors, predicted_rms
+from qvg_cli.cache.shaping import Matrices, Shaping
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.planning.cache_forecast import CacheShape
@@ -23,6 +25,7 @@ from qvg_cli.planning.cache_plan import (
     Commit,
     Packing,
     PackPolicy,
+    Versions,
     unpacked_spec,
 )
 from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry
@@ -51,14 +54,16 @@ class Rotation(Protocol):
         ...
 
 
-class Watcher(Protocol):
-    """Sees what a layer's attention is asked; changes nothing."""
+class Watcher:
+    """Sees what passes through a layer; changes nothing."""
 
-    def __call__(
+    def see_call(
         self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation
     ) -> None:
         """Take a call of `LayerCache.attend` whose values are not rotated."""
-        ...
+
+    def see_queries(self, layer: LayerCache, query: Tensor, placements: Sequence[Placement]) -> None:
+        """Take a call of `LayerCache.observe`."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,10 @@ class LayerCache:
         entries: What is held, in the order in which it was stored.
         entry_of: The entry that a held frame is read from. A frame that was evicted is in none, even while a
             block keeps its tokens beside those of other frames.
+        shaping: The matrices that shape the errors of packed blocks.
         unsettled: Checks of new blocks that would have waited for the device.
         watcher: Sees every call, if there is one.
+        errors: What the blocks of the chunk in hand bring to logits.
     """
 
     index: int
@@ -116,9 +123,16 @@ class LayerCache:
     arithmetic: Arithmetic = "auto"
     entries: dict[Block, Entry] = field(default_factory=dict)
     entry_of: dict[int, Entry] = field(default_factory=dict)
+    shaping: Shaping = field(init=False)
     unsettled: list[tuple[Frames, FiniteCheck]] = field(default_factory=list)
     watcher: Watcher | None = None
+    errors: LogitErrors = field(default_factory=LogitErrors)
     _histories: dict[object, History] = field(default_factory=dict)
+    _versions: Versions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shaping = Shaping(self.packed.key, self.packed.value)
+        self._versions = Versions(self.ledger)
 
     def attend(
         self,
@@ -147,8 +161,27 @@ class LayerCache:
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
         given = OwnKeys(key, value, rotation.placement(frames), value_placement)
         if self.watcher is not None and value_rotation is None:
-            self.watcher(self, query, key, frames, reads, rotation)
+            self.watcher.see_call(self, query, key, frames, reads, rotation)
         return attend(query, history, given, self.workspace, self.arithmetic)
+
+    @property
+    def is_observing(self) -> bool:
+        """Whether the queries of model calls are of use."""
+        return self.watcher is not None or self.shaping.is_learning
+
+    def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
+        """Learn from the queries of a model call how errors of keys are heard.
+
+        Args:
+            query: `[B, H, S, D]` of `frames`, not rotated.
+            rotations: The ways in which keys are read.
+        """
+        placements = [rotation.placement(frames) for rotation in rotations]
+        if self.shaping.is_learning:
+            self.shaping.observe(query, placements)
+        self.errors.observe(query, placements, self.seed)
+        if self.watcher is not None:
+            self.watcher.see_queries(self, query, placements)
 
     def commit(self, key: Tensor, value: Tensor, frames: Frames, commit: Commit) -> None:
         """Store blocks of the frames that pass through the model, and pack those that are due.
@@ -175,15 +208,25 @@ class LayerCache:
             self.entry_of.pop(frame, None)
         for block in step.drops:
             self._drop(block)
+        if step.empties:
+            self._versions.clear()
+            self.shaping = Shaping(self.packed.key, self.packed.value)
 
-    def restore(self, entries: Sequence[Entry], block_of: Mapping[int, Block]) -> None:
+    def restore(
+        self, entries: Sequence[Entry], block_of: Mapping[int, Block], versions: Mapping[int, Matrices]
+    ) -> None:
         """Hold `entries` that this layer, or one like it, has made before.
 
         Args:
             block_of: The block that a frame is read from.
+            versions: The matrices that were held, by version.
         """
         for entry in entries:
             self._hold(entry)
+        for version, matrices in versions.items():
+            self.shaping.versions[version] = matrices
+            self._versions.make(version, _bytes_of(matrices))
+        self.shaping.keep(self._versions.held)
         self.entry_of = {
             frame: self.entries[block] for frame, block in block_of.items() if block in self.entries
         }
@@ -247,14 +290,24 @@ class LayerCache:
         self._hold(packed)
 
     def _encode(self, codecs: CodecPair, key: Tensor, value: Tensor, block: Block) -> Entry:
-        seeds = tuple(derive_seed(self.seed, side, self.index, block.frames[0]) for side in ("key", "value"))
+        key_seed, value_seed = (
+            derive_seed(self.seed, side, self.index, block.frames[0]) for side in ("key", "value")
+        )
+        seeds, states = (key_seed, value_seed), (key, value)
         checks: list[FiniteCheck] = []
+        matrices: Matrices = (None, None)
         try:
-            pair = encode_pair((codecs.key, codecs.value), (key, value), (seeds[0], seeds[1]), checks)
+            if codecs is self.packed:
+                matrices = self.shaping.matrices(block.version, states, seeds, checks)
+                self._versions.make(block.version, _bytes_of(matrices))
+                self.shaping.keep(self._versions.held)
+            pair = encode_pair((codecs.key, codecs.value), states, seeds, checks, matrices)
         except NonFiniteError as error:
             raise self.refuse(block.frames, error) from error
         except ValueError as error:
             raise QvgError(f"cannot cache layer {self.index}: {error}") from error
+        if codecs is not self.unpacked and codecs.key.spec.packs:
+            self.errors.add(key, codecs.key, pair[0])
         self.unsettled += [(block.frames, check) for check in checks]
         return Entry(block, codecs, *pair)
 
@@ -267,6 +320,7 @@ class LayerCache:
         self._histories.clear()
         self.entries[entry.block] = entry
         self.entry_of.update(dict.fromkeys(entry.block.frames, entry))
+        self._versions.hold(entry.block)
         self.ledger.add(entry.payload_bytes())
 
     def _drop(self, block: Block) -> None:
@@ -274,6 +328,12 @@ class LayerCache:
         # A block that the next chunk drops is not saved, so a resumed run does not hold it.
         if entry := self.entries.pop(block, None):
             self.ledger.remove(entry.payload_bytes())
+            self._versions.drop(block)
+            self.shaping.keep(self._versions.held)
+
+
+def _bytes_of(matrices: Matrices) -> int:
+    return sum(each.numel() * each.element_size() for each in matrices if each is not None)
 
 
 class KVCache:
@@ -326,21 +386,28 @@ class KVCache:
         step = self.plan.advance(chunk)
         for layer in self.layers:
             layer.evict(step)
+            layer.errors.begin(chunk)
         self.ledger.begin_peak()
         self._num_held -= len(step.evicts)
         self._bf16_start_bytes = self.bf16_bytes
         return step
 
-    def restore(self, done: Sequence[ChunkPlan], layers: Sequence[Sequence[Entry]]) -> None:
+    def restore(
+        self,
+        done: Sequence[ChunkPlan],
+        layers: Sequence[Sequence[Entry]],
+        versions: Sequence[Mapping[int, Matrices]],
+    ) -> None:
         """Hold what was held after the chunks `done`; the cache is empty before.
 
         Args:
             layers: Entries of each layer, in stored order.
+            versions: The matrices that shape their errors, of each layer.
         """
         for chunk in done:
             self.plan.advance(chunk)
-        for layer, entries in zip(self.layers, layers, strict=True):
-            layer.restore(entries, self.plan.block_of)
+        for layer, entries, held in zip(self.layers, layers, versions, strict=True):
+            layer.restore(entries, self.plan.block_of, held)
         self._num_held = len(self.plan.block_of)
 
     def settle(self, commit: Commit) -> None:
@@ -361,6 +428,11 @@ class KVCache:
         self._num_held += len(commit.frames)
 
     @property
+    def is_learning(self) -> bool:
+        """Whether the matrices that shape errors depend on calls that are still to come."""
+        return any(layer.shaping.is_learning for layer in self.layers)
+
+    @property
     def bf16_bytes(self) -> int:
         """Size of a BF16 cache of the frames that are held now."""
         return self._num_held * self._bf16_frame_bytes
@@ -379,6 +451,7 @@ class KVCache:
             bf16_peak_bytes=max(self._bf16_start_bytes, self.bf16_bytes),
             bf16_end_bytes=self.bf16_bytes,
             device_peak_bytes=device_peak_bytes,
+            logit_rms=predicted_rms([layer.errors for layer in self.layers]),
         )
 
 

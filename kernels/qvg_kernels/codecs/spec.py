@@ -46,6 +46,15 @@ class Spec:
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}={value} is out of range; choose {low} to {high}")
 
+    @property
+    def is_shaped(self) -> bool:
+        """Whether blocks of a layer share a matrix a head, which the first of them decide."""
+        return False
+
+    def matrix_bytes(self, heads: int, head_dim: int) -> int:
+        """Bytes of one version of the matrices that blocks share, which no block counts."""
+        return 2 * heads * head_dim * head_dim if self.is_shaped else 0
+
     def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
         """Bytes of one block of keys or of values, by kind.
 
