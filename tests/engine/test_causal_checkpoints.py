@@ -132,7 +132,7 @@ def test_a_video_begins_with_its_picture(picture, name, num_still):
     video = engine.generate(FIRST, frames=num_still + 24, image=picture)
     assert len(video.frames) == num_still + 24
     (note,) = [line for line in video.notes if "box.png" in line]
-    assert "cut" in note
+    assert "cropped" in note
     shown = np.asarray(Image.open(picture))[:, 16:144].astype(int)
     # The small VAE loses tones; it is the picture all the same, and not the picture upside down.
     for frame in video.frames[:num_still].astype(int):
@@ -154,7 +154,7 @@ def test_a_video_with_a_picture_is_extended_with_the_same_bits(picture, tmp_path
 
 def test_a_picture_is_refused_by_name(text_engine, picture):
     with pytest.raises(
-        UsageError, match=r"^self-forcing begins with a text: nothing is published"
+        UsageError, match=r"^self-forcing is text to video: there are no published weights"
     ) as refused:
         text_engine.generate(FIRST, frames=9, image=picture)
     assert "causal-forcing-frame, sgf-chunk" in refused.value.hint
