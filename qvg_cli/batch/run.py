@@ -42,14 +42,15 @@ def make_batch(
         show: Takes the manifest's line of each video when it is whole.
 
     Raises:
-        Interrupted: Ctrl-C or a signal; the same command goes on.
+        Interrupted: Ctrl-C or a signal; run the same command to continue.
         QvgError: A video failed; all others were made.
     """
     check_weights(planned[0])
     store = Store(out)
     store.prepare()
     for error in bad:
-        console.note(f"left out: {error}")
+        console.note(f"skipping: {error}")
+    console.note("starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}")
     with store.hold(), connect(address) as cluster:
         device = cluster.device(planned[0].config.device)
         count = cluster.num_workers(num_workers, device, num_processes)
@@ -63,27 +64,25 @@ def make_batch(
                 manifest.add({**job, "status": "complete"})
         left_out = [str(error) for error in bad]
         manifest.begin(str(prompts), [job["id"] for job in jobs], count, left_out)
-        console.note(f"{len(jobs)} videos, {len(jobs) - len(waiting)} are there; {count} workers on {device}")
+        console.note(
+            f"{len(jobs)} videos, {len(jobs) - len(waiting)} already done; {count} workers on {device}"
+        )
         base = replace(planned[0], config=planned[0].config.model_copy(update={"device": device}))
-        plan = WorkerPlan(base, [job["prompt"] for job in waiting], store.place, device, num_processes)
+        plan = WorkerPlan(base, waiting, store.place, device, num_processes)
         stopped = None
         if waiting:
-            with View(store, manifest, console) as view:
-
-                def hear(row: Row) -> None:
-                    view.hear(row)
-                    if row.get("status") == "complete":
-                        show({**row, "folder": f"{store.place}/{row['folder']}"})
-
-                stopped = cluster.make(waiting, plan, count, hear)
+            with View(store, manifest, console, show) as view:
+                stopped = cluster.make(plan, count, view.hear)
     manifest.end()
-    console.note(f"{manifest.line()}; what has become of each is in {store.place}/{MANIFEST}")
+    console.note(f"{manifest.line()}; status of each: {store.place}/{MANIFEST}")
     if stopped is not None:
-        raise interruption(stopped, "stopped; what was made is kept", hint="the same command goes on")
+        raise interruption(
+            stopped, "stopped; finished videos are kept", hint="run the same command to continue"
+        )
     failures = [_failure(job) for job in manifest.jobs("failed")] + left_out
     if failures:
         total = len(jobs) + len(bad)
-        raise QvgError("\n  ".join([f"{len(failures)} of {total} videos were not made", *failures]))
+        raise QvgError("\n  ".join([f"{len(failures)} of {total} videos failed", *failures]))
 
 
 def status_text(place: str, *, is_json: bool) -> str:
@@ -106,7 +105,7 @@ def _jobs(planned: Sequence[Planned], device: str, console: Console) -> list[Row
     for each, video in zip(ids, planned, strict=True):
         config = video.config
         if each in jobs:
-            console.note(f"twice with seed {config.seed}, made once: {config.prompt!r:.60}")
+            console.note(f"twice with seed {config.seed}, generated once: {config.prompt!r:.60}")
         folder = f"{config.backend}/{video.name}-{each}"
         jobs[each] = {"id": each, "prompt": config.prompt, "seed": config.seed, "folder": folder}
     return list(jobs.values())

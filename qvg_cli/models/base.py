@@ -119,6 +119,10 @@ class Family(ABC, Generic[ConfigT]):
             MissingModelError: It is in a folder of the user's, and that cannot be read.
         """
 
+    def num_steps(self, config: ConfigT, chunk: ChunkPlan) -> int:
+        """Denoising steps of a chunk that makes frames."""
+        return len(config.sampler.steps)
+
     @property
     def can_extend(self) -> bool:
         """Whether any of its runs goes on from a given video."""

@@ -32,16 +32,8 @@ LOG = logging.getLogger(__name__)
 MOST_WAITING = 8
 """Moves that wait at most; more are not taken."""
 _MOST_WORDS = 4
-_OPPOSITES = {
-    "w": "s",
-    "s": "w",
-    "a": "d",
-    "d": "a",
-    "left": "right",
-    "right": "left",
-    "up": "down",
-    "down": "up",
-}
+_PAIRS = (("w", "s"), ("a", "d"), ("left", "right"), ("up", "down"))
+_OPPOSITES = {key: other for pair in _PAIRS for key, other in (pair, pair[::-1])}
 
 
 class _Closed(Exception):
@@ -130,7 +122,9 @@ class Player:
     def set_prompt(self, text: str) -> None:
         """Change the prompt at the next chunk."""
         if self.has_camera:
-            raise UsageError("this model has one prompt for a whole walk", hint="begin a new world with it")
+            raise UsageError(
+                "this model uses one prompt for the whole walk", hint="start a new world with it"
+            )
         self._next_prompt = check_prompt(text)
         self._tell_state()
 
@@ -212,16 +206,19 @@ class Player:
     def _wait(self) -> Callable[[], None] | None:
         """The next thing to do; `None` at the end."""
         with self._wake:
-            self._wake.wait_for(lambda: self._is_closing or self._tasks or self._may_move())
+            self._wake.wait_for(
+                lambda: (
+                    self._is_closing
+                    or self._tasks
+                    or ((self._moves or self._held) and self._has_room and self._session is not None)
+                )
+            )
             if self._is_closing:
                 return None
             if self._tasks:
                 return self._tasks.popleft()
             keys = self._moves.popleft() if self._moves else self._held
         return lambda: self._step(keys)
-
-    def _may_move(self) -> bool:
-        return bool(self._moves or self._held) and self._has_room and self._session is not None
 
     def _begin(self, prompt: str | None, picture: Path | None, seed: int | None) -> None:
         self._leave_world()
@@ -234,7 +231,7 @@ class Player:
         config = self._session.config
         if config.model.weights == "pocket" and (words := unknown_words(config.prompt, config.family_name)):
             named = ", ".join(map(repr, words[:_MOST_WORDS]))
-            self._tell({"type": "notice", "message": f"the pocket model does not know {named}"})
+            self._tell({"type": "notice", "message": f"the demo model does not know {named}"})
         image = option_value(config, "--image")
         if image is not None:
             video = config.video
@@ -269,7 +266,11 @@ class Player:
         self._is_saved = False
         if self._folder is None:
             self._folder = self._open_folder(session)
-        self._folder.add(chunk, self._own_picture(session.config))
+        config = session.config
+        if self._picture is not None:
+            # The copy of an uploaded picture, which stays with the walk.
+            config = with_option(config, "--image", str(self._picture.absolute()))
+        self._folder.add(chunk, config)
         self._tell_path(begin)
 
     def _pose(self, session: Session, keys: Sequence[str]) -> str | None:
@@ -293,12 +294,6 @@ class Player:
         if self._picture is not None:
             self._picture = folder.keep_picture(self._picture)
         return folder
-
-    def _own_picture(self, config: Any) -> Any:
-        """`config` with the copy of an uploaded picture that stays with the walk."""
-        return (
-            config if self._picture is None else with_option(config, "--image", str(self._picture.absolute()))
-        )
 
     def _save(self) -> None:
         if self._folder is None:

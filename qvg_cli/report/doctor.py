@@ -8,13 +8,14 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import imageio_ffmpeg
 import numpy as np
+import psutil
 import torch
 from huggingface_hub import constants, get_token
 
@@ -25,6 +26,7 @@ from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.hub.proxies import check_proxies, proxy_for
 from qvg_cli.hub.record import is_whole, read_record
 from qvg_cli.hub.spec import read_downloads
+from qvg_cli.plugins import CODECS, FAMILIES, load_plugin
 from qvg_cli.redaction import redact
 from qvg_cli.report.provenance import commit_text, cpu_name
 from qvg_cli.video.io import check_encoder, read_frames
@@ -62,9 +64,10 @@ def examine(out: Path) -> list[Finding]:
         out: Where results would go.
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    python = f"{platform.python_version()} on {platform.platform()}, {sys.prefix}"
     points: list[tuple[str, Callable[[], Finding]]] = [
-        ("qvg", _qvg),
-        ("python", _python),
+        ("qvg", _program),
+        ("python", lambda: Finding("python", "ok", python)),
         ("packages", _packages),
         ("cpu", _cpu),
         ("device", lambda: _device(device)),
@@ -75,6 +78,7 @@ def examine(out: Path) -> list[Finding]:
         ("hub cache", lambda: _disk("hub cache", Path(constants.HF_HUB_CACHE))),
         ("hub", _hub),
         ("downloads", _downloads),
+        ("plugins", _plugins),
     ]
     findings = []
     for name, look in points:
@@ -90,20 +94,13 @@ def examine(out: Path) -> list[Finding]:
 
 def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
     """All findings for a bug report; it names the folders in use, and no token."""
-    return {"schema": SCHEMA, "findings": [_without_secrets(finding) for finding in findings]}
+    told = [{name: value and redact(value) for name, value in asdict(each).items()} for each in findings]
+    return {"schema": SCHEMA, "findings": told}
 
 
-def _without_secrets(finding: Finding) -> dict[str, str | None]:
-    return {name: value and redact(value) for name, value in asdict(finding).items()}
-
-
-def _qvg() -> Finding:
+def _program() -> Finding:
     commit = commit_text()
     return Finding("qvg", "ok", f"{__version__}" + (f", commit {commit[:12]}" if commit else ""))
-
-
-def _python() -> Finding:
-    return Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}, {sys.prefix}")
 
 
 def _packages() -> Finding:
@@ -117,8 +114,8 @@ def _packages() -> Finding:
 
 
 def _cpu() -> Finding:
-    page = os.sysconf("SC_PAGE_SIZE")
-    whole, free = (page * os.sysconf(name) / GIB for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    memory = psutil.virtual_memory()
+    whole, free = memory.total / GIB, memory.available / GIB
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Finding("cpu", "ok", f"{cpu_name()}, {cores} cores, {free:.1f} of {whole:.1f} GiB free")
 
@@ -126,9 +123,9 @@ def _cpu() -> Finding:
 def _device(device: torch.device) -> Finding:
     if device.type != "cuda":
         built = torch.version.cuda or torch.version.hip
-        said = "no GPU that this torch can use" if built else "this build of torch is for CPUs alone"
+        said = "no usable GPU" if built else "no usable GPU: this PyTorch is a CPU-only build"
         return Finding(
-            "device", "note", said, "the built-in pocket model runs on a CPU, larger ones need a GPU"
+            "device", "note", said, "the built-in demo models run on a CPU, larger models need a GPU"
         )
     free, whole = (count / GIB for count in torch.cuda.mem_get_info(device))
     major, minor = torch.cuda.get_device_capability(device)
@@ -144,14 +141,16 @@ def _kernels(device: torch.device) -> Finding:
     resolve_device(str(device))
     reason = why_reference(device)
     if reason is not None:
-        return Finding("kernels", "note", f"not used: {reason}; the torch reference runs, which is slower")
+        return Finding(
+            "kernels", "note", f"Triton kernels disabled: {reason}; using the slower PyTorch reference"
+        )
     error = kernel_error(device)
     if error > 0.01:
         return Finding(
             "kernels",
             "problem",
             f"compiled, and {error:.2%} off the reference on {device}",
-            "take the reference with QVG_KERNELS=reference, and report this",
+            "use QVG_KERNELS=reference, and report this",
         )
     return Finding("kernels", "ok", f"compiled and checked against the reference on {device}")
 
@@ -186,8 +185,10 @@ def _ffmpeg() -> Finding:
     except QvgError as error:
         return Finding("ffmpeg", "problem", str(error), error.hint)
     if count != len(frames):
-        return Finding("ffmpeg", "problem", f"{count} of {len(frames)} frames came back from H.264")
-    found = f"{imageio_ffmpeg.get_ffmpeg_version()} writes and reads H.264, {imageio_ffmpeg.get_ffmpeg_exe()}"
+        return Finding("ffmpeg", "problem", f"{count} of {len(frames)} frames could be read back from H.264")
+    found = (
+        f"{imageio_ffmpeg.get_ffmpeg_version()} encodes and decodes H.264, {imageio_ffmpeg.get_ffmpeg_exe()}"
+    )
     return Finding("ffmpeg", "ok", found)
 
 
@@ -198,7 +199,7 @@ def _disk(name: str, folder: Path) -> Finding:
     free = shutil.disk_usage(place).free
     said = f"{free / GIB:.1f} GiB free at {folder}"
     if not os.access(place, os.W_OK):
-        return Finding(name, "note", f"{said}, which cannot be written to", _elsewhere(name))
+        return Finding(name, "note", f"{said}, not writable", _elsewhere(name))
     if free < _LEAST_FREE_BYTES:
         return Finding(name, "note", said, f"free some space, or {_elsewhere(name)}")
     return Finding(name, "ok", said)
@@ -206,7 +207,7 @@ def _disk(name: str, folder: Path) -> Finding:
 
 def _elsewhere(name: str) -> str:
     return {
-        "results": "give another folder with --out",
+        "results": "use another folder with --out",
         "weights": "set QVG_HOME to another folder",
         "hub cache": "set HF_HOME to another folder",
     }[name]
@@ -215,7 +216,7 @@ def _elsewhere(name: str) -> str:
 def _hub() -> Finding:
     import httpx2
 
-    token = "with a token" if get_token() else "without a token"
+    token = "token found" if get_token() else "no token found (only gated models need one)"
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", "note", f"offline mode, {token}", "unset HF_HUB_OFFLINE to download")
     try:
@@ -226,12 +227,21 @@ def _hub() -> Finding:
         status = httpx2.head(constants.ENDPOINT, timeout=_HUB_SECONDS, follow_redirects=True).status_code
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         proxy = proxy_for(constants.ENDPOINT)
-        way = f" by the proxy of {redact(proxy)}" if proxy else ""
+        way = f" through the proxy {redact(proxy)}" if proxy else ""
         said = f"no connection to {constants.ENDPOINT}{way}: {type(error).__name__}"
-        return Finding("hub", "note", said, "check the network, HTTPS_PROXY and HF_ENDPOINT to download")
+        return Finding(
+            "hub", "note", said, "downloads need it: check the network, HTTPS_PROXY and HF_ENDPOINT"
+        )
     if status >= 500:
         return Finding("hub", "note", f"{constants.ENDPOINT} answers with status {status}", "try again later")
     return Finding("hub", "ok", f"{constants.ENDPOINT} answers, {token}")
+
+
+def _plugins() -> Finding:
+    entries = [entry for group in (FAMILIES, CODECS) for entry in entry_points(group=group)]
+    for entry in entries:
+        load_plugin(entry)
+    return Finding("plugins", "ok", ", ".join(entry.value for entry in entries) or "none")
 
 
 def _downloads() -> Finding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,14 @@ class Unfinished:
     def suggestion(self) -> str:
         """How to go on with it."""
         command = "qvg generate" if self.num_chunks is not None else "qvg compare"
-        return f"go on with: {command} --resume {shlex.quote(str(self.folder))}"
+        return f"resume with: {command} --resume {shlex.quote(str(self.folder))}"
 
     def line(self) -> str:
         """All of it in a line."""
-        state = "is under way" if self.is_running else "was cut off"
+        state = "is in progress" if self.is_running else "was interrupted"
         what = "comparison" if self.num_chunks is None else "run"
         planned = "" if self.num_planned is None else f" of {self.num_planned}"
-        done = "" if self.num_chunks is None else f", {self.num_chunks}{planned} chunks are whole"
+        done = "" if self.num_chunks is None else f", {self.num_chunks}{planned} chunks are complete"
         shown = "" if self.prompt is None else f": {short_prompt(self.prompt)!r}"
         return f"the {what} in {self.folder} {state}{done}{shown}" + (
             "" if self.is_running else f"; {self.suggestion}"
@@ -66,7 +65,8 @@ class Unfinished:
 
 def find_unfinished(root: Path) -> list[Unfinished]:
     """Those below `root`, the newest first; the runs of a comparison are its own."""
-    comparisons = {path.parent: path.stat().st_mtime for path in _begun_files(root)}
+    begun = (path for path in root.rglob(BEGUN) if not (path.parent / COMPARISON).is_file())
+    comparisons = {path.parent: path.stat().st_mtime for path in begun}
     found = []
     for state in find_states(root):
         folder = state.parent
@@ -107,10 +107,6 @@ def modified(unfinished: Unfinished) -> float:
     """When something was last written to it, in seconds of the clock."""
     places = [unfinished.folder, *unfinished.folder.rglob(STATE)]
     return max(place.stat().st_mtime for place in places)
-
-
-def _begun_files(root: Path) -> Iterator[Path]:
-    return (path for path in root.rglob(BEGUN) if not (path.parent / COMPARISON).is_file())
 
 
 def _is_locked(lock: Path) -> bool:

@@ -151,14 +151,14 @@ class Checkpoint:
             found = differences(begun, identity)
             if found:
                 raise UsageError(
-                    f"the run in {folder.parent} cannot go on: {'; '.join(found)}",
-                    hint="leave the options out that change it, or make a new run",
+                    f"cannot resume the run in {folder.parent}: {'; '.join(found)}",
+                    hint="omit the options that change it, or start a new run",
                 )
         except BaseException:
             lock.release()
             raise
         for line in other_versions(begun, identity):
-            note(f"the run was begun with something else, so later frames may differ slightly: {line}")
+            note(f"the environment changed since the run started; later frames may differ slightly: {line}")
         return cls(folder, begun, lock)
 
     def path(self, chunk: int, kind: str) -> Path:
@@ -181,13 +181,13 @@ class Checkpoint:
             for record in self._read_records():
                 records.append(record)
         except DamagedError as error:
-            note(f"{error}: chunk {len(records) + 1} and those after it are made again")
+            note(f"{error}: chunk {len(records) + 1} and those after it are generated again")
         while records:
             try:
                 latents = self.read_latents(records)
                 break
             except DamagedError as error:
-                note(f"{error}: chunk {len(records)} is made again")
+                note(f"{error}: chunk {len(records)} is generated again")
                 records.pop()
         self._forget_from(len(records))
         if not records:
@@ -197,7 +197,7 @@ class Checkpoint:
             try:
                 self._fill(plan, cache, device, records)
             except DamagedError as error:
-                note(f"{error}: the history is computed again")
+                note(f"{error}: rebuilding the KV cache")
                 has_history = False
         return records, Done(plan.chunks[: len(records)], latents.to(device), has_history)
 
@@ -358,9 +358,9 @@ class Checkpoint:
         except OSError as error:
             raise DamagedError(f"{path.name}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError) as error:
-            raise DamagedError(f"{path.name} is not a record") from error
+            raise DamagedError(f"{path.name} is not a chunk record") from error
         if (record.run, record.chunk) != (self._run, chunk):
-            raise DamagedError(f"{path.name} is of another run")
+            raise DamagedError(f"{path.name} belongs to another run")
         return record
 
     def _read(self, record: ChunkRecord, kind: str) -> bytes:
@@ -400,7 +400,7 @@ class Checkpoint:
                 found = read_blocks(tensors, records[chunk].entries, chunk, cache, versions, device)
                 entries.update({block: found[block] for block in held if block.chunk == chunk})
             except (ValueError, KeyError) as error:
-                raise DamagedError(f"the history of chunk {chunk + 1} does not fit: {error}") from error
+                raise DamagedError(f"the KV cache of chunk {chunk + 1} does not fit: {error}") from error
         self._saved = set(held)
         newest = next((each for each in versions if each), {})
         self._matrices = newest[max(newest)] if newest else None
@@ -431,8 +431,8 @@ def read_identity(folder: Path) -> Identity:
         return Identity.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise UsageError(
-            f"{path} cannot be read, so the run cannot go on",
-            hint=f"make it again with --config {folder.parent / 'run.yaml'}",
+            f"{path} cannot be read, so the run cannot be resumed",
+            hint=f"generate it again with --config {folder.parent / 'run.yaml'}",
         ) from error
 
 
@@ -442,7 +442,7 @@ def _take(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise BusyError(
-            f"another qvg is at work on {folder.parent}", hint="wait for it, or stop it first"
+            f"another qvg process is working on {folder.parent}", hint="wait for it, or stop it"
         ) from error
     except OSError as error:
         raise _cannot_write(folder, error) from error

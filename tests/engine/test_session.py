@@ -98,7 +98,7 @@ def test_a_saved_video_goes_on_as_if_it_had_not_ended(family, preset, steps, req
 def test_a_run_of_another_model_is_not_taken_up(text_engine, walk_engine, tmp_path):
     session = text_engine.session()
     run = save(tmp_path / "run", session, [session.step()])
-    with pytest.raises(UsageError, match=r"is of pocket .built-in"):
+    with pytest.raises(UsageError, match=r"was made with demo model"):
         walk_engine.take_up(run)
 
 
