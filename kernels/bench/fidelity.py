@@ -49,6 +49,8 @@ class Case:
         value: `[1, H, S, D]` float32.
         probes: Each with the tokens that it attends to, those that are packed first.
         scales: Of the logits, by what heads are called at it; "" is the model's own.
+        asked: Queries before any rotation, `[1, H, Q, D]`, each with the first token of its chunk: what a
+            codec may know of when it packs later ones.
     """
 
     source: str
@@ -58,6 +60,7 @@ class Case:
     value: Tensor
     probes: list[tuple[AttentionProbe, Tensor]]
     scales: Mapping[str, float]
+    asked: list[tuple[int, Tensor]]
 
 
 def require_whole_frames(span: int, frame_tokens: int) -> None:
@@ -86,7 +89,8 @@ def synthetic_cases(spans: list[int], history: int, samples: int, device: str) -
                 probe = AttentionProbe(query, key, value, rotation, rotation[tokens])
                 scales = {kind: probe.scale_of(sharpness) for kind, sharpness in SHARPNESS.items()}
                 every = torch.arange(key.shape[2], device=device)
-                yield Case(level, f"seed {seed}", span, key, value, [(probe, every)], scales)
+                asked = [(0, made.early_query.to(device))]
+                yield Case(level, f"seed {seed}", span, key, value, [(probe, every)], scales, asked)
 
 
 def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
@@ -114,6 +118,14 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                     )
                     for number in judging
                 }
+                asked = [
+                    (
+                        about["frames"].index(chunk["frames"][0]) * frame_tokens,
+                        file.get_tensor(f"layer{layer}.query{number}"),
+                    )
+                    for number, chunk in enumerate(about["chunks"])
+                    if chunk["frames"][0] in about["frames"]
+                ]
                 for prompt in range(key.shape[0]):
                     one = slice(prompt, prompt + 1)
                     probes = [
@@ -125,7 +137,8 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                         )
                     ]
                     name, scales = f"layer {layer}, prompt {prompt}", {"": key.shape[3] ** -0.5}
-                    yield Case("recorded", name, span, key[one], value[one], probes, scales)
+                    own = [(first, query[one].float()) for first, query in asked]
+                    yield Case("recorded", name, span, key[one], value[one], probes, scales, own)
 
 
 def _judging_chunks(about: Mapping[str, Any], span_frames: int) -> dict[int, int]:
@@ -171,12 +184,13 @@ def _recorded_probe(
     return probe, tokens
 
 
-def pack(codec: Codec, states: Tensor, span: int, num_packed: int, seed: int) -> Tensor:
+def pack(codec: Codec, states: Tensor, case: Case, num_packed: int, seed: int) -> Tensor:
     """What the first tokens of `[1, H, S, D]` decode to, span by span; the others as they are."""
-    parts = [
-        codec.decode(codec.encode(part, seed=2 * number + seed))
-        for number, part in enumerate(states[:, :, :num_packed].split(span, dim=2))
-    ]
+    parts = []
+    for number, part in enumerate(states[:, :, :num_packed].split(case.span, dim=2)):
+        queries = [query for first, query in case.asked if first < number * case.span]
+        moment = torch.stack([query.mT @ query for query in queries]).sum(0) if queries else None
+        parts.append(codec.decode(codec.knowing(moment).encode(part, seed=2 * number + seed)))
     return torch.cat([*parts, states[:, :, num_packed:]], dim=2)
 
 
@@ -186,8 +200,8 @@ def measure(case: Case, presets: list[Preset]) -> Iterator[Row]:
     num_packed = max(int(tokens[: probe.num_packed].max()) + 1 for probe, tokens in case.probes)
     packed = slice(num_packed)
     for preset in presets:
-        key = pack(build_codec(preset.key), case.key, case.span, num_packed, 0)
-        value = pack(build_codec(preset.value), case.value, case.span, num_packed, 1)
+        key = pack(build_codec(preset.key), case.key, case, num_packed, 0)
+        value = pack(build_codec(preset.value), case.value, case, num_packed, 1)
         bits = [spec.bits_per_value(case.span, head_dim) for spec in (preset.key, preset.value)]
         shared = {
             "preset": preset.name,

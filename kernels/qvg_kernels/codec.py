@@ -81,6 +81,13 @@ class Codec(ABC):
         """What reads blocks of heads of `head_dim` channels by kernels; `None` where only torch does."""
         return None
 
+    def knowing(self, queries: Tensor | None) -> Codec:
+        """This codec, to pack keys whose earlier queries have the second moment `[B, H, D, D]`, in any unit.
+
+        The same one if its spec does not weigh queries.
+        """
+        return self
+
 
 Settings = TypeVar("Settings", bound=Spec)
 Draws = TypeVar("Draws")

@@ -104,6 +104,8 @@ class LayerCache:
             block keeps its tokens beside those of other frames.
         unsettled: Checks of new blocks that would have waited for the device.
         watcher: Sees every call, if there is one.
+        keeps_queries: Whether it learns what queries ask for.
+        queries: `[B, H, D, D]`, their second moment: a sum over the passes that filled the cache.
     """
 
     index: int
@@ -118,7 +120,12 @@ class LayerCache:
     entry_of: dict[int, Entry] = field(default_factory=dict)
     unsettled: list[tuple[Frames, FiniteCheck]] = field(default_factory=list)
     watcher: Watcher | None = None
+    keeps_queries: bool = False
+    queries: Tensor | None = None
     _histories: dict[object, History] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.keeps_queries = self.packed.key.spec.weighs_queries
 
     def attend(
         self,
@@ -150,12 +157,15 @@ class LayerCache:
             self.watcher(self, query, key, frames, reads, rotation)
         return attend(query, history, given, self.workspace, self.arithmetic)
 
-    def commit(self, key: Tensor, value: Tensor, frames: Frames, commit: Commit) -> None:
+    def commit(
+        self, key: Tensor, value: Tensor, frames: Frames, commit: Commit, query: Tensor | None = None
+    ) -> None:
         """Store blocks of the frames that pass through the model, and pack those that are due.
 
         Args:
             key: `[B, H, S, D]` of `frames`, after the key norm, before rotation.
             value: `[B, H, S, D]`.
+            query: `[B, H, S, D]`, not rotated; blocks of later chunks are packed by what it asks for.
 
         Raises:
             QvgError: A value is NaN or infinite, or the codecs do not take the head size; the message names
@@ -168,6 +178,11 @@ class LayerCache:
             )
         for packing in commit.packings:
             self._pack(packing)
+        if self.keeps_queries and query is not None:
+            # Head by head, so that a sum does not depend on how many are here.
+            moment = torch.stack([states.T @ states for states in query.float().flatten(0, 1)])
+            moment = moment.unflatten(0, query.shape[:2])
+            self.queries = moment if self.queries is None else self.queries + moment
 
     def evict(self, step: CacheStep) -> None:
         """Forget the frames that `step` evicts, and drop the blocks that none of their frames is left of."""
@@ -250,7 +265,8 @@ class LayerCache:
         seeds = tuple(derive_seed(self.seed, side, self.index, block.frames[0]) for side in ("key", "value"))
         checks: list[FiniteCheck] = []
         try:
-            pair = encode_pair((codecs.key, codecs.value), (key, value), (seeds[0], seeds[1]), checks)
+            key_codec = codecs.key.knowing(self.queries)
+            pair = encode_pair((key_codec, codecs.value), (key, value), (seeds[0], seeds[1]), checks)
         except NonFiniteError as error:
             raise self.refuse(block.frames, error) from error
         except ValueError as error:

@@ -65,6 +65,7 @@ class Probe:
         self._asked: dict[int, _Asked] = {}
         for layer in cache.layers:
             layer.watcher = self
+            layer.keeps_queries |= any(other.layers[layer.index].keeps_queries for other in others.values())
 
     @property
     def held_bytes(self) -> int:
@@ -104,6 +105,7 @@ class Probe:
                 key = torch.cat(parts, dim=2)
                 # Values are not asked for; a channel stands in for them.
                 other.commit(key, key[..., :1], commit.frames, commit)
+                other.queries = layer.queries
             self._others[name].settle(commit)
 
     def measure(self) -> dict[str, tuple[LayerLosses, ...]]:
@@ -129,7 +131,8 @@ class Probe:
 
 def keys_alone(config: CacheConfig) -> CacheConfig:
     """The settings of a cache that packs keys as `config` says, and no values."""
-    return config.model_copy(update={"v": Bf16Spec()})
+    layers = {number: own.model_copy(update={"v": Bf16Spec()}) for number, own in config.layers.items()}
+    return config.model_copy(update={"v": Bf16Spec(), "layers": layers})
 
 
 def _losses(asked: _Asked, exact: LayerCache, packed: LayerCache) -> Tensor | None:

@@ -21,9 +21,13 @@ _SIDES = ("key", "value")
 
 
 def is_kept(cache: KVCache) -> bool:
-    """Whether the history is saved: packed, and with all its heads; else it is computed again."""
+    """Whether the history is saved: packed, and with all its heads; else it is computed again.
+
+    So is one whose later blocks are packed by what earlier queries asked for.
+    """
     codecs = [layer.packed for layer in cache.layers]
-    return cache.is_whole and all(pair.key.spec.packs and pair.value.spec.packs for pair in codecs)
+    is_packed = all(pair.key.spec.packs and pair.value.spec.packs for pair in codecs)
+    return cache.is_whole and is_packed and not any(pair.key.spec.weighs_queries for pair in codecs)
 
 
 def block_tensors(

@@ -90,7 +90,10 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     Raises:
         ValueError: The codecs do not take the head size.
     """
-    if not all(layer.k.packs and layer.v.packs for layer in config.of_layers(shape.num_layers)):
+    if any(
+        not (layer.k.packs and layer.v.packs) or layer.k.weighs_queries
+        for layer in config.of_layers(shape.num_layers)
+    ):
         return 0
     layers = _block_bytes(config, plan, shape)
     blocks = _plan_cache(config, plan, shape)

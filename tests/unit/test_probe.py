@@ -5,13 +5,13 @@ import torch
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.cache.probe import NUM_QUERIES, Probe, keys_alone
-from qvg_cli.config.schema import CacheConfig
+from qvg_cli.config.schema import CacheConfig, LayerCodecs
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.rope.tables import RotaryTables
-from qvg_kernels.spec import Bf16Spec, QvgSpec
+from qvg_kernels.spec import Bf16Spec, QuantWmSpec, QvgSpec
 
 HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
 SHAPE = CacheShape(LAYERS, HEADS, HEAD_DIM)
@@ -48,7 +48,7 @@ def measure(*configs, steps=1):
                 layer.attend(asked, key, key, frames=chunk.makes, reads=chunk.reads, rotation=ROTATION)
         found.append(probe.measure())
         for layer in cache.layers:
-            layer.commit(key, key, chunk.makes, commit)
+            layer.commit(key, key, chunk.makes, commit, query)
         probe.follow("commit")
         states.append((query, key))
     return found, states, others
@@ -58,6 +58,22 @@ def test_every_fourth_chunk_is_measured_from_the_first_that_has_a_history():
     found, _, _ = measure(cache_of(CODED))
     assert [bool(losses) for losses in found] == [False, True, False, False, False, True]
     assert [one.layer for one in found[5]["0"]] == [0, 1]
+
+
+def test_a_codec_that_weighs_queries_learns_those_of_the_run():
+    spec = QuantWmSpec(num_centroids=16, rank=1)
+    _, states, others = measure(cache_of(spec))
+    queries = torch.cat([query for query, _ in states], dim=2).float()
+    torch.testing.assert_close(others["0"].layers[1].queries, queries.mT @ queries)
+    entries = list(others["0"].layers[1].entries.values())
+    assert [bool(entry.key.tensors["directions"].any()) for entry in entries] == [False] + 5 * [True]
+
+
+def test_values_of_no_layer_are_packed():
+    config = cache_of(EXACT, layers={1: LayerCodecs(k=CODED, v=CODED)})
+    found, _, others = measure(config)
+    assert {entry.codecs.value.spec for entry in others["0"].layers[1].entries.values()} == {EXACT}
+    assert found[5]["0"][0].logit_rms == 0 < found[5]["0"][1].logit_rms
 
 
 def test_a_cache_that_keeps_keys_exactly_loses_nothing():

@@ -15,6 +15,7 @@ SMALL += ("model.text_tokens=8", "prompt=red ball")
         ("preset=int2", True, "null"),
         ("layers.1.v.preset=trit", True, "9"),
         ("layers.1.v.preset=bf16", False, "9"),
+        ("preset=quantwm-int2", False, "9"),
         ("preset=none", False, "null"),
     ],
 )

@@ -67,6 +67,11 @@ class Spec:
         """Stored bits for each value of a block of `tokens`, everything included."""
         return 8 * sum(self.payload_bytes(1, tokens, head_dim).values()) / (tokens * head_dim)
 
+    @property
+    def weighs_queries(self) -> bool:
+        """Whether keys are packed by what earlier queries asked for, as `Codec.knowing` takes it."""
+        return False
+
 
 def check_packed_shape(scheme: str, tokens: int, head_dim: int) -> None:
     """Refuse a block that a packed scheme has no layout for.

@@ -99,7 +99,7 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
         timed = timed.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         seen = call.attend(layer, cameras.rotate_query(query, call.frames), key, value, cameras, cameras)
         seen = cameras.restore(seen, call.frames).transpose(1, 2)
-        call.fill(layer, key, value)
+        call.fill(layer, query, key, value)
         return timed, seen
 
     def output(self, attn: Any, *attended: Tensor) -> Tensor:

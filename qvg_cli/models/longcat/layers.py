@@ -162,7 +162,7 @@ class SelfAttention(nn.Module):
         query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = call.to_heads(layer, query, key, value)
         attended = call.attend(layer, rotation.rotate(query, call.frames), key, value, rotation)
-        call.fill(layer, key, value)
+        call.fill(layer, query, key, value)
         (joined,) = call.to_tokens(layer, attended.transpose(1, 2))
         output: Tensor = self.proj(joined)
         return output
