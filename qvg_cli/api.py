@@ -23,6 +23,7 @@ def plan(
     pocket: bool = False,
     cache: str | Sequence[str] | None = None,
     card: str | None = None,
+    gpus: int = 1,
     seconds: float | None = None,
     frames: int | None = None,
     segments: int | None = None,
@@ -38,6 +39,7 @@ def plan(
         pocket: Use the small weights that ship with the package.
         cache: Preset of the cache, or several to set side by side; `None` takes that of the settings.
         card: GPU that it has to fit, such as "RTX 4090" or "24GiB"; `None` takes that of this machine.
+        gpus: How many such make the video together.
         seconds: Length, rounded up to the next that the model can make.
         frames: Length in pixel frames, instead of `seconds`.
         segments: Length in segments after the first clip, for a model that makes such.
@@ -68,4 +70,4 @@ def plan(
         segments=segments,
         is_made=False,
     )
-    return make_plan([video for (video,) in videos], card)
+    return make_plan([video for (video,) in videos], card, num_gpus=gpus)

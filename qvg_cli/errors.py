@@ -51,6 +51,10 @@ class BusyError(QvgError):
     """Another process works on the same run."""
 
 
+class NoAnswerError(QvgError):
+    """Another of the processes that make a video together has ended, or hangs."""
+
+
 class MissingModelError(QvgError):
     """Weights or a helper program are not on this machine, or access to them was refused."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand
 
-from qvg_cli import __version__
+from qvg_cli import __version__, lean_imports
 from qvg_cli.commands.batch import batch
 from qvg_cli.commands.clean import clean
 from qvg_cli.commands.compare import compare
@@ -26,7 +26,7 @@ from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_error, visible
 from qvg_cli.environment import check_environment
-from qvg_cli.errors import UsageError, shown_error, unknown_name
+from qvg_cli.errors import NoAnswerError, UsageError, shown_error, unknown_name
 from qvg_cli.interrupts import stop_on_signals
 from qvg_cli.launch import find_launch
 from qvg_cli.logs import set_up
@@ -71,7 +71,7 @@ _EXAMPLES = {
   qvg compare results/self-forcing/A results/self-forcing/B""",
     "plan": """
   qvg plan --backend self-forcing --seconds 45 --cache int2 --cache bf16
-  qvg plan --backend longcat --segments 10 --card "RTX 4090"
+  qvg plan --backend longcat --segments 10 --card "RTX 4090" --gpus 2
   qvg plan --backend hyworldplay --pose w-40,a-40 --card 24GiB --json""",
     "play": """
   qvg play
@@ -185,6 +185,9 @@ def _follow(rank: int) -> int:
 
     try:
         follow()
+    except NoAnswerError:
+        # The first process tells it.
+        return 1
     except (Exception, KeyboardInterrupt) as error:
         return _tell(error, where=f"process {rank}: ")
     return 0
@@ -192,6 +195,7 @@ def _follow(rank: int) -> int:
 
 def main() -> None:
     """The entry point of the program `qvg`."""
+    lean_imports.begin()
     try:
         launch = find_launch()
     except UsageError as error:

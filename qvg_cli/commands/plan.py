@@ -43,6 +43,14 @@ def plan(
             autocompletion=complete_cards,
         ),
     ] = None,
+    gpus: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Cards that make the video together, as torchrun starts them.",
+        ),
+    ] = 1,
     json_: Annotated[
         bool, typer.Option("--json", help="Print one object with every chunk, in bytes.")
     ] = False,
@@ -65,4 +73,4 @@ def plan(
         segments=length.segments,
         is_made=False,
     )
-    show_plan([video for (video,) in videos], card, num_videos=1, is_json=json_)
+    show_plan([video for (video,) in videos], card, num_videos=1, is_json=json_, num_gpus=gpus)

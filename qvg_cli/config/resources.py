@@ -88,11 +88,6 @@ def check_weights(weights: str, checkpoint: str | None = None) -> None:
         raise MissingModelError(f"model.checkpoint={checkpoint} is no file")
 
 
-def is_shipped(weights: Path) -> bool:
-    """Whether a folder of weights is the package's own."""
-    return weights.is_relative_to(_PACKAGE)
-
-
 def pocket_grammar(family: str) -> Path:
     """The file that says which prompts a family's built-in model was trained on."""
     return _PACKAGE / "data" / "pocket" / _OWN_GRAMMARS.get(family, "grammar.yaml")

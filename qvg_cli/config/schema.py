@@ -254,3 +254,8 @@ class RunConfig(Config):
     def num_rows(self) -> int:
         """Rows of a denoising step: two with guidance."""
         return 1
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps of a chunk, about."""
+        return len(self.sampler.steps)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import diffusers
 import torch
-import transformers
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache, open_cache
@@ -130,10 +129,9 @@ class Engine:
             UsageError: So many processes cannot share a video.
             MissingModelError: The weights are not there or not whole.
         """
-        # Their loading bars and advice would stand among our own lines.
-        for library in (transformers, diffusers):
-            library.utils.logging.set_verbosity_error()
-            library.utils.logging.disable_progress_bar()
+        # Its loading bars and advice would stand among our own lines.
+        diffusers.utils.logging.set_verbosity_error()
+        diffusers.utils.logging.disable_progress_bar()
         parallel = parallel or start(config, device)
         with timed("model"):
             pipeline = load_pipeline(config, device)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from qvg_cli.engine.engine import Engine
-from qvg_cli.engine.parallel import connect, join
+from qvg_cli.engine.parallel import answered, connect, join
 from qvg_cli.launch import find_launch
 
 _GRACE_SECONDS = 20.0
@@ -31,7 +31,8 @@ def follow() -> None:
     engine: Engine | None = None
     while True:
         messages: list[Any] = [None]
-        dist.broadcast_object_list(messages, src=0, group=control)
+        with answered():
+            dist.broadcast_object_list(messages, src=0, group=control)
         what, about = messages[0]
         if what == "end":
             dist.destroy_process_group()

@@ -22,7 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult
-from qvg_cli.errors import QvgError, UsageError, is_out_of_memory
+from qvg_cli.engine.suggestions import check_processes
+from qvg_cli.errors import NoAnswerError, QvgError, UsageError, is_out_of_memory
 from qvg_cli.launch import Launch, find_launch
 from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
@@ -73,7 +74,7 @@ class Parallel:
         """`results` of the video with the memory of all, after the last of which another may begin.
 
         Raises:
-            QvgError: Another process has ended, or hangs.
+            NoAnswerError: Another process has ended, or hangs.
         """
         while True:
             with answered():
@@ -88,7 +89,7 @@ class Parallel:
         """What the first process has; the others give anything.
 
         Raises:
-            QvgError: Another process has failed.
+            NoAnswerError: Another process has ended.
         """
         messages = [message]
         with answered():
@@ -108,7 +109,7 @@ def answered() -> Iterator[None]:
     """Tell in one line that another process does not answer.
 
     Raises:
-        QvgError: An exchange has failed in the block.
+        NoAnswerError: An exchange has failed in the block.
     """
     try:
         yield
@@ -117,29 +118,13 @@ def answered() -> Iterator[None]:
         is_exchange = isinstance(error, dist.DistError) or "gloo" in first or "process group" in first
         if not is_exchange or is_out_of_memory(error):
             raise
-        raise QvgError(
-            f"another process does not answer, so that this one ends too: {first}",
-            hint="what ended it, or keeps it, stands above; the timeout of an exchange is "
-            f"{_EXCHANGE_TIMEOUT.total_seconds():.0f} s",
-        ) from error
-
-
-def check_processes(config: RunConfig, num_processes: int) -> tuple[int, int]:
-    """How many processes share the guidance, and how many the tokens of a call.
-
-    Raises:
-        UsageError: So many cannot share a video of the model; the message names how many could.
-    """
-    heads = family_of(config).sizes(config, is_gpu=False).heads
-    num_rows = config.num_rows if num_processes % config.num_rows == 0 else 1
-    if heads % (num_processes // num_rows):
-        divisors = [count for count in range(1, heads + 1) if heads % count == 0]
-        possible = sorted({count * rows for rows in (1, config.num_rows) for count in divisors} - {1})
-        raise UsageError(
-            f"{num_processes} processes cannot share the {heads} attention heads of {config.model.name}",
-            hint=f"start {', '.join(map(str, possible))}",
-        )
-    return num_rows, num_processes // num_rows
+        what = f"the exchange with other processes failed: {first}"
+        if "imed out" in first or "imeout" in first:
+            seconds = _EXCHANGE_TIMEOUT.total_seconds()
+            what = f"another process has not answered for {seconds:.0f} s, so that all end"
+        elif "peer" in first:
+            what = "another process has ended, so that all end"
+        raise NoAnswerError(what, hint="what that process said, if anything, stands above") from error
 
 
 def start(config: RunConfig, device: torch.device) -> Parallel | None:
@@ -149,14 +134,9 @@ def start(config: RunConfig, device: torch.device) -> Parallel | None:
         UsageError: So many processes cannot share a video of this model, or have no GPU each.
     """
     launch = find_launch()
-    if launch.num_processes == 1:
-        if config.memory.weights_sharded:
-            raise UsageError(
-                "memory.weights_sharded=true needs several processes, and this is one",
-                hint="start it with torchrun, or set memory.weights_sharded=false",
-            )
-        return None
     check_processes(config, launch.num_processes)
+    if launch.num_processes == 1:
+        return None
     if device.type == "cuda" and torch.cuda.device_count() < launch.num_local:
         raise UsageError(
             f"{launch.num_local} processes need as many GPUs; this machine has {torch.cuda.device_count()}",

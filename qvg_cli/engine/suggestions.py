@@ -17,13 +17,16 @@ from qvg_cli.planning.ledger import total
 
 _PRESETS = ("int4", "int3", "int2", "trit", "bit1")
 """Smaller caches to try, the closest to BF16 first."""
-_CHANGES = (
+_Changes = Sequence[tuple[str, str | bool]]
+_CHANGES: _Changes = (
     ("memory.vae", "model"),
     ("memory.transformer", "model"),
     ("memory.weights", "fp8"),
     ("memory.transformer", "group"),
 )
 """Places for weights, the cheapest in time first."""
+_CHANGES_OF_SEVERAL: _Changes = (("memory.vae", "model"), ("memory.weights_sharded", True))
+"""The same for several processes, whose GPUs are beside each other."""
 _TOO_MUCH = 1.25
 """A run is refused where it needs more than so many times all of a card's memory: no estimate is as wrong."""
 
@@ -41,13 +44,47 @@ class Suggestion:
     device_bytes: int
 
 
-def forecast_run(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> Forecast:
-    """What a run needs of the device, the disk and the download.
+def check_processes(config: RunConfig, num_processes: int) -> tuple[int, int]:
+    """How many processes share the guidance, and how many the tokens of a call.
 
     Raises:
+        UsageError: So many cannot share a video of the model; the message names how many could.
+    """
+    if config.memory.weights_sharded and num_processes == 1:
+        raise UsageError(
+            "memory.weights_sharded=true needs several processes, and this is one",
+            hint="start it with torchrun (qvg plan: --gpus N), or set memory.weights_sharded=false",
+        )
+    if num_processes == 1:
+        return 1, 1
+    heads = family_of(config).sizes(config, is_gpu=False).heads
+    num_rows = config.num_rows if num_processes % config.num_rows == 0 else 1
+    if num_processes < 1 or heads % (num_processes // num_rows):
+        divisors = [count for count in range(1, heads + 1) if heads % count == 0]
+        possible = sorted({count * rows for rows in (1, config.num_rows) for count in divisors} - {1})
+        raise UsageError(
+            f"{num_processes} processes cannot share the {heads} attention heads of {config.model.name}",
+            hint=f"start {', '.join(map(str, possible))}",
+        )
+    return num_rows, num_processes // num_rows
+
+
+def forecast_run(
+    config: RunConfig, plan: VideoPlan, *, is_gpu: bool, num_processes: int = 1, is_first: bool = True
+) -> Forecast:
+    """What a run needs of the device, the disk and the download.
+
+    Args:
+        num_processes: That make the video together; what one of them needs is told.
+        is_first: Whether it is the one that reads prompts and makes pixels.
+
+    Raises:
+        UsageError: So many processes cannot share the video.
         MissingModelError: The model is in a folder of the user's, and that cannot be read.
     """
-    return forecast(config, plan, family_of(config).sizes(config, is_gpu=is_gpu), is_gpu=is_gpu)
+    sizes = family_of(config).sizes(config, is_gpu=is_gpu)
+    num_rows, num_parts = check_processes(config, num_processes)
+    return forecast(config, plan, sizes.share(num_rows, num_parts, is_first=is_first), is_gpu=is_gpu)
 
 
 def verdict(found: Forecast, card: Card) -> str:
@@ -58,20 +95,27 @@ def verdict(found: Forecast, card: Card) -> str:
 
 
 def find_suggestions(
-    config: RunConfig, plan: VideoPlan, limit_bytes: int, *, is_gpu: bool, has_text: bool = True
+    config: RunConfig,
+    plan: VideoPlan,
+    limit_bytes: int,
+    *,
+    is_gpu: bool,
+    has_text: bool = True,
+    num_processes: int = 1,
 ) -> list[Suggestion]:
     """The first smaller cache, the first place for weights, and the longest video that stay within a limit;
     where neither of the first two does, both together.
 
     Args:
         has_text: Whether prompts are still to be read.
+        num_processes: That make the video together.
     """
-    now = forecast_run(config, plan, is_gpu=is_gpu)
-    trial = _Trial(limit_bytes, is_gpu, has_text)
+    trial = _Trial(limit_bytes, is_gpu, has_text, num_processes)
     found = []
-    smaller = list(_smaller_caches(config, plan, now, is_gpu=is_gpu))
-    places = list(_places(config)) if is_gpu else []
-    both = [(f"{cache} {place}", moved) for cache, small in smaller for place, moved in _places(small)]
+    known = _CHANGES if num_processes == 1 else _CHANGES_OF_SEVERAL
+    smaller = list(_smaller_caches(config, plan, trial))
+    places = list(_places(config, known)) if is_gpu else []
+    both = [(f"{cache} {place}", moved) for cache, small in smaller for place, moved in _places(small, known)]
     for choices in (smaller, places):
         found += trial.first(choices, plan)
     if not found and is_gpu:
@@ -79,13 +123,16 @@ def find_suggestions(
     return found + trial.longest(config, plan)
 
 
-def check_memory(config: RunConfig, plan: VideoPlan, card: Card) -> str | None:
+def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: int = 1) -> str | None:
     """What to tell the user before a run that may not fit its card; `None` if it fits.
+
+    Args:
+        num_processes: That make the video together, each with such a card.
 
     Raises:
         OutOfMemoryError: It needs far more than the card has.
     """
-    found = forecast_run(config, plan, is_gpu=True)
+    found = forecast_run(config, plan, is_gpu=True, num_processes=num_processes)
     if verdict(found, card) == "fits":
         return None
     if found.device_bytes == found.text_stage_bytes:
@@ -96,19 +143,21 @@ def check_memory(config: RunConfig, plan: VideoPlan, card: Card) -> str | None:
         f"{what} needs about {found.device_bytes / MIB:.0f} MiB of device memory (an estimate); "
         f"{card.usable_bytes / MIB:.0f} of the {card.memory_bytes / MIB:.0f} MiB of {card.name} can be used"
     )
-    suggestions = _in_words(config, plan, found, card.usable_bytes, is_gpu=True)
+    suggestions = _in_words(config, plan, found, card.usable_bytes, is_gpu=True, num_processes=num_processes)
     # Not for the text stage: a prompt that was read before needs none.
     if found.peak.total_bytes > _TOO_MUCH * card.memory_bytes:
         raise OutOfMemoryError(message, hint=suggestions)
     return f"{message}; {suggestions}"
 
 
-def suggestions_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool) -> str:
+def suggestions_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool, num_processes: int = 1) -> str:
     """What to try after a run that ran out of memory, whatever its forecast was."""
-    found = forecast_run(config, plan, is_gpu=is_gpu)
+    found = forecast_run(config, plan, is_gpu=is_gpu, num_processes=num_processes)
     # A tenth less than what was too much; prompts have been read.
     limit_bytes = int(0.9 * found.peak.total_bytes)
-    return _in_words(config, plan, found, limit_bytes, is_gpu=is_gpu, has_text=False)
+    return _in_words(
+        config, plan, found, limit_bytes, is_gpu=is_gpu, has_text=False, num_processes=num_processes
+    )
 
 
 def _in_words(
@@ -119,8 +168,11 @@ def _in_words(
     *,
     is_gpu: bool,
     has_text: bool = True,
+    num_processes: int,
 ) -> str:
-    suggestions = find_suggestions(config, plan, limit_bytes, is_gpu=is_gpu, has_text=has_text)
+    suggestions = find_suggestions(
+        config, plan, limit_bytes, is_gpu=is_gpu, has_text=has_text, num_processes=num_processes
+    )
     if not suggestions:
         return no_suggestion(found, limit_bytes, has_text=has_text)
     tried = ", or ".join(
@@ -129,13 +181,12 @@ def _in_words(
     return f"these would need less: {tried}"
 
 
-def _smaller_caches(
-    config: RunConfig, plan: VideoPlan, now: Forecast, *, is_gpu: bool
-) -> Iterator[tuple[str, RunConfig]]:
+def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: _Trial) -> Iterator[tuple[str, RunConfig]]:
+    now = trial.forecast(config, plan)
     for preset in _PRESETS:
         smaller = config.model_copy(update={"cache": take_preset(config.cache, preset)})
         try:
-            peak = forecast_run(smaller, plan, is_gpu=is_gpu).cache_peak
+            peak = trial.forecast(smaller, plan).cache_peak
         except UsageError:
             # A head size that cannot be packed.
             return
@@ -143,21 +194,21 @@ def _smaller_caches(
             yield f"--cache {preset}", smaller
 
 
-def _places(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+def _places(config: RunConfig, known: _Changes) -> Iterator[tuple[str, RunConfig]]:
     """Every place alone, then each together with those before it."""
-    changes = [(k, v) for k, v in _CHANGES if getattr(config.memory, k.removeprefix("memory.")) != v]
+    changes = [(k, v) for k, v in known if getattr(config.memory, k.removeprefix("memory.")) != v]
     for change in changes:
         yield _placed(config, [change])
     for count in range(2, len(changes) + 1):
         yield _placed(config, changes[:count])
 
 
-def _placed(config: RunConfig, changes: Sequence[tuple[str, str]]) -> tuple[str, RunConfig]:
+def _placed(config: RunConfig, changes: _Changes) -> tuple[str, RunConfig]:
     last = dict(changes)
     memory = config.memory.model_copy(
         update={key.removeprefix("memory."): value for key, value in last.items()}
     )
-    options = " ".join(f"--set {key}={value}" for key, value in last.items())
+    options = " ".join(f"--set {key}={str(value).lower()}" for key, value in last.items())
     return options, config.model_copy(update={"memory": memory})
 
 
@@ -168,10 +219,15 @@ class _Trial:
     limit_bytes: int
     is_gpu: bool
     has_text: bool
+    num_processes: int
+
+    def forecast(self, config: RunConfig, plan: VideoPlan) -> Forecast:
+        """What the fullest of the processes needs."""
+        return forecast_run(config, plan, is_gpu=self.is_gpu, num_processes=self.num_processes)
 
     def needed(self, config: RunConfig, plan: VideoPlan) -> int:
         """Bytes at the fullest moment that is still to come."""
-        found = forecast_run(config, plan, is_gpu=self.is_gpu)
+        found = self.forecast(config, plan)
         return found.device_bytes if self.has_text else found.peak.total_bytes
 
     def first(self, choices: Sequence[tuple[str, RunConfig]], plan: VideoPlan) -> list[Suggestion]:

@@ -24,9 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoTokenizer, UMT5EncoderModel
 
-from qvg_cli.config.resources import is_shipped, qvg_home
+from qvg_cli.config.resources import qvg_home
 from qvg_cli.errors import MissingModelError, is_out_of_memory
 
 _FORMAT = 1
@@ -92,6 +91,12 @@ class TextEncoder:
     """
 
     def __init__(self, weights: Path, num_tokens: int, device: torch.device, dtype: torch.dtype) -> None:
+        # Takes seconds, which a prompt that was encoded before does not need.
+        from transformers import AutoTokenizer, UMT5EncoderModel, logging
+
+        # Its loading bars and advice would stand among our own lines.
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(weights / "tokenizer", local_files_only=True)
             model = UMT5EncoderModel.from_pretrained(
@@ -125,8 +130,7 @@ class PromptEncoder:
     and dropped again.
 
     Args:
-        weights: Folder with `tokenizer` and `text_encoder`. Nothing is kept on disk for a small encoder that
-            ships with the package.
+        weights: Folder with `tokenizer` and `text_encoder`.
         num_tokens: Rows of the embeddings; longer prompts are cut.
     """
 
@@ -136,7 +140,7 @@ class PromptEncoder:
         self._device = device
         self._dtype = dtype
         self._known: dict[str, PromptEmbeds] = {}
-        self._revision = None if is_shipped(weights) else encoder_revision(weights)
+        self._revision = encoder_revision(weights)
 
     def encode(self, prompt: str) -> Tensor:
         """Embeddings `[1, num_tokens, C]` of a prompt, on the device.
@@ -178,8 +182,6 @@ class PromptEncoder:
 
     def _read(self, text: str) -> PromptEmbeds | None:
         """Embeddings from the disk; `None` if they are not there, or not as they were written."""
-        if self._revision is None:
-            return None
         try:
             with safe_open(self._path(text), framework="pt") as file:
                 rows, about = file.get_tensor("states"), file.metadata() or {}
@@ -190,8 +192,6 @@ class PromptEncoder:
             return None
 
     def _keep(self, text: str) -> None:
-        if self._revision is None:
-            return
         path, known = self._path(text), self._known[text]
         rows = known.rows.contiguous()
         data = save({"states": rows}, {"num_tokens": str(known.num_tokens), "checksum": _checksum(rows)})

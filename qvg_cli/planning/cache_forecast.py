@@ -84,16 +84,17 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
 def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> int:
     """The most bytes that a run's `state/` holds of its history at once, headers left out.
 
-    Only a history that is packed is saved, each block once; a file goes when nothing of it was held after the
-    last two chunks.
+    Only a history that is packed is saved, and only by one process alone, each block once; a file goes when
+    nothing of it was held after the last two chunks.
 
     Raises:
         ValueError: The codecs do not take the head size.
     """
-    if any(
-        not (layer.k.packs and layer.v.packs) or layer.k.weighs_queries
+    is_kept = all(
+        layer.k.packs and layer.v.packs and not layer.k.weighs_queries
         for layer in config.of_layers(shape.num_layers)
-    ):
+    )
+    if shape.num_parts > 1 or not is_kept:
         return 0
     layers = _block_bytes(config, plan, shape)
     blocks = _plan_cache(config, plan, shape)

@@ -15,6 +15,7 @@ from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, p
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.planning.sizes import PASS_PIXELS, ModelSizes, element_bytes
+from qvg_cli.planning.time_forecast import transformer_seconds
 
 KINDS = ("transformer", "VAE", "text", "cache", "workspace", "pass", "decoding")
 """Weights of the two, prompt embeddings, cache, attention's workspace, what passes through the transformer,
@@ -58,6 +59,7 @@ class Forecast:
         samples: The cache, one a chunk, as memory.json will have it.
         latents_bytes: Of latents.safetensors, its header left out.
         state_bytes: That the run's `state/` holds at most while it runs, headers and video parts left out.
+        transformer_seconds: On H200s; see `planning/time_forecast.py`.
     """
 
     text_stage_bytes: int
@@ -65,6 +67,7 @@ class Forecast:
     samples: Sequence[MemorySample]
     latents_bytes: int
     state_bytes: int
+    transformer_seconds: float
 
     @property
     def peak(self) -> Moment:
@@ -106,7 +109,9 @@ def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: b
         UsageError: The cache's codecs do not take the model's head size.
     """
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
-    shape = CacheShape(sizes.num_layers, sizes.heads, sizes.head_dim, size, sizes.sink_frames)
+    shape = CacheShape(
+        sizes.num_layers, sizes.heads, sizes.head_dim, size, sizes.sink_frames, sizes.num_parts
+    )
     try:
         samples = predict_payload(config.cache, plan, shape)
         history_bytes = predict_history_files(config.cache, plan, shape)
@@ -122,6 +127,7 @@ def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: b
         samples=samples,
         latents_bytes=latents_bytes,
         state_bytes=latents_bytes + history_bytes,
+        transformer_seconds=transformer_seconds(config, plan, sizes),
     )
 
 
@@ -181,7 +187,11 @@ def _transformer_bytes(sizes: ModelSizes, memory: MemoryConfig, element_bytes: i
     """Weights of the transformer that are on the device while it works, and while pixels are made."""
     saved = sizes.matrix_values * (element_bytes - 1) if memory.weights == "fp8" else 0
     whole = sizes.transformer_bytes - saved
+    blocks = sizes.num_layers * sizes.block_bytes
+    others = sizes.transformer_bytes - blocks
+    if memory.weights_sharded:
+        idle = others + blocks // sizes.num_processes
+        return idle + _BLOCKS_ON_DEVICE * sizes.block_bytes, idle
     if memory.transformer != "group":
         return whole, 0 if memory.transformer == "model" else whole
-    others = sizes.transformer_bytes - sizes.num_layers * sizes.block_bytes
     return others + _BLOCKS_ON_DEVICE * (sizes.block_bytes - saved // sizes.num_layers), others

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,9 @@ class ModelSizes:
         rows: Items that pass in every denoising step: two with guidance.
         sink_frames: First latent frames that a window never drops.
         text_beside_vae: Whether the VAE is loaded before prompts are read.
+        streams: Ways in which a layer attends.
+        num_processes: That make a video together.
+        num_parts: Of these, those that share the tokens and the heads of a call.
     """
 
     num_layers: int
@@ -76,6 +79,28 @@ class ModelSizes:
     rows: int = 1
     sink_frames: int = 0
     text_beside_vae: bool = True
+    streams: int = 1
+    num_processes: int = 1
+    num_parts: int = 1
+
+    def share(self, num_rows: int, num_parts: int, *, is_first: bool) -> ModelSizes:
+        """What one of several processes has of it: the first alone reads prompts and makes pixels.
+
+        Args:
+            num_rows: Groups of processes, of which each computes a row of the guidance.
+            num_parts: Processes of a group.
+        """
+        share = replace(
+            self,
+            heads=self.heads // num_parts,
+            rows=self.rows // num_rows,
+            token_bytes=self.token_bytes / num_parts,
+            num_processes=num_rows * num_parts,
+            num_parts=num_parts,
+        )
+        if is_first:
+            return share
+        return replace(share, text_encoder_bytes=0, vae_bytes=0, vae=VaeSizes(0, 0, 0, 0))
 
 
 WAN_21_VAE = VaeSizes(126_892_531, feature_bytes=4729, work_bytes=7346, pass_bytes=1045)

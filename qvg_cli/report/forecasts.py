@@ -17,6 +17,7 @@ from qvg_cli.planning.cards import MIB, Card, find_card, parse_card
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.planning.forecast import KINDS, Forecast, is_for_gpu, no_suggestion
 from qvg_cli.planning.ledger import total
+from qvg_cli.planning.time_forecast import CARD
 from qvg_cli.report.tables import WIDTH, format_facts, format_table, spread
 from qvg_cli.report.words import mib_text
 
@@ -43,6 +44,7 @@ class CacheForecast:
         forecast: Bytes over the video, of the device and of the run's folder.
         verdict: "fits", "tight" or "does not fit"; `None` without a card.
         suggestions: Options with which it would fit, to the bytes that the device needs then.
+        others: The same of each GPU but the first, where several make the video together.
     """
 
     name: str
@@ -50,6 +52,7 @@ class CacheForecast:
     forecast: Forecast
     verdict: str | None
     suggestions: Mapping[str, int]
+    others: Forecast | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,14 @@ class Plan:
         caches: One for each cache that was asked for.
         card: That it has to fit; `None` where there is none.
         num_videos: That are planned alike.
+        num_gpus: That make the video together; the first, which also decodes, is the one of `forecast`.
     """
 
     video: VideoPlan
     caches: tuple[CacheForecast, ...]
     card: Card | None
     num_videos: int = 1
+    num_gpus: int = 1
 
     @property
     def chunks(self) -> tuple[ChunkPlan, ...]:
@@ -95,6 +100,8 @@ class Plan:
             "the cache, which is exact:\n" + _kinds_table(self.caches),
             "Device memory in MiB over the video:\n" + _time_table(self.caches),
         ]
+        if self.num_gpus > 1:
+            blocks.append("\n".join(_others_line(cache, self.num_gpus) for cache in self.caches))
         if self.card is not None:
             blocks.append("\n".join(_verdict_line(cache, self.card) for cache in self.caches))
         return "\n\n".join(blocks)
@@ -112,6 +119,7 @@ class Plan:
             "width": plan.width,
             "fps": config.video.fps,
             "videos": self.num_videos,
+            "gpus": self.num_gpus,
             "latent_frames": plan.num_frames,
             "pixel_frames": plan.num_pixel_frames,
             "video_seconds": plan.num_pixel_frames / config.video.fps,
@@ -124,36 +132,42 @@ class Plan:
         }
 
 
-def make_plan(videos: Sequence[Planned], card: str | None, *, num_videos: int = 1) -> Plan:
+def make_plan(videos: Sequence[Planned], card: str | None, *, num_videos: int = 1, num_gpus: int = 1) -> Plan:
     """The plan of the same video with each of several caches.
 
     Args:
         card: A name or a size; `None` takes the card of this machine, if it has one.
         num_videos: That are planned alike.
+        num_gpus: Such cards that make the video together.
 
     Raises:
-        UsageError: There is no such card.
+        UsageError: There is no such card, or so many cannot share the video.
         MissingModelError: The model is in a folder of the user's, and that cannot be read.
     """
     found = parse_card(card) if card is not None else find_card()
     if videos[0].config.device == "cpu":
         found = None
-    caches = tuple(_forecast_cache(video, found) for video in videos)
-    return Plan(videos[0].plan, caches, found, num_videos)
+    caches = tuple(_forecast_cache(video, found, num_gpus) for video in videos)
+    return Plan(videos[0].plan, caches, found, num_videos, num_gpus)
 
 
-def _forecast_cache(video: Planned, card: Card | None) -> CacheForecast:
+def _forecast_cache(video: Planned, card: Card | None, num_gpus: int) -> CacheForecast:
     config, plan = video.config, video.plan
     is_gpu = is_for_gpu(config, has_card=card is not None)
-    found = forecast_run(config, plan, is_gpu=is_gpu)
+    found = forecast_run(config, plan, is_gpu=is_gpu, num_processes=num_gpus)
+    others = None
+    if num_gpus > 1:
+        others = forecast_run(config, plan, is_gpu=is_gpu, num_processes=num_gpus, is_first=False)
     said = None if card is None else verdict(found, card)
     suggestions = {}
     if card is not None and said != "fits":
         suggestions = {
             suggestion.options: suggestion.device_bytes
-            for suggestion in find_suggestions(config, plan, card.usable_bytes, is_gpu=is_gpu)
+            for suggestion in find_suggestions(
+                config, plan, card.usable_bytes, is_gpu=is_gpu, num_processes=num_gpus
+            )
         }
-    return CacheForecast(cache_label(config.cache), config, found, said, suggestions)
+    return CacheForecast(cache_label(config.cache), config, found, said, suggestions, others)
 
 
 def _cache_json(cache: CacheForecast) -> dict[str, Any]:
@@ -163,6 +177,7 @@ def _cache_json(cache: CacheForecast) -> dict[str, Any]:
         "verdict": cache.verdict,
         "fits_with": dict(cache.suggestions),
         "device_bytes": found.device_bytes,
+        "others_device_bytes": None if cache.others is None else cache.others.device_bytes,
         "text_stage_bytes": found.text_stage_bytes,
         "peak": {"chunk": found.peak.chunk, "bytes": found.peak.bytes_by_kind},
         "cache_peak": {
@@ -174,6 +189,7 @@ def _cache_json(cache: CacheForecast) -> dict[str, Any]:
         "cache_end": {"bytes": total(found.samples[-1].end_bytes)},
         "latents_bytes": found.latents_bytes,
         "state_bytes": found.state_bytes,
+        "transformer_seconds": {CARD: round(found.transformer_seconds, 1)},
         "over_time": [
             {
                 "chunk": moment.chunk,
@@ -187,7 +203,7 @@ def _cache_json(cache: CacheForecast) -> dict[str, Any]:
 
 
 def _facts(planned: Plan) -> list[tuple[str, str]]:
-    plan, card, num_videos = planned.video, planned.card, planned.num_videos
+    plan, card, num_videos, count = planned.video, planned.card, planned.num_videos, planned.num_gpus
     config, found = planned.caches[0].config, planned.forecast
     seconds = plan.num_pixel_frames / config.video.fps
     video = (
@@ -212,6 +228,7 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
         ("download", _download_text(_download(config))),
         ("folder", folder),
         ("card", shown),
+        *([("GPUs", f"{count}; the tables are of the first, which decodes")] if count > 1 else []),
     ]
 
 
@@ -270,6 +287,18 @@ def _time_table(caches: Sequence[CacheForecast]) -> str:
         cells = [mib_text(cache.forecast.moments[index].total_bytes) for cache in caches]
         rows.append([f"chunk {index + 1}", str(moments[index].num_frames), *cells])
     return format_table(("", "frames", *(cache.name for cache in caches)), rows)
+
+
+def _others_line(cache: CacheForecast, num_gpus: int) -> str:
+    """What there is to know of the GPUs after the first, and of all together."""
+    assert cache.others is not None
+    held = num_gpus * total(cache.forecast.cache_peak.peak_bytes)
+    return fill(
+        f"{cache.name}: each other GPU {mib_text(cache.others.device_bytes)} MiB at most; "
+        f"cache of all {num_gpus} together {mib_text(held)} MiB; transformer on {num_gpus} {CARD} about "
+        f"{cache.forecast.transformer_seconds:.3g} s (an estimate; other cards: not known)",
+        WIDTH,
+    )
 
 
 def _verdict_line(cache: CacheForecast, card: Card) -> str:

@@ -94,6 +94,7 @@ def _draw_losses(axes: Axes, comparison: Mapping[str, Any], name: str, times: fl
             seconds = [chunk["pixel_frames"] / comparison["fps"] for chunk in losses["chunks"]]
             values = [times * chunk[name] for chunk in losses["chunks"]]
             axes.plot(seconds, values, marker="o", label=variant["name"], **_style(index))
+    axes.set_xlim(0, _chunk_seconds(comparison)[-1])
     axes.set_ylim(bottom=0)
 
 

@@ -19,6 +19,7 @@ from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import check_memory, suggestions_after
 from qvg_cli.errors import MissingModelError, QvgError, interruption, is_out_of_memory
 from qvg_cli.interrupts import Stopped, choose_moments, hold_interrupts, stop_if_asked
+from qvg_cli.launch import find_launch
 from qvg_cli.logs import run_log, timed
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
@@ -43,7 +44,7 @@ def warn_of_memory(
         card = Card(torch.cuda.get_device_name(device), memory, free)
         # What is missing is told when it is loaded.
         with suppress(MissingModelError):
-            if warning := check_memory(video.config, video.plan, card):
+            if warning := check_memory(video.config, video.plan, card, find_launch().num_processes):
                 console.note(warning if name is None else f"{name}: {warning}")
 
 
@@ -118,13 +119,16 @@ def make_video(
                 run.finish("interrupted")
             raise interruption(stop, f"stopped; {run.kept()}", hint=run.suggestion()) from None
         except Exception as error:
-            LOG.error("failed", exc_info=error)
-            _keep(run, error)
+            # torchrun ends all when one process has failed, and may be faster than the files.
+            with hold_interrupts():
+                LOG.error("failed", exc_info=error)
+                _keep(run, error)
             raise
         finally:
-            if run.summary.records:
-                console.note(str(run.summary))
-                on_end(run)
+            with hold_interrupts():
+                if run.summary.records:
+                    console.note(str(run.summary))
+                    on_end(run)
 
 
 def _keep(run: Run, error: Exception) -> None:
@@ -140,5 +144,10 @@ def _keep(run: Run, error: Exception) -> None:
         error.add_note(run.summary.memory_note())
         with suppress(QvgError):
             error.add_note(
-                suggestions_after(run.video.config, run.video.plan, is_gpu=run.device.type == "cuda")
+                suggestions_after(
+                    run.video.config,
+                    run.video.plan,
+                    is_gpu=run.device.type == "cuda",
+                    num_processes=find_launch().num_processes,
+                )
             )

@@ -19,6 +19,19 @@ def test_help_loads_nothing_heavy():
     assert result.stdout.strip() == "[]"
 
 
+def test_a_model_is_loaded_without_what_others_need_of_the_libraries():
+    code = (
+        "import sys; from qvg_cli import lean_imports; lean_imports.begin();"
+        "from qvg_cli.config.load import Request; from qvg_cli.engine.engine import Engine;"
+        "engine = Engine.load(pocket=True); engine.pipeline._models.transformer;"
+        "heavy = ('torch._dynamo', 'scipy', 'transformers');"
+        "print([name for name in heavy if name in sys.modules]);"
+        "import torch._dynamo, scipy, transformers; assert torch._dynamo.disable(print) is not print"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_version():
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"qvg {__version__}\n")

@@ -72,6 +72,26 @@ def test_caches_side_by_side_against_a_card(qvg):
     }
 
 
+def test_several_gpus_divide_the_cache_and_the_first_decodes(qvg):
+    def plan(*arguments):
+        told = qvg("plan", "--backend", "self-forcing", "--seconds", 20, "--quiet", *arguments)
+        assert told.exit_code == 0, told.stderr
+        return told.stdout
+
+    (alone,) = json.loads(plan("--json"))["caches"]
+    for num_gpus in (2, 4):
+        found = json.loads(plan("--json", "--gpus", num_gpus))
+        (first,) = found["caches"]
+        assert found["gpus"] == num_gpus
+        assert num_gpus * first["cache_peak"]["bytes"] == alone["cache_peak"]["bytes"]
+        peaks = [sum(each["peak"]["bytes"].values()) for each in (first, alone)]
+        assert first["others_device_bytes"] < peaks[0] < peaks[1]
+    sharded = json.loads(plan("--json", "--gpus", 4, "--set", "memory.weights_sharded=true"))["caches"][0]
+    # Two blocks whole, and a quarter of the thirty.
+    assert sharded["peak"]["bytes"]["transformer"] < 0.4 * first["peak"]["bytes"]["transformer"]
+    assert "int2: each other GPU" in plan("--gpus", 2)
+
+
 def test_a_run_on_a_gpu_is_checked_before_anything_is_loaded(monkeypatch, capsys):
     # What a machine with a small GPU would say.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * GIB, 24 * GIB))
@@ -98,6 +118,8 @@ def test_a_run_on_a_gpu_is_checked_before_anything_is_loaded(monkeypatch, capsys
     [
         (["plan", "--card", "RTX 5099"], "unknown card 'RTX 5099'"),
         (["plan", "--cache", "int9"], "unknown cache preset 'int9'"),
+        (["plan", "--backend", "self-forcing", "--gpus", "5"], "start 2, 3, 4, 6, 12"),
+        (["plan", "--set", "memory.weights_sharded=true"], "needs several processes, and this is one"),
         (["generate", "--card", "24GiB"], "--card has no effect without --dry-run"),
         (["generate", "--resume", "x", "--dry-run"], "--dry-run and --resume were both given"),
     ],

@@ -1,7 +1,11 @@
 """One video by several processes: the history of every head, and the latents, are those of one process."""
 
+import json
 import os
 import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,49 +15,78 @@ from torch.distributed.tensor import DTensor
 
 from qvg_cli.cache.snapshot import block_tensors
 from qvg_cli.config.load import Request
+from qvg_cli.config.resources import preset_names
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.parallel import Parallel, check_processes
+from qvg_cli.engine.parallel import Parallel
+from qvg_cli.engine.suggestions import check_processes
 from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.files import RunDir
+from qvg_cli.models.hyworldplay.model import WalkTransformer
+from qvg_cli.models.longcat.layers import TransformerConfig
+from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.parallel import AllRows, AllTokens
 from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 from qvg_cli.planning.ledger import total
+from qvg_cli.runs.run import Run
+from scripts.random_models import TINY
 
 CPU = torch.device("cpu")
-SHARDED = {"memory.weights_sharded": "true"}
-# 15 tokens a frame, which neither two nor four processes share evenly.
-SETTINGS = {"video.height": 48, "video.width": 80, "prompt": "a ball", "seed": 1}
+# Forked, because importing torch takes seconds.
+start_processes = partial(torch.multiprocessing.start_processes, start_method="fork")
+# 15 tokens a frame, which neither two, four nor eight processes share evenly.
+SETTINGS = {"video.height": 48, "video.width": 80, "prompt": "red ball", "seed": 1}
+TWO_STEPS = {"sampler.steps": [1000, 500]}
 FAMILIES = {
-    "self-forcing": {"video.frames": 9, "sampler.window": 6, "sampler.sink": 1, "sampler.steps": [1000, 500]},
-    "hyworldplay": {"video.frames": 8, "sampler.steps": [1000, 500]},
+    "self-forcing": {"video.frames": 12, "sampler.window": 6, "sampler.sink": 1, **TWO_STEPS},
+    "hyworldplay": {"video.frames": 12, "walk.pose": "w-6,right-6", "walk.image": "null", **TWO_STEPS},
     "longcat": {
-        "video.frames": 8,
+        "video.frames": 10,
         "sampler.window": 6,
         "sampler.frames_per_chunk": 2,
         "sampler.mode": "guided",
         "sampler.guided_steps": 2,
     },
 }
-# Family, preset, and whether it is the built-in model, which has two heads, or a random one, which has four.
+TINY_WALK = {"model.latent_channels": 16, "model.spatial_factor": 8}
+SHARDED = (("memory.weights_sharded", "true"),)
+CUT = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A video: of a random model with eight heads, or of the built-in one, which has two."""
+
+    family: str
+    preset: str = "int2"
+    more: tuple[tuple[str, str], ...] = ()
+    is_pocket: bool = False
+
+    @property
+    def name(self):
+        return "-".join([self.family, self.preset, *(value for _, value in self.more), str(self.is_pocket)])
+
+    def config(self, weights=None):
+        values = {**SETTINGS, **FAMILIES[self.family], "cache.preset": self.preset, **dict(self.more)}
+        if weights is not None and not self.is_pocket:
+            values |= {"model.weights": weights, "model.text_tokens": 8}
+            values |= TINY_WALK if self.family == "hyworldplay" else {}
+        sets = [f"{name}={value}" for name, value in values.items()]
+        is_pocket = weights is None or self.is_pocket
+        return load_config(Request(backend=self.family, pocket=is_pocket, sets=sets)).config
+
+
 CASES = [
-    *((family, preset, True) for family in FAMILIES for preset in ("int2", "trit")),
-    ("self-forcing", "int2-qvg", True),
-    ("self-forcing", "int2", False),
-    ("self-forcing", "bf16", False),
+    *(Case(family) for family in FAMILIES),
+    *(Case("hyworldplay", more=(("sampler.context", context),)) for context in ("rebuild", "incremental")),
+    *(Case("self-forcing", preset) for preset in ("int2-qvg", "trit", "bf16")),
 ]
-
-
-def config_of(family, preset, weights=None, **more):
-    values = {**SETTINGS, **FAMILIES[family], "cache.preset": preset, **more}
-    if weights is not None:
-        values |= {"model.weights": weights, "model.text_tokens": 8}
-    sets = [f"{name}={value}" for name, value in values.items()]
-    return load_config(Request(backend=family, pocket=weights is None, sets=sets)).config
-
-
-def cases_of(num_processes):
-    """Those whose heads so many processes can share."""
-    return [case for case in CASES if num_processes <= 2 or not case[2] or case[0] == "longcat"]
+SLOW_CASES = [
+    *(Case(family, preset) for family in FAMILIES for preset in preset_names()),
+    *(Case(f, preset, is_pocket=True) for f in FAMILIES for preset in ("int2", "int2-qvg", "trit")),
+]
+SHARDED_CASES = [Case(family, more=SHARDED) for family in FAMILIES]
+RESUMES = [(family, *counts) for family in FAMILIES for counts in ((1, 2), (4, 2), (2, 1))]
 
 
 class OneByOne(AllRows):
@@ -73,107 +106,215 @@ class Keep:
         raise AssertionError("no clip is given")
 
 
-def make_videos(rank, num_processes, port, folder, weights):
-    """Make the video of every case, and save its latents and what this process holds of its history."""
-    torch.set_num_threads(1)
-    if num_processes > 1:
-        os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        os.environ.update(WORLD_SIZE=str(num_processes), LOCAL_WORLD_SIZE=str(num_processes))
-    for family, preset, is_pocket in cases_of(num_processes):
-        config = config_of(family, preset, None if is_pocket else weights)
-        tensors = make_video(config, rank, num_processes)
-        save_file(tensors, folder / f"{family}-{preset}-{is_pocket}-{num_processes}-{rank}.safetensors")
-    for family in FAMILIES if num_processes == 2 else ():
-        tensors = make_video(config_of(family, "int2", **SHARDED), rank, num_processes)
-        save_file(tensors, folder / f"{family}-sharded-{rank}.safetensors")
+@dataclass(frozen=True)
+class Work:
+    """What each of several processes does, one thing after the other, and where.
 
+    Attributes:
+        cases: Videos to make.
+        cuts: Families whose run is cut off after some chunks.
+        resumes: Families, and how many processes have begun the run that is gone on with.
+    """
 
-def make_video(config, rank, num_processes):
-    """Latents, what this process holds of the history, and how many values of the blocks' weights."""
-    engine, keep = Engine.load_config(config, CPU), Keep()
-    if num_processes == 1:
-        engine.pipeline.share(AllTokens(), OneByOne())
-    if rank:
-        engine.parallel.share(None)
-    results = list(engine.rollout(Planned(config, plan_video(config), "video"), keep))
-    tensors, _ = block_tensors(keep.cache, list(keep.cache.layers[0].entries))
-    tensors["latents"] = torch.cat([result.latents for result in results], dim=2).contiguous()
-    tensors["frames"] = torch.tensor(sum(result.frames.shape[1] for result in results))
-    weights = engine.pipeline._models.transformer.blocks.parameters()
-    held = (each.to_local() if isinstance(each, DTensor) else each for each in weights)
-    memory = results[-1].memory
-    tensors["held"] = torch.tensor([total(memory.end_bytes), *(each.end_bytes for each in memory.processes)])
-    tensors["weights"] = torch.tensor(sum(each.numel() for each in held))
-    return tensors
+    folder: Path
+    num_processes: int
+    cases: tuple[Case, ...]
+    cuts: tuple[str, ...] = ()
+    resumes: tuple[tuple[str, int], ...] = ()
+
+    def start(self):
+        """Do it all."""
+        if self.num_processes == 1:
+            self.run(0)
+            return
+        start_processes(self.run, nprocs=self.num_processes)
+
+    def run(self, rank):
+        torch.set_num_threads(1)
+        if self.num_processes > 1:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.num_processes}
+            place |= {"LOCAL_WORLD_SIZE": self.num_processes, "TORCHELASTIC_RUN_ID": "test"}
+            place |= {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": 20_000 + os.getppid() % 10_000 + self.num_processes,
+            }
+            os.environ.update({name: str(value) for name, value in place.items()})
+        for case in self.cases:
+            self.save(case.name, rank, *self.make(case, rank, Keep()))
+        for family in self.cuts:
+            folder = self.folder / f"cut-{family}-{self.num_processes}"
+            self.make(Case(family), rank, self.recorder(family, folder, rank), cut=CUT)
+        for family, count in self.resumes:
+            # Others go on with the same run.
+            folder = self.folder / f"resumed-{family}-{count}-{self.num_processes}"
+            if rank == 0:
+                shutil.copytree(self.folder / f"cut-{family}-{count}", folder, dirs_exist_ok=True)
+            self.save(folder.name, rank, *self.make(Case(family), rank, self.recorder(family, folder, rank)))
+
+    def recorder(self, family, folder, rank):
+        if rank:
+            return Keep()
+        folder.mkdir(exist_ok=True)
+        return Run(self.planned(Case(family)), RunDir(folder), CPU, lambda line: None)
+
+    def planned(self, case):
+        config = case.config(self.folder / f"weights-{case.family}")
+        return Planned(config, plan_video(config), "video")
+
+    def make(self, case, rank, recorder, cut=None):
+        video = self.planned(case)
+        engine = Engine.load_config(video.config, CPU)
+        if self.num_processes == 1:
+            engine.pipeline.share(AllTokens(), OneByOne())
+        if rank:
+            engine.parallel.share(None)
+        results = []
+        for result in engine.rollout(video, recorder):
+            results.append(result)
+            if isinstance(recorder, Run):
+                recorder.add(result)
+            if result.chunk.index + 1 == cut:
+                break
+        if isinstance(recorder, Run):
+            recorder.close()
+        if cut is not None and engine.parallel is not None:
+            engine.parallel.is_amid = False
+        return engine, recorder, results
+
+    def save(self, name, rank, engine, recorder, results):
+        """Latents, what this process holds of the history, and how many values of the blocks' weights."""
+        cache = recorder.cache if isinstance(recorder, Keep) else recorder._cache
+        tensors, _ = block_tensors(cache, list(cache.layers[0].entries))
+        tensors["latents"] = torch.cat([result.latents for result in results], dim=2).contiguous()
+        tensors["frames"] = torch.tensor(sum(result.frames.shape[1] for result in results))
+        weights = engine.pipeline._models.transformer.blocks.parameters()
+        held = (each.to_local() if isinstance(each, DTensor) else each for each in weights)
+        tensors["weights"] = torch.tensor(sum(each.numel() for each in held))
+        memory = results[-1].memory
+        held_bytes = [total(memory.end_bytes), *(each.end_bytes for each in memory.processes)]
+        tensors["held"] = torch.tensor(held_bytes)
+        save_file(tensors, self.folder / f"{name}-{self.num_processes}-{rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
-def made(tiny_weights, tiny_wan, tmp_path_factory):
+def weights(tiny_weights, tmp_path_factory):
+    """A folder with a random model of eight heads of each family."""
+    root = tmp_path_factory.mktemp("made")
+    for family in FAMILIES:
+        folder = root / f"weights-{family}"
+        shutil.copytree(tiny_weights, folder, ignore=shutil.ignore_patterns("transformer"))
+        torch.manual_seed(3)
+        layout = {**TINY[family].transformer}
+        if family == "longcat":
+            config = replace(TransformerConfig.read(layout, "the layout"), hidden_size=512, num_heads=8)
+            model = LongCatTransformer(config)
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.05)
+            (folder / "dit").mkdir()
+            (folder / "dit" / "config.json").write_text(json.dumps(asdict(config)))
+            save_file(model.state_dict(), folder / "dit" / "model.safetensors")
+        else:
+            model = WalkTransformer if family == "hyworldplay" else WanTransformer3DModel
+            model(**{**layout, "num_attention_heads": 8}).save_pretrained(folder / "transformer")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(weights):
     """The folder with what one, two and four processes made."""
-    folder, weights = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("four-heads")
-    shutil.copytree(tiny_weights, weights, dirs_exist_ok=True)
-    four_heads = WanTransformer3DModel(**{**tiny_wan, "num_attention_heads": 4})
-    four_heads.save_pretrained(weights / "transformer")
-    make_videos(0, 1, 0, folder, weights)
-    for num_processes in (2, 4):
-        port = 20_000 + 2 * (os.getpid() % 10_000) + num_processes // 4
-        # Forked: importing torch anew takes seconds in each.
-        torch.multiprocessing.start_processes(
-            make_videos, (num_processes, port, folder, weights), num_processes, start_method="fork"
-        )
-    return folder
+    cases, families = tuple(CASES), tuple(FAMILIES)
+    Work(weights, 1, cases, cuts=families).start()
+    Work(weights, 4, cases, cuts=families).start()
+    resumes = tuple((family, count) for family in families for count in (1, 4))
+    Work(weights, 2, (*cases, *SHARDED_CASES), cuts=families, resumes=resumes).start()
+    Work(weights, 1, (), resumes=tuple((family, 2) for family in families)).start()
+    return weights
 
 
-@pytest.mark.parametrize(
-    ("num_processes", "case"), [(count, case) for count in (2, 4) for case in cases_of(count)]
-)
-def test_several_processes_make_the_video_of_one(made, num_processes, case):
-    family, preset, is_pocket = case
-    name = f"{family}-{preset}-{is_pocket}"
-    alone = load_file(made / f"{name}-1-0.safetensors")
-    parts = [load_file(made / f"{name}-{num_processes}-{rank}.safetensors") for rank in range(num_processes)]
+@pytest.fixture(scope="module")
+def made_slowly(made):
+    """The same of every preset, of the built-in models and of eight processes."""
+    for num_processes in (1, 2):
+        Work(made, num_processes, tuple(SLOW_CASES)).start()
+    Work(made, 8, tuple(CASES)).start()
+    return made
+
+
+def read(folder, case, num_processes):
+    """What every process has made of a video."""
+    files = (folder / f"{case.name}-{num_processes}-{rank}.safetensors" for rank in range(num_processes))
+    return [load_file(file) for file in files]
+
+
+def assert_same(parts, alone, case):
+    """Equal latents, and the history of one process cut by heads."""
+    num_processes, num_rows = len(parts), case.config().num_rows if len(parts) % 2 == 0 else 1
+    # The guidance of LongCat-Video takes two groups of processes, and those of a group share the heads.
+    num_parts = num_processes // num_rows
     assert [int(part["frames"]) for part in parts] == [int(alone["frames"])] + [0] * (num_processes - 1)
+    (held_bytes,) = alone["held"].tolist()
     for part in parts:
         torch.testing.assert_close(part["latents"], alone["latents"], rtol=0, atol=1e-4)
-    # LongCat's guidance takes two groups of processes, and those of a group share the heads.
-    num_rows = config_of(family, preset).num_rows
-    num_tokens = num_processes // num_rows
-    (held,) = alone["held"].tolist()
-    for part in parts:
-        assert part["held"].tolist() == [num_rows * held, *[held // num_tokens] * num_processes]
+        if num_processes > 1:
+            each = [held_bytes // num_parts] * num_processes
+            assert part["held"].tolist() == [num_rows * held_bytes, *each]
     for tensor in alone.keys() - {"latents", "frames", "weights", "held"}:
-        held = torch.cat([part[tensor] for part in parts[:num_tokens]], dim=1)
+        held = torch.cat([part[tensor] for part in parts[:num_parts]], dim=1)
         assert torch.equal(held, alone[tensor]), tensor
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sharded_weights_are_divided_and_make_the_same_video(made, family):
-    alone, *parts = (
-        load_file(made / f"{name}.safetensors")
-        for name in (f"{family}-int2-True-1-0", f"{family}-sharded-0", f"{family}-sharded-1")
-    )
+@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_several_processes_make_the_video_of_one(made, num_processes, case):
+    (alone,) = read(made, case, 1)
+    assert_same(read(made, case, num_processes), alone, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_processes", "case"), [*((8, case) for case in CASES), *((2, case) for case in SLOW_CASES)]
+)
+def test_eight_processes_every_preset_and_the_built_in_models(made_slowly, num_processes, case):
+    (alone,) = read(made_slowly, case, 1)
+    assert_same(read(made_slowly, case, num_processes), alone, case)
+
+
+@pytest.mark.parametrize(("family", "begun_by", "num_processes"), RESUMES)
+def test_a_run_goes_on_with_another_number_of_processes(made, family, begun_by, num_processes):
+    case = Case(family)
+    (alone,) = read(made, case, 1)
+    name = f"resumed-{family}-{begun_by}-{num_processes}"
+    parts = [load_file(made / f"{name}-{num_processes}-{rank}.safetensors") for rank in range(num_processes)]
+    made_after = parts[0]["latents"].shape[2]
+    assert 0 < made_after < alone["latents"].shape[2]
+    alone["latents"] = alone["latents"][:, :, -made_after:]
+    alone["frames"] = parts[0]["frames"]
+    assert_same(parts, alone, case)
+
+
+@pytest.mark.parametrize("case", SHARDED_CASES, ids=lambda case: case.name)
+def test_sharded_weights_are_divided_and_make_the_same_video(made, case):
+    (alone,) = read(made, Case(case.family), 1)
+    parts = read(made, case, 2)
     assert sum(part["weights"] for part in parts) == alone["weights"]
     # Dimensions that do not divide differ by one.
     assert int(parts[0]["weights"]) == pytest.approx(int(alone["weights"]) / 2, rel=0.02)
-    for part in parts:
-        torch.testing.assert_close(part["latents"], alone["latents"], rtol=0, atol=1e-4)
+    assert_same(parts, alone, Case(case.family))
 
 
 def test_sharded_weights_are_refused_where_nothing_shares_them():
     with pytest.raises(UsageError, match="needs several processes, and this is one"):
-        Engine.load_config(config_of("self-forcing", "int2", **SHARDED), CPU)
-    for setting in ("memory.weights=fp8", "memory.transformer=group"):
-        name, _, value = setting.partition("=")
-        with pytest.raises(UsageError, match=f"needs {name.partition('.')[2]}="):
-            config_of("self-forcing", "int2", **SHARDED, **{name: value})
+        Engine.load_config(Case("self-forcing", more=SHARDED).config(), CPU)
+    for name, value in (("weights", "fp8"), ("transformer", "group")):
+        with pytest.raises(UsageError, match=f"needs {name}="):
+            Case("self-forcing", more=(*SHARDED, (f"memory.{name}", value))).config()
 
 
 def leave_a_video(rank, store):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=1)
     parallel = Parallel(0, CPU, torch.distributed.group.WORLD, AllTokens(), AllRows())
-    config = config_of("self-forcing", "int2")
+    config = Case("self-forcing").config()
     engine, video = Engine(config, load_pipeline(config, CPU), CPU, parallel=parallel), plan_video(config)
     planned = Planned(config, video, "video")
     assert len(list(engine.rollout(planned))) == len(video.chunks)
@@ -184,12 +325,12 @@ def leave_a_video(rank, store):
 
 def test_no_video_is_begun_after_one_that_was_left(tmp_path):
     # In a process of its own: a group of processes is one for a whole process.
-    torch.multiprocessing.start_processes(leave_a_video, (tmp_path / "store",), 1, start_method="fork")
+    start_processes(leave_a_video, (tmp_path / "store",), nprocs=1)
 
 
 def test_processes_that_cannot_share_the_heads_are_refused():
-    config = config_of("self-forcing", "int2")
+    config = Case("self-forcing").config()
     assert check_processes(config, 2) == (1, 2)
-    assert check_processes(config_of("longcat", "int2"), 4) == (2, 2)
+    assert check_processes(Case("longcat").config(), 4) == (2, 2)
     with pytest.raises(UsageError, match="3 processes cannot share"):
         check_processes(config, 3)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import warnings
 
 import pytest
 import torch
@@ -100,8 +99,6 @@ def test_every_backend_keeps_the_text_of_its_prompts(tiny_weights, home, tmp_pat
         load_pipeline(config, CPU).encode_prompt("red ball")
         assert len(kept(home)) == 1
     shutil.rmtree(home)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_pipeline(load_config(Request()).config, CPU).encode_prompt("a red ball")
-    # The encoder of the built-in model is as quick as its file would be.
-    assert not home.exists()
+    # Reading its encoder takes little, but importing what it needs does not.
+    load_pipeline(load_config(Request()).config, CPU).encode_prompt("a red ball")
+    assert len(kept(home)) == 1

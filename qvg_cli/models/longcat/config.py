@@ -46,3 +46,8 @@ class LongCatConfig(RunConfig):
     @property
     def num_rows(self) -> int:
         return 2 if self.sampler.is_guided else 1
+
+    @property
+    def num_steps(self) -> int:
+        # Those of a segment: 50 become 56.
+        return self.sampler.guided_steps + 6 if self.sampler.mode == "guided" else super().num_steps

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from qvg_cli.errors import MissingModelError
+from qvg_cli.lean_imports import without_compiler
 from qvg_cli.planning.sizes import read_layout
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Checkpoint(Generic[ModelT]):
     def _empty(self) -> ModelT:
         """The model without storage."""
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), without_compiler():
                 return self._build()
         except TypeError as error:
             raise MissingModelError(f"config.json does not describe this transformer: {error}") from error

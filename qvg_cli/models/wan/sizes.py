@@ -140,6 +140,7 @@ def wan_sizes(
         latent_bytes=size,
         vae=vae,
         vae_bytes=vae.values * size,
+        streams=2 if layout.has_camera else 1,
     )
 
 

@@ -1,0 +1,95 @@
+"""Import diffusers and transformers without what they import for others: the program starts in half the time.
+
+They ask for scipy and torch's compiler, and diffusers for transformers, whenever these are installed, for
+models and quantizers that are not used here, and do without them where they are not. While a module of them
+is imported they are not. This holds for the whole process, so it is for the program `qvg` alone: whoever
+imports qvg_cli may want the libraries as they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+_COMPILER = "torch._dynamo"
+_HIDDEN = {
+    "diffusers": ("transformers", "scipy", _COMPILER),
+    "transformers": ("scipy", _COMPILER),
+}
+"""From each of the libraries."""
+
+
+def begin() -> None:
+    """Let them be imported so, from now on."""
+    sys.meta_path.insert(0, _Finder())
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Let the program build models without storage, on torch's meta device, without importing its compiler.
+
+    What is computed there is written in Python; each such function asks the compiler once to leave it alone.
+    """
+    if _COMPILER in sys.modules or not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        yield
+        return
+    stand_in: Any = ModuleType(_COMPILER)
+    stand_in.disable = lambda function, *_, **__: function
+    sys.modules[_COMPILER] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[_COMPILER]
+
+
+class _Finder(MetaPathFinder):
+    """Finds the libraries' modules as usual."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See `MetaPathFinder.find_spec`."""
+        hidden = _HIDDEN.get(fullname.partition(".")[0])
+        if hidden is None:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            execute = loader.exec_module
+
+            def execute_alone(module: ModuleType) -> None:
+                try:
+                    with _hiding(hidden):
+                        execute(module)
+                except ImportError:
+                    # A version that cannot do without.
+                    execute(module)
+
+            loader.exec_module = execute_alone
+        return spec
+
+
+@contextmanager
+def _hiding(hidden: Sequence[str]) -> Iterator[None]:
+    modules: dict[str, Any] = sys.modules
+    names = [name for name in hidden if name not in modules]
+    # What is `None` here cannot be imported.
+    modules.update(dict.fromkeys(names))
+    compiler: Any = modules.get("torch.compiler")
+    disable = getattr(compiler, "disable", None)
+    if _COMPILER in names and disable is not None:
+        # It would import the compiler, to keep it from functions that nobody compiles here.
+        compiler.disable = lambda function=None, *_, **__: function or (lambda later: later)
+    try:
+        yield
+    finally:
+        for name in names:
+            if modules.get(name, "") is None:
+                del modules[name]
+        if disable is not None:
+            compiler.disable = disable
