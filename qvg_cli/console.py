@@ -1,14 +1,16 @@
 """What a person reads: notes, progress and errors on stderr. Only data for programs goes to stdout.
 
-Every line is understood without colour; progress is a bar on a terminal and a line a chunk elsewhere.
+Every line is understood without colour; progress is a bar on a terminal and a line per chunk elsewhere.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from logging import getLogger
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -21,7 +23,6 @@ from qvg_cli.redaction import redact
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.live import Live
-    from rich.progress import Progress as RichProgress
     from rich.table import Table
 
 
@@ -61,8 +62,13 @@ class Console:
         _tell(visible(text))
 
     @contextmanager
-    def progress(self, num_chunks: int, num_done: int = 0) -> Iterator[Progress]:
-        """Progress of one video of which `num_done` chunks are there already."""
+    def progress(self, calls: Sequence[int], num_done: int = 0) -> Iterator[Progress]:
+        """Progress of one video.
+
+        Args:
+            calls: Of the model, for each chunk.
+            num_done: Chunks that were made before.
+        """
         if self._is_quiet:
             yield _Silent()
             return
@@ -70,12 +76,12 @@ class Console:
 
         rich_console = RichConsole(stderr=True, highlight=False)
         if rich_console.is_jupyter:
-            yield _NotebookBar(num_chunks, num_done)
+            yield _NotebookBar(calls, num_done)
         elif rich_console.is_terminal and not rich_console.is_dumb_terminal:
-            with _Bar(rich_console, num_chunks, num_done) as bar:
+            with _Bar(rich_console, calls, num_done) as bar:
                 yield bar
         else:
-            yield _Lines(self, num_chunks, num_done)
+            yield _Lines(self, len(calls), num_done)
 
     def live(self) -> Live | None:
         """Lines that change in their place on a terminal; `None` elsewhere."""
@@ -135,7 +141,7 @@ def show_data(text: str, stdout: TextIO | None = None) -> None:
         drop_stream(stdout)
         raise QvgError(
             f"cannot write the result to stdout: {error.strerror}",
-            hint="what was made is on the disk; send stdout elsewhere",
+            hint="the video is on disk; redirect stdout elsewhere",
         ) from error
 
 
@@ -158,48 +164,81 @@ class _Silent:
 
 
 class _Lines:
-    """One line a chunk."""
+    """One line per chunk."""
 
     def __init__(self, console: Console, num_chunks: int, num_done: int) -> None:
         self._console = console
         self._num_chunks = num_chunks
-        self._num_done = num_done
+        self._num_done = self._num_before = num_done
+        self._started = time.monotonic()
 
     def step(self) -> None:
         pass
 
     def chunk_done(self, status: str) -> None:
         self._num_done += 1
-        self._console.note(f"chunk {self._num_done}/{self._num_chunks}: {status}")
+        per_chunk = (time.monotonic() - self._started) / (self._num_done - self._num_before)
+        left = timedelta(seconds=round(per_chunk * (self._num_chunks - self._num_done)))
+        ahead = f", {left} left" if self._num_done < self._num_chunks else ""
+        self._console.note(f"chunk {self._num_done}/{self._num_chunks}: {status}{ahead}")
 
 
-def _chunk_progress(*texts: str) -> RichProgress:
-    """Chunks, model calls and time; `texts` are columns after these."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+class _Chunks:
+    """Chunks and model calls of one video, as columns that are 60 wide at most, `texts` after these.
 
-    return Progress(
-        TextColumn("chunk"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[step]}"),
-        TimeElapsedColumn(),
-        *map(TextColumn, texts),
-    )
+    A chunk counts by its model calls, so that the time left is known before the first one has ended.
+    """
+
+    def __init__(self, calls: Sequence[int], num_done: int, *texts: str) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.shown = Progress(
+            TextColumn("chunk"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[step]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            *map(TextColumn, texts),
+        )
+        self._calls = calls
+        self._num_done = num_done
+        self._step = 0
+        self._task = self.shown.add_task("", total=len(calls), completed=num_done, step="", status="")
+
+    def step(self) -> None:
+        calls = self._calls[self._num_done]
+        self._step += 1
+        done = self._num_done + min(self._step / calls, 0.999)
+        self.shown.update(self._task, completed=done, step=f"step {self._step}/{calls}")
+
+    def chunk_done(self, status: str) -> None:
+        self._step = 0
+        self._num_done += 1
+        self.shown.update(self._task, completed=self._num_done, step="", status=status)
 
 
 class _Bar:
-    """A bar that moves with every chunk, a count of model calls, and how the run goes on a line below."""
+    """A bar that moves with every model call, and how the run goes on a line below."""
 
-    def __init__(self, rich_console: RichConsole, num_chunks: int, num_done: int) -> None:
+    def __init__(self, rich_console: RichConsole, calls: Sequence[int], num_done: int) -> None:
         from rich.console import Group
         from rich.live import Live
         from rich.text import Text
 
-        self._progress = _chunk_progress()
-        self._task = self._progress.add_task("", total=num_chunks, completed=num_done, step="step 0")
+        self._chunks = _Chunks(calls, num_done)
         self._status = Text("", no_wrap=True, overflow="ellipsis")
-        self._live = Live(Group(self._progress, self._status), console=rich_console, refresh_per_second=4)
-        self._step = 0
+        shown = Group(self._chunks.shown, self._status)
+        self._live = Live(shown, console=rich_console, refresh_per_second=4)
+        self.step = self._chunks.step
 
     def __enter__(self) -> _Bar:
         self._live.start()
@@ -208,36 +247,27 @@ class _Bar:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def step(self) -> None:
-        self._step += 1
-        self._progress.update(self._task, step=f"step {self._step}")
-
     def chunk_done(self, status: str) -> None:
-        self._step = 0
-        self._progress.update(self._task, advance=1, step="")
+        self._chunks.chunk_done(status)
         self._status.plain = status
 
 
 class _NotebookBar:
     """A bar in the output of a cell: one line that changes in its place."""
 
-    def __init__(self, num_chunks: int, num_done: int) -> None:
+    def __init__(self, calls: Sequence[int], num_done: int) -> None:
         from IPython.display import display
 
-        self._progress = _chunk_progress("{task.fields[status]}")
-        self._task = self._progress.add_task("", total=num_chunks, completed=num_done, step="", status="")
-        self._step = 0
-        self._shown = display(self._table(), display_id=True)  # type: ignore[no-untyped-call]
+        self._chunks = _Chunks(calls, num_done, "{task.fields[status]}")
+        self._display = display(self._table(), display_id=True)  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
-        self._step += 1
-        self._progress.update(self._task, step=f"step {self._step}")
-        self._shown.update(self._table())
+        self._chunks.step()
+        self._display.update(self._table())
 
     def chunk_done(self, status: str) -> None:
-        self._step = 0
-        self._progress.update(self._task, advance=1, step="", status=status)
-        self._shown.update(self._table())
+        self._chunks.chunk_done(status)
+        self._display.update(self._table())
 
     def _table(self) -> Table:
-        return self._progress.make_tasks_table(self._progress.tasks)
+        return self._chunks.shown.make_tasks_table(self._chunks.shown.tasks)

@@ -24,8 +24,8 @@ def resolve_device(name: str) -> torch.device:
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type == "cpu" and os.environ.get("QVG_KERNELS") == "triton" and not is_interpreted:
         raise UsageError(
-            "QVG_KERNELS=triton is not possible on a CPU",
-            hint="unset it; Triton's interpreter, TRITON_INTERPRET=1, runs them here for tests",
+            "QVG_KERNELS=triton does not work on a CPU",
+            hint="unset it; for tests, TRITON_INTERPRET=1 runs the kernels in Triton's interpreter",
         )
     return device
 
@@ -37,17 +37,15 @@ def _find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(
-            f"unknown device {name!r}", hint="known: auto, cpu, cuda, cuda:0, cuda:1, ..."
+            f"unknown device {name!r}", hint="use auto, cpu, cuda, cuda:0, cuda:1, ..."
         ) from error
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(
-            f"device {name!r} is not supported", hint="known: auto, cpu, cuda, cuda:0, cuda:1, ..."
-        )
+        raise UsageError(f"device {name!r} is not supported", hint="use auto, cpu, cuda, cuda:0, cuda:1, ...")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            found = f"it has {count}" if count else "it has none that this torch can use"
-            raise UsageError(f"device {name!r} is not on this machine: {found}", hint="use --device cpu")
+            found = f"this machine has {count}" if count else "no usable GPU found"
+            raise UsageError(f"device {name!r} is not available: {found}", hint="use --device cpu")
         device = torch.device("cuda", device.index or 0)
     return device
 
@@ -66,8 +64,8 @@ def attention_words(config: RunConfig, device: torch.device) -> str:
     cache = config.cache
     if cache.arithmetic == "fp8" and not has_fp8(device):
         raise UsageError(
-            f"cache.arithmetic=fp8 is not possible on {device}",
-            hint="set cache.arithmetic=bf16 or leave it out; fp8 needs compute capability 8.9 or later",
+            f"cache.arithmetic=fp8 is not supported on {device}",
+            hint="use cache.arithmetic=bf16 or the default; fp8 needs compute capability 8.9 or later",
         )
     dtype = model_dtype(config.model, device)
     pairs = [(cache.k, cache.v), *((layer.k, layer.v) for layer in cache.layers.values())]

@@ -26,9 +26,7 @@ def check_environment() -> None:
     for name in _SECONDS:
         value = os.environ.get(name)
         if value is not None and not value.strip().isdecimal():
-            raise UsageError(
-                f"{name}={value} is not a whole number of seconds", hint="such as 10, or unset it"
-            )
+            raise UsageError(f"{name}={value} is not a whole number of seconds", hint="e.g. 10, or unset it")
 
 
 def expand_user(name: str | Path) -> Path:

@@ -13,16 +13,16 @@ from difflib import get_close_matches
 from qvg_cli.interrupts import Stopped
 
 _DISK_HINTS = {
-    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENAMETOOLONG: "use a shorter path",
     errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space: your quota is used up",
-    errno.EIO: "the disk or the terminal has gone",
-    errno.EACCES: "you may not use it; give another one, or change its permissions",
-    errno.EPERM: "you may not use it; give another one, or change its permissions",
-    errno.EROFS: "it can only be read; give another folder",
-    errno.ELOOP: "its links lead in a circle",
+    errno.EDQUOT: "free some space: your disk quota is used up",
+    errno.EIO: "the disk or the terminal is gone",
+    errno.EACCES: "permission denied; use another one, or change its permissions",
+    errno.EPERM: "permission denied; use another one, or change its permissions",
+    errno.EROFS: "it is read-only; use another folder",
+    errno.ELOOP: "its symbolic links form a loop",
     errno.ENOTDIR: "a part of it is a file, not a folder",
-    errno.EISDIR: "it is a folder; give a file",
+    errno.EISDIR: "it is a folder; use a file",
 }
 """What the machine refuses, and what a user can do; anything else would be a defect."""
 
@@ -103,7 +103,7 @@ def shown_error(error: BaseException) -> QvgError:
     if is_out_of_memory(error):
         return OutOfMemoryError(
             "out of memory",
-            hint="give a smaller --size, fewer --seconds, another --cache or --set memory.transformer=model",
+            hint="try a smaller --size, fewer --seconds, another --cache or --set memory.transformer=model",
         )
     if isinstance(error, KeyboardInterrupt):
         return interruption(error, f"stopped by {error}" if isinstance(error, Stopped) else "stopped")
@@ -115,7 +115,7 @@ def shown_error(error: BaseException) -> QvgError:
         return QvgError(message, hint=hint) if is_full else UsageError(message, hint=hint)
     return QvgError(
         f"{type(error).__name__}: {error}",
-        hint="this is a defect of qvg; the same command with --debug shows where",
+        hint="this is a bug in qvg; please report it with the output of the same command with --debug",
     )
 
 

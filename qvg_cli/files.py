@@ -113,7 +113,7 @@ def drop_state(folder: Path) -> None:
             remove_folder(folder)
         finish_removal(folder)
     except Timeout as error:
-        raise QvgError(f"another qvg is at work on {folder.parent}", hint="stop it first") from error
+        raise QvgError(f"another qvg process is working on {folder.parent}", hint="stop it first") from error
     except OSError as error:
         raise QvgError(f"cannot remove {folder}: {error.strerror}") from error
 
@@ -134,7 +134,7 @@ def prepare_folder(folder: Path) -> Path:
 
 
 def _cannot_write(folder: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot write to {folder}: {error.strerror}", hint="give another folder with --out")
+    return UsageError(f"cannot write to {folder}: {error.strerror}", hint="use another folder with --out")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -154,7 +154,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         if not isinstance(error, OSError):
             raise
         raise QvgError(
-            f"cannot write {path}: {error.strerror or error}", hint="free some space, or give another --out"
+            f"cannot write {path}: {error.strerror or error}", hint="free some space, or use another --out"
         ) from error
 
 

@@ -38,8 +38,9 @@ def find_launch() -> Launch:
         value = os.environ.get(name, "")
         if not value.isdecimal():
             raise UsageError(
-                f"{name}={value} is not a number, and TORCHELASTIC_RUN_ID says that torchrun started this",
-                hint="start it with torchrun, or unset TORCHELASTIC_RUN_ID",
+                f"{name}={value} is not a number, but TORCHELASTIC_RUN_ID says that torchrun started "
+                "this process",
+                hint="start with torchrun, or unset TORCHELASTIC_RUN_ID",
             )
         numbers.append(int(value))
     return Launch(*numbers)

@@ -70,13 +70,13 @@ def set_up(*, is_verbose: bool) -> None:
         is_verbose: Whether --verbose was given.
 
     Raises:
-        UsageError: `QVG_LOG` is no level.
+        UsageError: `QVG_LOG` is not a log level.
     """
     global _command_began
     _command_began = time.perf_counter()
     asked = os.environ.get(VARIABLE, "").strip().lower()
     if asked and asked not in LEVELS:
-        raise UsageError(f"{VARIABLE}={asked} is no level", hint=f"known: {', '.join(LEVELS)}")
+        raise UsageError(f"{VARIABLE}={asked} is not a log level", hint=f"known: {', '.join(LEVELS)}")
     logger = logging.getLogger(_ROOT)
     logger.propagate = False
     logger.setLevel(logging.DEBUG if asked == "debug" else logging.INFO)

@@ -14,7 +14,7 @@ from typer.core import TyperArgument, TyperCommand
 
 from qvg_cli import __version__, lean_imports
 from qvg_cli.commands.batch import batch
-from qvg_cli.commands.clean import clean
+from qvg_cli.commands.clean import clean, disk
 from qvg_cli.commands.compare import compare
 from qvg_cli.commands.doctor import doctor
 from qvg_cli.commands.download import download
@@ -36,12 +36,12 @@ from qvg_cli.redaction import redact
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    the run failed; what was made until then is kept
-  2    the request cannot be carried out as it was written
-  3    weights or ffmpeg are missing
+  1    the run failed; partial results are kept
+  2    invalid arguments or settings
+  3    weights, access or ffmpeg are missing
   4    out of memory
-  75   stopped by SIGTERM or SIGUSR1; what was made until then is kept, and --resume goes on
-  130  stopped with Ctrl-C; what was made until then is kept"""
+  75   stopped by SIGTERM or SIGUSR1; partial results are kept, and --resume continues
+  130  interrupted (Ctrl-C); partial results are kept"""
 
 _EXAMPLES = {
     "generate": """
@@ -71,8 +71,8 @@ _EXAMPLES = {
   qvg compare results/self-forcing/A results/self-forcing/B""",
     "plan": """
   qvg plan --backend self-forcing --seconds 45 --cache int2 --cache bf16
-  qvg plan --backend longcat --segments 10 --card "RTX 4090" --gpus 2
-  qvg plan --backend hyworldplay --pose w-40,a-40 --card 24GiB --json""",
+  qvg plan --backend longcat --segments 10 --gpu "RTX 4090" --gpus 2
+  qvg plan --backend hyworldplay --pose w-40,a-40 --gpu 24GiB --json""",
     "play": """
   qvg play
   qvg play --backend hyworldplay --image street.jpg --record street
@@ -149,13 +149,14 @@ def _show_version(is_asked: bool) -> None:
 @app.callback()
 def qvg(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Long videos from autoregressive video diffusion models, their history kept in 2 bits a value."""
+    """Generate long videos with autoregressive video diffusion models and a 2-bit KV cache."""
 
 
-for _run in (generate, extend, batch, download, compare, plan, play, show, doctor, clean):
+for _run in (generate, extend, batch, download, compare, plan, play, show, doctor, disk, clean):
     _shown = f"\b\nExamples:{_EXAMPLES[_run.__name__]}\n\n" if _run.__name__ in _EXAMPLES else ""
     app.command(cls=_Command, epilog=_shown + EXIT_CODES)(_run)
 
@@ -164,10 +165,10 @@ for _run in (generate, extend, batch, download, compare, plan, play, show, docto
 def help_(
     context: typer.Context,
     command: Annotated[
-        str | None, typer.Argument(metavar="COMMAND", help="A command of qvg.", show_default=False)
+        str | None, typer.Argument(metavar="COMMAND", help="Name of a command.", show_default=False)
     ] = None,
 ) -> None:
-    """Show what qvg can do, or what a command can, as --help does."""
+    """Show help, for qvg or for one command."""
     assert context.parent is not None
     commands = context.parent.command.commands  # type: ignore[attr-defined]
     if command is None:

@@ -14,7 +14,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ class Case:
 def copied(packed: PackedTensor) -> PackedTensor:
     """The same span in memory of its own."""
     tensors = {name: tensor.clone() for name, tensor in packed.tensors.items()}
-    return PackedTensor(packed.shape, packed.dtype, tensors, packed.kinds)
+    return replace(packed, tensors=tensors)
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, backend: SDPBackend) -> Tensor:

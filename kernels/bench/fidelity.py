@@ -189,8 +189,10 @@ def pack(codec: Codec, states: Tensor, case: Case, num_packed: int, seed: int) -
     parts = []
     for number, part in enumerate(states[:, :, :num_packed].split(case.span, dim=2)):
         queries = [query for first, query in case.asked if first < number * case.span]
-        moment = torch.stack([query.mT @ query for query in queries]).sum(0) if queries else None
-        parts.append(codec.decode(codec.knowing(moment).encode(part, seed=2 * number + seed)))
+        moment = None
+        if queries and codec.spec.weighs_queries:
+            moment = torch.stack([query.mT @ query for query in queries]).sum(0)
+        parts.append(codec.decode(codec.encode(part, seed=2 * number + seed, matrix=moment)))
     return torch.cat([*parts, states[:, :, num_packed:]], dim=2)
 
 

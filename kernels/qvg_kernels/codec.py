@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
@@ -31,12 +31,14 @@ class PackedTensor:
         dtype: Dtype of the block that was encoded, and of `Codec.decode`'s result.
         tensors: Name to stored tensor; nothing else is held for the block.
         kinds: Name to kind: "codes", "scales", "ids", "tables", "bf16" or "dense".
+        matrix: `[B, H, D, D]` bf16 that shapes errors; blocks of a layer share it, and the layer counts it.
     """
 
     shape: tuple[int, int, int, int]
     dtype: torch.dtype
     tensors: Mapping[str, Tensor]
     kinds: Mapping[str, str]
+    matrix: Tensor | None = None
 
     def payload_bytes(self) -> PayloadBytes:
         """Sum of the stored tensors' sizes, by kind."""
@@ -56,7 +58,14 @@ class Codec(ABC):
         """The settings."""
 
     @abstractmethod
-    def encode(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+    def encode(
+        self,
+        block: Tensor,
+        *,
+        seed: int,
+        checks: list[FiniteCheck] | None = None,
+        matrix: Tensor | None = None,
+    ) -> PackedTensor:
         """Pack `[B, H, S, D]` values; `seed` serves codecs that draw starting points.
 
         All heads of a block share one stream of draws, so that a head's bytes do not depend on which other
@@ -65,6 +74,8 @@ class Codec(ABC):
         Args:
             checks: Where a check that would wait for a GPU is added instead; the caller settles it with
                 `first_error` before it uses the block. On a CPU, and without a list, nothing is put off.
+            matrix: What `shaping_matrix` gave for the layer, of a spec that is shaped; without it the errors
+                of such a spec are not shaped.
 
         Raises:
             ValueError: The block is empty or its head size is not one the codec takes.
@@ -77,16 +88,24 @@ class Codec(ABC):
     ) -> Tensor:
         """Values of `heads` (along H) and `tokens` (along S), `[B, h, s, D]` in `packed.dtype`."""
 
+    def residual_moment(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> Tensor:
+        """Sum over tokens of the products of what a codebook leaves of `[B, H, S, D]` values: `[B, H, D, D]`.
+
+        Of a spec that is shaped; `seed` and `checks` as `encode` has them.
+        """
+        raise NotImplementedError
+
+    def shaping_matrix(self, residual: Tensor, query: Tensor | None) -> Tensor:
+        """The matrix `[B, H, D, D]` bf16 that shapes errors, from sums of `residual_moment` and of queries.
+
+        Args:
+            query: `[B, H, D, D]`, moments of the queries as keys meet them; `None` where none were seen.
+        """
+        raise NotImplementedError
+
     def reader(self, head_dim: int) -> BlockReader | None:
         """What reads blocks of heads of `head_dim` channels by kernels; `None` where only torch does."""
         return None
-
-    def knowing(self, queries: Tensor | None) -> Codec:
-        """This codec, to pack keys whose earlier queries have the second moment `[B, H, D, D]`, in any unit.
-
-        The same one if its spec does not weigh queries.
-        """
-        return self
 
 
 Settings = TypeVar("Settings", bound=Spec)
@@ -119,27 +138,51 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
     def encode_head(self, points: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Pack `[S, D]` float32 values of one head."""
 
-    def encode_by_kernels(self, block: Tensor, seed: int) -> tuple[dict[str, Tensor], FiniteCheck] | None:
+    def encode_shaped_head(self, points: Tensor, draws: Draws, matrix: Tensor) -> dict[str, Tensor]:
+        """What `encode_head` does, with errors shaped by `[D, D]`."""
+        raise NotImplementedError
+
+    def encode_by_kernels(
+        self, block: Tensor, seed: int, matrix: Tensor | None
+    ) -> tuple[dict[str, Tensor], FiniteCheck] | None:
         """Pack all heads by kernels, and whether their values are finite; `None` where only torch packs."""
         return None
 
-    def encode(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+    def encode(
+        self,
+        block: Tensor,
+        *,
+        seed: int,
+        checks: list[FiniteCheck] | None = None,
+        matrix: Tensor | None = None,
+    ) -> PackedTensor:
         batch, heads, tokens, head_dim = block.shape
         check_packed_shape(self.spec.scheme, tokens, head_dim)
-        found = self.encode_by_kernels(block, seed) if uses_kernels(block.device) else None
+        if self.spec.is_shaped and matrix is None:
+            one = torch.eye(head_dim, dtype=torch.bfloat16, device=block.device)
+            matrix = one.expand(batch, heads, -1, -1).contiguous()
+        found = self.encode_by_kernels(block, seed, matrix) if uses_kernels(block.device) else None
         if found is not None:
             tensors, check = found
             _settle(check, checks)
         else:
             require_finite(block, checks)
             draws = self.draw(tokens, head_dim, seed, block.device)
-            packed = [self.encode_head(points.float(), draws) for points in block.flatten(0, 1)]
+            points = [points.float() for points in block.flatten(0, 1)]
+            if matrix is None:
+                packed = [self.encode_head(each, draws) for each in points]
+            else:
+                matrices = matrix.flatten(0, 1)
+                packed = [
+                    self.encode_shaped_head(each, draws, own)
+                    for each, own in zip(points, matrices, strict=True)
+                ]
             stacked = {name: torch.stack([head[name] for head in packed]) for name in packed[0]}
             tensors = {
                 name: tensor.reshape(batch, heads, *tensor.shape[1:]) for name, tensor in stacked.items()
             }
         kinds = {name: self.kinds[name] for name in tensors}
-        return PackedTensor((batch, heads, tokens, head_dim), block.dtype, tensors, kinds)
+        return PackedTensor((batch, heads, tokens, head_dim), block.dtype, tensors, kinds, matrix)
 
 
 class NonFiniteError(ValueError):
@@ -228,23 +271,27 @@ def encode_pair(
     blocks: tuple[Tensor, Tensor],
     seeds: tuple[int, int],
     checks: list[FiniteCheck] | None = None,
+    matrices: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[PackedTensor, PackedTensor]:
     """Pack a layer's keys and values, on a GPU at the same time: alone, a chunk's leave most of it idle.
 
     Args:
-        checks: As `Codec.encode` has it.
+        checks: As `Codec.encode` has it; `matrices` likewise.
     """
-    (key_codec, value_codec), (key, value), (key_seed, value_seed) = codecs, blocks, seeds
-    if not value.is_cuda:
-        packed_key = key_codec.encode(key, seed=key_seed, checks=checks)
-        return packed_key, value_codec.encode(value, seed=value_seed, checks=checks)
+    packings = [
+        partial(codec.encode, block, seed=seed, checks=checks, matrix=matrix)
+        for codec, block, seed, matrix in zip(codecs, blocks, seeds, matrices, strict=True)
+    ]
+    device = blocks[1].device
+    if device.type != "cuda":
+        return packings[0](), packings[1]()
     # Memory that is allocated on the second stream is used again only there, after the first stream has come
     # this far: its users are done with it by then.
-    first, second = torch.cuda.current_stream(value.device), _second_stream(value.device)
+    first, second = torch.cuda.current_stream(device), _second_stream(device)
     second.wait_stream(first)
-    packed_key = key_codec.encode(key, seed=key_seed, checks=checks)
+    packed_key = packings[0]()
     with torch.cuda.stream(second):
-        packed_value = value_codec.encode(value, seed=value_seed, checks=checks)
+        packed_value = packings[1]()
     first.wait_stream(second)
     return packed_key, packed_value
 

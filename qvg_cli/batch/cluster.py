@@ -57,7 +57,7 @@ class Cluster:
                 f"--device {asked} names one GPU", hint="Ray gives each worker its own: --device cuda"
             )
         if asked == "cuda" and not self.num_gpus:
-            raise UsageError("--device cuda, and this Ray has no GPU", hint="leave --device out")
+            raise UsageError("--device cuda, but this Ray cluster has no GPU", hint="omit --device")
         return asked
 
     def num_workers(self, asked: int | None, device: str, num_processes: int) -> int:
@@ -71,8 +71,8 @@ class Cluster:
         workers = asked or max(room, 1)
         if workers > room and self._is_local:
             raise UsageError(
-                f"{workers} workers need {workers * num_processes} {what}, and this machine has {count}",
-                hint="give fewer --workers or --gpus-per-worker",
+                f"{workers} workers need {workers * num_processes} {what}, but this machine has {count}",
+                hint="use fewer --workers or --gpus-per-worker",
             )
         return workers
 
@@ -166,7 +166,7 @@ def connect(address: str) -> Iterator[Cluster]:
         import ray
         import ray.data
     except ImportError as error:
-        raise UsageError("qvg batch needs Ray", hint='install it with: pip install "qvg[ray]"') from error
+        raise UsageError("qvg batch needs Ray", hint='install with: pip install "qvg[ray]"') from error
     for handler in logging.getLogger("ray.data").handlers:
         if type(handler).__name__ == "PlainRayHandler":
             handler.setLevel(logging.CRITICAL)
@@ -176,9 +176,9 @@ def connect(address: str) -> Iterator[Cluster]:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
         except (OSError, ValueError, RuntimeError) as error:
-            hint = "start one with ray start --head, or give --ray local"
+            hint = "start one with ray start --head, or use --ray local"
             if is_local:
-                hint = "RAY_TMPDIR names the folder of its files, on a local disk and with a short path"
+                hint = "set RAY_TMPDIR to a short path on a local disk"
             raise UsageError(f"no Ray at {address}: {error}", hint=hint) from error
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
@@ -197,6 +197,4 @@ def _failure(error: BaseException) -> BaseException:
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-    return QvgError(
-        f"Ray has stopped: {first}", hint="give the same command again: it goes on with what is there"
-    )
+    return QvgError(f"Ray has stopped: {first}", hint="run the same command to continue")

@@ -47,7 +47,7 @@ class Status:
         if "id" in row:
             self._jobs[row["id"]] = row
         elif row["schema"] > SCHEMA:
-            raise UsageError(f"the manifest has schema {row['schema']}, of a newer qvg", hint="use that one")
+            raise UsageError(f"the manifest has schema {row['schema']}, from a newer qvg", hint="update qvg")
         else:
             self._start = row
             self._jobs = {each: job for each, job in self._jobs.items() if job["status"] == "complete"}
@@ -60,9 +60,7 @@ class Status:
             UsageError: There is none.
         """
         if self._start is None:
-            raise UsageError(
-                "there is no manifest of a batch", hint="qvg batch PROMPTS --out FOLDER writes one"
-            )
+            raise UsageError("no manifest of a batch", hint="qvg batch PROMPTS --out FOLDER writes one")
         return self._start
 
     def jobs(self, *statuses: str) -> list[Row]:
@@ -92,7 +90,7 @@ class Status:
         made = sum(job["time"] > self.start["time"] for job in self.jobs("complete"))
         if made and seconds:
             left = (count["running"] + count["waiting"]) * seconds / made
-            parts.append(f"{3600 * made / seconds:.1f} an hour")
+            parts.append(f"{3600 * made / seconds:.1f} per hour")
             parts += [f"{_duration(left)} left"] if left else []
         return ", ".join(parts)
 

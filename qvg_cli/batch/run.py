@@ -42,14 +42,14 @@ def make_batch(
         show: Takes the manifest's line of each video when it is whole.
 
     Raises:
-        Interrupted: Ctrl-C or a signal; the same command goes on.
+        Interrupted: Ctrl-C or a signal; run the same command to continue.
         QvgError: A video failed; all others were made.
     """
     check_weights(planned[0])
     store = Store(out)
     store.prepare()
     for error in bad:
-        console.note(f"left out: {error}")
+        console.note(f"skipping: {error}")
     with store.hold(), connect(address) as cluster:
         device = cluster.device(planned[0].config.device)
         count = cluster.num_workers(num_workers, device, num_processes)
@@ -63,7 +63,9 @@ def make_batch(
                 manifest.add({**job, "status": "complete"})
         left_out = [str(error) for error in bad]
         manifest.begin(str(prompts), [job["id"] for job in jobs], count, left_out)
-        console.note(f"{len(jobs)} videos, {len(jobs) - len(waiting)} are there; {count} workers on {device}")
+        console.note(
+            f"{len(jobs)} videos, {len(jobs) - len(waiting)} already done; {count} workers on {device}"
+        )
         base = replace(planned[0], config=planned[0].config.model_copy(update={"device": device}))
         plan = WorkerPlan(base, [job["prompt"] for job in waiting], store.place, device, num_processes)
         stopped = None
@@ -77,13 +79,15 @@ def make_batch(
 
                 stopped = cluster.make(waiting, plan, count, hear)
     manifest.end()
-    console.note(f"{manifest.line()}; what has become of each is in {store.place}/{MANIFEST}")
+    console.note(f"{manifest.line()}; status of each: {store.place}/{MANIFEST}")
     if stopped is not None:
-        raise interruption(stopped, "stopped; what was made is kept", hint="the same command goes on")
+        raise interruption(
+            stopped, "stopped; finished videos are kept", hint="run the same command to continue"
+        )
     failures = [_failure(job) for job in manifest.jobs("failed")] + left_out
     if failures:
         total = len(jobs) + len(bad)
-        raise QvgError("\n  ".join([f"{len(failures)} of {total} videos were not made", *failures]))
+        raise QvgError("\n  ".join([f"{len(failures)} of {total} videos failed", *failures]))
 
 
 def status_text(place: str, *, is_json: bool) -> str:
@@ -106,7 +110,7 @@ def _jobs(planned: Sequence[Planned], device: str, console: Console) -> list[Row
     for each, video in zip(ids, planned, strict=True):
         config = video.config
         if each in jobs:
-            console.note(f"twice with seed {config.seed}, made once: {config.prompt!r:.60}")
+            console.note(f"twice with seed {config.seed}, generated once: {config.prompt!r:.60}")
         folder = f"{config.backend}/{video.name}-{each}"
         jobs[each] = {"id": each, "prompt": config.prompt, "seed": config.seed, "folder": folder}
     return list(jobs.values())

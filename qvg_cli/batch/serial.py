@@ -60,22 +60,20 @@ def make_videos(
     warn_of_memory(planned[0], device, console)
     batch = Batch(planned, folder, device, console, is_json=is_json, is_restarted=shard is not None)
     for error in bad:
-        console.note(f"left out: {error}")
+        console.note(f"skipping: {error}")
     if shard is None:
         batch.make()
     else:
         with shard.hold(folder):
             batch.make()
             shard.write_manifest(folder, batch.videos, bad)
-        console.note(f"what has become of each video is in {shard.manifest(folder)}")
+        console.note(f"summary of the shard: {shard.manifest(folder)}")
     failures = [*batch.failures, *bad]
     if len(planned) == 1 and batch.failures and not bad:
         raise batch.failures[0]
     if failures:
         lines = [str(failure) for failure in failures]
-        raise QvgError(
-            "\n  ".join([f"{len(failures)} of {len(planned) + len(bad)} videos were not made", *lines])
-        )
+        raise QvgError("\n  ".join([f"{len(failures)} of {len(planned) + len(bad)} videos failed", *lines]))
 
 
 def resume_video(video: Planned, folder: RunDir, console: Console, *, is_json: bool) -> None:
@@ -175,7 +173,7 @@ class Batch:
             times = Times()
 
     def _show_finished(self, video: Planned, run: RunDir) -> None:
-        self._console.note(f"it is there: {run.path}")
+        self._console.note(f"already done, skipping: {run.path}")
         self._add(video, run, "complete")
         shown = {"status": "complete", "folder": str(run.path), "video": str(run.video)}
         show_data(json.dumps(shown) if self._is_json else str(run.video))

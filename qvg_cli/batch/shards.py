@@ -46,9 +46,11 @@ class Shard:
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise UsageError(f"--shard {text} is no part", hint="the second of four is --shard 2/4")
+            raise UsageError(
+                f"--shard {text} is not a shard", hint="use i/n, e.g. --shard 2/4 for the second of four"
+            )
         if file is None:
-            raise UsageError("--shard is given without --prompts", hint="it is a part of a file of prompts")
+            raise UsageError("--shard needs --prompts", hint="a shard is a part of a prompt file")
         return cls(file, int(match[1]), int(match[2]))
 
     def take(self, items: Sequence[Item]) -> list[Item]:
@@ -72,8 +74,8 @@ class Shard:
             lock.acquire()
         except Timeout as error:
             raise UsageError(
-                f"another qvg makes --shard {self.index}/{self.count} of {self.file} in {folder}",
-                hint="wait for it, or give another part or another folder",
+                f"another qvg process works on --shard {self.index}/{self.count} of {self.file} in {folder}",
+                hint="wait for it, or use another shard or another --out",
             ) from error
         except OSError as error:
             raise QvgError(f"cannot write to {folder}: {error.strerror}") from error

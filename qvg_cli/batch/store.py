@@ -87,7 +87,8 @@ class Store:
             lock.acquire()
         except Timeout as error:
             raise UsageError(
-                f"another qvg batch is at work in {self.place}", hint="wait for it, or give another --out"
+                f"another qvg batch process is working in {self.place}",
+                hint="wait for it, or use another --out",
             ) from error
         try:
             yield
@@ -150,5 +151,5 @@ def _scratch(place: str) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        raise UsageError(f"{folder} is not a folder of yours alone", hint="remove it, or set TMPDIR")
+        raise UsageError(f"{folder} is not a private folder of this user", hint="remove it, or set TMPDIR")
     return folder / hashlib.sha256(place.encode()).hexdigest()[:16]

@@ -202,7 +202,7 @@ class Worker:
             run = Run(video, folder, self._device, console.note)
         except UsageError as error:
             # Cut off while it was begun, or damaged.
-            LOG.info("begun anew: %s", error)
+            LOG.info("started again: %s", error)
             remove_folder(folder.state)
             run = Run(video, folder, self._device, console.note)
         make_video(run, self._engine, console)
@@ -231,8 +231,8 @@ class _Reports(Console):
         self._board, self._folder, self._worker = board, folder, worker
 
     @contextmanager
-    def progress(self, num_chunks: int, num_done: int = 0) -> Iterator[Progress]:
-        yield _Chunks(self, num_chunks, num_done)
+    def progress(self, calls: Sequence[int], num_done: int = 0) -> Iterator[Progress]:
+        yield _Chunks(self, len(calls), num_done)
 
     def report(self, chunk: int, num_chunks: int) -> None:
         """Let the board know how far the video is."""

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qvg_cli.cache.shaping import Matrices, Shaping
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.planning.cache_forecast import CacheShape
@@ -23,6 +24,7 @@ from qvg_cli.planning.cache_plan import (
     Commit,
     Packing,
     PackPolicy,
+    Versions,
     unpacked_spec,
 )
 from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry
@@ -58,6 +60,10 @@ class Watcher(Protocol):
         self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation
     ) -> None:
         """Take a call of `LayerCache.attend` whose values are not rotated."""
+        ...
+
+    def observe(self, layer: LayerCache, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
+        """Take a call of `LayerCache.observe`."""
         ...
 
 
@@ -102,10 +108,9 @@ class LayerCache:
         entries: What is held, in the order in which it was stored.
         entry_of: The entry that a held frame is read from. A frame that was evicted is in none, even while a
             block keeps its tokens beside those of other frames.
+        shaping: The matrices that shape the errors of packed blocks.
         unsettled: Checks of new blocks that would have waited for the device.
         watcher: Sees every call, if there is one.
-        keeps_queries: Whether it learns what queries ask for.
-        queries: `[B, H, D, D]`, their second moment: a sum over the passes that filled the cache.
     """
 
     index: int
@@ -118,14 +123,15 @@ class LayerCache:
     arithmetic: Arithmetic = "auto"
     entries: dict[Block, Entry] = field(default_factory=dict)
     entry_of: dict[int, Entry] = field(default_factory=dict)
+    shaping: Shaping = field(init=False)
     unsettled: list[tuple[Frames, FiniteCheck]] = field(default_factory=list)
     watcher: Watcher | None = None
-    keeps_queries: bool = False
-    queries: Tensor | None = None
     _histories: dict[object, History] = field(default_factory=dict)
+    _versions: Versions = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keeps_queries = self.packed.key.spec.weighs_queries
+        self.shaping = Shaping(self.packed.key, self.packed.value)
+        self._versions = Versions(self.ledger)
 
     def attend(
         self,
@@ -157,15 +163,24 @@ class LayerCache:
             self.watcher(self, query, key, frames, reads, rotation)
         return attend(query, history, given, self.workspace, self.arithmetic)
 
-    def commit(
-        self, key: Tensor, value: Tensor, frames: Frames, commit: Commit, query: Tensor | None = None
-    ) -> None:
+    def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
+        """Learn from the queries of a model call how errors of keys are heard.
+
+        Args:
+            query: `[B, H, S, D]` of `frames`, not rotated.
+            rotations: The ways in which keys are read.
+        """
+        if self.watcher is not None:
+            self.watcher.observe(self, query, frames, *rotations)
+        if self.shaping.is_learning:
+            self.shaping.observe(query, [rotation.placement(frames) for rotation in rotations])
+
+    def commit(self, key: Tensor, value: Tensor, frames: Frames, commit: Commit) -> None:
         """Store blocks of the frames that pass through the model, and pack those that are due.
 
         Args:
             key: `[B, H, S, D]` of `frames`, after the key norm, before rotation.
             value: `[B, H, S, D]`.
-            query: `[B, H, S, D]`, not rotated; blocks of later chunks are packed by what it asks for.
 
         Raises:
             QvgError: A value is NaN or infinite, or the codecs do not take the head size; the message names
@@ -178,11 +193,6 @@ class LayerCache:
             )
         for packing in commit.packings:
             self._pack(packing)
-        if self.keeps_queries and query is not None:
-            # Head by head, so that a sum does not depend on how many are here.
-            moment = torch.stack([states.T @ states for states in query.float().flatten(0, 1)])
-            moment = moment.unflatten(0, query.shape[:2])
-            self.queries = moment if self.queries is None else self.queries + moment
 
     def evict(self, step: CacheStep) -> None:
         """Forget the frames that `step` evicts, and drop the blocks that none of their frames is left of."""
@@ -190,15 +200,25 @@ class LayerCache:
             self.entry_of.pop(frame, None)
         for block in step.drops:
             self._drop(block)
+        if step.empties:
+            self._versions.clear()
+            self.shaping = Shaping(self.packed.key, self.packed.value)
 
-    def restore(self, entries: Sequence[Entry], block_of: Mapping[int, Block]) -> None:
+    def restore(
+        self, entries: Sequence[Entry], block_of: Mapping[int, Block], versions: Mapping[int, Matrices]
+    ) -> None:
         """Hold `entries` that this layer, or one like it, has made before.
 
         Args:
             block_of: The block that a frame is read from.
+            versions: The matrices that were held, by version.
         """
         for entry in entries:
             self._hold(entry)
+        for version, matrices in versions.items():
+            self.shaping.versions[version] = matrices
+            self._versions.make(version, _bytes_of(matrices))
+        self.shaping.keep(self._versions.held)
         self.entry_of = {
             frame: self.entries[block] for frame, block in block_of.items() if block in self.entries
         }
@@ -262,11 +282,20 @@ class LayerCache:
         self._hold(packed)
 
     def _encode(self, codecs: CodecPair, key: Tensor, value: Tensor, block: Block) -> Entry:
-        seeds = tuple(derive_seed(self.seed, side, self.index, block.frames[0]) for side in ("key", "value"))
+        key_seed, value_seed = (
+            derive_seed(self.seed, side, self.index, block.frames[0]) for side in ("key", "value")
+        )
+        seeds, states = (key_seed, value_seed), (key, value)
         checks: list[FiniteCheck] = []
+        matrices: Matrices = (None, None)
         try:
-            key_codec = codecs.key.knowing(self.queries)
-            pair = encode_pair((key_codec, codecs.value), (key, value), (seeds[0], seeds[1]), checks)
+            if codecs is self.packed:
+                matrices = self.shaping.matrices(block.version, states, seeds, checks)
+                self._versions.make(block.version, _bytes_of(matrices))
+                self.shaping.keep(self._versions.held)
+                if self.shaping.earlier is not None:
+                    matrices = self.shaping.earlier, matrices[1]
+            pair = encode_pair((codecs.key, codecs.value), states, seeds, checks, matrices)
         except NonFiniteError as error:
             raise self.refuse(block.frames, error) from error
         except ValueError as error:
@@ -283,6 +312,7 @@ class LayerCache:
         self._histories.clear()
         self.entries[entry.block] = entry
         self.entry_of.update(dict.fromkeys(entry.block.frames, entry))
+        self._versions.hold(entry.block)
         self.ledger.add(entry.payload_bytes())
 
     def _drop(self, block: Block) -> None:
@@ -290,6 +320,12 @@ class LayerCache:
         # A block that the next chunk drops is not saved, so a resumed run does not hold it.
         if entry := self.entries.pop(block, None):
             self.ledger.remove(entry.payload_bytes())
+            self._versions.drop(block)
+            self.shaping.keep(self._versions.held)
+
+
+def _bytes_of(matrices: Matrices) -> int:
+    return sum(each.numel() * each.element_size() for each in matrices if each is not None)
 
 
 class KVCache:
@@ -342,21 +378,28 @@ class KVCache:
         step = self.plan.advance(chunk)
         for layer in self.layers:
             layer.evict(step)
+            layer.shaping.begin()
         self.ledger.begin_peak()
         self._num_held -= len(step.evicts)
         self._bf16_start_bytes = self.bf16_bytes
         return step
 
-    def restore(self, done: Sequence[ChunkPlan], layers: Sequence[Sequence[Entry]]) -> None:
+    def restore(
+        self,
+        done: Sequence[ChunkPlan],
+        layers: Sequence[Sequence[Entry]],
+        versions: Sequence[Mapping[int, Matrices]],
+    ) -> None:
         """Hold what was held after the chunks `done`; the cache is empty before.
 
         Args:
             layers: Entries of each layer, in stored order.
+            versions: The matrices that shape their errors, of each layer.
         """
         for chunk in done:
             self.plan.advance(chunk)
-        for layer, entries in zip(self.layers, layers, strict=True):
-            layer.restore(entries, self.plan.block_of)
+        for layer, entries, held in zip(self.layers, layers, versions, strict=True):
+            layer.restore(entries, self.plan.block_of, held)
         self._num_held = len(self.plan.block_of)
 
     def settle(self, commit: Commit) -> None:
@@ -375,6 +418,11 @@ class KVCache:
             layer, frames, _ = unsettled[number]
             raise layer.refuse(frames, error) from error
         self._num_held += len(commit.frames)
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether the matrices that shape errors depend on calls that are still to come."""
+        return any(layer.shaping.is_learning for layer in self.layers)
 
     @property
     def bf16_bytes(self) -> int:

@@ -65,7 +65,6 @@ class Probe:
         self._asked: dict[int, _Asked] = {}
         for layer in cache.layers:
             layer.watcher = self
-            layer.keeps_queries |= any(other.layers[layer.index].keeps_queries for other in others.values())
 
     @property
     def held_bytes(self) -> int:
@@ -91,6 +90,11 @@ class Probe:
         placed = rotation.placement(frames).apply(key, slice(0, count))
         self._asked[layer.index] = _Asked(chosen, _logits(chosen, placed).logsumexp(-1), reads, rotation)
 
+    def observe(self, layer: LayerCache, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
+        """Let the other caches learn from queries that are not placed yet."""
+        for other in self._others.values():
+            other.layers[layer.index].observe(query, frames, *rotations)
+
     def follow(self, kind: Literal["prefill", "commit"]) -> None:
         """Fill the other caches with what a pass has just left in the run's."""
         for name, step in self._steps.items():
@@ -105,7 +109,6 @@ class Probe:
                 key = torch.cat(parts, dim=2)
                 # Values are not asked for; a channel stands in for them.
                 other.commit(key, key[..., :1], commit.frames, commit)
-                other.queries = layer.queries
             self._others[name].settle(commit)
 
     def measure(self) -> dict[str, tuple[LayerLosses, ...]]:

@@ -7,17 +7,22 @@ account of what was held.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache
+from qvg_cli.cache.shaping import Matrices
 from qvg_cli.planning.cache_plan import Block
 from qvg_kernels.codec import Codec, PackedTensor
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 _SIDES = ("key", "value")
+
+Versions = Mapping[int, Matrices]
+"""The matrices that shape one layer's errors, by version."""
 
 
 def is_kept(cache: KVCache) -> bool:
@@ -28,6 +33,48 @@ def is_kept(cache: KVCache) -> bool:
     codecs = [layer.packed for layer in cache.layers]
     is_packed = all(pair.key.spec.packs and pair.value.spec.packs for pair in codecs)
     return cache.is_whole and is_packed and not any(pair.key.spec.weighs_queries for pair in codecs)
+
+
+def matrix_tensors(cache: KVCache, held: Sequence[Block]) -> dict[str, Tensor]:
+    """The matrices that shape errors of all layers, the newest and those of the blocks `held`, by name."""
+    wanted = {block.version for block in held if block.is_packed}
+    return {
+        f"{version}/{layer.index}/{side}": matrix
+        for layer in cache.layers
+        for version, matrices in layer.shaping.versions.items()
+        if version in wanted or version == max(layer.shaping.versions)
+        for side, matrix in zip(_SIDES, matrices, strict=True)
+        if matrix is not None
+    }
+
+
+def read_matrices(tensors: Mapping[str, Tensor], cache: KVCache, device: torch.device) -> list[Versions]:
+    """The matrices of each layer, by version, from what `matrix_tensors` gave.
+
+    Raises:
+        ValueError: They do not belong to `cache`.
+    """
+    found: list[Versions] = []
+    for layer in cache.layers:
+        codecs = layer.packed.key, layer.packed.value
+        sides = [
+            {
+                int(name.split("/")[0]): tensor.to(device)
+                for name, tensor in tensors.items()
+                if name.endswith(f"/{layer.index}/{side}")
+            }
+            for side in _SIDES
+        ]
+        versions = set().union(*sides)
+        if any(
+            set(each) != (versions if codec.spec.is_shaped else set())
+            for each, codec in zip(sides, codecs, strict=True)
+        ):
+            raise ValueError(f"the matrices of layer {layer.index} are not whole")
+        if not versions and layer.shaping.is_learning:
+            raise ValueError("the matrices that shape its errors are missing")
+        found.append({version: (sides[0].get(version), sides[1].get(version)) for version in versions})
+    return found
 
 
 def block_tensors(
@@ -51,17 +98,24 @@ def block_tensors(
                     "kinds": dict(packed.kinds),
                 }
             layers.append(sides)
-        about.append({"frames": list(block.frames), "is_packed": block.is_packed, "layers": layers})
+        stored = {"frames": list(block.frames), "is_packed": block.is_packed, "version": block.version}
+        about.append({**stored, "layers": layers})
     return tensors, tuple(about)
 
 
 def read_blocks(
-    tensors: Mapping[str, Tensor], about: Sequence[Any], chunk: int, cache: KVCache, device: torch.device
+    tensors: Mapping[str, Tensor],
+    about: Sequence[Any],
+    chunk: int,
+    cache: KVCache,
+    versions: Sequence[Versions],
+    device: torch.device,
 ) -> dict[Block, list[Entry]]:
     """Entries by block, one a layer, from what `block_tensors` gave.
 
     Args:
         chunk: Index of the chunk that stored them.
+        versions: As `read_matrices` gives them.
 
     Raises:
         ValueError: They do not belong to `cache`, or are not whole.
@@ -69,10 +123,11 @@ def read_blocks(
     found: dict[Block, list[Entry]] = {}
     try:
         for number, described in enumerate(about):
-            block = Block(tuple(described["frames"]), described["is_packed"], chunk)
+            version = described.get("version", 0)
+            block = Block(tuple(described["frames"]), described["is_packed"], chunk, version)
             found[block] = [
-                _build(layer, block, sides, f"{number}/{layer.index}", tensors, device)
-                for layer, sides in zip(cache.layers, described["layers"], strict=True)
+                _build(layer, block, sides, f"{number}/{layer.index}", tensors, held, device)
+                for layer, sides, held in zip(cache.layers, described["layers"], versions, strict=True)
             ]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -85,12 +140,16 @@ def _build(
     sides: Mapping[str, Any],
     prefix: str,
     tensors: Mapping[str, Tensor],
+    versions: Versions,
     device: torch.device,
 ) -> Entry:
     codecs = layer.packed if block.is_packed else layer.unpacked
     num_tokens = len(block.frames) * layer.tokens_per_frame
+    # Codecs without matrices have no versions.
+    matrices = versions[block.version] if versions and block.is_packed else (None, None)
     key, value = (
-        _build_side(sides[side], f"{prefix}/{side}", tensors, num_tokens, device) for side in _SIDES
+        replace(_build_side(sides[side], f"{prefix}/{side}", tensors, num_tokens, device), matrix=matrix)
+        for side, matrix in zip(_SIDES, matrices, strict=True)
     )
     _check_readable(codecs.key, key)
     _check_readable(codecs.value, value)

@@ -38,8 +38,8 @@ def batch(
         Path | None,
         typer.Argument(
             metavar="PROMPTS",
-            help="A .jsonl file with an object a line (keys prompt, seed, name), or a .txt file with a "
-            "prompt a line.",
+            help="A .jsonl file with one object per line (keys prompt, seed, name), or a .txt file with one "
+            "prompt per line.",
             show_default=False,
         ),
     ] = None,
@@ -49,7 +49,8 @@ def batch(
             "--out",
             "-o",
             metavar="FOLDER",
-            help="Results go to FOLDER/<backend>/: a folder that all workers see, or an address such as "
+            help="Write results to FOLDER/<model>/: a folder that all workers can access, or an address "
+            "such as "
             "s3://bucket/videos.",
         ),
     ] = "results",
@@ -57,7 +58,7 @@ def batch(
         str,
         typer.Option(
             metavar="ADDRESS|auto|local",
-            help="The Ray cluster: local starts one on this machine, auto takes the one that runs here.",
+            help="Ray cluster: local starts one on this machine, auto connects to the one running here.",
             rich_help_panel=WORKERS,
         ),
     ] = "local",
@@ -66,7 +67,7 @@ def batch(
         typer.Option(
             metavar="N",
             min=1,
-            help="Workers; without it, as many as find room.",
+            help="Number of workers [default: as many as fit].",
             show_default=False,
             rich_help_panel=WORKERS,
         ),
@@ -76,7 +77,7 @@ def batch(
         typer.Option(
             metavar="K",
             min=1,
-            help="GPUs of one machine that make a video together; on CPUs, processes.",
+            help="GPUs of one machine that share a video; on CPUs, processes.",
             rich_help_panel=WORKERS,
         ),
     ] = 1,
@@ -84,7 +85,7 @@ def batch(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Only tell how far the batch in FOLDER is, from any machine.",
+            help="Show the progress of the batch in FOLDER, from any machine, and exit.",
             show_default=False,
         ),
     ] = None,
@@ -92,15 +93,15 @@ def batch(
         bool,
         typer.Option(
             "--json",
-            help="Print an object a video to stdout, or with --status one in all.",
+            help="Print one JSON object per video to stdout, or with --status a single one.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
 ) -> None:
-    """Make the videos of a file of prompts, on many workers.
+    """Generate the videos of a prompt file, on many workers.
 
-    The same command goes on: what is whole stays, what was begun continues, what failed is tried again,
-    and new lines of the file are made. FOLDER/manifest.jsonl tells what has become of each.
+    Run the same command again to continue: finished videos are skipped, unfinished ones resumed, failed ones
+    tried again, and new lines of the file added. FOLDER/manifest.jsonl has the status of each video.
     """
     from qvg_cli.batch.run import make_batch, status_text
     from qvg_cli.engine.jobs import plan_jobs
@@ -111,7 +112,7 @@ def batch(
         show_data(status_text(status, is_json=json_))
         return
     if prompts is None:
-        raise UsageError("PROMPTS is missing", hint="qvg batch PROMPTS --out FOLDER")
+        raise UsageError("no PROMPTS given", hint="qvg batch PROMPTS --out FOLDER")
     length.check()
     console = Console(is_quiet=output.quiet)
     bad: list[UsageError] = []

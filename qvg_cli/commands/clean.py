@@ -1,9 +1,9 @@
-"""`qvg clean`: what the tool keeps on disk, and how much of it comes free."""
+"""`qvg disk` and `qvg clean`: what the tool keeps on disk, and how much of it comes free."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,28 +17,44 @@ if TYPE_CHECKING:
     from qvg_cli.hub.kept import Kept
 
 
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Results folder to search for unfinished runs.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the list as JSON.")]
+
+
+def disk(
+    out: Out = Path("results"),
+    json_: Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show disk usage of weights and unfinished runs.
+
+    Lists weights, downloads, prompt embeddings and checkpoints of unfinished runs; qvg clean deletes them by
+    name. Videos and reports are not listed.
+    """
+    del debug
+    _show([kept for kept, _ in _find(out)], is_removed=False, is_json=json_)
+
+
 def clean(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME", help="What to remove, by the names that are shown without.", show_default=False
+            metavar="NAME", help="Names of what to delete, as listed by qvg disk.", show_default=False
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where unfinished runs are looked for.")
-    ] = Path("results"),
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, only show what would go.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+    out: Out = Path("results"),
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; otherwise only show what would be.")] = False,
+    json_: Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what qvg keeps on disk, and remove what is named.
+    """Delete weights, downloads and unfinished runs by name.
 
-    That is: weights folders (weights:BACKEND), what the hub's cache holds of their repositories
-    (hub:REPOSITORY), prompts as models read them (text), the hashes of large weights files (hashes), and the
-    state of unfinished runs (unfinished), which could then not go on. Videos and reports are never removed.
+    Names: weights folders (weights:MODEL), their repositories in the Hugging Face cache (hub:REPOSITORY),
+    prompt embeddings (text), hashes of large weight files (hashes) and the checkpoints of unfinished runs
+    (unfinished), which then cannot be resumed. Videos and reports are never deleted.
     """
-    from qvg_cli.hub.plan import size_text
-
     del debug
     found = _find(out)
     if names:
@@ -46,26 +62,32 @@ def clean(
         for name in names:
             if name not in known:
                 if not known:
-                    raise UsageError(f"there is no {name} to remove: qvg keeps nothing on this disk")
+                    raise UsageError(f"there is no {name} to delete: qvg keeps nothing on this disk")
                 raise unknown_name("name", name, known)
     chosen = [(kept, free) for kept, free in found if not names or kept.name in names]
     is_removed = bool(names) and yes
     if is_removed:
         for _, free in chosen:
             free()
-    if json_:
+    _show([kept for kept, _ in chosen], is_removed=is_removed, is_json=json_)
+    if names and not yes and not json_:
+        Console().note("dry run: nothing deleted (use --yes to delete)")
+
+
+def _show(listed: Sequence[Kept], *, is_removed: bool, is_json: bool) -> None:
+    from qvg_cli.hub.plan import size_text
+
+    if is_json:
         told = [
             {"name": kept.name, "path": str(kept.path), "bytes": kept.size, "about": kept.about}
-            for kept, _ in chosen
+            for kept in listed
         ]
         show_data(json.dumps({"schema": 1, "removed": is_removed, "kept": told}))
         return
-    for kept, _ in chosen:
+    for kept in listed:
         show_data(f"{size_text(kept.size):>11}  {kept.name}\n{'':13}{kept.path}: {kept.about}")
-    whole = size_text(sum(kept.size for kept, _ in chosen))
-    show_data(f"{whole:>11}  {'removed' if is_removed else 'in all'}")
-    if names and not yes:
-        Console().note("nothing was removed: add --yes")
+    whole = size_text(sum(kept.size for kept in listed))
+    show_data(f"{whole:>11}  {'deleted' if is_removed else 'total'}")
 
 
 def _find(out: Path) -> list[tuple[Kept, Callable[[], None]]]:
@@ -77,6 +99,6 @@ def _find(out: Path) -> list[tuple[Kept, Callable[[], None]]]:
 
     found: list[tuple[Kept, Callable[[], None]]] = [(kept, partial(free, kept)) for kept in find_kept()]
     for folder in find_states(out):
-        about = "the state of an unfinished run, which qvg generate --resume goes on from"
+        about = "checkpoint of an unfinished run; without it the run cannot be resumed"
         found.append((Kept("unfinished", folder, size_of(folder), about), partial(drop_state, folder)))
     return found

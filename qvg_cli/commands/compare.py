@@ -10,6 +10,7 @@ import typer
 
 from qvg_cli.commands.completion import complete_presets_and_runs, complete_runs
 from qvg_cli.commands.options import (
+    OUTPUT,
     FamilyOptions,
     LengthOptions,
     ModelOptions,
@@ -35,7 +36,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="A B [C ...]",
-            help="Presets of the cache, the baseline first; or folders of finished runs.",
+            help="KV-cache presets, baseline first; or folders of finished runs.",
             show_default=False,
             autocompletion=complete_presets_and_runs,
         ),
@@ -43,14 +44,14 @@ def compare(
     prompt: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="What the video shows. Without it, the demo prompt.", show_default=False
+            metavar="TEXT", help="Text prompt [default: the demo prompt of the model].", show_default=False
         ),
     ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Make every prompt with N seeds, the seed and those after it.",
+            help="Generate every prompt with N consecutive seeds [default: 1].",
             show_default=False,
             rich_help_panel="Prompts",
         ),
@@ -59,14 +60,14 @@ def compare(
         bool,
         typer.Option(
             "--lpips",
-            help="Also measure LPIPS, by a network that qvg download lpips fetches (528 MiB).",
+            help="Also measure LPIPS; needs qvg download lpips (528 MiB).",
         ),
     ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Go on with the comparison in FOLDER, which was cut off.",
+            help="Resume the interrupted comparison in FOLDER.",
             show_default=False,
             rich_help_panel="Runs",
             autocompletion=complete_runs,
@@ -78,23 +79,24 @@ def compare(
             "--out",
             "-o",
             metavar="FOLDER",
-            help="Results go to FOLDER/compare/<name>/, never over old ones.",
+            help="Write results to FOLDER/compare/<name>/; existing results are never overwritten.",
         ),
     ] = Path("results"),
     json_: Annotated[
         bool,
         typer.Option(
             "--json",
-            help="Print the content of compare.json and the paths to stdout.",
-            rich_help_panel="What is shown",
+            help="Print the content of compare.json, with paths, to stdout.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
 ) -> None:
-    """Show what presets of the cache cost and lose beside the first of them.
+    """Compare KV-cache presets against a baseline.
 
-    All variants have the same prompts, seeds and noise; frames are compared before lossy coding. The folder
-    gets report.html, compare.json, plots, and for every video a side-by-side MP4 and the run of each
-    variant. The report's path goes to stdout, everything else to stderr.
+    Reports memory, speed and quality (PSNR, SSIM, optional LPIPS). All variants use the same prompts, seeds
+    and noise; frames are compared before lossy encoding. The results folder gets report.html, compare.json,
+    plots and, for every video, a side-by-side MP4 and one run per variant. The path of the report goes to
+    stdout, everything else to stderr.
     """
     from qvg_cli.comparison.variants import are_presets, find_variants, named_presets, plan_variants
     from qvg_cli.engine.jobs import check_weights
@@ -116,7 +118,7 @@ def compare(
         if given:
             raise UsageError(
                 f"{given[0]} has no effect on finished runs",
-                hint="leave it out, or compare presets instead of folders",
+                hint="omit it, or compare presets instead of folders",
             )
         found = find_variants(variants)
 
@@ -127,11 +129,12 @@ def compare(
         prompting.check(prompt, length, prompt_option="--prompt")
         length.check()
         if seeds is not None and seeds < 1:
-            raise UsageError(f"--seeds {seeds} is no number of videos", hint="give 1 or more")
+            raise UsageError(f"--seeds {seeds} is not a number of videos", hint="use 1 or more")
         for text in model.set_ or ():
             if text.partition("=")[0].strip() == "cache.preset":
                 raise UsageError(
-                    f"--set {text}: the presets are the variants", hint="name it as a variant instead"
+                    f"--set {text} cannot change the cache in a comparison",
+                    hint="list the preset as an argument instead",
                 )
         planned = plan_variants(
             variants,

@@ -16,13 +16,13 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 
 def doctor(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where results would go.")] = Path("results"),
-    json_: Annotated[bool, typer.Option("--json", help="Print an object for a bug report.")] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Results folder to check.")] = Path("results"),
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a bug report.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Look at packages, the device, kernels, ffmpeg, disks and the hub, and try them where that is quick.
+    """Check the environment (GPU, kernels, ffmpeg, disk, Hub).
 
-    The exit code is 1 if something keeps videos from being made. No token is shown.
+    Exits with 1 if a problem prevents generating videos. Says whether a token was found, never the token.
     """
     from qvg_cli.redaction import redact
     from qvg_cli.report.doctor import examine, to_json
@@ -41,4 +41,4 @@ def doctor(
         show_data(redact(format_facts(rows)))
     problems = [finding.name for finding in findings if finding.state == "problem"]
     if problems:
-        raise QvgError(f"something is wrong with {', '.join(problems)}", hint="see above")
+        raise QvgError(f"problems found: {', '.join(problems)}", hint="see above")

@@ -26,23 +26,23 @@ def download(
         list[str] | None,
         typer.Argument(
             metavar="NAME",
-            help="Backends, such as self-forcing; or lpips, for qvg compare --lpips.",
+            help="Models, e.g. self-forcing; or lpips, for qvg compare --lpips.",
             show_default=False,
             autocompletion=complete_backends,
         ),
     ] = None,
     list_: Annotated[
-        bool, typer.Option("--list", help="Show what can be downloaded, and what is there.")
+        bool, typer.Option("--list", help="List models, their sizes and what is downloaded (works offline).")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show files, sizes and free space; download nothing.")
+        bool, typer.Option("--dry-run", help="Show files, sizes and free space, and exit.")
     ] = False,
     revision: Annotated[
         list[str] | None,
         typer.Option(
             metavar="REPOSITORY=REVISION",
-            help="Branch, tag or commit of a repository. Without it, the commit of the last download, or "
-            "else what the backend's YAML names. Repeatable.",
+            help="Branch, tag or commit of a repository (repeatable) [default: the commit of the last "
+            "download, or else the revision in the YAML of the model].",
             show_default=False,
         ),
     ] = None,
@@ -50,23 +50,26 @@ def download(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Fetch the published weights of backends, and what LPIPS needs.
+    """Download model weights.
 
-    Files go to the hub's cache (HF_HOME), converted checkpoints and links to QVG_HOME, ~/.cache/qvg unless
-    set. An interrupted download continues where it stopped. The folder's path goes to stdout.
+    Files go to the Hugging Face cache (HF_HOME), converted checkpoints and links to QVG_HOME [default:
+    ~/.cache/qvg]. An interrupted download continues where it stopped. The path of the weights goes to stdout.
     """
     from qvg_cli.hub.spec import read_downloads
 
     del verbose, debug
     known = read_downloads()
-    if list_:
-        show_data("\n\n".join(_list(known)))
+    if not names and list_:
+        show_data(_overview(known))
         return
     if not names:
-        raise UsageError("no name was given", hint=f"known: {', '.join(known)}")
+        raise UsageError("no model given", hint=f"available: {', '.join(known)}")
     for name in names:
         if name not in known:
-            raise unknown_name("name", name, tuple(known))
+            raise unknown_name("model", name, tuple(known))
+    if list_:
+        show_data("\n\n".join(_about(known[name]) for name in names))
+        return
     console = Console(is_quiet=quiet)
     for name in names:
         if (other := known[name].weights_of) is not None:
@@ -86,8 +89,8 @@ def _parse_revisions(texts: Sequence[str], chosen: Sequence[Download]) -> dict[s
         repository, _, revision = text.partition("=")
         if not revision or repository not in known:
             raise UsageError(
-                f"--revision {text} is not REPOSITORY=REVISION of a repository that is downloaded",
-                hint=f"the repositories are {', '.join(known)}",
+                f"--revision {text} is not REPOSITORY=REVISION for a repository of this download",
+                hint=f"repositories: {', '.join(known)}",
             )
         revisions[repository] = revision
     return revisions
@@ -133,7 +136,9 @@ def _download_all(
                 and not is_asked
                 and is_whole(each.name, record)
             ):
-                console.note(f"{each.name} is whole already; --revision REPOSITORY=main asks for a newer one")
+                console.note(
+                    f"{each.name} is already downloaded; --revision REPOSITORY=main gets a newer version"
+                )
                 continue
             refuse_strangers(each.name)
             plans.append(plan_download(each, record, revisions))
@@ -158,32 +163,51 @@ def _fetch(plan: DownloadPlan, console: Console) -> None:
             console.note(f"file {number}/{len(files)}: {file.path}, {size_text(file.missing_bytes)}")
         paths[file] = fetch(file, console.note)
     assemble(plan, paths, console.note)
-    console.note(f"{plan.download.name} is there; try: {plan.download.use}")
+    console.note(f"{plan.download.name} downloaded. Try: {plan.download.use}")
 
 
-def _list(known: Mapping[str, Download]) -> Iterator[str]:
-    """What `--list` says: families, and their backends under them; what has neither comes last."""
-    for family in dict.fromkeys(each.family for each in known.values()):
+def _overview(known: Mapping[str, Download]) -> str:
+    """What `--list` says without names: a table, the checkpoints of a family below its own model."""
+    from qvg_cli.report.tables import format_table
+
+    families = dict.fromkeys(each.family for each in known.values())
+    rows = []
+    for family in families:
         members = [each for each in known.values() if each.family == family]
-        if len(members) > 1:
-            yield f"{family}, a family of {len(members)}:"
-        yield from map(_about, sorted(members, key=lambda each: each.name != family))
+        for each in sorted(members, key=lambda each: each.name != family):
+            size, state = _size_and_state(each)
+            rows.append([each.name if each.name == family else f"  {each.name}", size, f"  {state}"])
+    table = format_table(("model", "size", "  state"), rows, left=(2,))
+    return f"{table}\n\n?: run qvg download NAME --dry-run for the size\nqvg download --list NAME shows "
+    "licence and repositories"
+
+
+def _size_and_state(download: Download) -> tuple[str, str]:
+    """How large it is, and whether it is on this machine, without asking the hub."""
+    from qvg_cli.hub.plan import size_text
+    from qvg_cli.hub.record import is_whole, read_record
+
+    place = download.weights_of or download.name
+    shared = "" if download.weights_of is None else f" (weights of {place})"
+    record = read_record(place)
+    if record is not None:
+        state = "downloaded" if is_whole(place, record) else "incomplete"
+        return size_text(record.num_bytes), state + shared
+    about = download.config.about_gb
+    return "?" if about is None else f"{about:g} GB", f"not downloaded{shared}"
 
 
 def _about(download: Download) -> str:
     """What `--list` says of one name."""
     from qvg_cli.config.resources import qvg_home
-    from qvg_cli.hub.record import is_whole, read_record
+    from qvg_cli.hub.record import read_record
 
     place = download.weights_of or download.name
     record = read_record(place)
-    state = "not downloaded"
-    if record is not None:
-        folder = qvg_home() / place
-        state = f"in {folder}" if is_whole(place, record) else f"no longer whole in {folder}"
-    if download.weights_of is not None:
-        state = f"the weights of {place}, {state}"
-    lines = [f"{download.name}: {download.summary}", f"  {state}", f"  {download.licence}"]
+    size, state = _size_and_state(download)
+    size = "size: see --dry-run" if size == "?" else size
+    where = f" in {qvg_home() / place}" if record is not None else ""
+    lines = [f"{download.name}: {download.summary}", f"  {size}, {state}{where}", f"  {download.licence}"]
     if download.claims:
         lines.append(f"  {download.claims}")
     commits = {found.repository: found.commit for found in record.repositories} if record is not None else {}
@@ -221,7 +245,7 @@ def _repository_lines(repository: WantedRepository) -> Iterator[str]:
     snapshot = repository.snapshot
     commit = snapshot.commit[:_COMMIT_DIGITS]
     origin = "the commit of the last download" if repository.is_same_commit else f"of {snapshot.revision}"
-    licence = f", licence on its card: {snapshot.licence}" if snapshot.licence else ""
+    licence = f", licence on the model card: {snapshot.licence}" if snapshot.licence else ""
     yield f"https://huggingface.co/{snapshot.repository} at {commit} ({origin}){licence}"
     for wanted in repository.files:
         missing = wanted.file.missing_bytes

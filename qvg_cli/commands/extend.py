@@ -37,8 +37,8 @@ def extend(
         Path | None,
         typer.Argument(
             metavar="VIDEO",
-            help="The folder of a run, or its video.mp4: its latents are used, and nothing is lost. "
-            "Or any other video file: its end is encoded.",
+            help="Folder of a run, or its video.mp4 (continued losslessly from its latents); or any other "
+            "video file (its last frames are encoded).",
             show_default=False,
             autocompletion=complete_runs,
         ),
@@ -47,16 +47,17 @@ def extend(
         str | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What comes next; - reads it from stdin. Without it, the prompt of the run.",
+            help="Prompt for the new part; - reads it from stdin [default: the prompt of the run].",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Go on from a video: the new one has its frames and then new ones.
+    """Continue a run losslessly, or any video clip.
 
-    A run goes on with its own settings unless options change them; with the same prompt and seed it becomes
-    what it would have been if it had been made longer. Its folder is left as it is: the new video has one of
-    its own, with the files that qvg generate makes.
+    The output has the input frames, then new ones. A run is continued with its own settings unless options
+    change them. With the same prompt and seed the result is the video that a longer run would have been. The
+    input is left untouched: the output gets a folder of its own, with the same files as a run of qvg
+    generate.
     """
     from qvg_cli.engine.jobs import check_weights, plan_jobs
     from qvg_cli.engine.sources import find_start
@@ -66,7 +67,7 @@ def extend(
     run.check()
     for text in model.set_ or ():
         if text.partition("=")[0].strip() == "video.frames":
-            raise UsageError(f"--set {text} says nothing of what is new", hint="give --frames or --seconds")
+            raise UsageError(f"--set {text} does not set how much to add", hint="use --frames or --seconds")
 
     console = Console(is_quiet=output.quiet)
     request = model.request(size, family, prompting, run, prompt=prompt)
@@ -79,7 +80,7 @@ def extend(
         resume_run(run.resume, request, console, seconds=None, frames=None, is_json=run.json_)
         return
     if video is None:
-        raise UsageError("no VIDEO was given", hint="give the folder of a run, or a video file")
+        raise UsageError("no VIDEO given", hint="give the folder of a run, or a video file")
     start = find_start(video)
     # A run of another family than the one that is asked for is a clip like any other.
     request = replace(request, file=model.config or start.settings_for(model.backend))
@@ -96,7 +97,7 @@ def extend(
     if run.dry_run:
         from qvg_cli.commands.show_plan import show_plan
 
-        show_plan(planned[:1], run.card, num_videos=len(planned), is_json=run.json_)
+        show_plan(planned[:1], run.gpu, num_videos=len(planned), is_json=run.json_)
         return
 
     check_weights(planned[0])

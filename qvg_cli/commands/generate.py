@@ -34,7 +34,7 @@ def generate(
         str | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What the video shows; - reads it from stdin. Without it, the demo prompt.",
+            help="Text prompt; - reads it from stdin [default: the demo prompt of the model].",
             show_default=False,
         ),
     ] = None,
@@ -42,18 +42,16 @@ def generate(
         str | None,
         typer.Option(
             metavar="i/n",
-            help="Make the i-th of n parts of --prompts. Started again, it goes on: videos that are there "
-            "stay.",
+            help="Process shard i of n of --prompts. Run again to continue: finished videos are skipped.",
             show_default=False,
             rich_help_panel="Prompts",
         ),
     ] = None,
 ) -> None:
-    """Make a video and report the memory of its history.
+    """Generate a video and report KV-cache memory.
 
-    The run's folder gets video.mp4, latents.safetensors, memory.json, memory.png, report.html, run.log
-    and run.yaml.
-    The video's path goes to stdout, everything else to stderr.
+    The folder of the run gets video.mp4, latents.safetensors, memory.json, memory.png, report.html, run.log
+    and run.yaml. The path of the video goes to stdout, everything else to stderr.
     """
     from qvg_cli.batch.shards import Shard
     from qvg_cli.engine.jobs import check_weights, plan_jobs
@@ -94,12 +92,12 @@ def generate(
         planned = part.take(planned)
         if not planned:
             raise UsageError(
-                f"--shard {shard}: {prompting.prompts} has fewer prompts", hint="split it into fewer parts"
+                f"--shard {shard}: {prompting.prompts} has fewer prompts", hint="use fewer shards"
             )
     if run.dry_run:
         from qvg_cli.commands.show_plan import show_plan
 
-        show_plan(planned[:1], run.card, num_videos=len(planned), is_json=run.json_)
+        show_plan(planned[:1], run.gpu, num_videos=len(planned), is_json=run.json_)
         return
 
     check_weights(planned[0])

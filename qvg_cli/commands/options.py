@@ -22,14 +22,14 @@ from qvg_cli.commands.completion import (
     complete_runs,
 )
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import FAMILIES, find_family
+from qvg_cli.models.registry import families
 
 if TYPE_CHECKING:
     from qvg_cli.config.load import Layer, Request
     from qvg_cli.config.options import FamilyOption
 
 SIZE, PROMPTS, RUN, WORKERS = "Length and size", "Prompts", "Runs", "Workers"
-SETTINGS, OUTPUT = "Device and settings", "What is shown"
+SETTINGS, OUTPUT = "Device and settings", "Output"
 FAMILY_PANEL = "Options of a family"
 """`--help` shows these under the name of each family that has them."""
 PANELS = ("Arguments", "Options", SIZE, PROMPTS, FAMILY_PANEL, WORKERS, RUN, SETTINGS, OUTPUT)
@@ -91,18 +91,22 @@ class ModelOptions(Options):
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Model. Without it, the built-in pocket model.",
+            help="Model, e.g. self-forcing, hyworldplay or longcat; qvg download --list shows all [default: "
+            "the built-in demo model].",
             show_default=False,
             autocompletion=complete_backends,
         ),
     ] = None
-    pocket: Annotated[bool, typer.Option("--pocket", help="Use the backend's small built-in weights.")] = (
-        False
-    )
+    pocket: Annotated[
+        bool, typer.Option("--pocket", help="Use the small built-in demo weights of the model.")
+    ] = False
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="auto, cpu, cuda or cuda:N.", show_default=False, rich_help_panel=SETTINGS
+            metavar="NAME",
+            help="Device: auto, cpu, cuda or cuda:N [default: auto].",
+            show_default=False,
+            rich_help_panel=SETTINGS,
         ),
         Setting("device", str.lower),
     ] = None
@@ -110,7 +114,7 @@ class ModelOptions(Options):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Settings as YAML; the run.yaml of a run makes it again.",
+            help="Load settings from a YAML file; the run.yaml of a run reproduces it.",
             show_default=False,
             rich_help_panel=SETTINGS,
         ),
@@ -120,7 +124,7 @@ class ModelOptions(Options):
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="One setting, such as video.fps=24. Repeatable.",
+            help="Override a setting, e.g. --set cache.keep_recent_chunks=1 (repeatable).",
             show_default=False,
             rich_help_panel=SETTINGS,
         ),
@@ -143,15 +147,18 @@ class LengthOptions(Options):
 
     seconds: Annotated[
         float | None,
-        typer.Option(help="Seconds to make, rounded up to the next possible length.", show_default=False),
+        typer.Option(
+            help="Video length in seconds, rounded up to a whole chunk [default: the length of the model].",
+            show_default=False,
+        ),
     ] = None
     frames: Annotated[
         int | None,
         typer.Option(
             "--frames",
             "--num-frames",
-            help="Pixel frames to make, rounded up to the next possible number. (Latent frames: --set "
-            "video.frames=N.)",
+            help="Video length in frames, rounded up to a whole chunk (for latent frames: --set "
+            "video.frames=N).",
             show_default=False,
             rich_help_panel=SIZE,
         ),
@@ -160,8 +167,7 @@ class LengthOptions(Options):
         int | None,
         typer.Option(
             metavar="N",
-            help="Segments to make, after the first clip or what is given; for a model that makes such "
-            "(longcat).",
+            help="Number of segments to add to the first clip or the input (longcat only).",
             show_default=False,
             rich_help_panel=SIZE,
         ),
@@ -174,7 +180,7 @@ class LengthOptions(Options):
             UsageError: It is.
         """
         if len(given := list(self.given())) > 1:
-            raise UsageError(f"{given[0]} and {given[1]} were both given", hint="give one of them")
+            raise UsageError(f"{given[0]} and {given[1]} were both given", hint="use one of them")
 
 
 def _parse_size(text: str) -> dict[str, int]:
@@ -183,7 +189,7 @@ def _parse_size(text: str) -> dict[str, int]:
     # Longer numbers than this Python does not even read.
     is_size = height.isdecimal() and width.isdecimal() and max(len(height), len(width)) < 10
     if not (separator and is_size):
-        raise UsageError(f"--size {text} is not of the form WIDTHxHEIGHT", hint="for example --size 832x480")
+        raise UsageError(f"--size {text} is not of the form WIDTHxHEIGHT", hint="e.g. --size 832x480")
     return {"height": int(height), "width": int(width)}
 
 
@@ -195,31 +201,36 @@ class SizeOptions(Options):
         str | None,
         typer.Option(
             metavar="WIDTHxHEIGHT",
-            help="Size in pixels, the width first, such as 832x480.",
+            help="Frame size in pixels, e.g. 832x480 [default: the size of the model].",
             show_default=False,
         ),
         Setting("video", _parse_size),
     ] = None
     height: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Height alone.", show_default=False, rich_help_panel=SIZE),
+        typer.Option(metavar="PIXELS", help="Frame height.", show_default=False, rich_help_panel=SIZE),
         Setting("video.height"),
     ] = None
     width: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Width alone.", show_default=False, rich_help_panel=SIZE),
+        typer.Option(metavar="PIXELS", help="Frame width.", show_default=False, rich_help_panel=SIZE),
         Setting("video.width"),
     ] = None
     fps: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Frames a second.", show_default=False, rich_help_panel=SIZE),
+        typer.Option(
+            metavar="N",
+            help="Frames per second [default: the rate of the model].",
+            show_default=False,
+            rich_help_panel=SIZE,
+        ),
         Setting("video.fps"),
     ] = None
 
     def layers(self) -> Iterator[Layer]:
         for name in ("--height", "--width"):
             if self.size is not None and name in self.given():
-                raise UsageError(f"--size and {name} were both given", hint="give one of them")
+                raise UsageError(f"--size and {name} were both given", hint="use one of them")
         return super().layers()
 
 
@@ -229,7 +240,7 @@ class SeedOptions(Options):
 
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Of the noise and the codecs.", show_default=False),
+        typer.Option(metavar="N", help="Random seed [default: 0].", show_default=False),
         Setting("seed"),
     ] = None
 
@@ -242,9 +253,9 @@ class PromptOptions(SeedOptions):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Many videos: a .txt file with a prompt a line (# begins a comment), or a .jsonl file with "
-            "an object a line (keys prompt, seed, name). With --segments: one video, a prompt for every clip "
-            "of it.",
+            help="Batch mode: a .txt file with one prompt per line (# starts a comment), or a .jsonl "
+            "file with "
+            "one object per line (keys prompt, seed, name). With --segments: one video, one prompt per clip.",
             show_default=False,
             rich_help_panel=PROMPTS,
         ),
@@ -253,8 +264,8 @@ class PromptOptions(SeedOptions):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Prompts that change in the video: a .jsonl file with an object a line, prompt and where it "
-            "begins among the new frames (key frame, seconds or chunk); rounded up to the next chunk.",
+            help='Change the prompt during the video: a .jsonl file, one object per line with "prompt" and '
+            '"frame", "seconds" or "chunk", counted in new frames and rounded up to the next chunk.',
             show_default=False,
             rich_help_panel=PROMPTS,
         ),
@@ -268,11 +279,11 @@ class PromptOptions(SeedOptions):
         """
         if prompt is not None and self.prompts is not None:
             raise UsageError(
-                f"{prompt_option} and --prompts were both given", hint="put the prompt into the file"
+                f"{prompt_option} and --prompts were both given", hint="put the prompt in the file"
             )
         if None not in (self.prompts, length.segments, self.schedule):
             raise UsageError(
-                "--schedule and --prompts with --segments were both given", hint="give one of them"
+                "--schedule and --prompts with --segments were both given", hint="use one of them"
             )
 
 
@@ -284,7 +295,7 @@ class CacheOptions(Options):
         str | None,
         typer.Option(
             metavar="PRESET",
-            help="How the attention history is kept, such as int2, the default, or bf16.",
+            help="KV-cache preset, e.g. int2, int4, trit or bf16 [default: int2].",
             show_default=False,
             autocompletion=complete_presets,
         ),
@@ -295,7 +306,10 @@ class CacheOptions(Options):
 Out = Annotated[
     Path,
     typer.Option(
-        "--out", "-o", metavar="FOLDER", help="Results go to FOLDER/<backend>/<name>/, never over old ones."
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        help="Write results to FOLDER/<model>/<name>/; existing results are never overwritten.",
     ),
 ]
 
@@ -307,14 +321,16 @@ class RunOptions(CacheOptions):
     out: Out = Path("results")
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Only tell what the video needs, as qvg plan does; nothing is made."),
+        typer.Option("--dry-run", help="Print the plan (memory, disk, chunks) and exit, like qvg plan."),
     ] = False
-    card: Annotated[
+    gpu: Annotated[
         str | None,
         typer.Option(
+            "--gpu",
+            "--card",
             metavar="NAME|SIZE",
-            help='With --dry-run: the card it has to fit, such as "RTX 4090" or 24GiB. Without it, that of '
-            "this machine.",
+            help='With --dry-run: GPU to plan for, e.g. "RTX 4090" or 24GiB [default: the GPU of this '
+            "machine].",
             show_default=False,
             rich_help_panel=RUN,
             autocompletion=complete_cards,
@@ -324,7 +340,7 @@ class RunOptions(CacheOptions):
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Go on with the run in FOLDER after its last whole chunk, with its own settings.",
+            help="Resume the run in FOLDER after its last complete chunk, with its own settings.",
             show_default=False,
             rich_help_panel=RUN,
             autocompletion=complete_runs,
@@ -333,7 +349,9 @@ class RunOptions(CacheOptions):
     json_: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print an object a video to stdout: paths and figures.", rich_help_panel=OUTPUT
+            "--json",
+            help="Print one JSON object per video, with paths and statistics, to stdout.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False
 
@@ -345,10 +363,11 @@ class RunOptions(CacheOptions):
         """
         if self.out.suffix in (".mp4", ".mkv", ".webm"):
             raise UsageError(
-                f"--out {self.out} looks like a file", hint="give a folder; the video in it is video.mp4"
+                f"--out {self.out} looks like a file",
+                hint="--out takes a folder; the video in it is video.mp4",
             )
-        if self.card is not None and not self.dry_run:
-            raise UsageError("--card has no effect without --dry-run", hint="or ask qvg plan")
+        if self.gpu is not None and not self.dry_run:
+            raise UsageError("--gpu has no effect without --dry-run", hint="use qvg plan instead")
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.", rich_help_panel=OUTPUT)]
@@ -357,13 +376,11 @@ Verbose = Annotated[
     typer.Option(
         "--verbose",
         "-v",
-        help="Show the log too: times of every phase. (QVG_LOG=debug: more.)",
+        help="Also print the log, with timings (QVG_LOG=debug prints more).",
         rich_help_panel=OUTPUT,
     ),
 ]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)
-]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.", rich_help_panel=OUTPUT)]
 
 
 @dataclass(frozen=True)
@@ -404,8 +421,7 @@ class FamilyOptions(Options):
     def _declared(cls) -> dict[str, dict[str, FamilyOption]]:
         """Families and their declarations by flag."""
         declared: dict[str, dict[str, FamilyOption]] = {}
-        for name in FAMILIES:
-            family = find_family(name)
+        for name, family in families().items():
             if cls.command == "extend" and not family.can_extend:
                 continue
             for option in family.options:
@@ -453,7 +469,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 def family_help(flag: str) -> dict[str, str]:
     """What `--help` says of an option under each family that has it."""
     return {
-        name: option.help for name in FAMILIES for option in find_family(name).options if option.flag == flag
+        name: option.help
+        for name, family in families().items()
+        for option in family.options
+        if option.flag == flag
     }
 
 
@@ -473,7 +492,7 @@ def refuse_beside_resume(
     names += [name for group in groups for name in group.given() if only is None or name in only]
     if names:
         raise UsageError(
-            f"{names[0]} and --resume were both given", hint="a run goes on with its own settings"
+            f"{names[0]} and --resume were both given", hint="a resumed run keeps its own settings"
         )
 
 

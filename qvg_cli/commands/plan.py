@@ -29,16 +29,18 @@ def plan(
         list[str] | None,
         typer.Option(
             metavar="PRESET",
-            help="A cache to plan with. Repeatable.",
+            help="KV-cache preset to plan for (repeatable) [default: int2].",
             show_default=False,
             autocompletion=complete_presets,
         ),
     ] = None,
-    card: Annotated[
+    gpu: Annotated[
         str | None,
         typer.Option(
+            "--gpu",
+            "--card",
             metavar="NAME|SIZE",
-            help='The card it has to fit, such as "RTX 4090" or 24GiB. Without it, that of this machine.',
+            help='GPU to plan for, e.g. "RTX 4090" or 24GiB [default: the GPU of this machine].',
             show_default=False,
             autocompletion=complete_cards,
         ),
@@ -48,17 +50,17 @@ def plan(
         typer.Option(
             metavar="N",
             min=1,
-            help="Cards that make the video together, as torchrun starts them.",
+            help="Number of GPUs that share the video, as started by torchrun.",
         ),
     ] = 1,
     json_: Annotated[
-        bool, typer.Option("--json", help="Print one object with every chunk, in bytes.")
+        bool, typer.Option("--json", help="Print the plan as JSON, with every chunk, in bytes.")
     ] = False,
 ) -> None:
-    """Tell what a video needs before it is made: chunks, disk, device memory over time.
+    """Estimate memory and disk for a video without generating it.
 
-    The cache is counted to the byte; the rest of the device's memory is an estimate. For a card it says
-    whether the video fits, and if not, the first settings that would. Nothing is loaded.
+    The size of the KV cache is exact, other GPU memory is estimated. Says whether the video fits the GPU and,
+    if not, which settings would. Needs no weights and no GPU.
     """
     from qvg_cli.commands.show_plan import show_plan
     from qvg_cli.engine.jobs import plan_caches
@@ -73,4 +75,4 @@ def plan(
         segments=length.segments,
         is_made=False,
     )
-    show_plan([video for (video,) in videos], card, num_videos=1, is_json=json_, num_gpus=gpus)
+    show_plan([video for (video,) in videos], gpu, num_videos=1, is_json=json_, num_gpus=gpus)

@@ -47,41 +47,43 @@ def play(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="PROMPT", help="What the first world shows. Without it, the demo's.", show_default=False
+            metavar="PROMPT",
+            help="Prompt of the first world [default: the demo prompt of the model].",
+            show_default=False,
         ),
     ] = None,
     record: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Save the walk as a run of that name. Without it, one of the prompt's words."
+            metavar="NAME",
+            help="Save the walk as a run of this name [default: the first words of the prompt].",
         ),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Go on with a saved walk, or with any run.",
+            help="Continue a saved walk, or any run of the same model.",
             show_default=False,
             autocompletion=complete_runs,
         ),
     ] = None,
     host: Annotated[
         str,
-        typer.Option(
-            help="Address to listen at. One that other machines can reach gets a token in the page's address."
-        ),
+        typer.Option(help="Address to listen on. If other machines can reach it, the URL gets a token."),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)
+        int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)
     ] = 8000,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
     out: Out = Path("results"),
 ) -> None:
-    """Walk through a world in the browser: W A S D and the arrows move the camera, chunk by chunk.
+    """Walk through a world in the browser.
 
-    A model without a camera is played too: a key makes the video go on, and the prompt may change.
-    Every walk is saved as a run when it ends, also by Ctrl-C: its run.yaml makes the same video again with
-    qvg generate --config. The paths of the videos go to stdout.
+    W A S D and the arrow keys move the camera, chunk by chunk. Models without a camera work too: a key
+    continues the video, and the prompt can change at every chunk. Every walk is saved as a run when it ends,
+    also with Ctrl-C: qvg generate --config with its run.yaml reproduces the video. The paths of the videos go
+    to stdout.
     """
     _check_installed()
     from qvg_cli.play.access import is_loopback, page_address
@@ -89,11 +91,9 @@ def play(
     console = Console(is_quiet=output.quiet)
     is_new = prompt is not None or model.config is not None or "--image" in family.given()
     if resume is not None and is_new:
-        raise UsageError(
-            "--resume and a PROMPT, --config or --image were both given", hint="give one of them"
-        )
+        raise UsageError("--resume and a PROMPT, --config or --image were both given", hint="use one of them")
     if model.backend is None and model.config is None and resume is None:
-        console.note(f"no --backend given: using the built-in pocket world of {_DEFAULT_BACKEND}")
+        console.note(f"no --backend given: using the built-in demo model of {_DEFAULT_BACKEND}")
         model = replace(model, backend=_DEFAULT_BACKEND, pocket=True)
     request = model.request(size, family, seed, cache, prompt=prompt)
     if resume is not None:
@@ -111,7 +111,7 @@ def play(
                 console.note(f"play at {address}")
             else:
                 console.show_secret(f"play at {address}")
-            console.note("Ctrl-C ends it; the walk is saved then")
+            console.note("press Ctrl-C to stop; the walk is saved")
             if not no_browser:
                 _open_browser(address)
             serve(server.app(first, token), listening)
@@ -128,7 +128,7 @@ def _check_installed() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise MissingModelError(
-            f"qvg play needs {', '.join(missing)}", hint='install it: pip install "qvg[play]"'
+            f"qvg play needs {', '.join(missing)}", hint='install with: pip install "qvg[play]"'
         )
 
 
@@ -136,7 +136,7 @@ def _settings_of(folder: Path) -> Path:
     """The settings of a run to go on with."""
     file = folder / "run.yaml"
     if not file.is_file():
-        raise UsageError(f"{folder} is not the folder of a run", hint="give one that has a run.yaml")
+        raise UsageError(f"{folder} is not the folder of a run", hint="use one that contains run.yaml")
     return file
 
 
@@ -163,7 +163,7 @@ def _open(
     folder = prepare_folder(out / config.backend)
     if resume is not None:
         if recover(resume, device):
-            console.note(f"the walk in {resume} was cut off: what was made of it is saved")
+            console.note(f"the walk in {resume} was interrupted; it is saved up to its last complete chunk")
         find_start(resume)
     console.note(f"loading {config.model.name} on {device}, cache {config.cache.preset}")
     engine = Engine.load_config(config, device, request)

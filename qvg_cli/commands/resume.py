@@ -35,7 +35,7 @@ def resume_run(
     run = find_run(folder)
     if is_finished(run):
         finish_removal(run.state)
-        console.note(f"the run in {folder} is complete: nothing is left to do")
+        console.note(f"the run in {folder} is already complete; nothing to resume")
         show_data(str(run.video))
         return
     config = load_config(replace(request, file=run.config)).config
@@ -64,11 +64,11 @@ def find_run(folder: Path) -> RunDir:
     if not run.config.is_file():
         raise UsageError(
             f"{folder} is not the folder of a run: it has no run.yaml",
-            hint="give the folder that run.yaml is in, such as results/self-forcing/NAME",
+            hint="use the folder that contains run.yaml, e.g. results/self-forcing/NAME",
         )
     if not run.state.is_dir() and not is_finished(run):
         raise UsageError(
-            f"the run in {folder} has no state to go on from",
-            hint=f"make it again with --config {run.config}",
+            f"the run in {folder} has no checkpoint to resume from",
+            hint=f"generate it again with --config {run.config}",
         )
     return run

@@ -27,35 +27,37 @@ def show(
         Path | None,
         typer.Argument(
             metavar="RUN",
-            help="Folder of a run or a comparison. Without it, the newest.",
+            help="Folder of a run or comparison [default: the newest].",
             show_default=False,
             autocompletion=complete_runs,
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the newest is looked for.")
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Results folder to search.")
     ] = Path("results"),
     gallery: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Write FOLDER/index.html instead, a page with every video below FOLDER.",
+            help="Write FOLDER/index.html, a page with every video below FOLDER, and exit.",
             show_default=False,
         ),
     ] = None,
     json_: Annotated[
-        bool, typer.Option("--json", help="Print the content of memory.json or compare.json.")
+        bool, typer.Option("--json", help="Print the content of memory.json or compare.json to stdout.")
     ] = False,
     layers: Annotated[
-        bool, typer.Option("--layers", help="Print what attention lost in every layer, too.")
+        bool, typer.Option("--layers", help="Also print the attention error of every layer.")
     ] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Print the figures of a run or a comparison; of one that was cut off, how far it is."""
+    """Show statistics of a run; list unfinished runs."""
     del debug
     if gallery is not None:
         if run is not None or json_ or layers:
-            raise UsageError("--gallery is given alone", hint="qvg show --gallery results")
+            raise UsageError(
+                "--gallery cannot be combined with other arguments", hint="qvg show --gallery results"
+            )
         _write_gallery(gallery)
         return
     from qvg_cli.report.unfinished import Unfinished
@@ -82,7 +84,7 @@ def _find(run: Path | None, out: Path) -> Result | Unfinished:
     unfinished = find_unfinished(out)
     if not folders and not unfinished:
         raise UsageError(
-            f"no run in {out}", hint="make one with qvg generate, or name another folder with --out"
+            f"no run in {out}", hint="create one with qvg generate, or use --out to search another folder"
         )
     if unfinished and (not folders or modified(unfinished[0]) > newest_file(folders[0])):
         return unfinished[0]
@@ -95,7 +97,7 @@ def _note_unfinished(unfinished: Sequence[Unfinished]) -> None:
     for each in unfinished[:_MAX_UNFINISHED]:
         console.note(each.line())
     if len(unfinished) > _MAX_UNFINISHED:
-        console.note(f"and {len(unfinished) - _MAX_UNFINISHED} more that are not finished")
+        console.note(f"and {len(unfinished) - _MAX_UNFINISHED} more unfinished")
 
 
 def _text(result: Result) -> str:
@@ -138,10 +140,10 @@ def _write_gallery(folder: Path) -> None:
         try:
             lines.append(gallery_line(folder, read_result(found)))
         except UsageError as error:
-            console.note(f"left out: {error}")
+            console.note(f"skipping: {error}")
     _note_unfinished(find_unfinished(folder))
     if not lines:
-        raise UsageError(f"no run in {folder}", hint="make one with qvg generate --out FOLDER")
+        raise UsageError(f"no run in {folder}", hint="create one with qvg generate --out FOLDER")
     page = folder / "index.html"
     text = gallery_page(folder, lines)
     write_whole(page, lambda path: _write_text(path, text))

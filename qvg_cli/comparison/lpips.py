@@ -103,7 +103,7 @@ def find_network() -> Path:
     if not path.is_file():
         raise MissingModelError(
             f"--lpips needs a VGG16 network, which is not at {path}",
-            hint=f"fetch it with: qvg download {NAME} (528 MiB; --dry-run shows from where)",
+            hint=f"download it with: qvg download {NAME} (528 MiB; --dry-run shows from where)",
         )
     return path
 

@@ -74,10 +74,10 @@ def read_begun(folder: Path) -> Begun:
     except FileNotFoundError as error:
         raise UsageError(
             f"{folder} is not the folder of an unfinished comparison: it has no {BEGUN}",
-            hint="give the folder that qvg compare has made, such as results/compare/NAME",
+            hint="use a folder that qvg compare has created, e.g. results/compare/NAME",
         ) from error
     except (OSError, ValueError, LookupError, TypeError, RecursionError, ValidationError, QvgError) as error:
-        raise UsageError(f"{path} is broken: {error}", hint="compare anew") from error
+        raise UsageError(f"{path} is broken: {error}", hint="run the comparison again") from error
     return Begun(names, rows, has_lpips=content.get("lpips") is True)
 
 

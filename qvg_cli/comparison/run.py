@@ -39,8 +39,8 @@ from qvg_cli.runs.make import make_video, prompts_heard, warn_of_memory
 from qvg_cli.runs.run import Run
 from qvg_cli.video.io import check_encoder
 
-FROM_RUNS = "frames as the model made them, before any lossy coding"
-FROM_LATENTS = "frames decoded anew from the latents of the runs, before any lossy coding"
+FROM_RUNS = "frames as generated, before any lossy encoding"
+FROM_LATENTS = "frames decoded again from the latents of the runs, before any lossy encoding"
 
 
 class SpooledRun(Run):
@@ -79,7 +79,7 @@ class SpooledRun(Run):
 
     def suggestion(self) -> str | None:
         """How to resume the whole comparison."""
-        return f"go on with: qvg compare --resume {shlex.quote(str(self.folder.path.parents[1]))}"
+        return f"resume with: qvg compare --resume {shlex.quote(str(self.folder.path.parents[1]))}"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def compare(
         >>> print(comparison)
     """
     if not are_presets(caches):
-        raise UsageError("folders of runs are not presets", hint="qvg compare takes folders")
+        raise UsageError("folders of runs are not presets", hint="use the command qvg compare for folders")
     console = Console(is_quiet=not progress)
     variants = plan_variants(
         caches,
@@ -299,7 +299,7 @@ def _compare_row(
             if prompt_embeds is None:
                 with prompts_heard(console):
                     prompt_embeds = engine.encode_prompts(row[0])
-            console.note(f"making it with {name}")
+            console.note(f"generating with {name}")
             others = {} if runs else _measured_caches(writer.names, row)
             path.mkdir(exist_ok=True)
             run = SpooledRun(video, place, engine.device, spool, engine, console.note)
@@ -394,4 +394,4 @@ def _keep_report(writer: ComparisonWriter, error: BaseException) -> None:
     except QvgError as second:
         error.add_note(str(second))
     else:
-        error.add_note(f"what was compared until then is in {writer.folder / 'report.html'}")
+        error.add_note(f"partial results: {writer.folder / 'report.html'}")

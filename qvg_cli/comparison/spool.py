@@ -81,5 +81,5 @@ def check_space(folder: Path, *, num_frames: int, height: int, width: int) -> No
         raise QvgError(
             f"comparing needs {needed / 2**30:.1f} GiB for uncoded frames, "
             f"and {folder} has {free / 2**30:.1f} GiB free",
-            hint="give a folder on another disk with --out, fewer --seconds, or fewer presets at a time",
+            hint="use --out on another disk, fewer --seconds, or fewer presets at a time",
         )

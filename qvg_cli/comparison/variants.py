@@ -57,18 +57,18 @@ def are_presets(variants: Sequence[str]) -> bool:
         UsageError: Too few, one is neither, or they are mixed.
     """
     if len(variants) < 2:
-        raise UsageError("one variant is nothing to compare", hint="for example qvg compare bf16 int2")
+        raise UsageError("give at least two presets or runs to compare", hint="e.g. qvg compare bf16 int2")
     known = preset_names()
     for variant in variants:
         if variant not in known and not Path(variant).is_dir():
             if "/" in variant:
-                raise UsageError(f"no folder {variant}", hint="give the folders of runs, or presets")
+                raise UsageError(f"no folder {variant}", hint="use folders of runs, or presets")
             raise unknown_name("cache preset", variant, known)
     folders = [variant for variant in variants if variant not in known]
     if folders and len(folders) < len(variants):
         preset = next(variant for variant in variants if variant in known)
         raise UsageError(
-            f"{preset} is a preset and {folders[0]} a folder", hint="give presets only, or folders only"
+            f"{preset} is a preset and {folders[0]} a folder", hint="use presets only, or folders only"
         )
     return not folders
 
@@ -107,8 +107,8 @@ def find_variants(folders: Sequence[str]) -> list[FinishedVariant]:
     for run, config in zip(runs, configs, strict=True):
         if config.source is not None and config.source.clip is not None:
             raise UsageError(
-                f"{run.folder} begins with the clip {config.source.clip}, which its latents do not hold",
-                hint=f"compare presets on it: qvg compare bf16 int2 --config {run.folder / 'run.yaml'}",
+                f"{run.folder} starts from the clip {config.source.clip}, which is not in its latents",
+                hint=f"compare presets instead: qvg compare bf16 int2 --config {run.folder / 'run.yaml'}",
             )
     for run, config in zip(runs[1:], configs[1:], strict=True):
         _check_same(configs[0], config, runs[0].folder, run.folder)
@@ -136,9 +136,9 @@ def _with_seeds(jobs: Sequence[Planned], num_seeds: int) -> tuple[Planned, ...]:
 def _read_run(folder: Path) -> Result:
     run = read_result(folder)
     if run.is_comparison:
-        raise UsageError(f"{folder} is a comparison", hint="give the folders of its runs")
+        raise UsageError(f"{folder} is a comparison", hint="use the folders of its runs")
     if run.figures["status"] != "complete":
-        raise UsageError(f"the run in {folder} is {run.figures['status']}", hint="make it again")
+        raise UsageError(f"the run in {folder} is {run.figures['status']}", hint="generate it again")
     if not (folder / "latents.safetensors").is_file():
         raise UsageError(f"{folder} has no latents.safetensors, from which its frames are decoded")
     return run
@@ -150,7 +150,7 @@ def _check_same(first: RunConfig, other: RunConfig, first_folder: Path, folder: 
         if (key, value) != (other_key, other_value):
             raise UsageError(
                 f"the runs differ in {key}: {value!r} in {first_folder}, {other_value!r} in {folder}",
-                hint="only what differs in nothing but the cache can be compared",
+                hint="runs can be compared if they differ in the cache only",
             )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_args
 
-from qvg_cli.config.resources import configs_dir, preset_names
+from qvg_cli.config.resources import config_files
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import UsageError, known_hint
@@ -120,11 +120,11 @@ def read_preset(name: object, source: str) -> dict[str, Any]:
     Raises:
         UsageError: There is no such preset.
     """
-    known = preset_names()
+    known = config_files("cache")
     if not isinstance(name, str) or name.lower() not in known:
         hint = known_hint(name, known)
         raise UsageError(f"unknown cache preset {str(name)!r} ({source})", hint=hint)
-    path = configs_dir() / "cache" / f"{name.lower()}.yaml"
+    path = known[name.lower()]
     preset = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     return {name: preset[name] for name in (*SIDES, "layers") if name in preset}
 
@@ -159,6 +159,6 @@ def _set_knob(merged: dict[str, Any], side: str, name: str, value: Any, source: 
     if name not in known:
         raise UsageError(
             f"cache.{name}={value} ({source}): cache.{side} has scheme {codec.get('scheme')!r} without it",
-            hint=f"it has: {', '.join(known)}" if known else "it has no settings; take another preset",
+            hint=f"it has: {', '.join(known)}" if known else "it has no settings; use another preset",
         )
     merged[side] = {**codec, name: value}

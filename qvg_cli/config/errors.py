@@ -14,17 +14,17 @@ from qvg_kernels.spec import CodecSpec
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _TYPE_WORDS = {
-    "int_type": "a whole number is needed",
-    "int_parsing": "a whole number is needed",
-    "int_from_float": "a whole number is needed",
-    "float_type": "a number is needed",
-    "finite_number": "a finite number is needed",
-    "string_type": "a text is needed; put it in quotes",
-    "bool_type": "true or false is needed",
-    "tuple_type": "a list is needed, such as [1000, 500]",
-    "dict_type": "a group of settings is needed",
-    "model_type": "a group of settings is needed",
-    "dataclass_type": "a group of settings is needed",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text; put it in quotes",
+    "bool_type": "must be true or false",
+    "tuple_type": "must be a list, e.g. [1000, 500]",
+    "dict_type": "must be a group of settings",
+    "model_type": "must be a group of settings",
+    "dataclass_type": "must be a group of settings",
 }
 
 
@@ -53,7 +53,7 @@ def describe(
             lines.append(line)
         if hint and hint not in hints:
             hints.append(hint)
-    message = lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} settings are wrong", *lines])
+    message = lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} invalid settings", *lines])
     return UsageError(message, hint="; ".join(hints) or None)
 
 

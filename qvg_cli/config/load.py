@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from qvg_cli.config.cache_presets import KNOBS, merge_cache
 from qvg_cli.config.errors import describe
 from qvg_cli.config.options import FamilyOption
-from qvg_cli.config.resources import configs_dir
+from qvg_cli.config.resources import config_files
 from qvg_cli.config.schema import OLD_OFFLOAD_WORDS, RunConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import UsageError, unknown_name
@@ -111,14 +111,14 @@ def read_backend(request: Request) -> Backend:
     name = known_name(request.backend or (named[-1] if named else DEFAULT_BACKEND), backend_names())
     if name not in backend_names():
         raise unknown_name("backend", name, backend_names())
-    builtin = _read_layer(configs_dir() / f"{name}.yaml")
+    builtin = _read_layer(config_files()[name])
     family = str(builtin.values.get("family") or name)
     for layer in user:
         other = layer.values.get("family") or family
         if other != family:
             raise UsageError(
-                f"family={other} ({layer.source}): the backend {name} is of the family {family}",
-                hint="leave it out, or name another backend",
+                f"family={other} ({layer.source}): {name} belongs to the family {family}",
+                hint="remove it, or use another --backend",
             )
     return Backend(name, family, builtin, user, is_default=request.backend is None and not named)
 
@@ -138,8 +138,8 @@ def resolve(
     is_pocket = request.pocket or backend.is_default
     if is_pocket and "pocket" not in backend.builtin.values:
         raise UsageError(
-            f"{backend.name} has no built-in weights",
-            hint=f"leave --pocket out, or take it with --backend {DEFAULT_BACKEND}",
+            f"{backend.name} has no built-in demo weights",
+            hint=f"omit --pocket, or use it with --backend {DEFAULT_BACKEND}",
         )
     user = [_with_option(layer, options) for layer in backend.user]
     layers = [_with_pocket(layer, is_pocket) for layer in (backend.builtin, *user)]
@@ -157,7 +157,7 @@ def resolve(
 
 def backend_names() -> tuple[str, ...]:
     """Names that `--backend` takes, the default first: files of configs/ that say their backend or family."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(configs_dir().glob("*.yaml"))}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in config_files().items()}
     names = [name for name, text in texts.items() if _NAMES_BACKEND.search(text)]
     return tuple(sorted(names, key=lambda name: name != DEFAULT_BACKEND))
 
@@ -219,7 +219,7 @@ def _parse_set(text: str) -> Layer:
     path = path.strip()
     if not separator or not all(path.split(".")):
         raise UsageError(
-            f"--set {shlex.quote(text)} is not of the form key=value", hint="for example --set video.fps=24"
+            f"--set {shlex.quote(text)} is not of the form KEY=VALUE", hint="e.g. --set video.fps=24"
         )
     return Layer(f"--set {path}", nest(path, parse_yaml(value, f"--set {path}")))
 
@@ -237,7 +237,7 @@ def _old_words(layer: Layer) -> Iterator[str]:
     for name, value in memory.items() if isinstance(memory, Mapping) else ():
         if name in ("transformer", "vae") and isinstance(value, str) and value in OLD_OFFLOAD_WORDS:
             new = f"memory.{name}={OLD_OFFLOAD_WORDS[value]}"
-            yield f"memory.{name}={value} ({layer.source}) is called {new} now, and means the same"
+            yield f"memory.{name}={value} ({layer.source}) is now called {new}; the old name still works"
 
 
 def _with_pocket(layer: Layer, is_pocket: bool) -> Layer:
@@ -248,7 +248,7 @@ def _with_pocket(layer: Layer, is_pocket: bool) -> Layer:
     pocket = values.pop("pocket", None)
     if is_pocket and pocket is not None:
         if not isinstance(pocket, dict):
-            raise UsageError(f"{layer.source}: pocket holds settings, not {pocket!r}")
+            raise UsageError(f"{layer.source}: pocket must be a group of settings, not {pocket!r}")
         _merge(values, pocket, layer.source, {})
     return Layer(layer.source, values)
 
@@ -261,7 +261,7 @@ def _with_option(layer: Layer, options: Sequence[FamilyOption]) -> Layer:
         if option.flag == layer.source:
             return Layer(layer.source, nest(option.setting, option.read(layer.values[layer.source])))
     raise UsageError(
-        f"{layer.source} is not an option of this backend", hint="give the one that has it with --backend"
+        f"{layer.source} is not an option of this model", hint="use --backend with a model that has it"
     )
 
 
@@ -340,5 +340,5 @@ def _check_texts(values: Mapping[str, Any], sources: Mapping[str, str], path: st
             elif isinstance(text, str) and (found := find_unwritable(text)):
                 raise UsageError(
                     f"{name}={text!r} ({sources.get(name, 'the settings')}): {found}",
-                    hint="run.yaml is UTF-8 text; give the file another name" if "byte" in found else None,
+                    hint="run.yaml is UTF-8 text; rename the file" if "byte" in found else None,
                 )

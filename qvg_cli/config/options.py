@@ -67,7 +67,9 @@ def parse_window(text: str) -> int | None:
     if text.lower() == "all":
         return None
     if not text.isdecimal():
-        raise UsageError(f"--window {text} is not a number of latent frames", hint="or all")
+        raise UsageError(
+            f"--window {text} is not a number of latent frames", hint="use a whole number, or all"
+        )
     return int(text)
 
 
@@ -78,7 +80,7 @@ def spaced_steps(count: int) -> tuple[int, ...]:
         UsageError: So many do not fit.
     """
     if not 1 <= count <= 1000:
-        raise UsageError(f"--steps {count} is not a number of denoising steps", hint="give 1 to 1000")
+        raise UsageError(f"--steps {count} is not a valid number of denoising steps", hint="use 1 to 1000")
     return tuple(round(1000 - 1000 * index / count) for index in range(count))
 
 
@@ -95,8 +97,8 @@ def parse_lora(text: str) -> dict[str, object]:
         number = float(weight)
     except ValueError as error:
         raise UsageError(
-            f"--lora {text}: {weight!r} is not a weight", hint="for example --lora style.safetensors:0.8"
+            f"--lora {text}: {weight!r} is not a weight", hint="e.g. --lora style.safetensors:0.8"
         ) from error
     if not file or not isfinite(number):
-        raise UsageError(f"--lora {text} is not FILE or FILE:WEIGHT", hint="for example --lora a.safetensors")
+        raise UsageError(f"--lora {text} is not FILE or FILE:WEIGHT", hint="e.g. --lora style.safetensors")
     return {"file": file, "weight": number}

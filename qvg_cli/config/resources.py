@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
+from qvg_cli.plugins import plugin_configs
 
 _PACKAGE = Path(__file__).parents[1]
 _OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
@@ -26,12 +27,19 @@ def configs_dir() -> Path:
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
-    raise FileNotFoundError(f"no configs at {candidates[0]} or {candidates[1]}; install qvg again")
+    raise FileNotFoundError(f"no configs at {candidates[0]} or {candidates[1]}; reinstall qvg")
+
+
+def config_files(part: str = ".") -> dict[str, Path]:
+    """The YAMLs in a part of the package's folder, and in that of each plugin, by name; the package's win."""
+    folders = [*reversed(plugin_configs()), configs_dir()]
+    found = {path.stem: path for folder in folders for path in (folder / part).glob("*.yaml")}
+    return dict(sorted(found.items()))
 
 
 def preset_names() -> tuple[str, ...]:
     """Names that `--cache` takes."""
-    return tuple(sorted(path.stem for path in (configs_dir() / "cache").glob("*.yaml")))
+    return tuple(config_files("cache"))
 
 
 def qvg_home() -> Path:
@@ -58,12 +66,12 @@ def weights_folder(name: str) -> Path:
         if folder.is_dir():
             for path in folder.rglob("*") if folder.parent == qvg_home() else ():
                 if not path.exists():
-                    hint = f"fetch it again with: qvg download {folder.name}"
-                    raise MissingModelError(f"{path} links to a file that has gone", hint=hint)
+                    hint = f"download it again with: qvg download {folder.name}"
+                    raise MissingModelError(f"{path} links to a file that is gone", hint=hint)
             return folder
-    hint = "use --pocket for the built-in weights, or --set model.weights=FOLDER for your own"
+    hint = "use --pocket for the built-in demo weights, or --set model.weights=FOLDER for your own"
     if is_name and (configs_dir() / f"{name}.yaml").is_file():
-        hint = f"fetch them with: qvg download {name}; or {hint}"
+        hint = f"download them with: qvg download {name}; or {hint}"
     if is_name and Path(name).is_dir():
         hint = f"for the folder {name} here, write --set model.weights=./{name}"
     raise MissingModelError(f"no weights at {folders[-1]}", hint=hint)
@@ -81,11 +89,11 @@ def check_weights(weights: str, checkpoint: str | None = None) -> None:
     folder = weights_folder(weights)
     if not (folder / "vae").is_dir():
         raise MissingModelError(
-            f"{folder} holds no model: it has no folder vae",
-            hint="name the folder that has it with model.weights",
+            f"{folder} does not contain a model: it has no folder vae",
+            hint="set model.weights to the folder that has one",
         )
     if checkpoint is not None and not expand_user(checkpoint).is_file():
-        raise MissingModelError(f"model.checkpoint={checkpoint} is no file")
+        raise MissingModelError(f"model.checkpoint={checkpoint} does not exist")
 
 
 def pocket_grammar(family: str) -> Path:

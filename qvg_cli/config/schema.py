@@ -36,20 +36,20 @@ class LayerCodecs(Config):
 
 
 class CacheConfig(Config):
-    """How the attention history is kept.
+    """How the KV cache is stored.
 
     Attributes:
-        preset: Name of the preset the codecs came from.
+        preset: Name of the preset that the codecs come from.
         k: Codec of the keys.
         v: Codec of the values.
-        layers: Of the model's layers that have other codecs, by number from 0.
-        keep_recent_chunks: Newest finished chunks that stay unpacked.
-        keep_sink: Whether the first chunk stays unpacked.
-        span_tokens: Finished chunks wait until together they have this many tokens, then become one span;
-            1 packs every chunk as soon as it is finished.
-        workspace_mib: For decoded keys and values, whatever the history's length.
-        arithmetic: How packed history is multiplied, if its codec is coarse: int8 keys with bf16 or with fp8
-            values; "auto" is what the device is fastest with.
+        layers: Codecs of single layers, by layer number from 0.
+        keep_recent_chunks: Number of newest finished chunks kept in BF16.
+        keep_sink: Whether the first chunk is kept in BF16.
+        span_tokens: Finished chunks are quantized together once they have this many tokens; 1 quantizes each
+            chunk as soon as it is finished.
+        workspace_mib: Size of the workspace for decoded keys and values, in MiB.
+        arithmetic: Arithmetic of attention to quantized blocks, for coarse codecs: int8 keys with bf16 or fp8
+            values; "auto" is the fastest on the device.
     """
 
     preset: str
@@ -79,7 +79,14 @@ class CacheConfig(Config):
 
 
 class VideoConfig(Config):
-    """What is asked for: the size in pixels and the length in latent frames."""
+    """Size and length of the video.
+
+    Attributes:
+        height: Frame height in pixels.
+        width: Frame width in pixels.
+        frames: Length in latent frames: the first gives one video frame, each other four.
+        fps: Frames per second.
+    """
 
     height: int = Field(gt=0)
     width: int = Field(gt=0)
@@ -91,9 +98,9 @@ class SamplerConfig(Config):
     """How a chunk is denoised: what every family has; each adds its own.
 
     Attributes:
-        steps: Nominal steps on the 1000-step scale, before the shift warps them.
-        shift: Of the flow-matching schedule.
-        frames_per_chunk: Latent frames made together.
+        steps: Denoising timesteps on the 1000-step scale, before the shift.
+        shift: Shift of the flow-matching schedule.
+        frames_per_chunk: Latent frames per chunk.
     """
 
     steps: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
@@ -105,11 +112,11 @@ class ModelConfig(Config):
     """Where the weights are and how they are held.
 
     Attributes:
-        name: What the user sees.
-        weights: Folder with transformer, vae, text_encoder and tokenizer; a name without a slash is one that
-            ships with the package.
-        dtype: Of weights and activations; "auto" is bf16 on a GPU and float32 on a CPU.
-        text_tokens: Length that prompts are padded to.
+        name: Display name.
+        weights: Folder with transformer, vae, text_encoder and tokenizer; a name without a slash means
+            downloaded or built-in weights.
+        dtype: Precision of weights and activations; "auto" is bf16 on a GPU and float32 on a CPU.
+        text_tokens: Length of the padded prompt in tokens.
     """
 
     name: str
@@ -123,8 +130,9 @@ class LoraConfig(Config):
 
     Attributes:
         file: `.safetensors` or `.pt`, its tensors under the names of PEFT, diffusers or the original code.
-        weight: How strong it is; 1 is as it was trained.
-        alpha: What it was trained with, where the file does not say; `None` takes the file's, or its rank.
+        weight: Strength; 1 is as trained.
+        alpha: The alpha of its training if the file does not contain it; `None` takes that of the file, or
+            the rank.
     """
 
     file: str = Field(min_length=1)
@@ -133,15 +141,15 @@ class LoraConfig(Config):
 
 
 class SourceConfig(Config):
-    """What of a video is there before anything is made.
+    """The start of a video that is continued.
 
     Attributes:
-        frames: Latent frames that are given, the first of the video.
-        clip: Video file that the output begins with; the model sees the end of it.
-        clip_frames: Latent frames that stand for the end of `clip`, the first of `frames`.
+        frames: Number of given latent frames, the first of the video.
+        clip: Video file that the output starts with; the model sees its last frames.
+        clip_frames: How many of `frames` encode the end of `clip`; they come first.
         latents: File with the given latent frames, from a run; the frames after `clip_frames` are decoded
-            from it. None encodes them from the clip or the picture.
-        image: Picture that is the first frame; with `frames` above 1 it is repeated for as many latent ones.
+            from it. `None` encodes them from the clip or the image.
+        image: Image that becomes the first frame; with `frames` above 1 it is repeated.
     """
 
     frames: int = Field(1, gt=0)
@@ -153,33 +161,37 @@ class SourceConfig(Config):
     @model_validator(mode="after")
     def _check_parts(self) -> SourceConfig:
         if self.image is not None and (self.clip is not None or self.latents is not None):
-            raise ValueError("image stands alone, without clip and latents")
+            raise ValueError("image cannot be combined with clip or latents")
         if self.image is None and self.clip is None and self.latents is None:
             raise ValueError("one of clip, latents and image is needed")
         if (self.clip is None) != (self.clip_frames == 0):
-            raise ValueError("clip and clip_frames belong together")
+            raise ValueError("clip and clip_frames must be set together")
         if self.clip_frames > self.frames or (self.latents is None and 0 < self.clip_frames < self.frames):
             raise ValueError(f"frames={self.frames} and clip_frames={self.clip_frames} do not fit")
         return self
 
 
 class PromptChange(Config):
-    """Another prompt from a pixel frame on; frames count from the first that a latent frame stands for."""
+    """Another prompt from a video frame on.
+
+    Attributes:
+        frame: Video frame at which the prompt starts, from the first that a latent frame stands for.
+        prompt: The prompt from there on.
+    """
 
     frame: int = Field(gt=0)
     prompt: str
 
 
 class MemoryConfig(Config):
-    """What is held where; for devices that do not hold everything at once.
+    """Offloading, for devices that cannot hold everything at once.
 
     Attributes:
-        weights: "model": the transformer in the model's dtype. "fp8": the matrices of its blocks rounded to
-            e4m3, half the size, each cast back while it works.
-        transformer: How it is offloaded. "none": always on the device. "model": in CPU memory while pixels
-            are made. "group": its blocks in CPU memory, each on the device while it works.
-        vae: "none": always on the device. "model": with what it remembers in CPU memory while it does not
-            work.
+        weights: "model": transformer weights in the dtype of the model. "fp8": the matrices of its blocks in
+            FP8 (e4m3), half the size, cast back during use; changes the video.
+        transformer: "none": always on the device. "model": offloaded to CPU memory during VAE decoding.
+            "group": blocks are copied from CPU memory one by one.
+        vae: "none": always on the device. "model": offloaded to CPU memory while the transformer runs.
         weights_sharded: Whether each of several processes holds only its part of every block of the
             transformer, and takes the others' parts while the block works.
     """
@@ -206,11 +218,13 @@ class RunConfig(Config):
     """One run, whole.
 
     Attributes:
-        backend: Name of the file in configs/ that it comes from.
-        family: Model family of the backend; None where it has the backend's name.
-        prompt: From the first frame on.
-        prompt_changes: The prompts after it, in the order of their frames.
-        source: What is there already; `None` starts from nothing but the prompt.
+        backend: Name of the model, a YAML in configs/.
+        family: Model family; `None` if it has the name of the backend.
+        prompt: Text prompt.
+        prompt_changes: Later prompts, in the order of their frames.
+        source: The start of a continued video; `None` starts from the prompt alone.
+        seed: Random seed of the noise and the codecs.
+        device: "auto", "cpu", "cuda" or "cuda:N".
     """
 
     backend: str
@@ -231,7 +245,7 @@ class RunConfig(Config):
         source = self.source
         if source is not None and source.image is not None and source.frames != self.image_frames:
             raise ValueError(
-                f"source.frames={source.frames}: an image stands for {self.image_frames} latent frames"
+                f"source.frames={source.frames}: an image counts as {self.image_frames} latent frames"
             )
         return self
 

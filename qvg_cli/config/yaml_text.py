@@ -18,11 +18,11 @@ from qvg_cli.errors import UsageError
 from qvg_cli.text_files import name_character
 
 _NUMBER_TRAPS = (
-    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "some YAML readers take it for base 60"),
-    (re.compile(r"[-+]?0o?[0-9_]+"), "some YAML readers take it for an octal number"),
-    (re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+"), "YAML 1.1 takes it for a text"),
-    (re.compile(r"[-+]?[0-9]+_[0-9_]*(\.[0-9_]*)?"), "underscores in numbers are not read alike everywhere"),
-    (re.compile(r"\d{4}-\d\d?-\d\d?([Tt\s].*)?"), "YAML takes it for a date"),
+    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "some YAML parsers read it as base 60"),
+    (re.compile(r"[-+]?0o?[0-9_]+"), "some YAML parsers read it as octal"),
+    (re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+"), "YAML 1.1 reads it as text"),
+    (re.compile(r"[-+]?[0-9]+_[0-9_]*(\.[0-9_]*)?"), "YAML parsers disagree about underscores in numbers"),
+    (re.compile(r"\d{4}-\d\d?-\d\d?([Tt\s].*)?"), "YAML reads it as a date"),
 )
 _PROPER_FLOAT = re.compile(r"[-+]?\d+\.\d*([eE][-+]\d+)?")
 _MAX_CHARACTERS = 1_000_000
@@ -46,8 +46,8 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     if len(text) > _MAX_CHARACTERS:
         raise UsageError(
-            f"{source} has {len(text)} characters; settings have at most {_MAX_CHARACTERS}",
-            hint="give a file of settings",
+            f"{source} has {len(text)} characters; the limit is {_MAX_CHARACTERS}",
+            hint="use a settings file",
         )
     text, hidden = _hide_old_breaks(text)
     try:
@@ -57,7 +57,7 @@ def parse_yaml(text: str, source: str) -> Any:
         # A few lines can stand for very many, through names for parts that hold such names.
         nodes = list(islice(_nodes(root), _MAX_NODES + 1))
         if len(nodes) > _MAX_NODES:
-            raise UsageError(f"{source} stands for more than {_MAX_NODES} values", hint=_NEST_HINT)
+            raise UsageError(f"{source} expands to more than {_MAX_NODES} values", hint=_NEST_HINT)
         for node in nodes:
             if isinstance(node, yaml.ScalarNode):
                 # JSON writes an emoji as two escapes, halves of a character that are joined here.
@@ -66,17 +66,17 @@ def parse_yaml(text: str, source: str) -> Any:
         _check_node(root, source)
         return loader.construct_document(root)
     except RecursionError as error:
-        raise UsageError(f"{source}: brackets in brackets without end", hint=_NEST_HINT) from error
+        raise UsageError(f"{source}: brackets are nested too deeply", hint=_NEST_HINT) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UsageError(
             f"{_place(source, mark)}: {error.problem or error.context}",
-            hint="put a text with : or # or brackets in quotes",
+            hint="put text with : or # or brackets in quotes",
         ) from error
     except yaml.reader.ReaderError as error:
         raise UsageError(
             f"{source}: character {error.position + 1} is {name_character(chr(error.character))}",
-            hint="leave it out, or write it as an escape in double quotes",
+            hint="remove it, or write it as an escape in double quotes",
         ) from error
     except (yaml.YAMLError, ValueError) as error:
         # Such as a number of thousands of digits.
@@ -122,7 +122,7 @@ def _check_node(node: yaml.Node, source: str) -> None:
             _check_node(key, source)
             if not (isinstance(key, yaml.ScalarNode) and key.tag.endswith((":str", ":merge"))):
                 raise UsageError(
-                    f"{_place(source, key.start_mark)}: a setting's name must be a text",
+                    f"{_place(source, key.start_mark)}: the name of a setting must be text",
                     hint="put it in quotes" if isinstance(key, yaml.ScalarNode) else None,
                 )
             if key.value in seen:
@@ -137,18 +137,18 @@ def _check_node(node: yaml.Node, source: str) -> None:
     elif isinstance(node, yaml.ScalarNode) and node.style is None and (trap := _trap(node.value)):
         problem, remedy = trap
         place = _place(source, node.start_mark)
-        raise UsageError(f"{place}: {node.value} is unclear: {problem}", hint=remedy)
+        raise UsageError(f"{place}: {node.value} is ambiguous: {problem}", hint=remedy)
 
 
 def _trap(text: str) -> tuple[str, str] | None:
     """Why an unquoted value is unclear, and what to write instead; none where it is clear."""
     if _TRUTH_TRAP.fullmatch(text):
-        return "some YAML readers take it for true or false", f"write true or false, or '{text}' for the word"
+        return "some YAML parsers read it as true or false", f"write true or false, or '{text}' for the word"
     if text == "0" or _PROPER_FLOAT.fullmatch(text):
         return None
     for pattern, problem in _NUMBER_TRAPS:
         if pattern.fullmatch(text):
-            return problem, f"write a plain number such as 1500, 0.0001 or 1.0e-4, or '{text}' for the text"
+            return problem, f"write a plain number such as 1500, 0.0001 or 1.0e-4, or '{text}' for text"
     return None
 
 

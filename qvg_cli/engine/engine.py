@@ -27,7 +27,7 @@ from qvg_cli.engine.sources import Start, find_start
 from qvg_cli.engine.video import Video
 from qvg_cli.errors import UsageError
 from qvg_cli.logs import timed
-from qvg_cli.models.registry import family_of, load_config, load_pipeline
+from qvg_cli.models.registry import family_of, load_config, load_pipeline, model_calls
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import ScheduledPrompt
@@ -245,7 +245,7 @@ class Engine:
         planned, _ = self._plan(prompt, seed, settings, options, {})
         config = planned.config
         if config.prompt_changes:
-            raise UsageError("a session has no schedule", hint="give each prompt to step()")
+            raise UsageError("a session takes no schedule", hint="pass each new prompt to step()")
         planner = family_of(config).open_planner(config)
         return Session(config, self.pipeline.with_config(config), planner, on_step=on_step)
 
@@ -266,16 +266,16 @@ class Engine:
         self._refuse_several()
         start = find_start(Path(run))
         if start.run is None:
-            raise UsageError(f"{run} is not the folder of a run", hint="qvg extend goes on from any video")
+            raise UsageError(f"{run} is not the folder of a run", hint="qvg extend continues any video")
         config = load_config(Request(file=start.run.config)).config
         config = config.model_copy(update={"device": self.config.device, "memory": self.config.memory})
         if (config.backend, config.model) != (self.config.backend, self.config.model):
             raise UsageError(
-                f"{run} is of {config.model.name}, and {self.config.model.name} is loaded",
-                hint=f"load the backend {config.backend} for it",
+                f"{run} was made with {config.model.name}, but {self.config.model.name} is loaded",
+                hint=f"load {config.backend} to continue it",
             )
         if config.source is not None and config.source.image is None:
-            raise UsageError(f"{run} begins with another video", hint="qvg extend goes on from it")
+            raise UsageError(f"{run} continues another video", hint="use qvg extend")
         planner = family_of(config).open_planner(config)
         made = load_latents(start.run.latents, config.video.frames, planner.geometry)
         return Session(config, self.pipeline.with_config(config), planner, made=made, on_step=on_step)
@@ -390,7 +390,7 @@ class Engine:
         for name in ("model", "memory", "device"):
             if getattr(config, name) != getattr(self.config, name):
                 raise UsageError(
-                    f"settings of {name} belong to the loaded model", hint="give them to Engine.load"
+                    f"settings of {name} are fixed when the model is loaded", hint="pass them to Engine.load"
                 )
 
     def _refuse_several(self) -> None:
@@ -408,14 +408,15 @@ class Engine:
         clip = _Clip()
         results: list[ChunkResult] = []
         num_frames = 0
-        with Console(is_quiet=not progress).progress(len(planned.plan.chunks)) as bar:
+        calls = model_calls(planned.config, planned.plan)
+        with Console(is_quiet=not progress).progress(calls) as bar:
             for result in self.rollout(planned, clip, on_step=bar.step):
                 for part in results[-1].pixels if results else ():
                     part.wait()
                 results.append(result)
                 num_frames += result.num_frames
                 held = total(result.memory.end_bytes) / 2**20
-                bar.chunk_done(f"{num_frames} frames, cache {held:.2f} MiB")
+                bar.chunk_done(f"{num_frames} frames, KV cache {held:.2f} MiB")
                 on_chunk(result)
         return Video.of(planned.config, results, notes, clip.parts)
 
@@ -457,7 +458,7 @@ def _share_done(parallel: Parallel, done: Done | None, plan: VideoPlan, cache: K
     chunks = plan.chunks[:num_chunks]
     if has_history and parallel.rank:
         # Nothing is left of it, else each would compute its part again.
-        cache.restore(chunks, [()] * len(cache.layers))
+        cache.restore(chunks, [()] * len(cache.layers), [{}] * len(cache.layers))
     return Done(chunks, latents, has_history)
 
 

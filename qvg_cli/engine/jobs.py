@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.config import resources
-from qvg_cli.config.load import DEFAULT_BACKEND, Layer, Request
+from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.lengths import (
     fit_pixel_frames,
@@ -81,7 +81,10 @@ def plan_jobs(
     for line in loaded.notes:
         note(line)
     if loaded.has_default_backend:
-        note(f"no --backend given: using the built-in pocket model of {DEFAULT_BACKEND}")
+        note(
+            "no --backend given: using the built-in demo model (--backend selects a real one; see qvg "
+            "download --list)"
+        )
     if is_made and loaded.has_default_prompt and prompts is None:
         if start is not None:
             config = config.model_copy(update={"prompt": _prompt_after(start, schedule)})
@@ -169,7 +172,7 @@ def _prompt_after(start: Start, schedule: Path | Sequence[ScheduledPrompt] | Non
         return start.last_prompt
     if schedule is not None and (first := _scheduled(schedule)[0]).is_at_begin:
         return first.prompt
-    raise UsageError(f"no PROMPT given for what comes after {start.video}", hint="say what it shows")
+    raise UsageError(f"no PROMPT given for the continuation of {start.video}", hint="describe what it shows")
 
 
 def _scheduled(schedule: Path | Sequence[ScheduledPrompt] | None) -> Sequence[ScheduledPrompt]:
@@ -209,10 +212,10 @@ def _read_prompts(
     prompt_begins(plan_video(config), [change.frame for change in config.prompt_changes])
     if prompts is None or is_one:
         if config.prompt != first and is_prompt_given:
-            raise UsageError(f"PROMPT and a prompt at the begin of {schedule} were both given")
+            raise UsageError(f"PROMPT and a prompt at the start of {schedule} were both given")
         return config, [Job(check_prompt(config.prompt))]
     if config.prompt != first:
-        raise UsageError(f"--prompts and a prompt at the begin of {schedule} were both given")
+        raise UsageError(f"--prompts and a prompt at the start of {schedule} were both given")
     return config, read_jobs(prompts, bad)
 
 
@@ -221,7 +224,9 @@ def _note_tall_size(note: Callable[[str], None], config: RunConfig, request: Req
     width, height = config.video.width, config.video.height
     is_given = any(layer.source == "--size" for layer in request.options)
     if is_given and height > width and config.source is None:
-        note(f"--size is width x height: the video stands upright; for a wide one, --size {height}x{width}")
+        note(
+            f"--size is width x height, so this video is portrait; for landscape use --size {height}x{width}"
+        )
 
 
 def _note_length(note: Callable[[str], None], config: RunConfig, plan: VideoPlan) -> None:
@@ -232,7 +237,7 @@ def _note_length(note: Callable[[str], None], config: RunConfig, plan: VideoPlan
         new = plan.num_frames - config.source.frames
         frames = f"{plan.num_pixel_frames - given} new frames ({new} latent)"
     note(
-        f"{plan.width} pixels wide, {plan.height} high, {frames} at {config.video.fps} a second: "
+        f"video: {plan.width}x{plan.height}, {frames} at {config.video.fps} fps, "
         f"{lasts:.2f} s in {sum(bool(chunk.makes) for chunk in plan.chunks)} chunks"
     )
 
@@ -262,8 +267,8 @@ def _note_unknown_words(note: Callable[[str], None], prompt: str, family: str) -
     if words:
         named = ", ".join(map(repr, words[:_MAX_WORDS]))
         if len(words) > _MAX_WORDS:
-            named += f" and {len(words) - _MAX_WORDS} words more"
+            named += f" and {len(words) - _MAX_WORDS} more words"
         note(
-            f"the pocket model does not know {named} and may show something else; "
+            f"the demo model does not know {named} and may show something else; "
             f"it knows {pocket_examples(family)}"
         )

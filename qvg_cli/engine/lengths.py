@@ -31,13 +31,11 @@ def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
         UsageError: The model makes no segments, or `wanted` is no number of them.
     """
     if wanted < 1:
-        raise UsageError(f"--segments {wanted} is not a number of segments", hint="give 1 or more")
+        raise UsageError(f"--segments {wanted} is not a valid number of segments", hint="use 1 or more")
     rules = family_of(config).extension(config)
     num_frames = None if rules is None else rules.frames_of_segments(wanted)
     if num_frames is None:
-        raise UsageError(
-            f"--segments is not an option of {config.backend}", hint="give --seconds or --frames"
-        )
+        raise UsageError(f"--segments is not an option of {config.backend}", hint="use --seconds or --frames")
     return with_video(config, frames=num_frames)
 
 
@@ -48,7 +46,7 @@ def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
         UsageError: There is none.
     """
     if wanted < 1:
-        raise UsageError(f"--frames {wanted} is not a length", hint="the shortest video has 1 frame")
+        raise UsageError(f"--frames {wanted} is not a valid length", hint="the shortest video has 1 frame")
     family, given = family_of(config), given_pixel_frames(config)
     # The fewest that decode to so many pixel frames, possible or not.
     per_latent = pixel_frames(2) - pixel_frames(1)
@@ -65,9 +63,9 @@ def rounding_note(
     num_new = plan.num_pixel_frames - given_pixel_frames(config)
     lasts = num_new / config.video.fps
     if seconds is not None and abs(lasts - seconds) > 1e-6:
-        return f"{seconds:g} s is not a possible length: the next one is {lasts:.2f} s"
+        return f"--seconds {seconds:g} rounded up to {lasts:.2f} s, a whole number of chunks"
     if frames is not None and num_new != frames:
-        return f"{frames} frames are not a possible length: the next one is {num_new} frames"
+        return f"--frames {frames} rounded up to {num_new} frames, a whole number of chunks"
     return None
 
 
@@ -79,7 +77,7 @@ def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(
-            f"--seconds {seconds} is not a length", hint="give a number above 0, such as --seconds 5"
+            f"--seconds {seconds} is not a valid length", hint="use a number above 0, e.g. --seconds 5"
         )
     # A hair less, so that 0.1 s at 30 fps is 3 frames and not 4.
     wanted = max(1, math.ceil(seconds * config.video.fps - 1e-6))

@@ -86,7 +86,7 @@ def _show_clip(source: SourceConfig, config: RunConfig, show: Callable[[Frames],
         newest.append(frame)
         num_frames += 1
     if num_frames < needed:
-        raise QvgError(f"{source.clip} has {num_frames} frames at {video.fps} a second; {needed} are needed")
+        raise QvgError(f"{source.clip} has {num_frames} frames at {video.fps} fps; {needed} are needed")
     return _to_tensor(np.stack(newest))
 
 
@@ -111,6 +111,6 @@ def load_latents(path: Path, num_frames: int, geometry: Geometry) -> Tensor:
     if len(found) != 5 or found[2] < num_frames or (*found[:2], num_frames, *found[3:]) != expected:
         raise QvgError(
             f"the latents in {path} have the shape {found}, not {expected}",
-            hint="the run that they are of has changed; go on from its video as from any clip",
+            hint="the run has changed since; continue a copy of its video instead",
         )
     return latents[:, :, :num_frames]

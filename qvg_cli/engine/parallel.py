@@ -64,7 +64,7 @@ class Parallel:
         """
         if self.is_amid:
             raise QvgError(
-                "the other processes wait within a video that was not made to its end",
+                "the other processes are still waiting in a video that was not finished",
                 hint="start the command again",
             )
         self.is_amid = True
@@ -140,7 +140,7 @@ def start(config: RunConfig, device: torch.device) -> Parallel | None:
     if device.type == "cuda" and torch.cuda.device_count() < launch.num_local:
         raise UsageError(
             f"{launch.num_local} processes need as many GPUs; this machine has {torch.cuda.device_count()}",
-            hint="start fewer",
+            hint="start fewer processes",
         )
     control = connect(launch)
     dist.broadcast_object_list([("load", (config, device.type))], src=0, group=control)

@@ -121,7 +121,7 @@ def rollout(
         num_emitted = done.latents.shape[2]
         known[:num_emitted] = done.latents.split(1, dim=2)
         if not done.has_history:
-            _fill_cache(done, denoiser, prompt_at, probe)
+            _fill_cache(done, denoiser, noise, prompt_at, probe)
         decoder.skip(done.chunks, done.latents, num_shown)
     for chunk in chunks:
         watch, peak = _Stopwatch(device), _DevicePeak(device, probe)
@@ -258,11 +258,19 @@ class _Stopwatch:
 
 
 def _fill_cache(
-    done: Done, denoiser: Denoiser, prompt_at: Callable[[int], Tensor] | None, probe: Probe | None
+    done: Done,
+    denoiser: Denoiser,
+    noise: Callable[[ChunkPlan], Callable[[], Tensor]],
+    prompt_at: Callable[[int], Tensor] | None,
+    probe: Probe | None,
 ) -> None:
-    """Compute the history of finished chunks as their rollout did: by the same passes, in the same order."""
+    """Compute the history of finished chunks as their rollout did: by the same passes, in the same order.
+
+    Chunks are denoised once more as long as the cache learns from that.
+    """
+    cache = denoiser.cache
     for chunk in done.chunks:
-        step = denoiser.cache.begin(chunk)
+        step = cache.begin(chunk)
         if probe is not None:
             probe.begin(chunk)
         if prompt_at is not None:
@@ -272,8 +280,10 @@ def _fill_cache(
             ("commit", chunk.makes, step.commit),
         )
         for kind, frames, commit in passes:
+            if kind == "commit" and chunk.makes and cache.is_learning and denoiser.observes_steps:
+                denoiser.denoise(chunk, noise(chunk), lambda: None)
             if commit is not None:
                 denoiser.update_cache(chunk, frames, done.latents[:, :, list(frames)], commit)
-                denoiser.cache.settle(commit)
+                cache.settle(commit)
                 if probe is not None:
                     probe.follow(kind)

@@ -38,7 +38,7 @@ def with_schedule(
         frame = _find(entry, [begin - given for begin in begins], config.video.fps, note)
         if frame <= last:
             raise UsageError(
-                f"{entry.place}: {_named(entry)} is not after the line before it, by whole chunks"
+                f"{entry.place}: {_named(entry)} is not after the line before it, rounded to whole chunks"
             )
         last = frame
         if frame == 0 and plan.chunks[0].makes:
@@ -57,11 +57,11 @@ def prompt_a_chunk(jobs: Sequence[Job], plan: VideoPlan, path: Path) -> list[Sch
     count = sum(bool(chunk.makes) for chunk in plan.chunks)
     if len(jobs) != count:
         raise UsageError(
-            f"{path} has {len(jobs)} prompts for {count} new clips, of which each takes one",
-            hint="the first clip is one of them where it is made too; for many videos, leave --segments out",
+            f"{path} has {len(jobs)} prompts for {count} new clips, which take one prompt each",
+            hint="a first clip that is generated counts too; for many videos, omit --segments",
         )
     if any(job.seed is not None or job.name is not None for job in jobs):
-        raise UsageError(f"{path}: a segment has no seed or name of its own", hint="leave both out")
+        raise UsageError(f"{path}: a segment cannot have its own seed or name", hint="remove them")
     return [
         ScheduledPrompt(job.prompt, "chunk", number, f"{path} prompt {number}")
         for number, job in enumerate(jobs, start=1)
@@ -80,14 +80,14 @@ def _find(entry: ScheduledPrompt, begins: Sequence[int], fps: int, note: Callabl
     following = next((begin for begin in begins if begin >= wanted - slack), None)
     if following is None:
         raise UsageError(
-            f"{entry.place}: no chunk begins at {_named(entry)} or later; the last one begins at frame "
+            f"{entry.place}: no chunk starts at {_named(entry)} or later; the last one starts at frame "
             f"{begins[-1]} ({begins[-1] / fps:.2f} s)",
-            hint="a prompt changes where a chunk begins",
+            hint="prompts can only change at chunk boundaries",
         )
     if following - wanted > slack:
         note(
-            f"{entry.place}: no chunk begins at {_named(entry)}; the prompt begins with the next one, at "
-            f"frame {following} ({following / fps:.2f} s)"
+            f"{entry.place}: {_named(entry)} rounded up to the next chunk, which starts at frame "
+            f"{following} ({following / fps:.2f} s)"
         )
     return following
 

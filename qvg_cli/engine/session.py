@@ -149,7 +149,7 @@ class Session:
         self._on_frames = on_frames
         results = [result for _, result in zip(chunks, self._results, strict=False)]
         if len(results) < len(chunks):
-            raise QvgError("the session has ended with an error", hint="begin a new one")
+            raise QvgError("the session has ended with an error", hint="start a new one")
         frames = torch.cat([result.frames for result in results], dim=1)[0].numpy()
         self.num_frames += len(frames)
         return Chunk(

@@ -70,28 +70,26 @@ def find_start(path: Path) -> Start:
         UsageError: There is nothing of the kind.
     """
     if (address := address_in(str(path))) is not None:
-        raise UsageError(
-            f"{address} is an address, not a file", hint="save the video first, and give its file"
-        )
+        raise UsageError(f"{address} is a URL, not a file", hint="save the video to a file first")
     if found := find_unwritable(str(path.absolute())):
         raise UsageError(
-            f"cannot go on from {path.absolute()}: {found}",
-            hint="run.yaml is UTF-8 text; give the file another name",
+            f"cannot continue {path.absolute()}: {found}",
+            hint="run.yaml is UTF-8 text; rename the file",
         )
     if not path.exists():
-        raise UsageError(f"no video {path}", hint="give a video file, or the folder of a run")
+        raise UsageError(f"no video {path}", hint="use a video file, or the folder of a run")
     run = RunDir(path if path.is_dir() else path.parent)
     is_run = run.config.is_file() and run.latents.is_file() and run.video.is_file()
     if path.is_dir():
         if run.state.is_dir():
             raise UsageError(
-                f"the run in {path} is not finished", hint=f"finish it: qvg generate --resume {path}"
+                f"the run in {path} is unfinished", hint=f"finish it: qvg generate --resume {path}"
             )
         if not is_run:
             raise UsageError(
-                f"{path} is not the folder of a run: it lacks one of "
+                f"{path} is not the folder of a run: it lacks "
                 f"{run.config.name}, {run.latents.name} and {run.video.name}",
-                hint="give a video file, or a folder such as results/self-forcing/NAME",
+                hint="use a video file, or a folder such as results/self-forcing/NAME",
             )
         return Start(run.video, run)
     return Start(path, run if is_run and path.name == run.video.name else None)
@@ -117,7 +115,7 @@ def take_up(
     if obstacle is None and rules.default_frames(num_frames) == 0:
         obstacle = f"its {num_frames} latent frames leave no room in the positions of the model"
     if obstacle is not None:
-        note(f"{start.run.path}: {obstacle}; going on from {start.video.name} as from any clip")
+        note(f"{start.run.path}: {obstacle}; continuing {start.video.name} like any other clip")
         return _after_clip(start.video, config, note, is_size_given=is_size_given)
     old = made_with.source
     source = SourceConfig(
@@ -127,7 +125,7 @@ def take_up(
         latents=str(start.run.latents.absolute()),
     )
     note(
-        f"going on from the {num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) of "
+        f"continuing from the {num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) of "
         f"{start.run.path}"
     )
     return _with_source(config, source, rules.default_frames(num_frames))
@@ -173,7 +171,7 @@ def _after_clip(
             f"{path} is {clip.width} pixels wide and {clip.height} high; of its frames "
             f"{kept:.0%} would be left in a video {video.width} wide and {video.height} high, "
             f"at least {_LEAST_KEPT:.0%} is needed",
-            hint="give a --size of its shape, or cut it first",
+            hint="use a --size of the same shape, or crop it first",
         )
     survey = survey_clip(clip, video.fps)
     num_frames = survey.num_frames
@@ -181,7 +179,7 @@ def _after_clip(
     note(_fitting(clip, config, num_frames, kept))
     for line in survey.notes:
         note(f"{path}: {line}")
-    note(f"the model goes on from its last {pixel_frames(clip_frames)} frames ({clip_frames} latent)")
+    note(f"the model continues from its last {pixel_frames(clip_frames)} frames ({clip_frames} latent)")
     source = SourceConfig(frames=clip_frames, clip=str(path.absolute()), clip_frames=clip_frames)
     return _with_source(config, source, rules.default_frames(clip_frames))
 
@@ -195,12 +193,12 @@ def _obstacle(made_with: RunConfig, config: RunConfig) -> str | None:
     """Why the latents of a run cannot be used with other settings; `None` if they can."""
     old, new = made_with.video, config.video
     if (made_with.backend, made_with.model.weights) != (config.backend, config.model.weights):
-        return "its latents are of another model"
+        return "its latents are from another model"
     if (old.height, old.width, old.fps) != (new.height, new.width, new.fps):
-        return "its latents are of another size or rate"
+        return "its latents have another size or frame rate"
     clip = made_with.source.clip if made_with.source is not None else None
     if clip is not None and not Path(clip).is_file():
-        return f"the clip {clip} that it begins with has gone"
+        return f"the clip {clip} that it begins with is gone"
     return None
 
 
@@ -210,7 +208,7 @@ def _count_latents(path: Path) -> int:
             shape = file.get_slice("latents").get_shape()
     except (OSError, SafetensorError) as error:
         raise UsageError(
-            f"cannot read {path}: {error}", hint="copy the video elsewhere to go on from it as from any clip"
+            f"cannot read {path}: {error}", hint="copy the video elsewhere to continue it like any other clip"
         ) from error
     if len(shape) != 5 or shape[2] < 1:
         raise UsageError(f"{path} holds no latents of a video: its shape is {tuple(shape)}")
@@ -220,12 +218,12 @@ def _count_latents(path: Path) -> int:
 def _fitting(clip: Clip, config: RunConfig, num_frames: int, kept: float) -> str:
     """How a clip is made to fit, in a line."""
     video = config.video
-    told = f"{clip.path}: {num_frames} frames of {video.width} x {video.height} at {video.fps} a second"
+    told = f"{clip.path}: {num_frames} frames of {video.width} x {video.height} at {video.fps} fps"
     changes = []
     if (clip.width, clip.height) != (video.width, video.height):
-        cut = "" if 1 - kept < _NO_CUT else f", {1 - kept:.0%} of the picture cut away"
+        cut = "" if 1 - kept < _NO_CUT else f", {1 - kept:.0%} of the picture cropped"
         changes.append(f"scaled from {clip.width} x {clip.height}{cut}")
     if abs(clip.fps - video.fps) > 0.01:
-        way = "frames left out" if clip.fps > video.fps else "frames shown twice"
-        changes.append(f"from {clip.fps:g} a second with {way}")
+        way = "frames dropped" if clip.fps > video.fps else "frames repeated"
+        changes.append(f"from {clip.fps:g} fps with {way}")
     return "; ".join([told, *changes])

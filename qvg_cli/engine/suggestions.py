@@ -136,12 +136,12 @@ def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: 
     if verdict(found, card) == "fits":
         return None
     if found.device_bytes == found.text_stage_bytes:
-        what = "reading the prompt"
+        what = "the text encoder"
     else:
         what = f"chunk {found.peak.chunk + 1} of {len(plan.chunks)}"
     message = (
-        f"{what} needs about {found.device_bytes / MIB:.0f} MiB of device memory (an estimate); "
-        f"{card.usable_bytes / MIB:.0f} of the {card.memory_bytes / MIB:.0f} MiB of {card.name} can be used"
+        f"{what} needs about {found.device_bytes / MIB:.0f} MiB of GPU memory (estimated); "
+        f"{card.usable_bytes / MIB:.0f} of the {card.memory_bytes / MIB:.0f} MiB on {card.name} are usable"
     )
     suggestions = _in_words(config, plan, found, card.usable_bytes, is_gpu=True, num_processes=num_processes)
     # Not for the text stage: a prompt that was read before needs none.
@@ -178,7 +178,7 @@ def _in_words(
     tried = ", or ".join(
         f"{suggestion.options} ({suggestion.device_bytes / MIB:.0f} MiB)" for suggestion in suggestions
     )
-    return f"these would need less: {tried}"
+    return f"settings that need less: {tried}"
 
 
 def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: _Trial) -> Iterator[tuple[str, RunConfig]]:

@@ -58,7 +58,7 @@ class Memory:
     def __str__(self) -> str:
         held, bf16 = self.peak_bytes, self.bf16_peak_bytes
         ratio = f", {bf16 / held:.2f}x smaller than BF16" if held else ""
-        return f"cache at its peak {held / 2**20:.2f} MiB{ratio} ({bf16 / 2**20:.2f} MiB)"
+        return f"peak KV cache {held / 2**20:.2f} MiB{ratio} ({bf16 / 2**20:.2f} MiB)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Video:
 
     Attributes:
         frames: `[n, height, width, 3]` uint8.
-        fps: Frames a second.
+        fps: Frames per second.
         latents: `[1, C, F, h, w]`, clean, on the CPU.
         memory: What its cache held.
         config: Every setting that it was made with.
@@ -130,7 +130,7 @@ class Video:
                 Image.fromarray(frame).save(path / f"{number:05}.png")
         else:
             raise UsageError(
-                f"{path} is no kind of video that can be saved",
+                f"{path} is not a file type that can be written",
                 hint=f"{', '.join(_SUFFIXES)}, or a folder for one PNG a frame",
             )
         return path

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from qvg_cli.errors import MissingModelError, QvgError
 from qvg_cli.hub.proxies import check_proxies, proxy_for
 
-_LOG_IN = "log in with `hf auth login`, or put a token into HF_TOKEN"
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _CONTINUES = "the same command continues where it stopped"
 
 
@@ -54,9 +54,10 @@ def disk_error(error: OSError, place: str, variable: str) -> QvgError:
         variable: Environment variable that names another place.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return QvgError(f"no space left at {place}", hint=f"free some, or set {variable}; {_CONTINUES}")
+        return QvgError(f"no space left at {place}", hint=f"free some space, or set {variable}; {_CONTINUES}")
     return QvgError(
-        f"cannot write to {place}: {error.strerror or error}", hint=f"set {variable} to a folder of yours"
+        f"cannot write to {place}: {error.strerror or error}",
+        hint=f"set {variable} to a folder that you can write to",
     )
 
 
@@ -65,56 +66,58 @@ def _told(error: BaseException | None, repository: str, revision: str) -> QvgErr
     # Subclasses before their bases.
     if isinstance(error, OfflineModeIsEnabled):
         return MissingModelError(
-            f"{repository} is not whole on this machine, and offline mode forbids to fetch it",
-            hint="unset HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) where there is a network",
+            f"{repository} is not completely downloaded, and offline mode forbids downloading it",
+            hint="unset HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE)",
         )
     if isinstance(error, GatedRepoError):
         return MissingModelError(
-            f"{repository} is open only to those who accepted its terms",
+            f"{repository} is gated: its terms must be accepted first",
             hint=f"accept them at {page}, then {_LOG_IN}",
         )
     if isinstance(error, RepositoryNotFoundError):
-        token = "the token given may not read it" if get_token() else _LOG_IN
+        token = "the token has no read access to it" if get_token() else _LOG_IN
         return MissingModelError(
-            f"{repository} does not exist, or is private", hint=f"look at {page}; if it is private, {token}"
+            f"{repository} does not exist, or is private", hint=f"see {page}; if it is private, {token}"
         )
     if isinstance(error, RevisionNotFoundError):
         return MissingModelError(
-            f"{repository} has no revision {revision}", hint=f"its revisions are listed at {page}/tree/main"
+            f"{repository} has no revision {revision}", hint=f"see the list of revisions at {page}/tree/main"
         )
     if isinstance(error, RemoteEntryNotFoundError):
-        return MissingModelError(f"a file of {repository} has gone", hint=f"see {page}/tree/{revision}")
+        return MissingModelError(f"a file of {repository} is gone", hint=f"see {page}/tree/{revision}")
     if isinstance(error, DisabledRepoError):
-        return MissingModelError(f"{repository} was disabled on the hub", hint=f"see {page}")
+        return MissingModelError(f"{repository} is disabled on Hugging Face", hint=f"see {page}")
     if isinstance(error, HfHubHTTPError):
         return _answered(error.response.status_code, repository)
     if isinstance(error, FileMetadataError | ValueError | httpx2.InvalidURL):
         return QvgError(
-            f"{constants.ENDPOINT} does not answer as a hub does",
-            hint="check HF_ENDPOINT, and whether a proxy or firewall answers in the hub's place",
+            f"{constants.ENDPOINT} does not respond like the Hugging Face Hub",
+            hint="check HF_ENDPOINT, and whether a proxy or firewall answers instead",
         )
     if isinstance(error, httpx2.ProxyError):
         named = proxy_for(constants.ENDPOINT) or "HTTPS_PROXY"
-        return QvgError("the proxy refuses the connection to the hub", hint=f"check {named}, and NO_PROXY")
+        return QvgError(
+            "the proxy refused the connection to Hugging Face", hint=f"check {named}, and NO_PROXY"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return disk_error(error, str(error.filename or constants.HF_HUB_CACHE), "HF_HOME")
     if isinstance(error, httpx2.TransportError):
         proxy = proxy_for(constants.ENDPOINT)
-        way = f" by the proxy of {proxy}" if proxy else ""
+        way = f" through the proxy {proxy}" if proxy else ""
         return QvgError(
             f"no connection to {constants.ENDPOINT}{way}: {error or type(error).__name__}",
             hint=f"check the {'proxy' if proxy else 'network'}, and HF_ENDPOINT if it is set; {_CONTINUES}",
         )
-    return QvgError(f"{repository} was not fetched whole: {type(error).__name__}", hint=_CONTINUES)
+    return QvgError(f"{repository} was not downloaded completely: {type(error).__name__}", hint=_CONTINUES)
 
 
 def _answered(status: int, repository: str) -> QvgError:
     if status == 401:
-        return MissingModelError("the hub refuses the token", hint=f"it may have ended; {_LOG_IN}")
+        return MissingModelError("Hugging Face rejected the token", hint=f"it may have expired; {_LOG_IN}")
     if status == 403:
         return MissingModelError(
-            f"the hub forbids access to {repository}",
-            hint=f"a token with the right to read it helps: {_LOG_IN}",
+            f"Hugging Face denied access to {repository}",
+            hint=f"use a token with read access: {_LOG_IN}",
         )
     if status == 404:
         return MissingModelError(
@@ -122,6 +125,6 @@ def _answered(status: int, repository: str) -> QvgError:
         )
     if status == 429:
         return QvgError(
-            "the hub asks to wait: too many requests", hint=f"try again in some minutes; {_CONTINUES}"
+            "Hugging Face asks to wait: too many requests", hint=f"try again in a few minutes; {_CONTINUES}"
         )
-    return QvgError(f"the hub failed with status {status}", hint=f"try again later; {_CONTINUES}")
+    return QvgError(f"Hugging Face failed with status {status}", hint=f"try again later; {_CONTINUES}")

@@ -22,7 +22,7 @@ from qvg_cli.hub.remote import RemoteFile, patiently
 
 Note = Callable[[str], None]
 _READ_BYTES = 16 * 2**20
-_DAMAGED = "{} in the hub's cache is damaged and is fetched again"
+_DAMAGED = "{} in the Hugging Face cache is damaged; downloading it again"
 
 
 def fetch(file: RemoteFile, note: Note) -> Path:
@@ -105,7 +105,7 @@ def _fetch_large(file: RemoteFile, note: Note) -> None:
             file.partial.unlink()
             if not had_part:
                 raise _not_as_listed(file)
-            note(f"the parts of {file.path} do not fit together; it is fetched from its beginning")
+            note(f"the parts of {file.path} do not fit together; downloading it from the start")
 
 
 def _gather(file: RemoteFile) -> bool:
@@ -137,6 +137,6 @@ def _gather(file: RemoteFile) -> bool:
 
 def _not_as_listed(file: RemoteFile) -> QvgError:
     return QvgError(
-        f"{file.path} of {file.repository} came with another content than the hub lists",
-        hint="try again; if it stays so, a proxy or mirror changes files (HF_ENDPOINT, HTTPS_PROXY)",
+        f"{file.path} of {file.repository} has other content than Hugging Face lists",
+        hint="try again; if it happens again, a proxy or mirror changes files (HF_ENDPOINT, HTTPS_PROXY)",
     )

@@ -16,7 +16,7 @@ from qvg_cli.hub.errors import disk_error
 from qvg_cli.hub.spec import read_downloads
 from qvg_cli.hub.store import locked, refuse_strangers
 
-_FOUND_OUT = {"text": "prompts as the models read them", "hashes": "SHA-256 of large weights files"}
+_FOUND_OUT = {"text": "prompt embeddings", "hashes": "SHA-256 of large weight files"}
 """Folders beside the weights."""
 
 
@@ -46,7 +46,7 @@ def find_kept() -> Iterator[Kept]:
         paths = [qvg_home() / each for each in (name, f".{name}.part", f".{name}.old")]
         if any(path.exists() for path in paths):
             size = sum(map(size_of, paths))
-            yield Kept(f"weights:{name}", folder, size, f"qvg download {name} makes it again")
+            yield Kept(f"weights:{name}", folder, size, f"qvg download {name} creates it again")
         for config in download.config.repositories:
             path = Path(constants.HF_HUB_CACHE) / repo_folder_name(
                 repo_id=config.repository, repo_type="model"
@@ -54,11 +54,11 @@ def find_kept() -> Iterator[Kept]:
             # Several backends may take files of one repository.
             if path.exists() and path not in seen:
                 seen.add(path)
-                about = f"downloaded for {name}, maybe used elsewhere"
+                about = f"downloaded for {name}; other programs may use it"
                 yield Kept(f"hub:{config.repository}", path, size_of(path), about)
     for name, what in _FOUND_OUT.items():
         if (folder := qvg_home() / name).is_dir():
-            yield Kept(name, folder, size_of(folder), f"{what}; made again when needed")
+            yield Kept(name, folder, size_of(folder), f"{what}; created again when needed")
 
 
 def free(kept: Kept) -> None:

@@ -121,8 +121,8 @@ def check_space(plans: Iterable[DownloadPlan]) -> None:
         free = free_bytes(places[device])
         if size > free:
             raise QvgError(
-                f"{size_text(size)} are needed at {places[device]}, {size_text(free)} are free there",
-                hint="free some, or set HF_HOME (what is downloaded) or QVG_HOME (what is converted) "
+                f"{size_text(size)} needed at {places[device]}, {size_text(free)} free",
+                hint="free some space, or set HF_HOME (downloads) or QVG_HOME (conversions) "
                 "to a folder on a larger disk",
             )
 

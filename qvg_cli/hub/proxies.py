@@ -51,12 +51,12 @@ def _check(variable: str, value: str) -> None:
     if scheme not in _SCHEMES:
         near = f"; for a SOCKS 5 proxy write socks5{address[len(scheme) :]}" if "socks" in scheme else ""
         raise UsageError(
-            f"{variable}={value}: a proxy of the kind {scheme} cannot be used",
-            hint=f"known: {', '.join(_SCHEMES)}{near}; or unset {variable}",
+            f"{variable}={value}: proxies of type {scheme} are not supported",
+            hint=f"supported: {', '.join(_SCHEMES)}{near}; or unset {variable}",
         )
     if not is_address:
         raise UsageError(
-            f"{variable}={value} is not the address of a proxy", hint="such as http://host:3128, or unset it"
+            f"{variable}={value} is not a proxy address", hint="e.g. http://host:3128, or unset it"
         )
     if scheme.startswith("socks") and find_spec("socksio") is None:
         raise UsageError(

@@ -75,6 +75,12 @@ class Record(Config):
     repositories: tuple[RepositoryRecord, ...]
     converted: tuple[ConvertedRecord, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """What was downloaded, and what was converted of it."""
+        downloaded = sum(file.size for found in self.repositories for file in found.files)
+        return downloaded + sum(size for each in self.converted for size in each.sizes.values())
+
     def commit(self, config: RepositoryConfig) -> str | None:
         """The commit to use again; none where the YAML has come to name another revision."""
         is_same = any(

@@ -99,7 +99,7 @@ def list_files(repository: str, revision: str, commit: str | None = None) -> Sna
             )
         )
     if info.sha is None:
-        raise MissingModelError(f"the hub names no commit of {repository} at {revision}")
+        raise MissingModelError(f"Hugging Face lists no commit of {repository} at {revision}")
     files = {}
     for file in info.siblings or ():
         size = file.lfs.size if file.lfs is not None else file.size

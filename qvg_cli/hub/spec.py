@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from qvg_cli.config.resources import configs_dir
+from qvg_cli.config.resources import config_files
 from qvg_cli.config.schema import Config, LoraConfig
 from qvg_cli.config.yaml_text import parse_yaml
 from qvg_cli.errors import MissingModelError
@@ -103,8 +103,8 @@ class Download(Config):
 def read_downloads() -> dict[str, Download]:
     """Everything that can be downloaded, by name."""
     files: dict[str, dict[str, Any]] = {
-        path.stem: parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-        for path in sorted(configs_dir().glob("*.yaml"))
+        name: parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+        for name, path in config_files().items()
     }
     return {name: _read(name, values, files) for name, values in files.items() if "download" in values}
 
@@ -141,7 +141,7 @@ def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
             for path in matches:
                 relative = PurePosixPath(path).relative_to(prefix)
                 if ".." in relative.parts or relative.is_absolute() or "\\" in path:
-                    raise MissingModelError(f"{config.repository} has a file of the unusable name {path!r}")
+                    raise MissingModelError(f"{config.repository} has a file with the unusable name {path!r}")
                 found[path] = str(folder / relative)
     for path in config.convert.inputs if config.convert is not None else ():
         if path not in paths:
@@ -152,5 +152,5 @@ def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
 def _missing(config: RepositoryConfig, pattern: str) -> MissingModelError:
     return MissingModelError(
         f"{config.repository} has no {pattern} at this revision",
-        hint=f"name one that has it: --revision {config.repository}=REVISION",
+        hint=f"use one that has it: --revision {config.repository}=REVISION",
     )

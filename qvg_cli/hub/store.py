@@ -60,7 +60,7 @@ def locked(name: str, note: Callable[[str], None]) -> Iterator[None]:
             try:
                 stack.enter_context(WeakFileLock(path, timeout=_LOCK_SECONDS))
             except Timeout:
-                note(f"another qvg is downloading {name}; waiting for it to end")
+                note(f"another qvg process is downloading {name}; waiting for it")
                 stack.enter_context(WeakFileLock(path))
             shutil.rmtree(_part(name), ignore_errors=True)
             # Stopped between the two moves of a replacement.
@@ -144,7 +144,7 @@ def _convert(
     try:
         settings = {key: value for key, value in json.loads(config_text).items() if not key.startswith("_")}
     except (ValueError, AttributeError) as error:
-        raise MissingModelError(f"the config.json that came for {convert.into} is not readable") from error
+        raise MissingModelError(f"the downloaded config.json for {convert.into} is not readable") from error
     fresh = _part(name) / f".{convert.into}"
     lora = []
     if convert.lora is not None:
@@ -192,7 +192,7 @@ def refuse_strangers(name: str) -> None:
     for path in sorted(folder.rglob("*")):
         if not (path.is_symlink() or path.is_dir() or str(path.relative_to(folder)) in known):
             raise QvgError(
-                f"{path} was not put there by qvg download", hint="move it elsewhere, then download again"
+                f"{path} was not created by qvg download", hint="move it elsewhere, then download again"
             )
 
 

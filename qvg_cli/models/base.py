@@ -119,6 +119,10 @@ class Family(ABC, Generic[ConfigT]):
             MissingModelError: It is in a folder of the user's, and that cannot be read.
         """
 
+    def num_steps(self, config: ConfigT, chunk: ChunkPlan) -> int:
+        """Denoising steps of a chunk that makes frames."""
+        return len(config.sampler.steps)
+
     @property
     def can_extend(self) -> bool:
         """Whether any of its runs goes on from a given video."""
@@ -203,9 +207,14 @@ class Planner(Protocol):
 
 
 class Denoiser(Protocol):
-    """One video in the making: the model, its prompt, and the cache that it reads and fills."""
+    """One video in the making: the model, its prompt, and the cache that it reads and fills.
+
+    Attributes:
+        observes_steps: Whether the cache learns from the calls of `denoise` too.
+    """
 
     cache: KVCache
+    observes_steps: bool = True
 
     @property
     def device(self) -> device:

@@ -52,7 +52,7 @@ class Pixels:
             self.is_there = True
         if self._is_nan is not None and self._is_nan.item():
             raise QvgError(
-                "the decoded frames have values that are not numbers (NaN)",
+                "the decoded frames contain NaN",
                 hint="the weights may be damaged, or need --set model.dtype=float32; see qvg download",
             )
         return self._frames

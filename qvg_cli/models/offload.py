@@ -78,8 +78,8 @@ class Offload:
             value = getattr(memory, name)
             if device.type == "cpu" and value != "none":
                 raise UsageError(
-                    f"memory.{name}={value} needs a GPU: on a CPU there is no other memory to wait in",
-                    hint=f"leave memory.{name} out, or take --device cuda",
+                    f"memory.{name}={value} needs a GPU: on a CPU there is no other memory to offload to",
+                    hint=f"omit memory.{name}, or use --device cuda",
                 )
         self.memory = memory
         self.device = device

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, cast
 
+from qvg_cli import plugins
 from qvg_cli.errors import UsageError, unknown_name
 from qvg_cli.models.base import Extension, Family
+from qvg_cli.plugins import load_plugin
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +40,26 @@ def _longcat() -> Family[Any]:
     return LongCat()
 
 
-FAMILIES = {"self-forcing": _self_forcing, "hyworldplay": _hyworldplay, "longcat": _longcat}
+def _plugin(entry: EntryPoint) -> Family[Any]:
+    return cast("type[Family[Any]]", load_plugin(entry))()
+
+
+FAMILIES: dict[str, Callable[[], Family[Any]]] = {
+    "self-forcing": _self_forcing,
+    "hyworldplay": _hyworldplay,
+    "longcat": _longcat,
+}
+for _entry in entry_points(group=plugins.FAMILIES):
+    FAMILIES.setdefault(_entry.name, partial(_plugin, _entry))
+
+
+def families() -> dict[str, Family[Any]]:
+    """All by name, without plugins that cannot be loaded: they are refused when they are asked for."""
+    found = {}
+    for name in FAMILIES:
+        with suppress(UsageError):
+            found[name] = find_family(name)
+    return found
 
 
 def find_family(name: str) -> Family[Any]:
@@ -74,9 +99,9 @@ def extension_of(config: RunConfig) -> Extension:
     """
     rules = family_of(config).extension(config)
     if rules is None:
-        able = [name for name in FAMILIES if find_family(name).can_extend]
+        able = [name for name, family in families().items() if family.can_extend]
         raise UsageError(
-            f"{config.backend} cannot go on from a given video", hint=f"these can: {', '.join(able)}"
+            f"{config.backend} cannot continue a given video", hint=f"these can: {', '.join(able)}"
         )
     return rules
 
@@ -84,6 +109,17 @@ def extension_of(config: RunConfig) -> Extension:
 def plan_video(config: RunConfig) -> VideoPlan:
     """The plan of a run, without torch and without weights; see `Family.plan`."""
     return family_of(config).plan(config)
+
+
+def model_calls(config: RunConfig, plan: VideoPlan) -> list[int]:
+    """How often each chunk calls the model: to prefill, to denoise and to update the cache."""
+    family = family_of(config)
+    return [
+        (family.num_steps(config, chunk) if chunk.makes else 0)
+        + bool(chunk.prefill_commits)
+        + bool(chunk.commits)
+        for chunk in plan.chunks
+    ]
 
 
 def load_pipeline(config: RunConfig, device: torch.device) -> Pipeline:

@@ -71,8 +71,8 @@ class PromptEmbeds:
         """
         if self.num_tokens > num_rows:
             warnings.warn(
-                f"the prompt has {self.num_tokens} tokens and the model reads {num_rows}: "
-                "its end is left out",
+                f"the prompt has {self.num_tokens} tokens, but the model reads only {num_rows}: "
+                "the rest is ignored",
                 PromptCutWarning,
                 stacklevel=3,
             )
@@ -208,8 +208,8 @@ class PromptEncoder:
                     raise
         except OSError as error:
             warnings.warn(
-                f"cannot keep the text of a prompt in {path.parent}: {error.strerror or error}; "
-                "its encoder is loaded again next time",
+                f"cannot save prompt embeddings in {path.parent}: {error.strerror or error}; "
+                "the encoder is loaded again next time",
                 PromptNotKeptWarning,
                 stacklevel=3,
             )

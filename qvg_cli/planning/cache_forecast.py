@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from functools import cache
 
 from qvg_cli.config.schema import CacheConfig, LayerCodecs
-from qvg_cli.planning.cache_plan import Block, CachePlan, Commit, PackPolicy, unpacked_spec
+from qvg_cli.planning.cache_plan import (
+    NUM_VERSIONS,
+    Block,
+    CachePlan,
+    Commit,
+    PackPolicy,
+    Versions,
+    unpacked_spec,
+)
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes, total
 from qvg_kernels.spec import CodecSpec, PayloadBytes
@@ -51,6 +59,8 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
     layers = _block_bytes(config, plan, shape)
     frame_bytes = bf16_frame_bytes(plan.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers)
     ledger = Ledger()
+    version_bytes = _version_bytes(config, shape)
+    held_versions = [Versions(ledger) for _ in layers]
     samples = []
     num_held = 0
     blocks = _plan_cache(config, plan, shape)
@@ -58,14 +68,19 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
         step = blocks.advance(chunk)
         num_left = len(blocks.block_of)
         num_held -= len(step.evicts)
-        for block_bytes in layers:
+        for block_bytes, versions in zip(layers, held_versions, strict=True):
             for block in step.drops:
                 ledger.remove(block_bytes(block))
+                versions.drop(block)
+            if step.empties:
+                versions.clear()
         ledger.begin_peak()
         for commit in (step.prefill, step.commit):
             if commit is not None:
-                for block_bytes in layers:
-                    _book(ledger, commit, block_bytes)
+                for block_bytes, versions, num_bytes in zip(
+                    layers, held_versions, version_bytes, strict=True
+                ):
+                    _book(ledger, commit, block_bytes, versions, num_bytes)
         samples.append(
             MemorySample(
                 chunk=chunk.index,
@@ -85,7 +100,7 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     """The most bytes that a run's `state/` holds of its history at once, headers left out.
 
     Only a history that is packed is saved, and only by one process alone, each block once; a file goes when
-    nothing of it was held after the last two chunks.
+    nothing of it was held after the last two chunks. The matrices that shape its errors stay.
 
     Raises:
         ValueError: The codecs do not take the head size.
@@ -98,16 +113,23 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
         return 0
     layers = _block_bytes(config, plan, shape)
     blocks = _plan_cache(config, plan, shape)
+    version_bytes = _version_bytes(config, shape)
     file_bytes: dict[int, int] = {}
     saved: set[Block] = set()
-    most = 0
+    most = matrix_bytes = 0
+    was_complete = False
     for chunk, following in zip(plan.chunks, (*plan.chunks[1:], None), strict=True):
         blocks.advance(chunk)
         held = set() if following is None else set(blocks.blocks_after(following.evicts))
+        is_complete = bool(held) and blocks.num_packed >= NUM_VERSIONS
+        if is_complete and not was_complete:
+            count = len({block.version for block in held if block.is_packed} | {NUM_VERSIONS - 1})
+            matrix_bytes += count * sum(version_bytes)
+        was_complete = is_complete
         file_bytes[chunk.index] = sum(
             total(block_bytes(block)) for block_bytes in layers for block in held - saved
         )
-        most = max(most, sum(file_bytes.values()))
+        most = max(most, matrix_bytes + sum(file_bytes.values()))
         alive = {block.chunk for block in saved | held} | {chunk.index}
         file_bytes = {index: count for index, count in file_bytes.items() if index in alive}
         saved = held
@@ -138,11 +160,30 @@ def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> lis
     return [of_layer(layer) for layer in config.of_layers(shape.num_layers)]
 
 
-def _book(ledger: Ledger, commit: Commit, block_bytes: BlockBytes) -> None:
+def _version_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
+    """Bytes of one version of the matrices of each layer."""
+    return [
+        sum(spec.matrix_bytes(shape.heads, shape.head_dim) for spec in (layer.k, layer.v))
+        for layer in config.of_layers(shape.num_layers)
+    ]
+
+
+def _book(
+    ledger: Ledger, commit: Commit, block_bytes: BlockBytes, versions: Versions, version_bytes: int
+) -> None:
     """Enter a commit of one layer, in the order of `LayerCache.commit`."""
-    for block in commit.stores:
+
+    def hold(block: Block) -> None:
+        versions.hold(block)
         ledger.add(block_bytes(block))
+
+    for block in commit.stores:
+        if block.is_packed:
+            versions.make(block.version, version_bytes)
+        hold(block)
     for packing in commit.packings:
+        versions.make(packing.block.version, version_bytes)
         for member in packing.members:
             ledger.remove(block_bytes(member))
-        ledger.add(block_bytes(packing.block))
+            versions.drop(member)
+        hold(packing.block)

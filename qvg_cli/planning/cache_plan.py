@@ -9,12 +9,17 @@ share a packed block with no others (a rolling window would keep it alive for ev
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.planning.chunks import ChunkPlan, Frames
+from qvg_cli.planning.ledger import Ledger
 from qvg_kernels.spec import Bf16Spec, NoneSpec
+
+NUM_VERSIONS = 2
+"""Versions of the matrices that shape errors: that of the first packed block, and that of all later ones."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,13 @@ class Block:
         frames: In the order of the tokens.
         is_packed: Whether the codecs of the preset hold it, and not those of chunks that wait.
         chunk: Index of the chunk that stored it; tells it from an older block of the same frames.
+        version: Of the matrices that shape its errors, if it is packed and the codecs have such.
     """
 
     frames: Frames
     is_packed: bool
     chunk: int
+    version: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,14 @@ class CacheStep:
     Attributes:
         evicts: Frames that are not held any more when the chunk begins.
         drops: Blocks that go with them: none of their frames is left.
+        empties: Whether no block is left then.
         prefill: What the prefill leaves, if anything.
         commit: What the cache-update pass after denoising leaves, if anything.
     """
 
     evicts: Frames
     drops: tuple[Block, ...]
+    empties: bool
     prefill: Commit | None
     commit: Commit | None
 
@@ -108,11 +117,13 @@ class CachePlan:
     Attributes:
         blocks: Those held after the last chunk, in the order in which they were stored.
         block_of: The block that a held frame is read from.
+        num_packed: Blocks packed since the cache was last empty.
     """
 
     def __init__(self, policy: PackPolicy) -> None:
         self.blocks: list[Block] = []
         self.block_of: dict[int, Block] = {}
+        self.num_packed = 0
         self._policy = policy
         self._waiting: list[Block] = []
         self._is_first = True
@@ -124,9 +135,12 @@ class CachePlan:
         drops = tuple(block for block in self.blocks if block not in alive)
         self.blocks = [block for block in self.blocks if block in alive]
         self._waiting = [block for block in self._waiting if block in alive]
+        empties = not self.blocks
+        if empties:
+            self.num_packed = 0
         prefill = self._commit(chunk.index, chunk.prefill_commits) if chunk.prefill_commits else None
         commit = self._commit(chunk.index, (chunk.commits,)) if chunk.commits else None
-        return CacheStep(evicts, drops, prefill, commit)
+        return CacheStep(evicts, drops, empties, prefill, commit)
 
     def blocks_after(self, evicts: Collection[int]) -> tuple[Block, ...]:
         """Blocks that stay when the frames `evicts` leave."""
@@ -143,7 +157,9 @@ class CachePlan:
             self._is_first = False
         packings = []
         for members in self._take_groups():
-            packed = Block(tuple(frame for member in members for frame in member.frames), True, chunk)
+            frames = tuple(frame for member in members for frame in member.frames)
+            packed = Block(frames, True, chunk, min(self.num_packed, NUM_VERSIONS - 1))
+            self.num_packed += 1
             if members[0] in stored and len(members) == 1:
                 # It is packed as it is stored.
                 stored[stored.index(members[0])] = packed
@@ -181,6 +197,49 @@ class CachePlan:
                 start = stop
         del waiting[:start]
         return groups
+
+
+class Versions:
+    """Which versions of the matrices one layer holds: the newest, and those that a packed block has."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._bytes: dict[int, int] = {}
+        self._blocks: Counter[int] = Counter()
+
+    def make(self, version: int, num_bytes: int) -> None:
+        """Enter a version, unless it is held; codecs without matrices give 0 bytes."""
+        if num_bytes and version not in self._bytes:
+            self._bytes[version] = num_bytes
+            self._ledger.add({"tables": num_bytes})
+            self._settle()
+
+    def hold(self, block: Block) -> None:
+        """Count a block that is held from now on."""
+        if block.is_packed:
+            self._blocks[block.version] += 1
+
+    def drop(self, block: Block) -> None:
+        """Count a block that is not held any more."""
+        if block.is_packed:
+            self._blocks[block.version] -= 1
+            self._settle()
+
+    def clear(self) -> None:
+        """Forget all: the cache is empty, and the next block is the first again."""
+        for num_bytes in self._bytes.values():
+            self._ledger.remove({"tables": num_bytes})
+        self._bytes.clear()
+        self._blocks.clear()
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Their numbers."""
+        return frozenset(self._bytes)
+
+    def _settle(self) -> None:
+        for version in [each for each in self._bytes if each != max(self._bytes) and not self._blocks[each]]:
+            self._ledger.remove({"tables": self._bytes.pop(version)})
 
 
 def unpacked_spec(config: CacheConfig) -> NoneSpec | Bf16Spec:

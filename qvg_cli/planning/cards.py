@@ -55,7 +55,7 @@ class Card:
 
 
 def parse_card(text: str) -> Card:
-    """The card that `--card` names, such as "RTX 4090" or "24GiB".
+    """The GPU that `--gpu` names, such as "RTX 4090" or "24GiB".
 
     Raises:
         UsageError: It is neither a known name nor a size.
@@ -64,7 +64,7 @@ def parse_card(text: str) -> Card:
         unit = GIB if match[2].lower().startswith("g") else MIB
         memory_bytes = int(float(match[1]) * unit)
         if memory_bytes == 0:
-            raise UsageError(f"--card {text} has no memory", hint="for example --card 24GiB")
+            raise UsageError(f"--gpu {text} has no memory", hint="e.g. --gpu 24GiB")
         return Card(text.strip(), memory_bytes)
     wanted = _plain(text)
     names = {_plain(name): name for name in CARDS}
@@ -81,14 +81,14 @@ def parse_card(text: str) -> Card:
                 return Card(name, CARDS[name] * GIB)
             sizes = [repr(each) for each in CARDS if _without_memory(each) == plain]
             raise UsageError(
-                f"card {text!r} is sold with several sizes of memory",
-                hint=f"give {' or '.join(sizes)}, or its memory, such as --card 24GiB",
+                f"GPU {text!r} is sold with several memory sizes",
+                hint=f"give {' or '.join(sizes)}, or its memory, e.g. --gpu 24GiB",
             )
     near = get_close_matches(wanted, names, n=1, cutoff=0.6)
     nearest = f"nearest: {names[near[0]]}; " if near else ""
     raise UsageError(
-        f"unknown card {text!r}",
-        hint=f"{nearest}known: {', '.join(CARDS)}; or give its memory, such as --card 24GiB",
+        f"unknown GPU {text!r}",
+        hint=f"{nearest}known: {', '.join(CARDS)}; or give its memory, e.g. --gpu 24GiB",
     )
 
 

@@ -146,5 +146,5 @@ def _nearest(frame: int, possible: Sequence[int], plan: VideoPlan) -> str:
         return "the video is one chunk"
     below = [str(other) for other in possible if other < frame][-1:]
     above = [str(other) for other in possible if other > frame][:1]
-    where = "the video has ended" if frame >= plan.num_pixel_frames else "no chunk begins there"
+    where = "the video has ended" if frame >= plan.num_pixel_frames else "no chunk starts there"
     return f"{where}; nearest: {', '.join(below + above)}"

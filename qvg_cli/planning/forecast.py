@@ -89,10 +89,11 @@ def no_suggestion(found: Forecast, limit_bytes: int, *, has_text: bool = True) -
     """What to tell where no setting keeps a run below a limit."""
     if has_text and found.text_stage_bytes > limit_bytes:
         return (
-            "no setting makes the text encoder smaller: take a larger card, or read the prompt on one (what "
-            "was read is kept in text/ of qvg's cache folder, and is not read again)"
+            "no setting makes the text encoder smaller: use a larger GPU, or encode the prompt on one "
+            "(prompt "
+            "embeddings are kept in text/ of the cache folder of qvg and reused)"
         )
-    return "no setting brings it below that: take a larger card, or a smaller --size"
+    return "no setting gets below that: use a larger GPU, or a smaller --size"
 
 
 def is_for_gpu(config: RunConfig, *, has_card: bool) -> bool:

@@ -48,16 +48,16 @@ def check_prompt(prompt: str, place: str = "the prompt") -> str:
     text = prompt.strip()
     if not text:
         raise UsageError(
-            f"{place} is empty", hint='say what to show, for example qvg generate "a red ball bounces"'
+            f"{place} is empty", hint='describe the video, e.g. qvg generate "a red ball bounces"'
         )
     if refused := find_refused(prompt):
-        raise UsageError(
-            f"{place}: {refused}", hint="leave it out; every other character of Unicode is taken"
-        )
+        raise UsageError(f"{place}: {refused}", hint="remove it; every other Unicode character is accepted")
     written = len(text.encode("ascii", "backslashreplace"))
     if written > _MAX_WRITTEN:
         # run.yaml has to hold it, and is read back only up to a size.
-        raise UsageError(f"{place} is {written} characters long when it is written; {_MAX_WRITTEN} are taken")
+        raise UsageError(
+            f"{place} is {written} characters long when written out; the limit is {_MAX_WRITTEN}"
+        )
     return text
 
 
@@ -71,7 +71,8 @@ def prompt_of_argument(argument: str) -> str:
         return argument
     if sys.stdin is None:
         raise UsageError(
-            "- reads the prompt from stdin, which is closed", hint='write it: qvg generate "..."'
+            "- reads the prompt from stdin, which is closed",
+            hint='pass it as an argument: qvg generate "..."',
         )
     # Past what is taken, nobody waits for the rest.
     content = sys.stdin.buffer.read(4 * _MAX_WRITTEN)
@@ -92,7 +93,7 @@ def read_jobs(path: Path, bad: list[UsageError] | None = None) -> list[Job]:
     suffix = path.suffix.lower()
     if suffix not in (".txt", ".jsonl"):
         raise UsageError(
-            f"{path}: prompts are read from .txt or .jsonl", hint="rename the file by what it holds"
+            f"{path}: prompts are read from .txt or .jsonl", hint="rename the file to match its content"
         )
     jobs: list[Job] = []
     refused: list[UsageError] = []
@@ -129,7 +130,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
             is_empty = False
             yield f"{path} line {number}", line
     if is_empty:
-        raise UsageError(f"{path} holds no prompt", hint="write one prompt a line")
+        raise UsageError(f"{path} contains no prompt", hint="write one prompt per line")
 
 
 def _parse_object(text: str, place: str, example: str) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _parse_object(text: str, place: str, example: str) -> dict[str, Any]:
         raise UsageError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
     except (ValueError, RecursionError) as error:
         # A number of thousands of digits, or brackets in brackets without end.
-        raise UsageError(f"{place}: not JSON that can be read") from error
+        raise UsageError(f"{place}: not readable JSON") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise UsageError(f"{place}: no text under prompt", hint=f"a line looks like {example}")
     return entry
@@ -155,7 +156,7 @@ def _parse_job(text: str, place: str) -> Job:
     if seed is not None and not is_seed:
         raise UsageError(f"{place}: seed={seed!r} is not a whole number from 0 to 2**63 - 1")
     if name is not None and not (isinstance(name, str) and name.strip()):
-        raise UsageError(f"{place}: name={name!r} is not a text")
+        raise UsageError(f"{place}: name={name!r} is not text")
     return Job(check_prompt(job["prompt"], f"{place}: prompt"), seed, name)
 
 
@@ -186,14 +187,16 @@ def read_schedule(path: Path) -> list[ScheduledPrompt]:
         UsageError: The file cannot be read, or a line says no prompt or no place; its number is named.
     """
     if path.suffix.lower() != ".jsonl":
-        raise UsageError(f"{path}: a schedule is read from .jsonl", hint="rename the file by what it holds")
+        raise UsageError(
+            f"{path}: a schedule is read from .jsonl", hint="rename the file to match its content"
+        )
     scheduled = []
     for place, line in _lines(path):
         entry = _parse_object(decode_text(line, place).strip(), place, _SCHEDULE_EXAMPLE)
         units = [key for key in entry if key != "prompt"]
         if len(units) != 1 or units[0] not in _SCHEDULE_UNITS:
             raise UsageError(
-                f"{place}: beside prompt, one of {', '.join(_SCHEDULE_UNITS)} is needed",
+                f"{place}: next to prompt, one of {', '.join(_SCHEDULE_UNITS)} is needed",
                 hint=f"a line looks like {_SCHEDULE_EXAMPLE}",
             )
         unit, begin = units[0], entry[units[0]]

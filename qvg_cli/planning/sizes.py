@@ -121,7 +121,7 @@ def read_layout(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise MissingModelError(f"cannot read {path}: {error}") from error
     if not isinstance(layout, dict):
-        raise MissingModelError(f"{path} says nothing of a model")
+        raise MissingModelError(f"{path} does not describe a model")
     return layout
 
 

@@ -62,7 +62,7 @@ def refusal(scope: Scope, token: str | None) -> str | None:
     if token is not None:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]
         if not hmac.compare_digest(given.encode(), token.encode()):
-            return "the address lacks the token; take the one that qvg play has printed"
+            return "the URL lacks the token; use the one that qvg play printed"
     return None
 
 

@@ -130,7 +130,9 @@ class Player:
     def set_prompt(self, text: str) -> None:
         """Change the prompt at the next chunk."""
         if self.has_camera:
-            raise UsageError("this model has one prompt for a whole walk", hint="begin a new world with it")
+            raise UsageError(
+                "this model uses one prompt for the whole walk", hint="start a new world with it"
+            )
         self._next_prompt = check_prompt(text)
         self._tell_state()
 
@@ -234,7 +236,7 @@ class Player:
         config = self._session.config
         if config.model.weights == "pocket" and (words := unknown_words(config.prompt, config.family_name)):
             named = ", ".join(map(repr, words[:_MOST_WORDS]))
-            self._tell({"type": "notice", "message": f"the pocket model does not know {named}"})
+            self._tell({"type": "notice", "message": f"the demo model does not know {named}"})
         image = option_value(config, "--image")
         if image is not None:
             video = config.video

@@ -54,7 +54,7 @@ MAX_PICTURE_BYTES = 20 << 20
 MAX_PICTURE_PIXELS = 50_000_000
 _PAGE = Path(__file__).with_name("page.html")
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
-_PICTURE_HINT = "PNG, JPEG and WebP can be"
+_PICTURE_HINT = "supported: PNG, JPEG, WebP"
 _ELSEWHERE = 4001
 """The code of a socket that is closed because the same browser has opened another."""
 
@@ -142,7 +142,7 @@ class PlayServer:
                 break
         if num_bytes > MAX_PICTURE_BYTES:
             raise UsageError(
-                f"the picture is larger than {MAX_PICTURE_BYTES >> 20} MiB", hint="give a smaller one"
+                f"the picture is larger than {MAX_PICTURE_BYTES >> 20} MiB", hint="use a smaller one"
             )
         return await run_in_threadpool(keep_picture, bytes(content), self._pictures)
 
@@ -204,7 +204,7 @@ class PlayServer:
             self._tell_seats()
             return
         if not self.seats.is_player(viewer.ticket):
-            raise UsageError("someone else plays; you watch")
+            raise UsageError("someone else is playing; you are watching")
         player = self.player
         match message:
             case Hold():
@@ -276,7 +276,7 @@ def _check_picture(path: Path) -> str:
         with Image.open(path) as image:
             (width, height), suffix = image.size, _SUFFIXES.get(image.format or "")
     except Image.DecompressionBombError as error:
-        raise UsageError("that picture is too large", hint="give a smaller one") from error
+        raise UsageError("that picture is too large", hint="use a smaller one") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise UsageError("that is not a picture that can be read") from error
     if suffix is None:
@@ -284,7 +284,7 @@ def _check_picture(path: Path) -> str:
     if width * height > MAX_PICTURE_PIXELS:
         raise UsageError(
             f"the picture has {width} x {height} pixels, at most {MAX_PICTURE_PIXELS:,} are taken",
-            hint="give a smaller one",
+            hint="use a smaller one",
         )
     open_image(str(path))
     return suffix
@@ -332,8 +332,8 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listening.close()
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise UsageError(f"port {port} is in use", hint=f"give another one: --port {port + 1}") from error
-        raise UsageError(f"cannot listen at {host}, port {port}: {error}") from error
+            raise UsageError(f"port {port} is in use", hint=f"use another one: --port {port + 1}") from error
+        raise UsageError(f"cannot listen on {host}, port {port}: {error}") from error
     return listening
 
 

@@ -193,7 +193,7 @@ def find_saved(folder: Path, name: str) -> RunDir:
         UsageError: There is none.
     """
     if name in ("", ".", "..") or "/" in name or "\0" in name or not (folder / name).is_dir():
-        raise UsageError(f"no saved run {name!r}", hint="take one of the list")
+        raise UsageError(f"no saved run {name!r}", hint="choose one from the list")
     return RunDir(folder / name)
 
 

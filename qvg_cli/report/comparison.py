@@ -132,21 +132,23 @@ def summary_lines(comparison: Mapping[str, Any]) -> list[str]:
 
 def _summary(variant: Mapping[str, Any], baseline: Mapping[str, Any], fps: int) -> str:
     held, baseline_held = (mib_text(one["peak"]["bytes"]) for one in (variant, baseline))
-    cost = f"{variant['name']} held {held} MiB of cache at its peak, {baseline['name']} {baseline_held} MiB"
+    cost = f"{variant['name']} has a peak KV cache of {held} MiB, {baseline['name']} of {baseline_held} MiB"
     times = variant["of_baseline"]["seconds_per_chunk"]
     if times is not None:
-        cost += f"; it took {times:.2f} times as long for a chunk"
+        cost += f"; a chunk takes {times:.2f}x the time"
     quality = variant["quality"]
     different, diverged = quality["first_different_frame"], quality["first_diverged_frame"]
     if different is None:
-        return f"{cost}. Its frames are equal."
+        return f"{cost}. All frames are equal."
     under = (
-        "none is under" if diverged is None else f"from {frame_time(diverged, fps)} on there are some under"
+        "none falls below 30 dB"
+        if diverged is None
+        else f"the first below 30 dB is at {frame_time(diverged, fps)}"
     )
     figures = [f"{db_text(quality['psnr_db'])} dB", f"an SSIM of {quality['ssim']:.4f}"]
     if quality.get("lpips") is not None:
         figures.append(f"an LPIPS of {quality['lpips']:.4f}")
     return (
-        f"{cost}. Its frames differ from {frame_time(different, fps)} on; {under} 30 dB. "
+        f"{cost}. Its frames differ from {frame_time(different, fps)} on; {under}. "
         f"The whole video has {', '.join(figures[:-1])} and {figures[-1]}."
     )

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.hub.proxies import check_proxies, proxy_for
 from qvg_cli.hub.record import is_whole, read_record
 from qvg_cli.hub.spec import read_downloads
+from qvg_cli.plugins import CODECS, FAMILIES, load_plugin
 from qvg_cli.redaction import redact
 from qvg_cli.report.provenance import commit_text, cpu_name
 from qvg_cli.video.io import check_encoder, read_frames
@@ -75,6 +76,7 @@ def examine(out: Path) -> list[Finding]:
         ("hub cache", lambda: _disk("hub cache", Path(constants.HF_HUB_CACHE))),
         ("hub", _hub),
         ("downloads", _downloads),
+        ("plugins", _plugins),
     ]
     findings = []
     for name, look in points:
@@ -126,9 +128,9 @@ def _cpu() -> Finding:
 def _device(device: torch.device) -> Finding:
     if device.type != "cuda":
         built = torch.version.cuda or torch.version.hip
-        said = "no GPU that this torch can use" if built else "this build of torch is for CPUs alone"
+        said = "no usable GPU" if built else "no usable GPU: this PyTorch is a CPU-only build"
         return Finding(
-            "device", "note", said, "the built-in pocket model runs on a CPU, larger ones need a GPU"
+            "device", "note", said, "the built-in demo models run on a CPU, larger models need a GPU"
         )
     free, whole = (count / GIB for count in torch.cuda.mem_get_info(device))
     major, minor = torch.cuda.get_device_capability(device)
@@ -144,14 +146,16 @@ def _kernels(device: torch.device) -> Finding:
     resolve_device(str(device))
     reason = why_reference(device)
     if reason is not None:
-        return Finding("kernels", "note", f"not used: {reason}; the torch reference runs, which is slower")
+        return Finding(
+            "kernels", "note", f"Triton kernels disabled: {reason}; using the slower PyTorch reference"
+        )
     error = kernel_error(device)
     if error > 0.01:
         return Finding(
             "kernels",
             "problem",
             f"compiled, and {error:.2%} off the reference on {device}",
-            "take the reference with QVG_KERNELS=reference, and report this",
+            "use QVG_KERNELS=reference, and report this",
         )
     return Finding("kernels", "ok", f"compiled and checked against the reference on {device}")
 
@@ -186,8 +190,10 @@ def _ffmpeg() -> Finding:
     except QvgError as error:
         return Finding("ffmpeg", "problem", str(error), error.hint)
     if count != len(frames):
-        return Finding("ffmpeg", "problem", f"{count} of {len(frames)} frames came back from H.264")
-    found = f"{imageio_ffmpeg.get_ffmpeg_version()} writes and reads H.264, {imageio_ffmpeg.get_ffmpeg_exe()}"
+        return Finding("ffmpeg", "problem", f"{count} of {len(frames)} frames could be read back from H.264")
+    found = (
+        f"{imageio_ffmpeg.get_ffmpeg_version()} encodes and decodes H.264, {imageio_ffmpeg.get_ffmpeg_exe()}"
+    )
     return Finding("ffmpeg", "ok", found)
 
 
@@ -198,7 +204,7 @@ def _disk(name: str, folder: Path) -> Finding:
     free = shutil.disk_usage(place).free
     said = f"{free / GIB:.1f} GiB free at {folder}"
     if not os.access(place, os.W_OK):
-        return Finding(name, "note", f"{said}, which cannot be written to", _elsewhere(name))
+        return Finding(name, "note", f"{said}, not writable", _elsewhere(name))
     if free < _LEAST_FREE_BYTES:
         return Finding(name, "note", said, f"free some space, or {_elsewhere(name)}")
     return Finding(name, "ok", said)
@@ -206,7 +212,7 @@ def _disk(name: str, folder: Path) -> Finding:
 
 def _elsewhere(name: str) -> str:
     return {
-        "results": "give another folder with --out",
+        "results": "use another folder with --out",
         "weights": "set QVG_HOME to another folder",
         "hub cache": "set HF_HOME to another folder",
     }[name]
@@ -215,7 +221,7 @@ def _elsewhere(name: str) -> str:
 def _hub() -> Finding:
     import httpx2
 
-    token = "with a token" if get_token() else "without a token"
+    token = "token found" if get_token() else "no token found (only gated models need one)"
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", "note", f"offline mode, {token}", "unset HF_HUB_OFFLINE to download")
     try:
@@ -226,12 +232,21 @@ def _hub() -> Finding:
         status = httpx2.head(constants.ENDPOINT, timeout=_HUB_SECONDS, follow_redirects=True).status_code
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         proxy = proxy_for(constants.ENDPOINT)
-        way = f" by the proxy of {redact(proxy)}" if proxy else ""
+        way = f" through the proxy {redact(proxy)}" if proxy else ""
         said = f"no connection to {constants.ENDPOINT}{way}: {type(error).__name__}"
-        return Finding("hub", "note", said, "check the network, HTTPS_PROXY and HF_ENDPOINT to download")
+        return Finding(
+            "hub", "note", said, "downloads need it: check the network, HTTPS_PROXY and HF_ENDPOINT"
+        )
     if status >= 500:
         return Finding("hub", "note", f"{constants.ENDPOINT} answers with status {status}", "try again later")
     return Finding("hub", "ok", f"{constants.ENDPOINT} answers, {token}")
+
+
+def _plugins() -> Finding:
+    entries = [entry for group in (FAMILIES, CODECS) for entry in entry_points(group=group)]
+    for entry in entries:
+        load_plugin(entry)
+    return Finding("plugins", "ok", ", ".join(entry.value for entry in entries) or "none")
 
 
 def _downloads() -> Finding:

@@ -1,4 +1,4 @@
-"""A forecast on the terminal, 80 columns wide, and as JSON. No torch."""
+"""A forecast on the terminal and as JSON. No torch."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import find_suggestions, forecast_run, verdict
 from qvg_cli.hub.spec import read_downloads
-from qvg_cli.planning.cards import MIB, Card, find_card, parse_card
+from qvg_cli.planning.cards import Card, find_card, parse_card
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.planning.forecast import KINDS, Forecast, is_for_gpu, no_suggestion
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.time_forecast import CARD
-from qvg_cli.report.tables import WIDTH, format_facts, format_table, spread
-from qvg_cli.report.words import mib_text
+from qvg_cli.report.tables import format_facts, format_table, spread, terminal_width
+from qvg_cli.report.words import memory_text, mib_text
 
 SCHEMA = 1
 _MAX_CHUNKS = 8
 _BYTES_PER_PARAMETER = 2
 _KIND_WORDS = {
-    "transformer": "transformer",
-    "VAE": "VAE",
-    "text": "prompt embeddings",
-    "cache": "cache",
+    "transformer": "transformer weights",
+    "VAE": "VAE weights",
+    "text": "text K/V (cross-attention)",
+    "cache": "KV cache",
     "workspace": "attention workspace",
-    "pass": "passing the transformer",
-    "decoding": "VAE features and decoding",
+    "pass": "transformer activations",
+    "decoding": "VAE activations",
 }
 
 
@@ -96,9 +96,9 @@ class Plan:
     def __str__(self) -> str:
         blocks = [
             format_facts(_facts(self)),
-            "Device memory in MiB at the fullest moment of each part; an estimate, but for\n"
-            "the cache, which is exact:\n" + _kinds_table(self.caches),
-            "Device memory in MiB over the video:\n" + _time_table(self.caches),
+            "Peak GPU memory [MiB]; the KV cache is exact, the rest an estimate:\n"
+            + _kinds_table(self.caches),
+            "GPU memory over the video [MiB]:\n" + _time_table(self.caches),
         ]
         if self.num_gpus > 1:
             blocks.append("\n".join(_others_line(cache, self.num_gpus) for cache in self.caches))
@@ -207,28 +207,27 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
     config, found = planned.caches[0].config, planned.forecast
     seconds = plan.num_pixel_frames / config.video.fps
     video = (
-        f"{plan.num_pixel_frames} frames ({plan.num_frames} latent), {plan.width} wide, {plan.height} high: "
-        f"{seconds:.2f} s in {len(plan.chunks)} chunks"
+        f"{plan.width}x{plan.height}, {plan.num_pixel_frames} frames ({plan.num_frames} latent) at "
+        f"{config.video.fps} fps, {seconds:.2f} s in {len(plan.chunks)} chunks"
     )
     states = ", ".join(
-        f"{mib_text(cache.forecast.state_bytes)} MiB with {cache.name}" for cache in planned.caches
+        f"{memory_text(cache.forecast.state_bytes)} ({cache.name})" for cache in planned.caches
     )
     folder = (
-        f"latents {mib_text(found.latents_bytes)} MiB; its state while it runs, at most: {states}; "
-        "video and reports: not known"
+        f"latents {memory_text(found.latents_bytes)}; checkpoint while it runs, at most {states}; plus video "
+        "and reports"
     )
-    shown = "none given and none found: --card NAME or SIZE"
+    shown = 'no GPU found; pass --gpu "RTX 4090" or --gpu 24GiB to check the fit'
     if card is not None:
-        shown = (
-            f"{card.name}, {mib_text(card.memory_bytes)} MiB, of which {mib_text(card.usable_bytes)} count"
-        )
+        shown = f"{card.name}, {memory_text(card.memory_bytes)}, of which "
+        f"{memory_text(card.usable_bytes)} are usable"
     return [
         ("model", config.model.name),
         ("video", video if num_videos == 1 else f"{num_videos} videos, each {video}"),
         ("download", _download_text(_download(config))),
-        ("folder", folder),
-        ("card", shown),
-        *([("GPUs", f"{count}; the tables are of the first, which decodes")] if count > 1 else []),
+        ("disk", folder),
+        ("GPU", shown),
+        *([("GPUs", f"{count}; the tables are for the first one, which decodes")] if count > 1 else []),
     ]
 
 
@@ -252,37 +251,37 @@ def _download(config: RunConfig) -> dict[str, Any]:
 
 def _download_text(download: Mapping[str, Any]) -> str:
     if download["name"] is None:
-        return "none: the weights are built in, or in a folder"
+        return "none: built-in weights, or a local folder"
     if download["is_there"]:
-        return "none: the weights are there"
+        return "none: already downloaded"
     converted = download["converted_bytes"]
-    kept = f", and {mib_text(converted)} MiB for what is converted of it" if converted else ""
+    kept = f", plus {memory_text(converted)} for the converted checkpoint" if converted else ""
     about_bytes = download["about_bytes"]
     about = ("of unknown size" if about_bytes is None else f"about {about_bytes / 10**9:.3g} GB") + kept
-    return f"{about}; qvg download {download['name']} --dry-run asks for the size"
+    return f"{about}; qvg download {download['name']} --dry-run shows the exact size"
 
 
 def _kinds_table(caches: Sequence[CacheForecast]) -> str:
-    rows = [["reading prompts, before all else"]]
+    rows = [["text encoder (before generation)"]]
     rows[0] += [mib_text(cache.forecast.text_stage_bytes) for cache in caches]
     for kind in KINDS:
         values = [mib_text(cache.forecast.peak.bytes_by_kind[kind]) for cache in caches]
         rows.append([f"  {_KIND_WORDS[kind]}", *values])
-    rows.append(["together, prompts read", *(mib_text(cache.forecast.peak.total_bytes) for cache in caches)])
-    rows.append(["most at any moment", *(mib_text(cache.forecast.device_bytes) for cache in caches)])
-    rows.append(["in chunk", *(str(cache.forecast.peak.chunk + 1) for cache in caches)])
+    rows.append(["total (generation)", *(mib_text(cache.forecast.peak.total_bytes) for cache in caches)])
+    rows.append(["peak", *(mib_text(cache.forecast.device_bytes) for cache in caches)])
+    rows.append(["peak at chunk", *(str(cache.forecast.peak.chunk + 1) for cache in caches)])
     cached = [cache.forecast.cache_peak for cache in caches]
     ratios = [
         f"{sample.bf16_peak_bytes / held:.2f}x" if (held := total(sample.peak_bytes)) else "-"
         for sample in cached
     ]
-    rows.append(["cache under BF16", *ratios])
+    rows.append(["KV-cache compression vs BF16", *ratios])
     return format_table(("", *(cache.name for cache in caches)), rows)
 
 
 def _time_table(caches: Sequence[CacheForecast]) -> str:
     moments = caches[0].forecast.moments
-    rows = [["prompts", "0", *(mib_text(cache.forecast.text_stage_bytes) for cache in caches)]]
+    rows = [["text encoder", "0", *(mib_text(cache.forecast.text_stage_bytes) for cache in caches)]]
     for index in spread(len(moments), _MAX_CHUNKS):
         cells = [mib_text(cache.forecast.moments[index].total_bytes) for cache in caches]
         rows.append([f"chunk {index + 1}", str(moments[index].num_frames), *cells])
@@ -294,19 +293,19 @@ def _others_line(cache: CacheForecast, num_gpus: int) -> str:
     assert cache.others is not None
     held = num_gpus * total(cache.forecast.cache_peak.peak_bytes)
     return fill(
-        f"{cache.name}: each other GPU {mib_text(cache.others.device_bytes)} MiB at most; "
-        f"cache of all {num_gpus} together {mib_text(held)} MiB; transformer on {num_gpus} {CARD} about "
-        f"{cache.forecast.transformer_seconds:.3g} s (an estimate; other cards: not known)",
-        WIDTH,
+        f"{cache.name}: every other GPU needs at most {memory_text(cache.others.device_bytes)}; "
+        f"KV cache of all {num_gpus} GPUs {memory_text(held)}; transformer on {num_gpus} {CARD} about "
+        f"{cache.forecast.transformer_seconds:.3g} s (estimated; not known for other GPUs)",
+        terminal_width(),
     )
 
 
 def _verdict_line(cache: CacheForecast, card: Card) -> str:
-    needed, usable = cache.forecast.device_bytes / MIB, card.usable_bytes / MIB
-    line = f"{cache.name}: {cache.verdict}, {needed:.0f} of {usable:.0f} MiB"
+    needed, usable = memory_text(cache.forecast.device_bytes), memory_text(card.usable_bytes)
+    line = f"{cache.name}: {cache.verdict}, {needed} of {usable}"
     if cache.verdict == "fits":
         return line
     if not cache.suggestions:
-        return fill(f"{line}; {no_suggestion(cache.forecast, card.usable_bytes)}", WIDTH)
-    fits = [f"  {options} ({count / MIB:.0f} MiB)" for options, count in cache.suggestions.items()]
+        return fill(f"{line}; {no_suggestion(cache.forecast, card.usable_bytes)}", terminal_width())
+    fits = [f"  {options} ({memory_text(count)})" for options, count in cache.suggestions.items()]
     return "\n".join([f"{line}; it would fit with", *fits])

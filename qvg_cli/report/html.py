@@ -78,7 +78,7 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
         )
     return _render(
         "compare.html",
-        title=f"{', '.join(variant['name'] for variant in variants[1:])} against {variants[0]['name']}",
+        title=f"{', '.join(variant['name'] for variant in variants[1:])} vs {variants[0]['name']}",
         comparison=comparison,
         summary=summary_lines(comparison),
         cost_header=COST_HEADER,

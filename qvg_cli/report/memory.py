@@ -104,10 +104,10 @@ class MemoryReport:
                 # What is held after a chunk is held while the next one is made.
                 axes.step(seconds, mib, where="post", color=color, linewidth=2, label=label)
             axes.set_xlabel("video time [s]")
-            axes.set_ylabel("cache after each chunk [MiB]")
+            axes.set_ylabel("KV cache after each chunk [MiB]")
             axes.set_xlim(0, seconds[-1])
             axes.set_ylim(bottom=0)
-            axes.set_title(f"At the peak: {self.peak_text()}", loc="left", fontsize=10)
+            axes.set_title(f"Peak: {self.peak_text()}", loc="left", fontsize=10)
             axes.legend(loc="upper left", frameon=False)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)

@@ -53,20 +53,22 @@ def _draw_psnr(axes: Axes, comparison: Mapping[str, Any]) -> None:
     # A gap where frames are equal: their PSNR is infinite.
     _draw_frames(axes, comparison, "psnr_db")
     axes.axhline(comparison["divergence_psnr_db"], color="#9a9a9a", linewidth=1)
-    axes.set_ylabel("PSNR of a frame [dB]")
-    axes.set_title(f"Against {comparison['arms'][0]['name']}; no line where equal", loc="left", fontsize=10)
+    axes.set_ylabel("PSNR per frame [dB]")
+    axes.set_title(
+        f"Compared with {comparison['arms'][0]['name']}; no line where equal", loc="left", fontsize=10
+    )
 
 
 def _draw_ssim(axes: Axes, comparison: Mapping[str, Any]) -> None:
     _draw_frames(axes, comparison, "ssim")
     axes.ticklabel_format(axis="y", useOffset=False)
-    axes.set_ylabel("SSIM of a frame")
+    axes.set_ylabel("SSIM per frame")
 
 
 def _draw_lpips(axes: Axes, comparison: Mapping[str, Any]) -> None:
     _draw_frames(axes, comparison, "lpips")
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("LPIPS of a frame")
+    axes.set_ylabel("LPIPS per frame")
 
 
 def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:
@@ -110,7 +112,7 @@ def _draw_cache(axes: Axes, comparison: Mapping[str, Any]) -> None:
         # What is held after a chunk is held while the next one is made.
         axes.step(seconds, [0.0, *(value / MIB for value in held)], where="post", label=label, **style)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("cache after each chunk [MiB]")
+    axes.set_ylabel("KV cache after each chunk [MiB]")
 
 
 def _draw_seconds(axes: Axes, comparison: Mapping[str, Any]) -> None:
@@ -118,7 +120,7 @@ def _draw_seconds(axes: Axes, comparison: Mapping[str, Any]) -> None:
     for index, variant in enumerate(comparison["arms"]):
         axes.plot(ends, [chunk["seconds"] for chunk in variant["chunks"]], marker=".", **_style(index))
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("time of each chunk [s]")
+    axes.set_ylabel("time per chunk [s]")
 
 
 def _chunk_seconds(comparison: Mapping[str, Any]) -> list[float]:

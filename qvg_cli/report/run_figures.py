@@ -10,7 +10,7 @@ from qvg_cli.report.comparison import db_text
 from qvg_cli.report.run_files import Result
 from qvg_cli.report.words import describe_bytes, mib_text, processes_text, short_prompt
 
-CHUNK_HEADER = ("chunk", "frames", "cache MiB", "BF16 MiB", "device peak MiB", "seconds")
+CHUNK_HEADER = ("chunk", "frames", "KV cache MiB", "BF16 MiB", "GPU peak MiB", "seconds")
 
 
 def title_of(figures: Mapping[str, Any]) -> str:
@@ -19,7 +19,7 @@ def title_of(figures: Mapping[str, Any]) -> str:
         return short_prompt(str(figures["prompt"]))
     others = ", ".join(variant["name"] for variant in figures["arms"][1:])
     prompt = short_prompt(str(figures["videos"][0]["prompt"]))
-    return f"{others} against {figures['arms'][0]['name']}: {prompt}"
+    return f"{others} vs {figures['arms'][0]['name']}: {prompt}"
 
 
 def result_rows(result: Result) -> list[tuple[str, str]]:
@@ -31,7 +31,7 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
         (
             "video",
             f"{figures['width']} x {figures['height']}, {figures['pixel_frames']} frames at "
-            f"{figures['fps']} a second, {figures['video_seconds']:.2f} s",
+            f"{figures['fps']} fps, {figures['video_seconds']:.2f} s",
         ),
     ]
     return rows + (_comparison_rows(figures) if result.is_comparison else _run_rows(figures))
@@ -39,7 +39,7 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
 
 def short_rows(result: Result) -> list[tuple[str, str]]:
     """The figures by which results are told apart where many of them are listed."""
-    left_out = {"model", "  of that", "at the end", "device peak", "of each process", "compared"}
+    left_out = {"model", "contents", "final KV cache", "GPU peak", "per process", "compared"}
     if result.figures["status"] == "complete":
         left_out.add("status")
     return [row for row in result_rows(result) if row[0] not in left_out]
@@ -68,15 +68,15 @@ def _run_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("seed", str(figures["seed"])),
         ("cache", figures["cache"]),
-        ("at its peak", f"{describe_bytes(peak['bytes'], peak['bf16_bytes'])}, chunk {peak['chunk'] + 1}"),
-        ("  of that", f"{kinds} MiB" if kinds else "nothing"),
-        ("at the end", describe_bytes(end["bytes"], end["bf16_bytes"])),
-        ("device peak", f"{mib_text(device_peak)} MiB" if device_peak is not None else "not known on a CPU"),
-        *([("of each process", processes_text(processes))] if processes else []),
+        ("peak KV cache", f"{describe_bytes(peak['bytes'], peak['bf16_bytes'])}, chunk {peak['chunk'] + 1}"),
+        ("contents", f"{kinds} MiB" if kinds else "nothing"),
+        ("final KV cache", describe_bytes(end["bytes"], end["bf16_bytes"])),
+        ("GPU peak", "-" if device_peak is None else f"{mib_text(device_peak)} MiB"),
+        *([("per process", processes_text(processes))] if processes else []),
         (
             "time",
             f"{figures['seconds']:.1f} s on {figures['device']}, "
-            f"{figures['frames_per_second']:.1f} frames/s, {chunk_seconds:.3g} s per chunk",
+            f"{figures['frames_per_second']:.1f} fps, {chunk_seconds:.3g} s per chunk",
         ),
     ]
 

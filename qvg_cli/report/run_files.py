@@ -54,12 +54,12 @@ def read_result(folder: Path) -> Result:
             return Result(folder, name, _read(folder / name))
     if (folder / "state").is_dir():
         raise UsageError(
-            f"the run in {folder} is under way, or was cut off",
-            hint=f"if it was cut off, go on with: qvg generate --resume {shlex.quote(str(folder))}",
+            f"the run in {folder} is in progress, or was interrupted",
+            hint=f"if it was interrupted, resume with: qvg generate --resume {shlex.quote(str(folder))}",
         )
     raise UsageError(
         f"{folder} is not the folder of a run: it has no {MEMORY}",
-        hint="give the folder that video.mp4 is in, such as results/self-forcing/NAME",
+        hint="use the folder that contains video.mp4, e.g. results/self-forcing/NAME",
     )
 
 
@@ -70,7 +70,7 @@ def find_results(root: Path) -> list[Path]:
         UsageError: There is no such folder.
     """
     if not root.is_dir():
-        raise UsageError(f"no folder {root}", hint="qvg generate makes results/ where it is started")
+        raise UsageError(f"no folder {root}", hint="qvg generate creates results/ in the current folder")
     found = sorted(_result_files(root), key=lambda path: (path.stat().st_mtime, path), reverse=True)
     comparisons = {path.parent for path in found if path.name == COMPARISON}
     return [path.parent for path in found if comparisons.isdisjoint(path.parent.parents)]
@@ -97,11 +97,11 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise UsageError(f"{path} is not a report of qvg: it has no schema number")
     if schema > _SCHEMAS[path.name]:
         raise UsageError(
-            f"{path} has schema {schema}, this qvg reads up to {_SCHEMAS[path.name]}", hint="use a newer qvg"
+            f"{path} has schema {schema}, this qvg reads up to {_SCHEMAS[path.name]}", hint="update qvg"
         )
     for key in _KEYS[path.name]:
         if key not in figures:
-            raise UsageError(f"{path} is not whole: it has no {key}", hint="make the run again")
+            raise UsageError(f"{path} is incomplete: it has no {key}", hint="generate the run again")
     content: Mapping[str, Any] = figures
     return content
 

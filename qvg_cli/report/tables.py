@@ -1,35 +1,42 @@
-"""Tables of plain text, 80 columns wide at most, that need no colour. No torch."""
+"""Tables of plain text, as wide as the terminal, that need no colour. No torch."""
 
 from __future__ import annotations
 
 import io
+import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from qvg_cli.report.comparison import db_text, frame_time, window_label
 from qvg_cli.report.words import mib_text
 
-WIDTH = 80
-COST_HEADER = ("cache", "peak MiB", "under BF16", "end MiB", "device peak MiB", "s per chunk")
+COST_HEADER = ("cache", "peak MiB", "compression", "final MiB", "GPU peak MiB", "s/chunk")
 ATTENTION_HEADER = ("cache", "logit rms", "logits dB", "token shift", "moved", "history mass")
 _MAX_WINDOWS = 5
+_WIDTH, _LEAST_WIDTH = 80, 60
+"""Columns where the output is no terminal, and of the narrowest one that a table is fitted to."""
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, the first to the left, all others to the right."""
+def terminal_width() -> int:
+    """Columns that a line may take; COLUMNS wins over the terminal."""
+    return max(_LEAST_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> str:
+    """Columns side by side, all but the first and those of `left` to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
     for index, title in enumerate(header):
-        table.add_column(Text(title), justify="right" if index else "left", overflow="fold")
+        table.add_column(Text(title), justify="left" if index in (0, *left) else "right", overflow="fold")
     for row in rows:
         # Not plain strings: brackets would be taken for markup.
         table.add_row(*map(Text, row))
     text = io.StringIO()
-    Console(file=text, width=WIDTH, color_system=None, force_terminal=False).print(table)
+    Console(file=text, width=terminal_width(), color_system=None, force_terminal=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
@@ -39,7 +46,7 @@ def format_facts(rows: Sequence[tuple[str, str]]) -> str:
     lines = []
     for name, value in rows:
         lines += textwrap.wrap(
-            f"{name:<{indent}}{value}", WIDTH, subsequent_indent=" " * indent, drop_whitespace=True
+            f"{name:<{indent}}{value}", terminal_width(), subsequent_indent=" " * indent, drop_whitespace=True
         )
     return "\n".join(lines)
 
@@ -51,8 +58,8 @@ def comparison_tables(comparison: Mapping[str, Any]) -> str:
     count = len(comparison["videos"])
     videos = "1 video" if count == 1 else f"mean of {count} videos"
     blocks = [
-        f"Cache and time, in brackets times those of {baseline}:\n" + _cost_table(comparison["arms"]),
-        f"Frames against those of {baseline}, {videos}:\n" + _quality_table(comparison["arms"], fps),
+        f"KV cache and time (in brackets: relative to {baseline}):\n" + _cost_table(comparison["arms"]),
+        f"Frames compared with {baseline}, {videos}:\n" + _quality_table(comparison["arms"], fps),
     ]
     if has_attention(comparison["arms"]):
         table = format_table(ATTENTION_HEADER, attention_rows(comparison["arms"]))
@@ -61,7 +68,7 @@ def comparison_tables(comparison: Mapping[str, Any]) -> str:
     if len(windows) > 1:
         shown = spread(len(windows), _MAX_WINDOWS)
         every = "" if len(shown) == len(windows) else f" ({len(shown)} of {len(windows)} windows)"
-        titles = {"psnr_db": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS"}
+        titles = {"psnr_db": "PSNR [dB]", "ssim": "SSIM", "lpips": "LPIPS"}
         for name, title in titles.items():
             if name == "lpips" and not has_lpips(comparison["arms"]):
                 continue
@@ -124,7 +131,7 @@ def has_lpips(variants: Sequence[Mapping[str, Any]]) -> bool:
 def quality_header(variants: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Titles of `quality_rows`."""
     lpips = ("LPIPS",) if has_lpips(variants) else ()
-    return ("cache", "PSNR dB", "SSIM", *lpips, "differs from", "under 30 dB from")
+    return ("cache", "PSNR dB", "SSIM", *lpips, "first differing frame", "first frame below 30 dB")
 
 
 def quality_rows(variants: Sequence[Mapping[str, Any]], fps: int) -> list[list[str]]:

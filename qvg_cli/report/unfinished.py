@@ -40,14 +40,14 @@ class Unfinished:
     def suggestion(self) -> str:
         """How to go on with it."""
         command = "qvg generate" if self.num_chunks is not None else "qvg compare"
-        return f"go on with: {command} --resume {shlex.quote(str(self.folder))}"
+        return f"resume with: {command} --resume {shlex.quote(str(self.folder))}"
 
     def line(self) -> str:
         """All of it in a line."""
-        state = "is under way" if self.is_running else "was cut off"
+        state = "is in progress" if self.is_running else "was interrupted"
         what = "comparison" if self.num_chunks is None else "run"
         planned = "" if self.num_planned is None else f" of {self.num_planned}"
-        done = "" if self.num_chunks is None else f", {self.num_chunks}{planned} chunks are whole"
+        done = "" if self.num_chunks is None else f", {self.num_chunks}{planned} chunks are complete"
         shown = "" if self.prompt is None else f": {short_prompt(self.prompt)!r}"
         return f"the {what} in {self.folder} {state}{done}{shown}" + (
             "" if self.is_running else f"; {self.suggestion}"

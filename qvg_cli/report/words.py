@@ -6,18 +6,31 @@ from collections.abc import Mapping, Sequence
 
 _TITLE_LENGTH = 300
 MIB = 1024 * 1024
+GIB = 1024 * MIB
 
 
 def describe_bytes(held: int, bf16_bytes: int) -> str:
     """Bytes of a cache beside those of BF16 for the same frames, for people."""
-    text = f"{mib_text(held)} MiB"
     if not held:
-        return text
+        return memory_text(held)
+    compression = compression_text(held, bf16_bytes)
+    link = "as" if compression.startswith("same") else "than"
+    return f"{memory_text(held)}, {compression} {link} BF16 ({memory_text(bf16_bytes)})"
+
+
+def compression_text(held: int, bf16_bytes: int) -> str:
+    """How much smaller than BF16 a cache is, such as "6.50x smaller"."""
     ratio = bf16_bytes / held
-    comparison = f"{ratio:.2f}x smaller than" if ratio >= 1 else f"{1 / ratio:.2f}x larger than"
-    if comparison.startswith("1.00x"):
-        comparison = "as large as"
-    return f"{text}, {comparison} BF16 ({mib_text(bf16_bytes)} MiB)"
+    text = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
+    return "same size" if text.startswith("1.00x") else text
+
+
+def memory_text(num_bytes: int) -> str:
+    """MiB, or GiB from one on, with three digits or more."""
+    gib = num_bytes / GIB
+    if gib < 1:
+        return f"{mib_text(num_bytes)} MiB"
+    return f"{gib:.2f} GiB" if gib < 10 else f"{gib:.1f} GiB"
 
 
 def mib_text(num_bytes: int) -> str:
@@ -32,8 +45,8 @@ def processes_text(processes: Sequence[Mapping[str, int | None]]) -> str:
         [mib_text(count) for each in processes if (count := each[name]) is not None]
         for name in ("peak_bytes", "device_peak_bytes")
     )
-    told = f"cache {', '.join(held)} MiB"
-    return told + (f", device peak {', '.join(peaks)} MiB" if peaks else "")
+    told = f"KV cache {', '.join(held)} MiB"
+    return told + (f", GPU peak {', '.join(peaks)} MiB" if peaks else "")
 
 
 def short_prompt(prompt: str) -> str:

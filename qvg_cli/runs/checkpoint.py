@@ -23,7 +23,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache
-from qvg_cli.cache.snapshot import block_tensors, is_kept, read_blocks
+from qvg_cli.cache.shaping import Matrices
+from qvg_cli.cache.snapshot import block_tensors, is_kept, matrix_tensors, read_blocks, read_matrices
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
@@ -35,7 +36,7 @@ from qvg_cli.runs.identity import Identity, differences, hash_content, other_ver
 from qvg_cli.video.io import Frames
 from qvg_cli.video.parts import encode_part
 
-LATENTS, CACHE, VIDEO = "latents.safetensors", "cache.safetensors", "mp4"
+LATENTS, CACHE, MATRICES, VIDEO = "latents.safetensors", "cache.safetensors", "matrices.safetensors", "mp4"
 
 
 class DamagedError(QvgError):
@@ -73,10 +74,12 @@ class ChunkRecord(Config):
 
     Attributes:
         run: Hash of the run's identity, so that files of two runs are never mixed.
-        files: By kind; without history or frames of its own, a chunk has no `CACHE` or no `VIDEO`.
+        files: By kind; without history or frames of its own, a chunk has no `CACHE` or no `VIDEO`. The first
+            at which the matrices that shape errors are complete has `MATRICES`.
         entries: What its `CACHE` holds, as `qvg_cli.cache.snapshot.block_tensors` describes it.
         held: The history after the chunk, in order, if it is kept.
-        has_history: Whether it is kept; one that is not packed is larger than it is slow to compute again.
+        has_history: Whether a run goes on from it. One that is not packed is larger than it is slow to
+            compute again; one that is still learnt from is computed again too.
         num_frames: Pixel frames that the chunk added.
         losses: What packing by other presets would have done.
         seconds: Of the run so far.
@@ -110,6 +113,7 @@ class Checkpoint:
         self._lock = lock
         self._saved: set[Block] = set()
         self._alive: set[int] = set()
+        self._matrices: Matrices | None = None
 
     @classmethod
     def create(cls, folder: Path, identity: Identity) -> Checkpoint:
@@ -147,14 +151,14 @@ class Checkpoint:
             found = differences(begun, identity)
             if found:
                 raise UsageError(
-                    f"the run in {folder.parent} cannot go on: {'; '.join(found)}",
-                    hint="leave the options out that change it, or make a new run",
+                    f"cannot resume the run in {folder.parent}: {'; '.join(found)}",
+                    hint="omit the options that change it, or start a new run",
                 )
         except BaseException:
             lock.release()
             raise
         for line in other_versions(begun, identity):
-            note(f"the run was begun with something else, so later frames may differ slightly: {line}")
+            note(f"the environment changed since the run started; later frames may differ slightly: {line}")
         return cls(folder, begun, lock)
 
     def path(self, chunk: int, kind: str) -> Path:
@@ -177,13 +181,13 @@ class Checkpoint:
             for record in self._read_records():
                 records.append(record)
         except DamagedError as error:
-            note(f"{error}: chunk {len(records) + 1} and those after it are made again")
+            note(f"{error}: chunk {len(records) + 1} and those after it are generated again")
         while records:
             try:
                 latents = self.read_latents(records)
                 break
             except DamagedError as error:
-                note(f"{error}: chunk {len(records)} is made again")
+                note(f"{error}: chunk {len(records)} is generated again")
                 records.pop()
         self._forget_from(len(records))
         if not records:
@@ -193,7 +197,7 @@ class Checkpoint:
             try:
                 self._fill(plan, cache, device, records)
             except DamagedError as error:
-                note(f"{error}: the history is computed again")
+                note(f"{error}: rebuilding the KV cache")
                 has_history = False
         return records, Done(plan.chunks[: len(records)], latents.to(device), has_history)
 
@@ -214,16 +218,20 @@ class Checkpoint:
         """The record of a chunk that has just ended, without its files, and the history that it adds.
 
         Returns:
-            The record, and tensors where the cache has them.
+            The record, and tensors where the cache has them; names of matrices begin with `MATRICES`.
         """
         chunk = result.chunk.index
         # After the last chunk nothing is left to be read.
         is_last = chunk + 1 == len(plan.chunks)
         held = () if is_last else cache.plan.blocks_after(plan.chunks[chunk + 1].evicts)
-        has_history = not held or is_kept(cache)
-        held = held if has_history else ()
+        keeps = not held or is_kept(cache)
+        held = held if keeps else ()
         tensors, entries = block_tensors(cache, [block for block in held if block not in self._saved])
         self._saved = set(held)
+        versions = next((layer.shaping.versions for layer in cache.layers if layer.shaping.versions), {})
+        if held and versions and not cache.is_learning and versions[max(versions)] is not self._matrices:
+            self._matrices = versions[max(versions)]
+            tensors |= {f"{MATRICES}/{name}": matrix for name, matrix in matrix_tensors(cache, held).items()}
         record = ChunkRecord(
             run=self._run,
             chunk=chunk,
@@ -233,7 +241,7 @@ class Checkpoint:
                 Held(entry=HeldEntry(frames=block.frames, is_packed=block.is_packed), chunk=block.chunk)
                 for block in held
             ),
-            has_history=has_history,
+            has_history=keeps and not (held and cache.is_learning),
             memory=result.memory,
             num_frames=result.num_frames,
             chunk_seconds=round(result.seconds, 4),
@@ -261,8 +269,12 @@ class Checkpoint:
             QvgError: The disk is full, or ffmpeg failed; the chunk does not count.
         """
         writes: dict[str, Callable[[Path], None]] = {LATENTS: self._safetensors({"latents": latents})}
-        if blocks:
-            writes[CACHE] = self._safetensors(blocks)
+        matrices = {name: each for name, each in blocks.items() if name.startswith(MATRICES)}
+        for kind, tensors in ((CACHE, blocks.keys() - matrices), (MATRICES, matrices)):
+            if tensors:
+                writes[kind] = self._safetensors(
+                    {name.removeprefix(f"{MATRICES}/"): blocks[name] for name in tensors}
+                )
         if len(frames):
             writes[VIDEO] = lambda path: encode_part(path, frames, fps=fps)
         # ffmpeg computes while the other files are written.
@@ -346,9 +358,9 @@ class Checkpoint:
         except OSError as error:
             raise DamagedError(f"{path.name}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError) as error:
-            raise DamagedError(f"{path.name} is not a record") from error
+            raise DamagedError(f"{path.name} is not a chunk record") from error
         if (record.run, record.chunk) != (self._run, chunk):
-            raise DamagedError(f"{path.name} is of another run")
+            raise DamagedError(f"{path.name} belongs to another run")
         return record
 
     def _read(self, record: ChunkRecord, kind: str) -> bytes:
@@ -373,19 +385,27 @@ class Checkpoint:
     ) -> None:
         """Put the blocks that were alive after the last record into `cache`."""
         held = [item.block for item in records[-1].held]
+        kept = [record for record in records if MATRICES in record.files]
+        matrices = self._tensors(kept[-1], MATRICES) if kept else {}
+        try:
+            versions = read_matrices(matrices, cache, device) if held else [{}] * len(cache.layers)
+        except ValueError as error:
+            raise DamagedError(f"the history does not fit: {error}") from error
         entries: dict[Block, list[Entry]] = {}
         for chunk in sorted({block.chunk for block in held}):
             if chunk >= len(records):
                 raise DamagedError(f"the record of chunk {len(records)} names a later one")
             tensors = self._tensors(records[chunk], CACHE)
             try:
-                found = read_blocks(tensors, records[chunk].entries, chunk, cache, device)
+                found = read_blocks(tensors, records[chunk].entries, chunk, cache, versions, device)
                 entries.update({block: found[block] for block in held if block.chunk == chunk})
             except (ValueError, KeyError) as error:
-                raise DamagedError(f"the history of chunk {chunk + 1} does not fit: {error}") from error
+                raise DamagedError(f"the KV cache of chunk {chunk + 1} does not fit: {error}") from error
         self._saved = set(held)
+        newest = next((each for each in versions if each), {})
+        self._matrices = newest[max(newest)] if newest else None
         layers = [[entries[block][index] for block in held] for index in range(len(cache.layers))]
-        cache.restore(plan.chunks[: len(records)], layers)
+        cache.restore(plan.chunks[: len(records)], layers, versions)
 
     def _forget_from(self, chunk: int) -> None:
         """Remove what is there of `chunk` and those after it, and what was never finished."""
@@ -411,8 +431,8 @@ def read_identity(folder: Path) -> Identity:
         return Identity.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise UsageError(
-            f"{path} cannot be read, so the run cannot go on",
-            hint=f"make it again with --config {folder.parent / 'run.yaml'}",
+            f"{path} cannot be read, so the run cannot be resumed",
+            hint=f"generate it again with --config {folder.parent / 'run.yaml'}",
         ) from error
 
 
@@ -422,7 +442,7 @@ def _take(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise BusyError(
-            f"another qvg is at work on {folder.parent}", hint="wait for it, or stop it first"
+            f"another qvg process is working on {folder.parent}", hint="wait for it, or stop it"
         ) from error
     except OSError as error:
         raise _cannot_write(folder, error) from error

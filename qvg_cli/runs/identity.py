@@ -89,7 +89,7 @@ def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
 
 
 def _hash_weights(config: RunConfig) -> str:
-    with timed("reading what the weights are"):
+    with timed("hashing the weights"):
         return hash_folder(weights_folder(config.model.weights))
 
 
@@ -115,7 +115,7 @@ def differences(begun: Identity, now: Identity) -> list[str]:
         if before.get(name) != after.get(name):
             found.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
     if begun.device != now.device:
-        found.append(f"it ran on {begun.device} and this is {now.device}")
+        found.append(f"it started on {begun.device}, this is {now.device}")
     if not found and begun.weights != now.weights:
         found.append("the weights have changed")
     for name in {**begun.inputs, **now.inputs}:

@@ -21,6 +21,7 @@ from qvg_cli.errors import MissingModelError, QvgError, interruption, is_out_of_
 from qvg_cli.interrupts import Stopped, choose_moments, hold_interrupts, stop_if_asked
 from qvg_cli.launch import find_launch
 from qvg_cli.logs import run_log, timed
+from qvg_cli.models.registry import model_calls
 from qvg_cli.models.text import PromptWarning
 from qvg_cli.planning.cards import Card
 from qvg_cli.runs.run import Run
@@ -52,7 +53,7 @@ def load(config: RunConfig, device: torch.device, console: Console) -> Engine:
     """The engine of `config`, with a word to the user before the wait."""
     attention = attention_words(config, device)
     cache = cache_label(config.cache)
-    console.note(f"loading {config.model.name} on {device}, cache {cache}, attention by {attention}")
+    console.note(f"loading {config.model.name} on {device}, cache {cache}, attention: {attention}")
     return Engine.load_config(config, device)
 
 
@@ -104,7 +105,8 @@ def make_video(
                 run.video, run, prompt_embeds=prompt_embeds, others=others, on_step=end_step
             )
             num_done = run.summary.resumed_after or 0
-            with choose_moments(), console.progress(len(plan.chunks), num_done) as progress:
+            calls = model_calls(run.video.config, plan)
+            with choose_moments(), console.progress(calls, num_done) as progress:
                 for result in results:
                     with hold_interrupts():
                         run.add(result)

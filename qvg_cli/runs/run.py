@@ -101,7 +101,7 @@ class Run:
         if done is not None:
             self._earlier_seconds = self.summary.seconds = records[-1].seconds
             self.summary.resumed_after = len(records)
-            self._note(f"going on after chunk {len(records)} of {len(self.video.plan.chunks)}")
+            self._note(f"resuming after chunk {len(records)} of {len(self.video.plan.chunks)}")
         self.summary.times.begin_loop()
         return done
 
@@ -213,7 +213,7 @@ class Run:
         """How to resume a run that ended early; `None` if nothing is left of it."""
         if not self.folder.state.exists():
             return None
-        return f"go on with: qvg generate --resume {shlex.quote(str(self.folder.path))}"
+        return f"resume with: qvg generate --resume {shlex.quote(str(self.folder.path))}"
 
     def figures(self) -> dict[str, Any]:
         """Paths and figures for `--json`."""

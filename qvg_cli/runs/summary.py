@@ -18,7 +18,7 @@ from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.report.words import MIB, describe_bytes, mib_text, processes_text
+from qvg_cli.report.words import MIB, compression_text, memory_text, mib_text, processes_text
 from qvg_cli.runs.checkpoint import ChunkRecord
 
 
@@ -147,10 +147,13 @@ class Summary:
     def status_line(self) -> str:
         """How the run goes, in a few words."""
         sample = self.samples[-1]
-        cache = describe_bytes(total(sample.end_bytes), sample.bf16_end_bytes)
+        held = total(sample.end_bytes)
+        cache = memory_text(held)
+        if held:
+            cache += f" ({compression_text(held, sample.bf16_end_bytes)})"
         num_made = self.num_frames - self.num_given
-        rate = f"{num_made / self.seconds:.1f} frames/s" if num_made else "given"
-        return f"{self.num_frames} frames, {rate}, cache {cache}"
+        rate = f"{num_made / self.seconds:.1f} fps" if num_made else "given"
+        return f"{self.num_frames} frames, {rate}, KV cache {cache}"
 
     def __str__(self) -> str:
         num_made = self.num_frames - self.num_given
@@ -161,27 +164,27 @@ class Summary:
             for name in ("start", "text", "model", "vae", "writing", "idle")
         )
         if times["recache"]:
-            spent += f"; of the model's, {times['recache']:.1f} s at changes of the prompt"
+            spent += f"; of the model time, {times['recache']:.1f} s for prompt changes"
         if times["first_frame"] is not None:
             spent += f"; first frame after {times['first_frame']:.1f} s"
-            spent += f"; {times['frames_per_second_without_vae']:.1f} frames/s by the model alone"
+            spent += f"; {times['frames_per_second_without_vae']:.1f} fps without the VAE"
             spent += f", {times['frames_per_second_with_vae']:.1f} with the VAE"
         processes = self.report.summary().get("processes")
-        each = f"\nof each process: {processes_text(processes)}" if processes else ""
+        each = f"\nper process: {processes_text(processes)}" if processes else ""
         return (
-            f"{self._lasting()}{made} in {self.seconds:.1f} s, {num_made / self.seconds:.1f} frames/s; "
-            f"cache at its peak {self.report.peak_text()} for the same frames{each}\n{spent}"
+            f"{self._lasting()}{made} in {self.seconds:.1f} s, {num_made / self.seconds:.1f} fps; "
+            f"peak KV cache {self.report.peak_text()}{each}\n{spent}"
         )
 
     def kept(self) -> str:
         """How much there is of a run that ended early."""
-        return f"the first {self._lasting()}" if self.num_frames else "no frame was kept"
+        return f"the first {self._lasting()}" if self.num_frames else "no frames were kept"
 
     def memory_note(self) -> str:
         """What the cache held after the last whole chunk, and who has the memory of the device."""
         held = self.samples[-1].end_bytes if self.records else {}
         kinds = ", ".join(f"{kind} {mib_text(count)}" for kind, count in sorted(held.items()))
-        cache = f"the cache held {mib_text(total(held))} MiB" + (f" ({kinds})" if kinds else "")
+        cache = f"the KV cache held {mib_text(total(held))} MiB" + (f" ({kinds})" if kinds else "")
         if self._device.type != "cuda":
             return f"{cache}; {_on_host()}"
         free, whole = torch.cuda.mem_get_info(self._device)
@@ -190,9 +193,9 @@ class Summary:
         others = max(0, whole - free - reserved)
         card = torch.cuda.get_device_name(self._device)
         return (
-            f"{cache}; weights, activations and cache together {mib_text(peak)} MiB at the peak, of "
-            f"{mib_text(whole)} MiB on {card}; {mib_text(reserved)} are still reserved, "
-            f"{mib_text(others)} are other programs', {mib_text(free)} are free"
+            f"{cache}; weights, activations and cache peaked at {mib_text(peak)} of {mib_text(whole)} MiB on "
+            f"{card}; {mib_text(reserved)} MiB still reserved, {mib_text(others)} MiB used by other "
+            f"programs, {mib_text(free)} MiB free"
         )
 
     def about(self) -> dict[str, Any]:
@@ -238,8 +241,8 @@ def chunk_line(result: ChunkResult) -> str:
     phases = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in result.phases.items())
     sample, memory = result.memory, ""
     if sample.device_peak_bytes is not None:
-        memory = f", device peak {mib_text(sample.device_peak_bytes)} MiB"
-    held = f"cache {mib_text(total(sample.end_bytes))} MiB, at its peak {mib_text(total(sample.peak_bytes))}"
+        memory = f", GPU peak {mib_text(sample.device_peak_bytes)} MiB"
+    held = f"KV cache {mib_text(total(sample.end_bytes))} MiB, peak {mib_text(total(sample.peak_bytes))}"
     return f"chunk {result.chunk.index + 1}: {phases}; {held}{memory}"
 
 
@@ -248,7 +251,4 @@ def _on_host() -> str:
     whole, free = (page * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
     # Linux counts it in KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (
-        f"this process used {peak / MIB:.0f} MiB at its peak; "
-        f"{free / MIB:.0f} of the machine's {whole / MIB:.0f} MiB are free"
-    )
+    return f"this process peaked at {peak / MIB:.0f} MiB; {free / MIB:.0f} of {whole / MIB:.0f} MiB are free"

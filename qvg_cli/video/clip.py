@@ -26,7 +26,7 @@ class Clip:
 
     Attributes:
         height: Of a frame as it is shown, upright and with square pixels.
-        fps: Frames a second, on average.
+        fps: Frames per second, on average.
     """
 
     path: Path
@@ -65,7 +65,7 @@ def open_clip(path: Path) -> Clip:
             what = "an animated WebP" if source.codec == "webp" else f"its {source.codec} frames"
             raise UsageError(
                 f"{path} is not a video that can be read: {what} cannot be decoded",
-                hint="turn it into MP4, WebM, MOV or GIF",
+                hint="convert it to MP4, WebM, MOV or GIF",
             )
         height, width = shown_size(frame, source.pixel_aspect)
         return Clip(path, height, width, float(source.fps))
@@ -87,9 +87,9 @@ def survey_clip(clip: Clip, fps: int) -> Survey:
             num_frames += count
         notes = [] if first is None else list(_notes(source, first, num_frames / fps))
         if renderer.has_alpha:
-            notes.append("its transparent parts are on white")
+            notes.append("its transparent parts are shown on white")
         if source.has_sound:
-            notes.append("its sound is left out: videos are made without")
+            notes.append("its audio is dropped: videos have no sound")
         return Survey(num_frames, tuple(notes))
 
 
@@ -143,15 +143,15 @@ def _nearest(value: Fraction) -> int:
 def _notes(source: Source, frame: VideoFrame, seconds: float) -> Iterator[str]:
     told = source.told_seconds
     if told is not None and seconds < told - _LEAST_MISSING_SECONDS:
-        yield f"cut off: {seconds:.1f} of its {told:.1f} seconds can be decoded"
+        yield f"truncated: {seconds:.1f} of its {told:.1f} seconds can be decoded"
     elif source.is_damaged:
-        yield "damaged: what can be decoded of it is used"
+        yield "damaged: using what can be decoded"
     aspect = source.pixel_aspect
     if aspect != 1:
         height, width = shown_size(frame, aspect)
         yield f"pixels of {aspect.numerator}:{aspect.denominator} made square: {width} x {height}"
     if source.is_interlaced:
-        yield "interlaced: the two fields of a frame are made one picture"
+        yield "interlaced: deinterlaced"
     tones = tones_of(frame.color_trc, frame.color_primaries)
     if tones is not None:
         yield tones.words

@@ -44,7 +44,7 @@ class Source(AbstractContextManager["Source"]):
     """An open video file, read once from its begin.
 
     Attributes:
-        fps: Frames a second, on average.
+        fps: Frames per second, on average.
         pixel_aspect: Width of a pixel over its height.
         has_sound: Whether there is a soundtrack too.
         is_damaged: Something could not be decoded so far.
@@ -75,9 +75,9 @@ class Source(AbstractContextManager["Source"]):
         videos = self._container.streams.video
         if not (streams := [each for each in videos if not each.disposition & Disposition.attached_pic]):
             self._container.close()
-            what = "only sound and a cover picture" if videos else "no pictures, only sound or text"
+            what = "only audio and a cover picture" if videos else "no pictures, only audio or text"
             raise UsageError(
-                f"{self.path} is not a video that can be read: it holds {what}", hint="give a video file"
+                f"{self.path} is not a video that can be read: it holds {what}", hint="use a video file"
             )
         self.stream = max(streams, key=_rank)
         self.stream.thread_type = threads
@@ -254,7 +254,7 @@ def _check_file(path: Path) -> None:
     try:
         if path.exists() and not path.is_file():
             raise UsageError(
-                f"{path} is not a file, and a clip is read more than once", hint="save it as a file first"
+                f"{path} is not a file, and a clip is read more than once", hint="save it to a file first"
             )
         with path.open("rb") as file:
             if not file.read(1):
@@ -268,10 +268,13 @@ def _unreadable(path: Path) -> UsageError:
         begin = file.read(16)
     if begin[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
         return UsageError(
-            f"{path} lacks the index of an MP4 or MOV file, which usually is at its end: it was cut off",
+            f"{path} lacks the index of an MP4 or MOV file, which usually is at its end: it is truncated",
             hint="copy or download it again, or stop the recording before you copy it",
         )
-    return UsageError(f"{path} is not a video that can be read", hint="MP4, WebM and MOV can be")
+    return UsageError(
+        f"{path} is not a video that can be read",
+        hint="supported: MP4, WebM, MOV and others that ffmpeg decodes",
+    )
 
 
 def _rank(stream: VideoStream) -> int:

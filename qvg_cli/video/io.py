@@ -29,13 +29,13 @@ def check_encoder() -> None:
     Raises:
         MissingModelError: There is none.
     """
-    hint = "install the package imageio-ffmpeg, which brings one, or set IMAGEIO_FFMPEG_EXE to yours"
+    hint = "install the package imageio-ffmpeg, which contains it, or set IMAGEIO_FFMPEG_EXE"
     try:
         program = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise MissingModelError("ffmpeg is not on this machine", hint=hint) from error
+        raise MissingModelError("ffmpeg not found", hint=hint) from error
     if shutil.which(program) is None:
-        raise MissingModelError(f"ffmpeg is not at {program}", hint=hint)
+        raise MissingModelError(f"no ffmpeg at {program}", hint=hint)
     version = re.match(r"n?(\d+)\.(\d+)", imageio_ffmpeg.get_ffmpeg_version())
     if version and tuple(map(int, version.groups())) < _LEAST_VERSION:
         least = ".".join(map(str, _LEAST_VERSION))
@@ -132,7 +132,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
             self._encoder.close()
 
     def _failure(self, what: str) -> QvgError:
-        return disk_error(self.path, what, hint="ffmpeg's own message is above")
+        return disk_error(self.path, what, hint="see the message of ffmpeg above")
 
 
 def disk_error(path: Path, what: str, *, hint: str | None = None) -> QvgError:
@@ -141,7 +141,7 @@ def disk_error(path: Path, what: str, *, hint: str | None = None) -> QvgError:
     if not folder.is_dir():
         return QvgError(f"cannot write {path}: its folder is gone")
     if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
-        return QvgError(f"no space left in {folder}", hint="free some space, or give another --out")
+        return QvgError(f"no space left in {folder}", hint="free some space, or use another --out")
     return QvgError(what, hint=hint)
 
 

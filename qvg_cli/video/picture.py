@@ -91,7 +91,7 @@ def fitting_note(name: str, *, height: int, width: int) -> str:
     scale = max(width / image.width, height / image.height)
     cut = 1 - width * height / (image.width * image.height * scale**2)
     told = f"{name}, {image.width} x {image.height}, fills the first frame, {width} x {height}"
-    return "; ".join([told, *([f"{cut:.0%} of it is cut away"] if cut > _NO_CUT else []), *changes])
+    return "; ".join([told, *([f"{cut:.0%} of it is cropped"] if cut > _NO_CUT else []), *changes])
 
 
 def fill_frame(image: Image.Image, *, height: int, width: int) -> NDArray[np.uint8]:
@@ -104,9 +104,7 @@ def fill_frame(image: Image.Image, *, height: int, width: int) -> NDArray[np.uin
 def _read(name: str) -> tuple[Image.Image, list[str]]:
     """A picture as sRGB, and what of it was changed for that."""
     if (address := address_in(name)) is not None:
-        raise UsageError(
-            f"{address} is an address, not a file", hint="save the picture first, and give its file"
-        )
+        raise UsageError(f"{address} is a URL, not a file", hint="save the picture to a file first")
     path = _SHIPPED / f"{name}.jpg" if is_shipped(name) else Path(name).expanduser()
     try:
         # Pillow warns of what it reads all the same, in lines of its own source.
@@ -116,10 +114,11 @@ def _read(name: str) -> tuple[Image.Image, list[str]]:
             return _to_srgb(ImageOps.exif_transpose(levels), image.info.get("icc_profile"))
     except UnidentifiedImageError as error:
         raise UsageError(
-            f"{path} is not a picture that can be read", hint="PNG, JPEG and WebP can be"
+            f"{path} is not a picture that can be read",
+            hint="supported: PNG, JPEG, WebP and others that Pillow opens",
         ) from error
     except Image.DecompressionBombError as error:
-        raise UsageError(f"the picture {path} is too large: {error}", hint="give a smaller one") from error
+        raise UsageError(f"the picture {path} is too large: {error}", hint="use a smaller one") from error
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot read the picture {path}: {reason}") from error
@@ -195,7 +194,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, li
     image = image.convert("RGB")
     if alpha is not None and alpha.getextrema()[0] != 255:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
-        changes.append("its transparent parts are white")
+        changes.append("its transparent parts are shown on white")
     return image, changes
 
 

@@ -58,7 +58,7 @@ def test_rate_and_time_left():
     status.take({"time": 100.0, "schema": 1, "prompts": "p", "left_out": [], "ids": ["a", "b", "c", "d"]})
     status.take({"time": 130.0, **job("a", "complete", tries=1)})
     status.take({"time": 160.0, **job("b", "running", tries=1)})
-    assert status.line() == "1 of 4 videos, 1 running, 60.0 an hour, 3 min 00 s left"
+    assert status.line() == "1 of 4 videos, 1 running, 60.0 per hour, 3 min 00 s left"
 
 
 def test_a_manifest_of_a_newer_qvg_is_refused():
@@ -100,13 +100,13 @@ def test_what_does_not_arrive_whole_stays_here_and_is_not_finished(tmp_path, mon
 def test_a_folder_of_somebody_else_is_not_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     Store("memory://place").root.parent.chmod(0o777)
-    with pytest.raises(UsageError, match="is not a folder of yours alone"):
+    with pytest.raises(UsageError, match="is not a private folder of this user"):
         Store("memory://place")
 
 
 def test_one_batch_at_a_time_in_a_folder(tmp_path):
     second = Store(str(tmp_path)).hold()
-    with Store(str(tmp_path)).hold(), pytest.raises(UsageError, match="another qvg batch is at work"):
+    with Store(str(tmp_path)).hold(), pytest.raises(UsageError, match="another qvg batch process is working"):
         second.__enter__()
 
 

@@ -86,7 +86,7 @@ def test_a_broken_job_and_a_killed_worker_cost_nothing_else(tmp_path):
     assert sorted(shown) == sorted(
         f"{out}/{row['folder']}/video.mp4" for seed, row in rows.items() if seed != 7
     )
-    assert stderr.splitlines()[-2].startswith("error: 1 of 12 videos were not made")
+    assert stderr.splitlines()[-2].startswith("error: 1 of 12 videos failed")
     assert "going on after chunk" in (out / killed["folder"] / "run.log").read_text()
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["status"], summary["complete"], summary["failed"]) == ("partial", 11, 1)
@@ -108,7 +108,7 @@ def test_a_signal_reaches_the_workers_and_the_same_command_goes_on(tmp_path, num
     begun = batch.wait_for_chunk(1)
     batch.program.send_signal(number)
     code, _, stderr = batch.end()
-    assert (code, stderr.splitlines()[-1]) == (75, "hint: the same command goes on")
+    assert (code, stderr.splitlines()[-1]) == (75, "hint: run the same command to continue")
     rows = last_rows(batch.rows())
     assert rows[begun["seed"]]["status"] in ("stopped", "complete")
     assert json.loads((out / "summary.json").read_text())["waiting"] >= 1

@@ -44,10 +44,10 @@ def test_bad_lines_and_failures_leave_the_others(tiny, tmp_path, failing):
     assert [json.loads(line)["seed"] for line in result.stdout.splitlines()] == [0, 2]
     assert result.exit_code == 1
     last = result.stderr[result.stderr.index("error: ") :].splitlines()
-    assert last[0] == "error: 3 of 5 videos were not made"
-    assert last[1].startswith("  video 2, 'a red ball': the model broke; no frame was kept")
+    assert last[0] == "error: 3 of 5 videos failed"
+    assert last[1].startswith("  video 2, 'a red ball': the model broke; no frames were kept")
     assert last[2] == f"  {file} line 4: no text under prompt"
-    assert last[3] == f"  {file} line 5: not JSON that can be read"
+    assert last[3] == f"  {file} line 5: not readable JSON"
     names = sorted(path.name for path in (tmp_path / "out" / "self-forcing").iterdir())
     assert names == ["a-red-ball-seed0", "a-red-ball-seed2"]
 
@@ -67,11 +67,11 @@ def test_lack_of_memory_is_told_once_with_what_held_it(tiny, tmp_path, failing):
     assert result.exit_code == 4
     told = result.stderr[result.stderr.index("error: ") :]
     assert told.startswith("error: out of memory; the first 21 frames (1.31 s) are in ")
-    assert "; the cache held 0.0" in told
+    assert "; the KV cache held 0.0" in told
     assert "(codes 0.0" in told
-    assert "this process used " in told
+    assert "this process peaked at " in told
     folder = json.loads(result.stdout)["folder"]
-    assert f"go on with: qvg generate --resume {folder}" in told
+    assert f"resume with: qvg generate --resume {folder}" in told
     assert told.count("out of memory") == 1
 
 
@@ -110,12 +110,12 @@ def test_a_part_goes_on_where_it_was_stopped(tiny, tmp_path, failing, monkeypatc
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_what_is_no_part_is_refused(tiny, tmp_path, shard):
     result = tiny("--prompts", tmp_path / "p.txt", f"--shard={shard}", "--out", tmp_path / "out")
-    assert (result.exit_code, f"--shard {shard} is no part" in result.stderr) == (2, True)
+    assert (result.exit_code, f"--shard {shard} is not a shard" in result.stderr) == (2, True)
 
 
 def test_a_part_of_nothing_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "--shard is given without --prompts" in tiny("a red ball", "--shard", "1/2").stderr
+    assert "--shard needs --prompts" in tiny("a red ball", "--shard", "1/2").stderr
     file = write_jobs(tmp_path / "jobs.jsonl", 0)
     assert "has fewer prompts" in tiny("--prompts", file, "--shard", "2/2", *SHORT).stderr
     assert not (tmp_path / "results").exists()
@@ -134,7 +134,7 @@ def test_without_ray_a_batch_says_how_to_get_it(batch, tmp_path, monkeypatch):
 
 
 def test_the_status_of_a_batch_is_told_from_anywhere(qvg, tmp_path):
-    assert "there is no manifest of a batch" in qvg("batch", "--status", tmp_path).stderr
+    assert "no manifest of a batch" in qvg("batch", "--status", tmp_path).stderr
     place = f"memory://{tmp_path.name}"
     manifest = Manifest(Store(place))
     manifest.begin("p.jsonl", ["a", "b", "c"], 1, [])
@@ -152,6 +152,6 @@ def test_the_status_of_a_batch_is_told_from_anywhere(qvg, tmp_path):
 
 def test_what_a_batch_cannot_do_is_refused(batch, qvg, tmp_path):
     jobs = tmp_path / "jobs.jsonl"
-    assert "PROMPTS is missing" in qvg("batch").stderr
+    assert "no PROMPTS given" in qvg("batch").stderr
     assert "PROMPTS and --status were both given" in qvg("batch", jobs, "--status", tmp_path).stderr
     assert "cannot use the address nosuch://x" in batch("--out", "nosuch://x").stderr

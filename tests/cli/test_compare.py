@@ -155,7 +155,7 @@ def compared_again(runs, random_vgg, tmp_path_factory):
 def test_finished_runs_give_the_same_figures(compared, runs, compared_again):
     _, made = compared
     _, again = compared_again
-    assert again["compared"].startswith("frames decoded anew from the latents of the runs")
+    assert again["compared"].startswith("frames decoded again from the latents of the runs")
     first, second = made["videos"][0]["arms"][1], again["videos"][0]["arms"][1]
     for key in ("psnr_db", "ssim", "first_different_frame"):
         assert first[key] == second[key]
@@ -187,7 +187,7 @@ def test_lpips_is_refused_before_a_model_is_loaded(compare, tmp_path):
     assert result.exit_code == 3
     assert "error: --lpips needs a VGG16 network, which is not at " in result.stderr
     assert "loading " not in result.stderr
-    assert "hint: fetch it with: qvg download lpips (528 MiB" in result.stderr
+    assert "hint: download it with: qvg download lpips (528 MiB" in result.stderr
     assert not list(tmp_path.glob("compare/*"))
 
 
@@ -196,7 +196,7 @@ def test_the_page_needs_no_network_and_no_script(folder):
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     for source in re.findall(r'(?:src|href|poster)="([^"]*)"', page):
         assert source.startswith("data:image/") or (folder / source).is_file()
-    assert "int2-qvg, bf16 (2) against bf16" in page
+    assert "int2-qvg, bf16 (2) vs bf16" in page
 
 
 def test_the_side_by_side_video_shows_the_frames_and_the_error(folder):
@@ -212,7 +212,7 @@ def test_the_side_by_side_video_shows_the_frames_and_the_error(folder):
 
 def test_the_table_fits_a_terminal_and_needs_no_colour(compared):
     result, _ = compared
-    table = result.stderr[result.stderr.index("Cache and time, in brackets times those of bf16:") :]
+    table = result.stderr[result.stderr.index("KV cache and time (in brackets: relative to bf16):") :]
     assert max(map(len, table.splitlines())) <= 80
     assert "\x1b" not in table
     assert re.search(r"^int2-qvg +\d+\.\d+ \(\d\.\d\dx\) +\d\.\d\dx", table, re.MULTILINE)
@@ -252,11 +252,11 @@ def test_ctrl_c_keeps_a_report_on_what_was_compared(start, tiny, tmp_path):
     stdout, stderr = program.communicate()
     assert (program.returncode, stdout) == (130, ""), stderr
     [report] = (tmp_path / "compare").glob("*/report.html")
-    assert f"what was compared until then is in {report}" in stderr
+    assert f"partial results: {report}" in stderr
     made = json.loads((report.parent / "compare.json").read_text())
     assert made["status"] == "partial"
     assert 1 <= len(made["videos"]) < 50
-    assert "This comparison was stopped" in report.read_text()
+    assert "This comparison was interrupted" in report.read_text()
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -296,7 +296,7 @@ def test_a_comparison_that_was_cut_off_goes_on(compare, compared, qvg, tmp_path,
         result = compare(*arguments, "--out", tmp_path)
     [folder] = (tmp_path / "compare").iterdir()
     assert result.exit_code == 1
-    assert f"go on with: qvg compare --resume {folder}" in result.stderr
+    assert f"resume with: qvg compare --resume {folder}" in result.stderr
     result = qvg("compare", "--resume", folder, "--json")
     assert result.exit_code == 0, result.stderr
     again, whole = json.loads(result.stdout), compared[1]

@@ -15,39 +15,39 @@ def assert_refused(result, message, hint=None):
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["bf16"], "one variant is nothing to compare", "for example qvg compare bf16 int2"),
+        (["bf16"], "give at least two presets or runs to compare", "e.g. qvg compare bf16 int2"),
         (
             ["bf16", "int2qvg-pro"],
             "unknown cache preset 'int2qvg-pro'",
             ...,
         ),
-        (["bf16", "results/x"], "no folder results/x", "give the folders of runs, or presets"),
-        (["bf16", "."], "bf16 is a preset and . a folder", "give presets only, or folders only"),
+        (["bf16", "results/x"], "no folder results/x", "use folders of runs, or presets"),
+        (["bf16", "."], "bf16 is a preset and . a folder", "use presets only, or folders only"),
         (
             [".", ".", "--seconds", "3"],
             "--seconds has no effect on finished runs",
-            "leave it out, or compare presets instead of folders",
+            "omit it, or compare presets instead of folders",
         ),
         (
             [".", "."],
             ". is not the folder of a run: it has no memory.json",
-            "give the folder that video.mp4 is in, such as results/self-forcing/NAME",
+            "use the folder that contains video.mp4, e.g. results/self-forcing/NAME",
         ),
         (
             ["bf16", "int2", "--prompt", "a ball", "--prompts", "p.txt"],
             "--prompt and --prompts were both given",
-            "put the prompt into the file",
+            "put the prompt in the file",
         ),
-        (["bf16", "int2", "--seeds", "0"], "--seeds 0 is no number of videos", "give 1 or more"),
+        (["bf16", "int2", "--seeds", "0"], "--seeds 0 is not a number of videos", "use 1 or more"),
         (
             ["bf16", "int2", "--set", "cache.preset=int4"],
-            "--set cache.preset=int4: the presets are the variants",
-            "name it as a variant instead",
+            "--set cache.preset=int4 cannot change the cache in a comparison",
+            "list the preset as an argument instead",
         ),
         (
             ["bf16", "int2", "--seconds", "1", "--frames", "9"],
             "--seconds and --frames were both given",
-            "give one of them",
+            "use one of them",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -95,7 +95,7 @@ def test_runs_that_differ_in_more_than_the_cache(qvg, copy_run, tmp_path, old, n
     assert_refused(
         result,
         f"the runs differ in {told}",
-        "only what differs in nothing but the cache can be compared",
+        "runs can be compared if they differ in the cache only",
     )
     assert not (tmp_path / "out").exists()
 
@@ -103,7 +103,9 @@ def test_runs_that_differ_in_more_than_the_cache(qvg, copy_run, tmp_path, old, n
 def test_a_run_that_was_stopped(qvg, copy_run):
     stopped = copy_run("stopped", "memory.json", '"status": "complete"', '"status": "interrupted"')
     assert_refused(
-        qvg("compare", copy_run("whole"), stopped), f"the run in {stopped} is interrupted", "make it again"
+        qvg("compare", copy_run("whole"), stopped),
+        f"the run in {stopped} is interrupted",
+        "generate it again",
     )
 
 
@@ -128,5 +130,5 @@ def test_a_comparison_is_not_a_run(qvg, copy_run, tmp_path):
     figures = json.loads((copy_run("run") / "memory.json").read_text())
     (tmp_path / "compare.json").write_text(json.dumps({**figures, "compared": "", "arms": [], "videos": []}))
     assert_refused(
-        qvg("compare", tmp_path, tmp_path), f"{tmp_path} is a comparison", "give the folders of its runs"
+        qvg("compare", tmp_path, tmp_path), f"{tmp_path} is a comparison", "use the folders of its runs"
     )

@@ -154,6 +154,6 @@ def test_a_full_disk_keeps_what_was_made(tiny, whole, tmp_path):
     said = log.read_text()
     assert result.stdout.split() == ["first", "1", "second", "0"], said
     assert "no space left" in said or "No space left" in said
-    assert "go on with: qvg generate --resume" in said
-    assert "going on after chunk " in said
+    assert "resume with: qvg generate --resume" in said
+    assert "resuming after chunk " in said
     assert_same(kept, whole)

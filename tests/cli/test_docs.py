@@ -58,7 +58,7 @@ def test_the_reference_of_errors_has_messages_of_every_exit_code():
     page = errors_page()
     for code in (1, 2, 3, 4):
         assert f"## Exit code {code}" in page
-    assert "has no memory | for example --card 24GiB |" in page
+    assert "has no memory | e.g. --gpu 24GiB |" in page
 
 
 def test_every_page_is_in_the_navigation():

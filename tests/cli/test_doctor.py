@@ -24,8 +24,8 @@ def test_the_machine_is_told_without_secrets(qvg, tmp_path, monkeypatch):
     found = found_by(result)
     assert f"torch {torch.__version__}" in found["packages"]["said"]
     assert found["ffmpeg"]["state"] == found["results"]["state"] == "ok"
-    assert found["kernels"]["said"].startswith(("not used: ", "compiled and checked"))
-    assert found["hub"]["said"] == "offline mode, with a token"
+    assert found["kernels"]["said"].startswith(("Triton kernels disabled: ", "compiled and checked"))
+    assert found["hub"]["said"] == "offline mode, token found"
     assert TOKEN not in result.output
     screen = qvg("doctor", "--out", tmp_path).stdout.splitlines()
     assert len(screen) <= 24
@@ -39,9 +39,9 @@ def test_a_problem_is_named_with_its_remedy(qvg, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = qvg("doctor", "--out", tmp_path)
     assert result.exit_code == 1
-    assert "ffmpeg     PROBLEM: ffmpeg is not at /nowhere/ffmpeg (install the" in result.stdout
-    assert "kernels    PROBLEM: QVG_KERNELS=triton is not possible on a CPU (unset it;" in result.stdout
-    assert result.stderr.startswith("error: something is wrong with kernels, ffmpeg")
+    assert "ffmpeg     PROBLEM: no ffmpeg at /nowhere/ffmpeg (install the" in result.stdout
+    assert "kernels    PROBLEM: QVG_KERNELS=triton does not work on a CPU (unset it;" in result.stdout
+    assert result.stderr.startswith("error: problems found: kernels, ffmpeg")
 
 
 def test_what_the_reference_reads_is_no_error():
@@ -90,10 +90,10 @@ def test_what_is_kept_is_shown_and_freed_by_name(qvg, unfinished):
         ("unfinished", True),
     ]
     result = qvg("clean", "unfinished", "--out", unfinished)
-    assert "nothing was removed: add --yes" in result.stderr
+    assert "dry run: nothing deleted (use --yes to delete)" in result.stderr
     assert len(list(find_states(unfinished))) == 2
     result = qvg("clean", "unfinished", "--yes", "--out", unfinished)
-    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "    2.0 KiB  removed")
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "    2.0 KiB  deleted")
     assert not list(find_states(unfinished))
     assert (unfinished / "self-forcing" / "a" / "run.yaml").exists()
     assert weights.exists()
@@ -107,7 +107,7 @@ def test_what_others_put_there_is_not_freed(qvg):
     weights.mkdir(parents=True)
     (weights / "mine.txt").write_text("x")
     result = qvg("clean", "weights:self-forcing", "--yes")
-    assert (result.exit_code, "was not put there by qvg download" in result.stderr) == (1, True)
+    assert (result.exit_code, "was not created by qvg download" in result.stderr) == (1, True)
     (weights / "mine.txt").unlink()
     weights.rmdir()
 

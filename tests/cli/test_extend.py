@@ -70,7 +70,7 @@ def test_a_run_goes_on_as_if_it_had_been_longer(finished, longer, qvg, tmp_path)
         assert np.array_equal(ours, theirs)
     assert (more["pixel_frames"], more["given_frames"], more["seed"]) == (45, 33, 5)
     assert "33 pixel frames) of " in result.stderr
-    assert "12 new frames (3 latent) at 16 a second: 0.75 s in 1 chunks" in result.stderr
+    assert "12 new frames (3 latent) at 16 fps, 0.75 s in 1 chunks" in result.stderr
 
 
 def test_its_video_file_stands_for_the_run(finished, longer, extended, tmp_path):
@@ -108,7 +108,7 @@ def test_a_finished_run_after_a_clip_cannot_be_compared(clip, extended, qvg, tmp
     made = extended(clip, "a red ball", "--frames", 12, "--out", tmp_path)
     refused = qvg("compare", made["folder"], made["folder"], "--out", tmp_path)
     assert refused.exit_code == 2
-    assert "begins with the clip" in refused.stderr
+    assert "starts from the clip" in refused.stderr
 
 
 def test_an_extended_clip_goes_on_without_loss(clip, extended, tmp_path):
@@ -129,8 +129,8 @@ def test_a_clip_of_another_size_and_rate_is_fitted(qvg, tiny, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["pixel_frames"] == 32 + 12
     assert (
-        "big.mp4: 32 frames of 64 x 32 at 16 a second; scaled from 128 x 72, 11% of the picture cut away; "
-        "from 30 a second with frames left out\n"
+        "big.mp4: 32 frames of 64 x 32 at 16 fps; scaled from 128 x 72, 11% of the picture cropped; "
+        "from 30 fps with frames dropped\n"
     ) in result.stderr
 
 
@@ -139,7 +139,8 @@ def test_latents_that_do_not_fit_are_not_used(finished, extended, qvg, tiny, tmp
     result = qvg("extend", made["folder"], "--size", "96x48", "--frames", 12, "--out", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
     assert (
-        "its latents are of another size or rate; going on from video.mp4 as from any clip" in result.stderr
+        "its latents have another size or frame rate; continuing video.mp4 like any other "
+        "clip" in result.stderr
     )
     assert json.loads(result.stdout)["given_frames"] == 33
 
@@ -150,10 +151,8 @@ def test_a_run_that_fills_the_positions_is_a_clip(finished, qvg, tiny, tmp_path)
     shutil.copytree(made["folder"], tmp_path / "long")
     save_file({"latents": torch.zeros(1, 16, 1023, 4, 8)}, tmp_path / "long" / "latents.safetensors")
     result = qvg("extend", tmp_path / "long", "--frames", 12, "--out", tmp_path / "out", "--device", "gpu")
-    assert (
-        "its 1023 latent frames leave no room in the positions of the model; going on from" in result.stderr
-    )
-    assert "the model goes on from its last 33 frames (9 latent)\n" in result.stderr
+    assert "its 1023 latent frames leave no room in the positions of the model; continuing" in result.stderr
+    assert "the model continues from its last 33 frames (9 latent)\n" in result.stderr
 
 
 def test_a_run_that_is_not_finished_is_refused(finished, qvg, tmp_path):
@@ -171,7 +170,7 @@ def test_a_run_whose_clip_has_gone_is_a_clip_itself(clip, extended, qvg, tmp_pat
     (tmp_path / "gone.mp4").unlink()
     result = qvg("extend", half["folder"], "--frames", 12, "--out", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
-    assert "gone.mp4 that it begins with has gone; going on from video.mp4" in result.stderr
+    assert "gone.mp4 that it begins with is gone; continuing video.mp4" in result.stderr
     assert json.loads(result.stdout)["given_frames"] == 52
 
 
@@ -180,16 +179,16 @@ def test_a_run_whose_clip_has_gone_is_a_clip_itself(clip, extended, qvg, tmp_pat
     [
         (["nowhere.mp4", "a"], "error: no video nowhere.mp4\n"),
         (["text.mp4", "a"], "error: text.mp4 is not a video that can be read\n"),
-        ([".", "a"], "error: . is not the folder of a run: it lacks one of run.yaml, latents."),
-        (["short.mp4", "a"], "error: the clip has 5 frames at 16 a second; this model goes on from 9 or"),
-        (["short.mp4"], "error: no PROMPT given for what comes after short.mp4\n"),
+        ([".", "a"], "error: . is not the folder of a run: it lacks run.yaml, latents."),
+        (["short.mp4", "a"], "error: the clip has 5 frames at 16 fps; this model continues from 9 or"),
+        (["short.mp4"], "error: no PROMPT given for the continuation of short.mp4\n"),
         (["tall.mp4", "a"], "of its frames 29% would be left in a video 224 wide and 128 high, at least 70%"),
-        (["clip.mp4", "--schedule", "s.jsonl"], "error: no PROMPT given for what comes after clip.mp4\n"),
-        (["clip.mp4", "a", "--seconds", "0"], "error: --seconds 0.0 is not a length\n"),
+        (["clip.mp4", "--schedule", "s.jsonl"], "error: no PROMPT given for the continuation of clip.mp4\n"),
+        (["clip.mp4", "a", "--seconds", "0"], "error: --seconds 0.0 is not a valid length\n"),
         (["clip.mp4", "a", "--frames", "4080"], "positions; longest: 1023 latent frames (4089 pixel frames)"),
         (["clip.mp4", "a", "--segments", "2"], "error: --segments is not an option of self-forcing\n"),
-        (["clip.mp4", "a", "--backend", "hyworldplay"], "error: hyworldplay cannot go on from a given"),
-        (["clip.mp4", "a", "--set", "video.frames=30"], "error: --set video.frames=30 says nothing"),
+        (["clip.mp4", "a", "--backend", "hyworldplay"], "error: hyworldplay cannot continue a given"),
+        (["clip.mp4", "a", "--set", "video.frames=30"], "error: --set video.frames=30 does not set"),
         (["clip.mp4", "a", "--seconds", "1", "--segments", "2"], "error: --seconds and --segments were both"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -251,7 +250,7 @@ def test_an_extension_that_was_cut_off_goes_on(finished, clip, qvg, tiny, tmp_pa
         # The frames of a clip are written anew by every process.
         (Path(cut["folder"]) / "state" / "clip.mp4").write_bytes(b"broken")
     result = qvg("extend", "--resume", cut["folder"], "--json")
-    assert "going on after chunk 4 of " in result.stderr
+    assert "resuming after chunk 4 of " in result.stderr
     again = json.loads(result.stdout)
     assert torch.equal(latents_of(again), latents_of(whole))
     for ours, theirs in zip(*(read_frames(Path(made["video"])) for made in (again, whole)), strict=True):

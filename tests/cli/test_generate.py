@@ -52,15 +52,16 @@ def test_run_yaml_tells_where_the_run_comes_from(finished):
 def test_what_is_said(finished):
     result, _ = finished
     lines = result.stderr.splitlines()
-    assert lines[0] == "no --backend given: using the built-in pocket model of self-forcing"
-    assert lines[1] == "64 pixels wide, 32 high, 33 frames (9 latent) at 16 a second: 2.06 s in 3 chunks"
+    assert lines[0].startswith("no --backend given: using the built-in demo model (--backend selects")
+    assert lines[1] == "video: 64x32, 33 frames (9 latent) at 16 fps, 2.06 s in 3 chunks"
     assert [line.partition(":")[0] for line in lines[3:6]] == ["chunk 1/3", "chunk 2/3", "chunk 3/3"]
-    assert "frames/s, cache 0.0" in lines[5]
-    assert "than BF16" in lines[5]
+    assert "fps, KV cache 0.0" in lines[5]
+    assert lines[5].endswith("larger)")
+    assert "0:00:0" in lines[3]
     assert lines[6].startswith("33 frames (2.06 s) in ")
     assert re.fullmatch(
         r"start [\d.]+ s, text [\d.]+ s, model [\d.]+ s, VAE [\d.]+ s, writing [\d.]+ s, idle [\d.]+ s; "
-        r"first frame after [\d.]+ s; [\d.]+ frames/s by the model alone, [\d.]+ with the VAE",
+        r"first frame after [\d.]+ s; [\d.]+ fps without the VAE, [\d.]+ with the VAE",
         lines[7],
     )
     assert len(lines) == 8
@@ -113,10 +114,10 @@ def test_what_was_chosen_for_the_user_is_said(qvg, tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
     lines = qvg("generate", "--seconds", "5", "--out", tmp_path).stderr.splitlines()
     assert lines[1].startswith("no PROMPT given: 'A ")
-    assert lines[2] == "5 s is not a possible length: the next one is 5.06 s"
+    assert lines[2] == "--seconds 5 rounded up to 5.06 s, a whole number of chunks"
     lines = qvg("generate", "two dragons and a red ball", "--out", tmp_path).stderr.splitlines()
     assert lines[2].startswith(
-        "the pocket model does not know 'two', 'dragons' and may show something else; it knows size: medium,"
+        "the demo model does not know 'two', 'dragons' and may show something else; it knows size: medium,"
     )
 
 
@@ -137,7 +138,7 @@ def test_ctrl_c_keeps_a_video_that_plays(start, tiny, tmp_path):
     assert stderr.splitlines()[-3:] == [
         f"error: stopped; the first {frames} frames ({frames / 16:.2f} s) are in {folder}/video.mp4",
         "",
-        f"hint: go on with: qvg generate --resume {folder}",
+        f"hint: resume with: qvg generate --resume {folder}",
     ]
     assert count_frames(folder / "video.mp4") == frames
     assert json.loads((folder / "memory.json").read_text())["pixel_frames"] == frames
@@ -157,5 +158,5 @@ def test_a_terminal_gets_a_bar_without_colour_if_asked(start, tiny, tmp_path):
     assert program.wait() == 0
     text = shown.decode()
     assert "1/1" in text
-    assert "frames/s, cache" in text
+    assert "fps, KV cache" in text
     assert not re.search(r"\x1b\[[0-9;]*[34]\d", text)

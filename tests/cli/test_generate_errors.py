@@ -15,21 +15,21 @@ def assert_refused(result, code, message, hint=None):
         (
             ["  "],
             "the prompt is empty",
-            'say what to show, for example qvg generate "a red ball bounces"',
+            'describe the video, e.g. qvg generate "a red ball bounces"',
         ),
-        (["a", "--prompts", "p.txt"], "PROMPT and --prompts were both given", "put the prompt into the file"),
-        (["--seconds", "1", "--frames", "9"], "--seconds and --frames were both given", "give one of them"),
-        (["--frames", "0"], "--frames 0 is not a length", "the shortest video has 1 frame"),
-        (["--size", "224x128", "--width", "208"], "--size and --width were both given", "give one of them"),
+        (["a", "--prompts", "p.txt"], "PROMPT and --prompts were both given", "put the prompt in the file"),
+        (["--seconds", "1", "--frames", "9"], "--seconds and --frames were both given", "use one of them"),
+        (["--frames", "0"], "--frames 0 is not a valid length", "the shortest video has 1 frame"),
+        (["--size", "224x128", "--width", "208"], "--size and --width were both given", "use one of them"),
         (
             ["--guidance-scale", "3"],
-            "--guidance-scale is not an option of this backend",
-            "give the one that has it with --backend",
+            "--guidance-scale is not an option of this model",
+            "use --backend with a model that has it",
         ),
-        (["--steps", "0"], "--steps 0 is not a number of denoising steps", "give 1 to 1000"),
+        (["--steps", "0"], "--steps 0 is not a valid number of denoising steps", "use 1 to 1000"),
         (["--set", "video.frames=20"], "20 latent frames (77 pixel frames) do not fit chunks of 3; nearest: "
          "18 (69 pixel frames), 21 (81 pixel frames)", None),
-        (["--size", "480"], "--size 480 is not of the form WIDTHxHEIGHT", "for example --size 832x480"),
+        (["--size", "480"], "--size 480 is not of the form WIDTHxHEIGHT", "e.g. --size 832x480"),
         (["--size", "224x100"], "height 100 is not a multiple of 16; nearest: 96, 112", None),
         (["--size", "224x0"], "video.height=0 (--size): must be greater than 0", None),
         (["--cache", "int2qvg"], "unknown cache preset 'int2qvg' (--cache)", ...),
@@ -39,9 +39,9 @@ def assert_refused(result, code, message, hint=None):
         (
             ["--out", "x.mp4"],
             "--out x.mp4 looks like a file",
-            "give a folder; the video in it is video.mp4",
+            "--out takes a folder; the video in it is video.mp4",
         ),
-        (["--device", "gpu"], "unknown device 'gpu'", "known: auto, cpu, cuda, cuda:0, cuda:1, ..."),
+        (["--device", "gpu"], "unknown device 'gpu'", "use auto, cpu, cuda, cuda:0, cuda:1, ..."),
         (["--config", "no.yaml"], "cannot read no.yaml: No such file or directory", None),
         (["--prompts", "no.txt"], "cannot read no.txt: No such file or directory", None),
     ],
@@ -60,7 +60,7 @@ def test_usage(qvg, tmp_path, monkeypatch, arguments, message, hint):
 def test_a_device_that_is_not_there(qvg, tmp_path):
     result = qvg("generate", "--device", "cuda:99", "--out", tmp_path)
     assert result.exit_code == 2
-    assert "error: device 'cuda:99' is not on this machine: it has " in result.stderr
+    assert "error: device 'cuda:99' is not available: " in result.stderr
 
 
 def test_a_prompt_file_without_a_good_line_is_refused(qvg, tmp_path):
@@ -81,8 +81,8 @@ def test_a_trap_in_the_users_file_is_named_by_line(qvg, tmp_path):
     assert_refused(
         qvg("generate", "--config", file),
         2,
-        f"{file} line 3: 5e0 is unclear: YAML 1.1 takes it for a text",
-        "write a plain number such as 1500, 0.0001 or 1.0e-4, or '5e0' for the text",
+        f"{file} line 3: 5e0 is ambiguous: YAML 1.1 reads it as text",
+        "write a plain number such as 1500, 0.0001 or 1.0e-4, or '5e0' for text",
     )
 
 
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written(qvg, tmp_path):
         qvg("generate", "--out", tmp_path / "file"),
         2,
         f"cannot write to {tmp_path}/file/self-forcing: Not a directory",
-        "give another folder with --out",
+        "use another folder with --out",
     )
 
 
@@ -102,7 +102,7 @@ def test_missing_weights(qvg, tmp_path):
         result,
         3,
         f"no weights at {tmp_path}/none",
-        "use --pocket for the built-in weights, or --set model.weights=FOLDER for your own",
+        "use --pocket for the built-in demo weights, or --set model.weights=FOLDER for your own",
     )
     assert not list((tmp_path / "out").rglob("*.*"))
 
@@ -112,8 +112,8 @@ def test_missing_ffmpeg(qvg, tmp_path, monkeypatch):
     assert_refused(
         qvg("generate", "--out", tmp_path),
         3,
-        "ffmpeg is not at /nowhere/ffmpeg",
-        "install the package imageio-ffmpeg, which brings one, or set IMAGEIO_FFMPEG_EXE to yours",
+        "no ffmpeg at /nowhere/ffmpeg",
+        "install the package imageio-ffmpeg, which contains it, or set IMAGEIO_FFMPEG_EXE",
     )
     assert not list(tmp_path.iterdir())
 

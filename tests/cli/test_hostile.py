@@ -33,16 +33,16 @@ BOMB = "a0: &a0 [x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "stands for more than 10000 values"),
-        ("a: &a\n  b: *a\n", "stands for more than 10000 values"),
-        ("[" * 20_000, "brackets in brackets without end"),
-        ("{a: " * 20_000, "brackets in brackets without end"),
+        (BOMB, "expands to more than 10000 values"),
+        ("a: &a\n  b: *a\n", "expands to more than 10000 values"),
+        ("[" * 20_000, "brackets are nested too deeply"),
+        ("{a: " * 20_000, "brackets are nested too deeply"),
         ("seed: " + "9" * 6000, "Exceeds the limit"),
-        ("x" * 1_000_001, "settings have at most 1000000"),
+        ("x" * 1_000_001, "the limit is 1000000"),
         ("prompt: \x1b[31m", r"character 9 is U\+001B, a control character"),
         ('prompt: !!python/object/apply:os.system ["touch owned"]', "could not determine a constructor"),
         ("prompt: !!python/name:os.system", "could not determine a constructor"),
-        ("? [1, 2]\n: x", "a setting's name must be a text"),
+        ("? [1, 2]\n: x", "the name of a setting must be text"),
     ],
     ids=lambda value: value[:16],
 )
@@ -58,7 +58,7 @@ def test_a_prompt_of_100_000_characters_makes_a_video_and_short_titles(tiny, qvg
     file.write_text("red ball " * 11_112)
     result = tiny("--prompts", file, "--frames", 9, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
-    assert "its end is left out" in result.stderr
+    assert "the rest is ignored" in result.stderr
     folder = Path(result.stdout.strip()).parent
     assert max(map(len, qvg("show", folder).stdout.splitlines())) < 400
     [heading] = re.findall("<h1>(.*)</h1>", (folder / "report.html").read_text())

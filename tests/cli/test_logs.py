@@ -16,7 +16,7 @@ def test_every_phase_has_its_time(finished):
     log = (Path(made["folder"]) / "run.log").read_text()
     assert re.search(r"INFO .*: model: \d+\.\d{3} s$", log, re.M)
     lines = re.findall(
-        r"chunk (\d): denoise [\d.]+ s(, commit [\d.]+ s)?, decode [\d.]+ s; cache 0\.0\d MiB", log
+        r"chunk (\d): denoise [\d.]+ s(, commit [\d.]+ s)?, decode [\d.]+ s; KV cache 0\.0\d MiB", log
     )
     assert [(number, bool(commit)) for number, commit in lines] == [("1", True), ("2", True), ("3", False)]
     assert re.search(r"video and reports: \d+\.\d{3} s$", log, re.M)
@@ -33,7 +33,7 @@ def test_stderr_has_the_log_only_if_asked_for(finished, tiny, tmp_path, monkeypa
     assert " DEBUG qvg_cli.logs: chunk written: " in tiny(*short).stderr
     monkeypatch.setenv("QVG_LOG", "loud")
     result = tiny(*short)
-    assert (result.exit_code, "QVG_LOG=loud is no level" in result.stderr) == (2, True)
+    assert (result.exit_code, "QVG_LOG=loud is not a log level" in result.stderr) == (2, True)
 
 
 def test_no_token_is_written_anywhere(tiny, tmp_path, monkeypatch):

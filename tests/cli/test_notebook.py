@@ -24,7 +24,7 @@ def test_the_notebook_runs(tmp_path):
     assert any("<video controls" in data.get("text/html", "") for data in shown)
     texts = [data.get("text/plain", "") for data in shown]
     assert any("RTX 4090" in text and "Device memory in MiB" in text for text in texts)
-    assert any("Cache and time, in brackets times those of bf16" in text for text in texts)
+    assert any("KV cache and time (in brackets: relative to bf16)" in text for text in texts)
     plain = [re.sub(r"\x1b\[[\d;]*m", "", text) for text in texts]
     # Where the bar has come to in the end; it was drawn once.
     (bar,) = [text for text in plain if "chunk 2/2" in text]

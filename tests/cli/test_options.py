@@ -89,7 +89,7 @@ def test_an_option_is_one_declaration(program):
 def test_a_family_without_the_option_refuses_it_by_name(program):
     result = program("a", "--dry-run", "--backend", "longcat", "--pocket", "--context-noise", "3")
     assert result.exit_code == 2
-    assert "--context-noise is not an option of this backend" in result.stderr
+    assert "--context-noise is not an option of this model" in result.stderr
 
 
 def test_help_shows_what_most_need_first_and_the_rest_by_purpose():
@@ -97,7 +97,7 @@ def test_help_shows_what_most_need_first_and_the_rest_by_purpose():
     titles = [line.rstrip(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert titles == [
         "Arguments", "Options", "Length and size", "Prompts", "Options of self-forcing",
-        "Options of hyworldplay", "Options of longcat", "Runs", "Device and settings", "What is shown",
+        "Options of hyworldplay", "Options of longcat", "Runs", "Device and settings", "Output",
     ]  # fmt: skip
     first = lines[lines.index("Options:") : lines.index("Length and size:")]
     flags = [line.split()[0] for line in first if line.startswith("  -")]
@@ -131,7 +131,7 @@ def test_generic_options_set_what_a_family_has():
     told = settings("--height", "96", "--width", "160", "--fps", "8", "--num-frames", "10", "--steps", "2")
     assert '"height": 96, "width": 160, "fps": 8' in told.stdout
     assert '"pixel_frames": 21' in told.stdout
-    assert "10 frames are not a possible length: the next one is 21" in told.stderr
+    assert "--frames 10 rounded up to 21" in told.stderr
 
 
 def test_an_option_without_effect_is_refused():

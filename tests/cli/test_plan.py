@@ -54,7 +54,7 @@ def test_caches_side_by_side_against_a_card(qvg):
     assert told.exit_code == 0, told.stderr
     lines = told.stdout.splitlines()
     assert any(
-        line.startswith("download  about 29 GB, and 2706.5 MiB for what is converted") for line in lines
+        line.startswith("download  about 29 GB, plus 2.64 GiB for the converted checkpoint") for line in lines
     )
     assert max(map(len, lines)) <= 80
     assert any(line.startswith("int2: fits, ") for line in lines)
@@ -105,7 +105,7 @@ def test_a_run_on_a_gpu_is_checked_before_anything_is_loaded(monkeypatch, capsys
         return capsys.readouterr().err
 
     assert check(21) == ""
-    said = "20480 of the 24576 MiB of Small Card can be used; these would need less: --cache int4"
+    said = "20480 of the 24576 MiB on Small Card are usable; settings that need less: --cache int4"
     warning = check(81)
     assert warning.startswith("bf16: chunk ")
     assert said in warning
@@ -116,11 +116,11 @@ def test_a_run_on_a_gpu_is_checked_before_anything_is_loaded(monkeypatch, capsys
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["plan", "--card", "RTX 5099"], "unknown card 'RTX 5099'"),
+        (["plan", "--card", "RTX 5099"], "unknown GPU 'RTX 5099'"),
         (["plan", "--cache", "int9"], "unknown cache preset 'int9'"),
         (["plan", "--backend", "self-forcing", "--gpus", "5"], "start 2, 3, 4, 6, 12"),
         (["plan", "--set", "memory.weights_sharded=true"], "needs several processes, and this is one"),
-        (["generate", "--card", "24GiB"], "--card has no effect without --dry-run"),
+        (["generate", "--card", "24GiB"], "--gpu has no effect without --dry-run"),
         (["generate", "--resume", "x", "--dry-run"], "--dry-run and --resume were both given"),
     ],
 )

@@ -77,7 +77,7 @@ def test_the_extra_that_is_missing_is_named(qvg, monkeypatch):
     monkeypatch.setattr(play, "find_spec", lambda name: None if name == "uvicorn" else True)
     result = qvg("play")
     assert result.exit_code == 3
-    assert result.stderr == ('error: qvg play needs uvicorn\n\nhint: install it: pip install "qvg[play]"\n')
+    assert result.stderr == ('error: qvg play needs uvicorn\n\nhint: install with: pip install "qvg[play]"\n')
 
 
 @pytest.mark.parametrize(

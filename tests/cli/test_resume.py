@@ -100,12 +100,12 @@ def test_a_run_goes_on_where_it_was_cut_off(run, whole):
     assert (shown.exit_code, f"qvg generate --resume {run}" in shown.output) == (0, True)
     result = resume(run)
     assert result.exit_code == 0, result.stderr
-    assert f"going on after chunk {CUT_AFTER} of {CHUNKS}\nchunk {CUT_AFTER + 1}/{CHUNKS}: " in result.stderr
+    assert f"resuming after chunk {CUT_AFTER} of {CHUNKS}\nchunk {CUT_AFTER + 1}/{CHUNKS}: " in result.stderr
     assert_same(run, whole)
     assert json.loads((run / "memory.json").read_text())["resumed_after"] == CUT_AFTER
     again = resume(run)
     assert (again.exit_code, again.stdout) == (0, f"{run}/video.mp4\n")
-    assert again.stderr == f"the run in {run} is complete: nothing is left to do\n"
+    assert again.stderr == f"the run in {run} is already complete; nothing to resume\n"
 
 
 def cut_in_half(path):
@@ -141,10 +141,10 @@ def test_what_is_damaged_is_made_again(run, whole, damage, kind):
     assert result.exit_code == 0, result.stderr
     is_history = kind == "cache.safetensors"
     if is_history:
-        assert ": the history is computed again" in result.stderr
+        assert ": rebuilding the KV cache" in result.stderr
     elif (damage, kind) != (Path.unlink, "json"):
         assert ": chunk 4 " in result.stderr
-    assert f"going on after chunk {4 if is_history else 3} of 6" in result.stderr
+    assert f"resuming after chunk {4 if is_history else 3} of 6" in result.stderr
     assert_same(run, whole)
 
 
@@ -169,7 +169,7 @@ def test_a_forged_history_is_not_read(run, whole):
     state.commit(ChunkRecord.model_validate_json(json.dumps(text)))
     state.close()
     result = resume(run)
-    assert "the history of chunk 4 does not fit" in result.stderr
+    assert "the KV cache of chunk 4 does not fit" in result.stderr
     assert_same(run, whole)
 
 
@@ -179,8 +179,8 @@ def test_a_run_that_cannot_be_told_from_others_is_refused(run, damage):
     before = sorted((run / "state").iterdir())
     result = resume(run)
     assert result.exit_code == 2
-    assert "identity.json cannot be read, so the run cannot go on" in result.stderr
-    assert f"make it again with --config {run}/run.yaml" in result.stderr
+    assert "identity.json cannot be read, so the run cannot be resumed" in result.stderr
+    assert f"generate it again with --config {run}/run.yaml" in result.stderr
     assert sorted({*(run / "state").iterdir()} - {run / "state" / "lock"}) == before
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_cannot_be_told_from_others_is_refused(run, damage):
 def test_another_configuration_is_refused_with_the_reason(run, arguments, reason):
     result = resume(run, *arguments)
     assert result.exit_code == 2
-    assert f"error: the run in {run} cannot go on: " in result.stderr
+    assert f"error: cannot resume the run in {run}: " in result.stderr
     assert reason in result.stderr
 
 
@@ -214,7 +214,7 @@ def test_other_weights_are_refused(cut_off, tiny_weights, tmp_path):
         stream.seek(path.stat().st_size // 2)
         stream.write(b"xxxx")
     result = resume(run)
-    assert (result.exit_code, "cannot go on: the weights have changed" in result.stderr) == (2, True)
+    assert (result.exit_code, "the weights have changed" in result.stderr) == (2, True)
 
 
 def test_other_versions_and_another_gpu_are_named(run):
@@ -231,7 +231,7 @@ def test_only_one_process_works_on_a_run(run):
     result = resume(run)
     assert (result.exit_code, result.stderr.splitlines()[0]) == (
         1,
-        f"error: another qvg is at work on {run}",
+        f"error: another qvg process is working on {run}",
     )
     state.close()
 
@@ -241,7 +241,7 @@ def test_what_is_no_unfinished_run_is_refused(whole, tmp_path):
     assert (result.exit_code, "it has no run.yaml" in result.stderr) == (2, True)
     bare = shutil.copytree(whole, tmp_path / "bare")
     (bare / "memory.json").unlink()
-    assert "has no state to go on from" in resume(bare).stderr
+    assert "has no checkpoint to resume from" in resume(bare).stderr
     assert "--prompts and --resume were both given" in resume(bare, "--prompts", "p.txt").stderr
 
 
@@ -260,7 +260,7 @@ def test_a_video_that_cannot_be_joined_is_joined_later(tiny, whole, tmp_path, mo
     folder = Path(made["folder"])
     assert made["status"] == "failed"
     assert f"cannot write {folder}/video.mp4: ffmpeg failed" in result.stderr
-    assert f"go on with: qvg generate --resume {folder}" in result.stderr
+    assert f"resume with: qvg generate --resume {folder}" in result.stderr
     assert resume(folder).exit_code == 0
     assert_same(folder, whole)
 
@@ -270,7 +270,7 @@ def test_a_run_of_version_0_1_goes_on(tmp_path):
     run = Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
     result = resume(run)
     assert result.exit_code == 0, result.stderr
-    assert "going on after chunk 2 of 3" in result.stderr
+    assert "resuming after chunk 2 of 3" in result.stderr
     latents = load_file(run / "latents.safetensors")["latents"].float()
     expected = load_file(run / "whole.safetensors")["latents"].float()
     assert latents[:, :, :6].equal(expected[:, :, :6])

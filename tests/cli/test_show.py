@@ -35,7 +35,7 @@ def test_the_newest_run_is_shown(qvg, results):
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"{results}/self-forcing/newer", "<script>alert(1)</script> & #1"]
     assert max(len(line) for line in lines[2:]) <= 80
-    for text in ("status       complete", "seed         5", "cache        int2-qvg", "than BF16"):
+    for text in ("status          complete", "seed            5", "cache           int2-qvg", "than BF16"):
         assert text in result.stdout
     chunks = [line.split()[:2] for line in lines if re.match(r"\d", line)]
     assert chunks == [["1", "9"], ["2", "21"], ["3", "33"]]
@@ -55,7 +55,7 @@ def test_one_run_is_shown_and_as_json(qvg, results):
         ("{", "{folder}/memory.json is broken: "),
         ("[]", "{folder}/memory.json is not a report of qvg: it has no schema number"),
         ('{"schema": 99}', "{folder}/memory.json has schema 99, this qvg reads up to 1"),
-        ('{"schema": 1}', "{folder}/memory.json is not whole: it has no status"),
+        ('{"schema": 1}', "{folder}/memory.json is incomplete: it has no status"),
     ],
 )
 def test_what_is_not_a_run(qvg, tmp_path, content, message):
@@ -102,7 +102,7 @@ def test_a_run_whose_video_is_gone_still_has_a_page(results):
         (folder / name).unlink()
     page = run_page(read_result(folder))
     assert assert_whole(page, folder) == []
-    assert "There is no video." in page
+    assert "No video." in page
 
 
 def test_the_gallery_has_a_line_a_result(qvg, results):
@@ -110,7 +110,7 @@ def test_the_gallery_has_a_line_a_result(qvg, results):
     (results / "self-forcing" / "broken" / "memory.json").write_text("{")
     result = qvg("show", "--gallery", results)
     assert (result.exit_code, result.stdout) == (0, f"{results}/index.html\n")
-    assert result.stderr.startswith(f"left out: {results}/self-forcing/broken/memory.json is broken: ")
+    assert result.stderr.startswith(f"skipping: {results}/self-forcing/broken/memory.json is broken: ")
     page = (results / "index.html").read_text()
     sources = assert_whole(page, results)
     videos = [source for source in sources if source.endswith("video.mp4")]

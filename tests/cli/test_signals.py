@@ -38,10 +38,10 @@ def test_generate_says_what_was_kept_and_goes_on(stopped, tiny, qvg, tmp_path, n
     assert stderr.splitlines()[-3:] == [
         f"error: stopped; the first {frames} frames ({frames / 16:.2f} s) are in {folder}/video.mp4",
         "",
-        f"hint: go on with: qvg generate --resume {folder}",
+        f"hint: resume with: qvg generate --resume {folder}",
     ]
     result = qvg("generate", "--resume", folder, "--frames", 117)
-    assert f"going on after chunk {(frames + 3) // 12} of 10" in result.stderr
+    assert f"resuming after chunk {(frames + 3) // 12} of 10" in result.stderr
     assert result.exit_code == 0, result.stderr
 
 
@@ -65,7 +65,7 @@ def test_compare_too(stopped, tiny, tmp_path):
     _, stderr = stopped(
         ["compare", "bf16", "int2-qvg", *settings, "--frames", 117, "--out", tmp_path], signal.SIGTERM
     )
-    assert re.search(r"^hint: go on with: qvg compare --resume ", stderr, re.MULTILINE)
+    assert re.search(r"^hint: resume with: qvg compare --resume ", stderr, re.MULTILINE)
 
 
 def test_a_signal_while_the_model_is_loaded_leaves_nothing(stopped, tiny, tmp_path):
@@ -73,7 +73,7 @@ def test_a_signal_while_the_model_is_loaded_leaves_nothing(stopped, tiny, tmp_pa
     command = ["generate", *tiny.arguments, "a red ball", "--frames", 9, "--out", out]
     stdout, stderr = stopped(command, signal.SIGTERM, "loading")
     assert stdout == ""
-    assert re.search(r"^error: stopped( by SIGTERM|; no frame was kept)$", stderr, re.MULTILINE)
+    assert re.search(r"^error: stopped( by SIGTERM|; no frames were kept)$", stderr, re.MULTILINE)
     assert not list(out.rglob("*.mp4"))
 
 

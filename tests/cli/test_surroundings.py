@@ -25,7 +25,7 @@ def test_the_kernels_that_can_be_asked_for_are_those_of_dispatch():
     ("name", "value", "message"),
     [
         ("QVG_KERNELS", "bogus", "QVG_KERNELS=bogus is not possible"),
-        ("QVG_LOG", "loud", "QVG_LOG=loud is no level"),
+        ("QVG_LOG", "loud", "QVG_LOG=loud is not a log level"),
         ("HF_HUB_ETAG_TIMEOUT", "soon", "HF_HUB_ETAG_TIMEOUT=soon is not a whole number of seconds"),
         ("HF_HUB_DOWNLOAD_TIMEOUT", "", "HF_HUB_DOWNLOAD_TIMEOUT= is not a whole number of seconds"),
     ],
@@ -40,7 +40,7 @@ def test_a_variable_that_means_nothing_is_named(qvg, monkeypatch, name, value, m
 def test_kernels_are_refused_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setenv("QVG_KERNELS", "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(UsageError, match="QVG_KERNELS=triton is not possible on a CPU"):
+    with pytest.raises(UsageError, match="QVG_KERNELS=triton does not work on a CPU"):
         resolve_device("cpu")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert resolve_device("cpu") == torch.device("cpu")
@@ -50,7 +50,7 @@ def test_torchrun_without_its_numbers_is_told():
     environment = {**os.environ, "TORCHELASTIC_RUN_ID": "x", "RANK": "first"}
     told = _program("plan", env=environment)
     assert told.returncode == 2
-    assert told.stderr.startswith("error: RANK=first is not a number, and TORCHELASTIC_RUN_ID says")
+    assert told.stderr.startswith("error: RANK=first is not a number, but TORCHELASTIC_RUN_ID says")
 
 
 @pytest.mark.parametrize("arguments", [["plan"], ["--help"], ["--version"]])

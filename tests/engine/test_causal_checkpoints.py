@@ -153,5 +153,5 @@ def test_a_picture_is_refused_by_name(text_engine, picture):
 
 
 def test_another_adapter_needs_another_engine(text_engine):
-    with pytest.raises(UsageError, match=r"^settings of model belong to the loaded model$"):
+    with pytest.raises(UsageError, match=r"^settings of model are fixed when the model is loaded$"):
         text_engine.generate(FIRST, frames=9, lora=["a.safetensors"])

@@ -13,7 +13,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from qvg_cli.cache.snapshot import block_tensors
+from qvg_cli.cache.snapshot import block_tensors, matrix_tensors
 from qvg_cli.config.load import Request
 from qvg_cli.config.resources import preset_names
 from qvg_cli.engine.engine import Engine
@@ -78,6 +78,7 @@ class Case:
 
 CASES = [
     *(Case(family) for family in FAMILIES),
+    *(Case(family, "int2-shaped") for family in FAMILIES),
     *(Case("hyworldplay", more=(("sampler.context", context),)) for context in ("rebuild", "incremental")),
     *(Case("self-forcing", preset) for preset in ("int2-qvg", "trit", "bf16")),
 ]
@@ -184,7 +185,8 @@ class Work:
     def save(self, name, rank, engine, recorder, results):
         """Latents, what this process holds of the history, and how many values of the blocks' weights."""
         cache = recorder.cache if isinstance(recorder, Keep) else recorder._cache
-        tensors, _ = block_tensors(cache, list(cache.layers[0].entries))
+        blocks = list(cache.layers[0].entries)
+        tensors = {**block_tensors(cache, blocks)[0], **matrix_tensors(cache, blocks)}
         tensors["latents"] = torch.cat([result.latents for result in results], dim=2).contiguous()
         tensors["frames"] = torch.tensor(sum(result.frames.shape[1] for result in results))
         weights = engine.pipeline._models.transformer.blocks.parameters()

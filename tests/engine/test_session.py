@@ -70,16 +70,19 @@ def test_segments_step_by_step_are_those_of_the_whole_video(segment_engine):
 
 
 @pytest.mark.parametrize(
-    ("family", "steps"),
+    ("family", "preset", "steps"),
     [
-        ("walk", [{"pose": pose} for pose in ("w-3", "left-4", "w-4", "right-2,w-2")]),
-        ("text", [{}, {"prompt": "A large green ball bounces on grass"}, {}, {}]),
-        ("segment", [{}, {}, {}, {}]),
+        ("walk", "int2", [{"pose": pose} for pose in ("w-3", "left-4", "w-4", "right-2,w-2")]),
+        ("walk", "int2-shaped", [{"pose": pose} for pose in ("w-3", "left-4", "w-4", "right-2,w-2")]),
+        ("text", "int2", [{}, {"prompt": "A large green ball bounces on grass"}, {}, {}]),
+        ("text", "int2-shaped", [{}, {"prompt": "A large green ball bounces on grass"}, {}, {}]),
+        ("segment", "int2", [{}, {}, {}, {}]),
+        ("segment", "int2-shaped", [{}, {}, {}, {}]),
     ],
 )
-def test_a_saved_video_goes_on_as_if_it_had_not_ended(family, steps, request, tmp_path):
+def test_a_saved_video_goes_on_as_if_it_had_not_ended(family, preset, steps, request, tmp_path):
     engine = request.getfixturevalue(f"{family}_engine")
-    session = engine.session(seed=5)
+    session = engine.session(seed=5, settings={"cache.preset": preset})
     chunks = [session.step(**step) for step in steps[:3]]
     run = save(tmp_path / "run", session, chunks)
     following = session.step(**steps[3])
@@ -95,7 +98,7 @@ def test_a_saved_video_goes_on_as_if_it_had_not_ended(family, steps, request, tm
 def test_a_run_of_another_model_is_not_taken_up(text_engine, walk_engine, tmp_path):
     session = text_engine.session()
     run = save(tmp_path / "run", session, [session.step()])
-    with pytest.raises(UsageError, match=r"is of pocket .built-in"):
+    with pytest.raises(UsageError, match=r"was made with demo model"):
         walk_engine.take_up(run)
 
 

@@ -31,8 +31,14 @@ def list_of(history):
 
 
 def decoded(history, *, operands, head_dim, heads=(0, 2), pass_tokens=128):
-    """Keys and values of every pass as the kernels read them, `[B * h, S, D]` float32."""
-    blocks = list_of(history)
+    """Keys and values as the kernels read them, `[B * h, S, D]` float32, in the order of the blocks."""
+    lists = sorted(prepare(history.blocks).lists, key=lambda each: history.blocks.index(each.blocks[0]))
+    parts = [decoded_list(each, operands, head_dim, heads, pass_tokens) for each in lists]
+    return [torch.cat(side, 1) for side in zip(*parts, strict=True)]
+
+
+def decoded_list(blocks, operands, head_dim, heads, pass_tokens):
+    """The same of one list; values that their matrix is left to attention for are multiplied by it."""
     first, group = heads
     sides = []
     is_e4m3 = operands.value is not None
@@ -62,6 +68,8 @@ def decoded(history, *, operands, head_dim, heads=(0, 2), pass_tokens=128):
             values = values.float() * (scale.view(-1, 1, 1) if narrow is not None else 1.0)
             values = values if smoothing is None else values * smoothing.unsqueeze(1)
             assert values.isfinite().all()
+            if is_value and blocks.matrix is not None:
+                values = values @ blocks.matrix[:, first : first + group].flatten(0, 1).float()
             passes.append(values[:, : tiles.num_tokens])
         sides.append(torch.cat(passes, 1))
     return sides
@@ -119,7 +127,7 @@ def test_numbers_of_8_bits_fill_their_range_and_are_as_near_as_they_can(spec):
     if not build_codec(spec).reader(64).is_coarse:
         pytest.skip("read as bf16")
     history = history_of(spec, head_dim=64)
-    blocks = list_of(history)
+    blocks = prepare(history.blocks).lists[0]
     key, value = decoded(history, operands=FP8, head_dim=64)
     expected_key, expected_value = expected_of(history)
     unit = blocks.key.scales.scale.view(-1, 1, 1) * blocks.key.scales.smoothing.flatten(0, 1).unsqueeze(1)
@@ -130,11 +138,15 @@ def test_numbers_of_8_bits_fill_their_range_and_are_as_near_as_they_can(spec):
     assert (largest > 30).all()
     # A step of e4m3 is up to an eighth; the interpreter carries some values to a wrong power of two.
     unit = blocks.value.scales.scale.view(-1, 1, 1)
-    is_near = (value - expected_value).abs() <= expected_value.abs() / 8 + unit / 512
-    assert is_near.float().mean() > 0.95
+    if blocks.matrix is None:
+        is_near = (value - expected_value).abs() <= expected_value.abs() / 8 + unit / 512
+        assert is_near.float().mean() > 0.95
+    else:
+        assert distance(value, expected_value) < 0.05
     largest = (expected_value.abs() / unit).amax((1, 2))
     assert (largest <= 448).all()
-    assert (largest > 14).all()
+    # Of values before their matrix an eighth is used.
+    assert (largest > (14 if blocks.matrix is None else 1.7)).all()
 
 
 def distance(found, expected):
@@ -243,6 +255,49 @@ def test_attention_of_8_bits_is_near_the_reference(operands, bound):
     found = kernels.attend(query, history, own, Workspace(), operands)
     expected = attend_in_torch(query, [*history.blocks, own], Workspace())
     assert distance(found, expected) < bound
+
+
+@pytest.mark.parametrize(
+    ("operands", "bound", "batch", "limit_bytes", "has_library"),
+    [
+        (BF16, 0.003, 2, 2**28, True),
+        (BF16, 0.003, 1, 60_000, False),
+        (INT8, 0.1, 1, 2**28, True),
+        (FP8, 0.2, 1, 2**28, False),
+    ],
+)
+def test_shaped_errors_of_two_versions_are_attended_to_as_by_the_reference(
+    operands, bound, batch, limit_bytes, has_library, monkeypatch
+):
+    if not has_library:
+        monkeypatch.setattr(kernels, "choose_fused", lambda *_: None)
+    monkeypatch.setattr(launch, "programs_at_once", lambda device, blocks: 100)
+    keys, values = (
+        history_of(FittedSpec(shaping=each), head_dim=64, lengths=(50, 103, 30), batch=batch)
+        for each in ("key", "value")
+    )
+    blocks = [
+        replace(key, value_codec=value.value_codec, value=value.value)
+        for key, value in zip(keys.blocks, values.blocks, strict=True)
+    ]
+    plain = history_of(Bf16Spec(), head_dim=64, lengths=(30,), batch=batch)
+    history, own = History((*blocks, *plain.blocks)), own_of(64, 21, batch=batch)
+    query = torch.randn(batch, 2, 19, 64, generator=torch.Generator().manual_seed(1))
+    found = kernels.attend(query, history, own, Workspace(limit_bytes), operands)
+    expected = attend_in_torch(query, [*history.blocks, own], Workspace())
+    assert distance(found, expected) < bound
+    longest, *others = history.prepared.lists
+    assert longest.matrix is blocks[1].value.matrix
+    assert [each.matrix for each in others] == [None, None]
+
+
+def test_values_that_are_placed_are_shaped_before_it():
+    history = history_of(FittedSpec(shaping="value"), head_dim=64, placement="matrices")
+    own = replace(own_of(64, 21, "matrices"), value_placement=placement_of("matrices", 21))
+    query = torch.randn(1, 2, 19, 64, generator=torch.Generator().manual_seed(1))
+    found = kernels.attend(query, history, own, Workspace(), BF16)
+    expected = attend_in_torch(query, [*history.blocks, own], Workspace())
+    assert distance(found, expected) < 0.003
 
 
 def test_a_scheme_without_kernels_is_left_to_the_reference():

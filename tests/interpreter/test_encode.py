@@ -14,6 +14,8 @@ SPECS = [
     ),
     pytest.param(FittedSpec(num_centroids=0, unbiased=0.8), id="without a table"),
     pytest.param(FittedSpec(num_centroids=70, unbiased=0.0), id="with 70 centroids"),
+    *(pytest.param(FittedSpec(shaping=each, unbiased=0.8), id=f"shaped {each}") for each in ("key", "value")),
+    pytest.param(FittedSpec(grid="trit", num_centroids=0, shaping="key"), id="shaped, without a table"),
     pytest.param(QvgSpec(num_centroids=16), id="qvg"),
     pytest.param(QvgSpec(num_centroids=16, stages=3, block_size=16, bits=4), id="qvg in stages"),
     pytest.param(AsymSpec(num_centroids=16), id="asym"),
@@ -45,12 +47,15 @@ def poison(monkeypatch):
 
 
 def both(spec, span, monkeypatch, seed=3):
-    """The span packed by the reference and by the kernels."""
-    codec = build_codec(spec)
+    """The span packed by the reference and by the kernels, with the same matrix if its errors are shaped."""
+    codec, matrix = build_codec(spec), None
     monkeypatch.setenv("QVG_KERNELS", "reference")
-    expected = codec.encode(span, seed=seed)
+    if spec.is_shaped:
+        noise = torch.randn(*span.shape[:2], 40, span.shape[3], generator=torch.Generator().manual_seed(1))
+        matrix = codec.shaping_matrix(codec.residual_moment(span, seed=seed), (noise.mT @ noise).double())
+    expected = codec.encode(span, seed=seed, matrix=matrix)
     monkeypatch.setenv("QVG_KERNELS", "triton")
-    return codec, expected, codec.encode(span, seed=seed)
+    return codec, expected, codec.encode(span, seed=seed, matrix=matrix)
 
 
 def assert_alike(codec, expected, found, span):

@@ -13,6 +13,8 @@ SPECS = [
     pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")
 ] + [
     pytest.param(FittedSpec(num_centroids=0), id="without a table"),
+    *(pytest.param(FittedSpec(shaping=each), id=f"shaped {each}") for each in ("key", "value")),
+    pytest.param(FittedSpec(num_centroids=0, shaping="key"), id="shaped, without a table"),
     pytest.param(QvgSpec(num_centroids=16), id="qvg"),
     pytest.param(QvgSpec(num_centroids=16, stages=2, block_size=16, bits=4), id="qvg in stages"),
     pytest.param(AsymSpec(num_centroids=16), id="asym"),
@@ -37,6 +39,7 @@ def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batc
     """Blocks of `lengths` tokens; of the second one only tokens 7 on, as after an eviction."""
     codec = build_codec(spec)
     blocks = []
+    matrices = [None, None]
     for index, tokens in enumerate(lengths):
         generator = torch.Generator().manual_seed(index)
         span = torch.randn(batch, heads, tokens, head_dim, generator=generator)
@@ -44,7 +47,15 @@ def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batc
         span = size * span
         placed = placement_of(placement, tokens, head_dim)
         first = 7 if index == 1 else 0
-        key, value = codec.encode(span, seed=index), codec.encode(2 * span.flip(2), seed=index)
+        spans = span, 2 * span.flip(2)
+        if spec.is_shaped and index < 2:
+            # Two versions, as a layer has them.
+            moments = [codec.residual_moment(each, seed=index) for each in spans]
+            matrices = [codec.shaping_matrix(moment, moments[0].double()) for moment in moments]
+        key, value = (
+            codec.encode(each, seed=index, matrix=matrix)
+            for each, matrix in zip(spans, matrices, strict=True)
+        )
         value_placement = placed if placement == "matrices" else None
         blocks.append(StoredBlock(codec, codec, key, value, placed, value_placement, first, tokens - first))
     return History(tuple(blocks))

@@ -15,6 +15,7 @@ from .histories import history_of, placement_of
 pytestmark = [needs_compiler, pytest.mark.slow]
 
 SPECS = [FittedSpec(grid=grid) for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")]
+SPECS += [FittedSpec(shaping="key"), FittedSpec(shaping="value"), FittedSpec(grid="trit", shaping="key")]
 SPECS += [FittedSpec(num_centroids=0), QvgSpec(), QvgSpec(stages=4, block_size=16), AsymSpec(), Bf16Spec()]
 
 
@@ -25,14 +26,15 @@ def launches_of(capability, placement, patch):
     patch.setattr(launch, "has_gluon", lambda device: capability == 90)
     if capability != 90:
         patch.setattr(packed, "choose_fused", lambda *_: None)
-    # The default preset meets both placements, the others one of them.
-    specs = SPECS if placement == "rotary" else SPECS[:1]
+    # The default preset and shaped errors meet both placements, the others one of them.
+    shaped = [spec for spec in SPECS if spec.is_shaped]
+    specs = SPECS if placement == "rotary" else [SPECS[0], *shaped]
     every = (BF16, INT8, FP8) if capability >= 89 else (INT8, BF16)
     launches = {}
     for spec in specs:
         # What attends to them is the same for all schemes: those without a decoder for Hopper are read in one
         # way.
-        for operands in every if spec in SPECS[:2] else every[-1:]:
+        for operands in every if spec in SPECS[:2] or spec.is_shaped else every[-1:]:
             with recorded_launches() as made:
                 attend_once(spec, placement, operands)
             launches |= {launched.key(): launched for launched in made}

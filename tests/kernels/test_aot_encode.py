@@ -12,7 +12,8 @@ from .aot import CAPABILITIES, SHARED_LIMITS, needs_compiler, recorded_launches
 pytestmark = [needs_compiler, pytest.mark.slow]
 
 SPECS = [FittedSpec(grid=grid) for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")]
-SPECS += [FittedSpec(num_centroids=0), QvgSpec(), QvgSpec(stages=2, block_size=16), AsymSpec()]
+SHAPED = [FittedSpec(shaping="key"), FittedSpec(shaping="value")]
+SPECS += [*SHAPED, FittedSpec(num_centroids=0), QvgSpec(), QvgSpec(stages=2, block_size=16), AsymSpec()]
 
 
 def launches_of(capability, patch):
@@ -22,14 +23,18 @@ def launches_of(capability, patch):
         (SPECS, 37440, 128, torch.bfloat16),
         (SPECS[:1], 4680, 128, torch.bfloat16),
         (SPECS[:1], 600, 64, torch.bfloat16),
-        (SPECS[:1], 7040, 256, torch.bfloat16),
+        ([SPECS[0], *SHAPED], 7040, 256, torch.bfloat16),
         (SPECS[:1], 600, 128, torch.float32),
     ]
     launches = {}
     for specs, tokens, head_dim, dtype in blocks:
         for spec in specs:
             with recorded_launches() as made:
-                build_codec(spec).encode_by_kernels(torch.zeros(1, 2, tokens, head_dim, dtype=dtype), 1)
+                block = torch.zeros(1, 2, tokens, head_dim, dtype=dtype)
+                matrix = (
+                    torch.eye(head_dim, dtype=torch.bfloat16).repeat(1, 2, 1, 1) if spec.is_shaped else None
+                )
+                build_codec(spec).encode_by_kernels(block, 1, matrix)
             launches |= {launched.key(): launched for launched in made}
     return list(launches.values())
 

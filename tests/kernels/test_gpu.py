@@ -1,9 +1,10 @@
 """The torch codecs on a GPU: same meaning as on the CPU, same bytes every time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from qvg_kernels.codec import PackedTensor
 from qvg_kernels.codecs.registry import build_codec
 
 from .conftest import every_spec, make_span
@@ -18,11 +19,10 @@ pytestmark = [
 def test_a_span_packed_on_the_cpu_decodes_alike_on_the_gpu(spec):
     codec = build_codec(spec)
     packed = codec.encode(make_span(1, 3, 333, 128), seed=1)
-    moved = PackedTensor(
-        packed.shape,
-        packed.dtype,
-        {name: tensor.cuda() for name, tensor in packed.tensors.items()},
-        packed.kinds,
+    moved = replace(
+        packed,
+        tensors={name: tensor.cuda() for name, tensor in packed.tensors.items()},
+        matrix=None if packed.matrix is None else packed.matrix.cuda(),
     )
     torch.testing.assert_close(codec.decode(moved).cpu(), codec.decode(packed), rtol=1e-4, atol=1e-4)
 

@@ -9,7 +9,6 @@ from qvg_kernels.attention import packed as kernels
 from qvg_kernels.attention.attend import attend
 from qvg_kernels.attention.history import DEFAULT_WORKSPACE_BYTES, History, OwnKeys, StoredBlock, Workspace
 from qvg_kernels.attention.reference import attend_in_torch
-from qvg_kernels.codec import PackedTensor
 from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.rope.placement import FrameMatrices, Rotary
 from qvg_kernels.rope.tables import RotaryTables
@@ -29,6 +28,10 @@ SPECS = [
     pytest.param(FittedSpec(grid="trit"), id="trit"),
     pytest.param(FittedSpec(grid="int4"), id="int4"),
     pytest.param(FittedSpec(num_centroids=0), id="without a table"),
+    pytest.param(FittedSpec(shaping="key"), id="shaped keys"),
+    pytest.param(FittedSpec(shaping="value"), id="shaped values"),
+    pytest.param(FittedSpec(grid="trit", shaping="value"), id="shaped trit"),
+    pytest.param(FittedSpec(grid="e8x1", shaping="key"), id="shaped e8x1"),
     pytest.param(QvgSpec(), id="qvg"),
     pytest.param(AsymSpec(), id="asym"),
     pytest.param(Bf16Spec(), id="bf16"),
@@ -52,19 +55,22 @@ def values_of(frames, heads, seed):
     return (centres[:, ids] + 0.5 * noise).bfloat16().transpose(1, 2)
 
 
+def packed_by(codec, span, seed):
+    """The span, its errors shaped by what it is itself if they are."""
+    matrix = None
+    if codec.spec.is_shaped:
+        matrix = codec.shaping_matrix(codec.residual_moment(span, seed=seed), span.float().mT @ span.float())
+    return codec.encode(span, seed=seed, matrix=matrix)
+
+
 def make_call(spec, *, spans, heads=12, placement="rotary"):
     """Query, history and chunk; every span in memory of its own."""
     codec = build_codec(spec)
-    packed = [codec.encode(values_of(SPAN_FRAMES, heads, seed), seed=seed) for seed in (1, 2)]
+    packed = [packed_by(codec, values_of(SPAN_FRAMES, heads, seed), seed) for seed in (1, 2)]
     blocks = []
     for first in range(0, spans * SPAN_FRAMES, SPAN_FRAMES):
         key, value = (
-            PackedTensor(
-                span.shape,
-                span.dtype,
-                {name: kept.clone() for name, kept in span.tensors.items()},
-                span.kinds,
-            )
+            replace(span, tensors={name: kept.clone() for name, kept in span.tensors.items()})
             for span in packed
         )
         placed = placement_of(placement, tuple(range(first, first + SPAN_FRAMES)))

@@ -20,6 +20,8 @@ SPECS = [
         for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")
     ),
     pytest.param(FittedSpec(num_centroids=0, unbiased=0.8), id="without a table"),
+    pytest.param(FittedSpec(shaping="key", unbiased=0.8), id="shaped keys"),
+    pytest.param(FittedSpec(shaping="value"), id="shaped values"),
     pytest.param(QvgSpec(), id="qvg"),
     pytest.param(QvgSpec(stages=2, block_size=16), id="qvg in stages"),
     pytest.param(AsymSpec(), id="asym"),
@@ -28,11 +30,12 @@ SPECS = [
 
 def errors_of(spec, span, monkeypatch):
     """Energies of the errors that the reference's and the kernels' bytes decode to, by the reference."""
-    codec = build_codec(spec)
-    found = []
+    codec, found, matrix = build_codec(spec), [], None
+    if spec.is_shaped:
+        matrix = codec.shaping_matrix(codec.residual_moment(span, seed=3), span.float().mT @ span.float())
     for choice in ("reference", "triton"):
         monkeypatch.setenv("QVG_KERNELS", choice)
-        packed = codec.encode(span, seed=3)
+        packed = codec.encode(span, seed=3, matrix=matrix)
         monkeypatch.setenv("QVG_KERNELS", "reference")
         found.append((codec.decode(packed).float() - span.float()).square().sum().item())
     return found

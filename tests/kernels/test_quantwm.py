@@ -24,7 +24,7 @@ def queries():
 def decoded(spec, moment):
     """Keys, what they decode to, and what is stored, of one head."""
     codec, span = build_codec(spec), make_span(1, 1, TOKENS, HEAD_DIM)
-    packed = codec.knowing(moment).encode(span, seed=3)
+    packed = codec.encode(span, seed=3, matrix=moment)
     return span[0, 0], codec.decode(packed)[0, 0], {name: kept[0, 0] for name, kept in packed.tensors.items()}
 
 
@@ -81,7 +81,7 @@ def test_a_key_takes_the_candidate_whose_residual_has_the_least_weighted_ranges(
 
 def test_values_take_the_nearest_centroid_as_the_base_does():
     codec, span = build_codec(QuantWmSpec(num_centroids=16)), make_span(1, 1, TOKENS, HEAD_DIM)
-    starts, _ = codec.draw(TOKENS, HEAD_DIM, 3, span.device)
+    starts = codec.draw(TOKENS, HEAD_DIM, 3, span.device)
     ids, _ = kmeans(span[0, 0], span[0, 0][starts], 2)
     assert torch.equal(codec.encode(span, seed=3).tensors["ids"][0, 0].long(), ids)
 

@@ -26,8 +26,7 @@ def configs(tmp_path, monkeypatch):
     """A folder of configurations that may be added to."""
     folder = tmp_path / "configs"
     shutil.copytree(resources.configs_dir(), folder)
-    for module in ("qvg_cli.config.resources", "qvg_cli.config.load", "qvg_cli.config.cache_presets"):
-        monkeypatch.setattr(f"{module}.configs_dir", lambda: folder)
+    monkeypatch.setattr("qvg_cli.config.resources.configs_dir", lambda: folder)
     return folder
 
 

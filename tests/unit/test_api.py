@@ -64,6 +64,6 @@ def test_every_function_says_what_it_takes_and_raises(name):
 
 def test_a_loaded_model_is_not_another(tmp_path):
     engine = qvg.Engine.load(pocket=True, device="cpu")
-    with pytest.raises(UsageError, match="settings of memory belong to the loaded model"):
+    with pytest.raises(UsageError, match="settings of memory are fixed when the model is loaded"):
         qvg.compare(engine, ["bf16", "int2"], frames=9, settings={"memory.vae": "model"}, out=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -26,7 +26,7 @@ def test_a_cpu_attends_by_the_reference():
 
 def test_fp8_is_refused_where_the_device_has_none():
     config = load_config(Request(backend="self-forcing", sets=["cache.arithmetic=fp8"], options=[])).config
-    with pytest.raises(UsageError, match=r"cache.arithmetic=fp8 is not possible on cpu"):
+    with pytest.raises(UsageError, match=r"cache.arithmetic=fp8 is not supported on cpu"):
         attention_words(config, CPU)
 
 

@@ -66,7 +66,7 @@ def test_a_new_yaml_is_a_backend_of_its_family(rolling):
 def test_its_options_are_those_of_the_family(rolling):
     layers = [Layer("--window", {"--window": "all"})]
     assert load_config(Request(backend=rolling, options=layers)).config.sampler.window is None
-    with pytest.raises(UsageError, match=r"^--pose is not an option of this backend$"):
+    with pytest.raises(UsageError, match=r"^--pose is not an option of this model$"):
         load_config(Request(backend=rolling, options=[Layer("--pose", {"--pose": "w-3"})]))
 
 
@@ -79,7 +79,7 @@ def test_its_run_yaml_makes_the_run_again(rolling, tmp_path):
 
 
 def test_another_family_is_refused(rolling):
-    with pytest.raises(UsageError, match=r"^family=longcat .*the backend rolling is of the family self-forc"):
+    with pytest.raises(UsageError, match=r"^family=longcat .*rolling belongs to the family self-forc"):
         load_config(Request(backend=rolling, sets=["family=longcat"]))
 
 

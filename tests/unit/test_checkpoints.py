@@ -80,7 +80,9 @@ def test_a_picture_is_taken_by_those_that_were_made_for_one(name):
     config = load(name, image="a.png")
     frames = RUN_AS[name][7]
     if frames is None:
-        with pytest.raises(UsageError, match=rf"^{name} begins with a text: nothing is published of it"):
+        with pytest.raises(
+            UsageError, match=rf"^{name} is text to video: there are no published weights of it"
+        ):
             plan_video(config)
     else:
         assert config.source.frames == frames
@@ -89,7 +91,7 @@ def test_a_picture_is_taken_by_those_that_were_made_for_one(name):
 
 
 def test_another_number_of_frames_for_a_picture_is_refused():
-    with pytest.raises(UsageError, match=r"^source\.frames=1: an image stands for 3 latent frames$"):
+    with pytest.raises(UsageError, match=r"^source\.frames=1: an image counts as 3 latent frames$"):
         load("sgf-chunk", "source.frames=1", image="a.png")
 
 

@@ -107,7 +107,7 @@ def test_a_clip_whose_sound_begins_first_begins_with_its_first_frame(tmp_path):
     path = tmp_path / "late.mp4"
     ffmpeg("-itsoffset", "0.5", "-f", "lavfi", "-i", PICTURES, *SOUND, *H264, "-c:a", "aac", path)
     assert len(frames_of(path)) == 24
-    assert notes_of(path) == ("its sound is left out: videos are made without",)
+    assert notes_of(path) == ("its audio is dropped: videos have no sound",)
 
 
 def test_a_broadcast_whose_clock_is_set_anew_goes_on(tmp_path):
@@ -282,7 +282,7 @@ def test_fields_are_not_woven(tmp_path, first, is_top, suffix):
     frames = frames_of(path, fps=25).astype(int)
     assert len(frames) == 50
     assert np.abs(np.diff(frames[5:45], axis=1)).max(axis=(2, 3)).mean() < 12
-    assert notes_of(path) == ("interlaced: the two fields of a frame are made one picture",)
+    assert notes_of(path) == ("interlaced: deinterlaced",)
 
 
 ALPHA = {
@@ -308,7 +308,7 @@ def test_transparent_parts_are_white(tmp_path, name):
     assert np.abs(frame[:, 14:18] - (0, 0, 255)).max() <= 12
     # Between white and blue, red is never more than green by much.
     assert (frame[..., 0] - frame[..., 1]).max() <= (90 if "vp" in name or "yuva420p" in ALPHA[name] else 12)
-    assert notes_of(path) == ("its transparent parts are on white",)
+    assert notes_of(path) == ("its transparent parts are shown on white",)
 
 
 def test_an_opaque_clip_with_an_alpha_is_told_of_nothing(tmp_path):
@@ -364,7 +364,7 @@ def test_what_is_there_of_a_cut_off_clip_is_used(tmp_path, suffix):
     assert np.array_equal(frames[:24], expected[:24])
     if suffix != "ts":
         (note,) = notes_of(path)
-        assert re.fullmatch(r"cut off: \d\.\d of its \d\.\d seconds can be decoded", note)
+        assert re.fullmatch(r"truncated: \d\.\d of its \d\.\d seconds can be decoded", note)
 
 
 def test_damage_in_the_middle_is_told(tmp_path):
@@ -374,7 +374,7 @@ def test_damage_in_the_middle_is_told(tmp_path):
     data[start : start + 600] = bytes(600)
     path.write_bytes(data)
     assert len(frames_of(path)) >= 40
-    assert notes_of(path) == ("damaged: what can be decoded of it is used",)
+    assert notes_of(path) == ("damaged: using what can be decoded",)
 
 
 @pytest.mark.parametrize(
@@ -383,13 +383,13 @@ def test_damage_in_the_middle_is_told(tmp_path):
         (
             "cut.mp4",
             "mp4",
-            "lacks the index of an MP4 or MOV file, which usually is at its end: it was cut off",
+            "lacks the index of an MP4 or MOV file, which usually is at its end: it is truncated",
         ),
         ("empty.mp4", b"", "is empty: it has 0 bytes"),
         ("text.mp4", b"no video", "is not a video that can be read"),
         ("moving.webp", "webp", "an animated WebP cannot be decoded"),
-        ("sound.mp3", "sound", "it holds no pictures, only sound or text"),
-        ("album.mp3", "album", "it holds only sound and a cover picture"),
+        ("sound.mp3", "sound", "it holds no pictures, only audio or text"),
+        ("album.mp3", "album", "it holds only audio and a cover picture"),
     ],
 )
 def test_what_is_no_video_is_told_why(tmp_path, name, content, message):

@@ -144,32 +144,32 @@ def test_another_scheme_starts_from_its_own_defaults():
             "nearest: cache.block_size",
         ),
         (["provenance.seed=9"], "unknown setting provenance (--set provenance.seed)", None),
-        (["video.fps"], "--set video.fps is not of the form key=value", "for example --set video.fps=24"),
-        (["=3"], "--set =3 is not of the form key=value", "for example --set video.fps=24"),
+        (["video.fps"], "--set video.fps is not of the form KEY=VALUE", "e.g. --set video.fps=24"),
+        (["=3"], "--set =3 is not of the form KEY=VALUE", "e.g. --set video.fps=24"),
         (
             ["video=3"],
             "video=3 (--set video): video is a group of settings",
             "set one of video.height, video.width, video.frames, video.fps",
         ),
         (["video.frames=0"], "video.frames=0 (--set video.frames): must be greater than 0", None),
-        (["video.frames=true"], "video.frames=True (--set video.frames): a whole number is needed", None),
-        (["video.frames=9.5"], "video.frames=9.5 (--set video.frames): a whole number is needed", None),
+        (["video.frames=true"], "video.frames=True (--set video.frames): must be a whole number", None),
+        (["video.frames=9.5"], "video.frames=9.5 (--set video.frames): must be a whole number", None),
         (
             ["sampler.steps=[]"],
             "sampler.steps=[] (--set sampler.steps): Tuple should have at least 1 item",
             None,
         ),
-        (["sampler.shift=.nan"], "sampler.shift=nan (--set sampler.shift): a finite number is needed", None),
-        (["cache.keep_sink=1"], "cache.keep_sink=1 (--set cache.keep_sink): true or false is needed", None),
+        (["sampler.shift=.nan"], "sampler.shift=nan (--set sampler.shift): must be a finite number", None),
+        (["cache.keep_sink=1"], "cache.keep_sink=1 (--set cache.keep_sink): must be true or false", None),
         (
             ["video.fps=yes"],
-            "--set video.fps: yes is unclear: some YAML readers take it for true or false",
+            "--set video.fps: yes is ambiguous: some YAML parsers read it as true or false",
             "write true or false, or 'yes' for the word",
         ),
         (
             ["prompt=a: b: c"],
             "--set prompt: mapping values are not allowed here",
-            "put a text with : or # or brackets in quotes",
+            "put text with : or # or brackets in quotes",
         ),
         (
             ["cache.preset=int2-qvg", "cache.block_size=17"],
@@ -184,7 +184,7 @@ def test_another_scheme_starts_from_its_own_defaults():
         (
             ["cache.preset=bf16", "cache.num_centroids=128"],
             "cache.num_centroids=128 (--set cache.num_centroids): cache.k has scheme 'bf16' without it",
-            "it has no settings; take another preset",
+            "it has no settings; use another preset",
         ),
         (
             ["cache.k=bf16"],
@@ -235,7 +235,7 @@ def test_unknown_names_come_with_the_nearest():
 def test_all_wrong_settings_are_named_at_once():
     message, _ = refused("seed=-1", "video.fps=0")
     assert message == (
-        "2 settings are wrong\n  seed=-1 (--set seed): must be greater than or equal to 0\n"
+        "2 invalid settings\n  seed=-1 (--set seed): must be greater than or equal to 0\n"
         "  video.fps=0 (--set video.fps): must be greater than 0"
     )
 
@@ -248,7 +248,7 @@ def test_all_wrong_settings_are_named_at_once():
         (b"", "{} has no settings"),
         (b"\xff\xfe", "cannot read {}: it is not UTF-8 text"),
         (b"video: {colour: red}\n", "unknown setting video.colour ({})"),
-        (b"pocket: 3\n", "{}: pocket holds settings, not 3"),
+        (b"pocket: 3\n", "{}: pocket must be a group of settings, not 3"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, content, message):
@@ -276,5 +276,5 @@ def test_words_of_older_runs_mean_what_they_meant(old, new):
     loaded = load_config(Request(sets=[old]))
     assert loaded.config == load(new)
     setting = old.partition("=")[0]
-    assert loaded.notes == (f"{old} (--set {setting}) is called {new} now, and means the same",)
+    assert loaded.notes == (f"{old} (--set {setting}) is now called {new}; the old name still works",)
     assert not load_config(Request(sets=[new])).notes

@@ -27,7 +27,7 @@ def test_what_a_chunk_attends_to_is_set_by_options():
 )
 def test_a_backend_without_the_option_refuses_it_by_name(backend, option):
     # LongCat's setting of the same name is the length of its clips.
-    with pytest.raises(UsageError, match=r"^--(window|sink) is not an option of this backend$"):
+    with pytest.raises(UsageError, match=r"^--(window|sink) is not an option of this model$"):
         load(backend, **option)
 
 
@@ -45,11 +45,11 @@ def test_a_length_beyond_the_training_is_said_to_be():
     assert plan_video(load("self-forcing")).notes == ()
     (note,) = plan_video(load("self-forcing", "video.frames=24")).notes
     assert note == (
-        "the model was trained on 21 latent frames (81 pixel frames) and the rest is beyond that: the whole "
-        "history is attended to, as in Quant VideoGen's runs of 180 latent frames"
+        "the model was trained on 21 latent frames (81 pixel frames); beyond that: attending to the "
+        "whole history, as in Quant VideoGen's runs of 180 latent frames"
     )
     (note,) = plan_video(load("self-forcing", "video.frames=24", window="21", sink=3)).notes
-    assert note.endswith("21 latent frames are attended to; users report flicker about every 5 s with 21")
+    assert note.endswith("attending to 21 latent frames; users report flicker about every 5 s with 21")
 
 
 def test_the_longest_video_is_that_of_the_positions():

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 BASE = (
     "__init__", "console", "environment", "errors", "files", "interrupts", "launch", "lean_imports",
-    "logs", "plotting", "randomness",
+    "logs", "plotting", "plugins", "randomness",
     "redaction", "text_files",
 )  # fmt: skip
 """Files of qvg_cli/ that any room may use; what they import is in this list too."""

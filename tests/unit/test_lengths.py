@@ -23,7 +23,7 @@ def test_pixel_frames_are_rounded_up_and_it_is_said(config, wanted, latent):
     fitted = fit_pixel_frames(config, wanted)
     assert fitted.video.frames == latent
     made = 4 * latent - 3
-    said = f"{wanted} frames are not a possible length: the next one is {made} frames"
+    said = f"--frames {wanted} rounded up to {made} frames, a whole number of chunks"
     note = rounding_note(fitted, plan_video(fitted), seconds=None, frames=wanted)
     assert note == (None if made == wanted else said)
 
@@ -31,7 +31,7 @@ def test_pixel_frames_are_rounded_up_and_it_is_said(config, wanted, latent):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (0, "--frames 0 is not a length"),
+        (0, "--frames 0 is not a valid length"),
         (
             5000,
             "1251 latent frames exceed the model's 1024 positions; "
@@ -54,5 +54,5 @@ def test_seconds_are_rounded_up(config, seconds, latent):
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_seconds_that_are_no_length(config, seconds):
-    with pytest.raises(UsageError, match="is not a length"):
+    with pytest.raises(UsageError, match="is not a valid length"):
         fit_seconds(config, seconds)

@@ -152,7 +152,7 @@ def test_it_is_added_in_float32_before_the_weight_is_rounded(tiny_weights, matri
     [
         (
             lambda it: it.update(peft("blocks.7.self_attn.q", torch.ones(2, 64), torch.ones(64, 2))),
-            r"is for blocks\.7\.self_attn\.q, which the model has not: its first foreign tensor is "
+            r"is for blocks\.7\.self_attn\.q, which the model does not have: the first unknown tensor is "
             r"base_model\.model\.blocks\.7\.self_attn\.q\.lora_A\.weight",
         ),
         (
@@ -162,7 +162,7 @@ def test_it_is_added_in_float32_before_the_weight_is_rounded(tiny_weights, matri
         (lambda it: it.update({"unet.x.diff_b": torch.ones(2)}), "unknown tensor unet.x.diff_b in the adap"),
         (
             lambda it: it.pop("base_model.model.blocks.0.ffn.2.lora_B.weight"),
-            r"is not whole: tensors of blocks\.0\.ffn\.2 are missing",
+            r"is incomplete: tensors of blocks\.0\.ffn\.2 are missing",
         ),
     ],
 )

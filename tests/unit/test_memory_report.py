@@ -1,15 +1,16 @@
 """memory.json adds up, compares the same frames, and the plot is drawn."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from qvg_cli.planning.chunks import VideoPlan
-from qvg_cli.planning.ledger import MemorySample
+from qvg_cli.planning.ledger import MemorySample, join
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.report.words import describe_bytes
+from qvg_cli.report.words import describe_bytes, processes_text
 
 MIB = 1024 * 1024
 
@@ -50,6 +51,25 @@ def test_the_peak_is_the_fullest_moment_and_stands_beside_the_same_frames(report
     json.dumps(content)
 
 
+def test_several_processes_are_added_up_and_each_is_told(report):
+    parts = [sample(0, 3, {"codes": 20}, {"codes": 12}, 80, 40, peak) for peak in (700, 500)]
+    together = join(parts)
+    assert (together.peak_bytes, together.bf16_end_bytes, together.device_peak_bytes) == (
+        {"codes": 40},
+        80,
+        700,
+    )
+    later = join([replace(part, chunk=1, end_bytes={"codes": 16}, device_peak_bytes=600) for part in parts])
+    content = MemoryReport(report.plan, [together, later], fps=16, label="int2").to_json({})
+    assert content["processes"] == [
+        {"peak_bytes": 20, "end_bytes": 16, "device_peak_bytes": peak} for peak in (700, 600)
+    ]
+    assert [each["device_peak_bytes"] for each in content["chunks"][0]["processes"]] == [700, 500]
+    told = [{"peak_bytes": 20 * MIB, "end_bytes": 0, "device_peak_bytes": None}] * 2
+    assert processes_text(told) == "cache 20.0, 20.0 MiB"
+    assert "processes" not in report.to_json({})
+
+
 def test_every_chunk_is_listed_and_its_kinds_add_up(report):
     chunks = report.to_json({})["chunks"]
     assert [(chunk["latent_frames"], chunk["pixel_frames"]) for chunk in chunks] == [(3, 9), (6, 21), (9, 33)]
@@ -82,7 +102,7 @@ def test_the_plot_is_an_image(report, tmp_path, count):
         (0, 0, "0.00 MiB"),
         (2 * MIB, 15 * MIB, "2.00 MiB, 7.50x smaller than BF16 (15.0 MiB)"),
         (4 * MIB, 3 * MIB, "4.00 MiB, 1.33x larger than BF16 (3.00 MiB)"),
-        (3 * MIB, 3 * MIB + 1, "3.00 MiB, as large as BF16 (3.00 MiB)"),
+        (3 * MIB, 3 * MIB + 1, "3.00 MiB, same size as BF16 (3.00 MiB)"),
     ],
 )
 def test_bytes_in_words(held, bf16, text):

@@ -224,8 +224,8 @@ def test_what_is_cut_away_is_told(tmp_path):
     Image.new("RGBA", (100, 200), (0, 0, 0, 9)).save(tmp_path / "a.png")
     note = fitting_note(str(tmp_path / "a.png"), height=32, width=64)
     assert note.endswith(
-        "a.png, 100 x 200, fills the first frame, 64 x 32; 75% of it is cut away; "
-        "its transparent parts are white"
+        "a.png, 100 x 200, fills the first frame, 64 x 32; 75% of it is cropped; "
+        "its transparent parts are shown on white"
     )
 
 
@@ -244,6 +244,6 @@ def test_what_is_cut_away_is_told(tmp_path):
 def test_an_address_is_told_from_a_file(name, address):
     assert address_in(name) == address
     if address is not None:
-        with pytest.raises(UsageError, match="is an address, not a file") as caught:
+        with pytest.raises(UsageError, match="is a URL, not a file") as caught:
             open_image(name)
         assert str(caught.value).startswith(address)

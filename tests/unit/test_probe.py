@@ -45,10 +45,11 @@ def measure(*configs, steps=1):
             query, key = draw(), draw()
             for layer in cache.layers:
                 asked = ROTATION.rotate(query, chunk.makes)
+                layer.observe(query, chunk.makes, ROTATION)
                 layer.attend(asked, key, key, frames=chunk.makes, reads=chunk.reads, rotation=ROTATION)
         found.append(probe.measure())
         for layer in cache.layers:
-            layer.commit(key, key, chunk.makes, commit, query)
+            layer.commit(key, key, chunk.makes, commit)
         probe.follow("commit")
         states.append((query, key))
     return found, states, others
@@ -61,17 +62,16 @@ def test_every_fourth_chunk_is_measured_from_the_first_that_has_a_history():
 
 
 def test_a_codec_that_weighs_queries_learns_those_of_the_run():
-    spec = QuantWmSpec(num_centroids=16, rank=1)
-    _, states, others = measure(cache_of(spec))
-    queries = torch.cat([query for query, _ in states], dim=2).float()
-    torch.testing.assert_close(others["0"].layers[1].queries, queries.mT @ queries)
-    entries = list(others["0"].layers[1].entries.values())
-    assert [bool(entry.key.tensors["directions"].any()) for entry in entries] == [False] + 5 * [True]
+    _, states, others = measure(cache_of(QuantWmSpec(num_centroids=16, rank=1)))
+    layer = others["0"].layers[1]
+    queries = torch.cat([query for query, _ in states[:-1]], dim=2).float()
+    torch.testing.assert_close(layer.shaping.earlier, queries.mT @ queries)
+    has_directions = [bool(entry.key.tensors["directions"].any()) for entry in layer.entries.values()]
+    assert has_directions == [False] + 5 * [True]
 
 
 def test_values_of_no_layer_are_packed():
-    config = cache_of(EXACT, layers={1: LayerCodecs(k=CODED, v=CODED)})
-    found, _, others = measure(config)
+    found, _, others = measure(cache_of(EXACT, layers={1: LayerCodecs(k=CODED, v=CODED)}))
     assert {entry.codecs.value.spec for entry in others["0"].layers[1].entries.values()} == {EXACT}
     assert found[5]["0"][0].logit_rms == 0 < found[5]["0"][1].logit_rms
 

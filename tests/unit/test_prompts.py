@@ -30,7 +30,7 @@ def test_a_jsonl_file_holds_an_object_a_line(tmp_path):
         ('{"prompt": "a", "sed": 3}', "unknown key 'sed'"),
         ('{"prompt": "a", "seed": -1}', "seed=-1 is not a whole number from 0 to 2**63 - 1"),
         ('{"prompt": "a", "seed": true}', "seed=True is not a whole number from 0 to 2**63 - 1"),
-        ('{"prompt": "a", "name": ""}', "name='' is not a text"),
+        ('{"prompt": "a", "name": ""}', "name='' is not text"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path, line, message):
@@ -45,7 +45,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, line, message):
     ("name", "content", "message"),
     [
         ("p.csv", b"a", "{}: prompts are read from .txt or .jsonl"),
-        ("p.txt", b"\n \n", "{} holds no prompt"),
+        ("p.txt", b"\n \n", "{} contains no prompt"),
         ("p.txt", b"ok\n\xff\n", "{} line 2: it is not UTF-8 text"),
         ("p.txt", b"ok\na\x00b\n", "{} line 2: character 2 is U+0000, a control character"),
     ],
@@ -116,7 +116,7 @@ def test_what_no_text_holds_is_refused_by_name_and_place(prompt, message):
 
 def test_a_prompt_longer_than_run_yaml_can_hold_is_refused():
     assert len(check_prompt("\U0001f468" * 50_000)) == 50_000
-    with pytest.raises(UsageError, match="is 500010 characters long when it is written; 500000 are taken"):
+    with pytest.raises(UsageError, match="is 500010 characters long when written out; the limit is 500000"):
         check_prompt("\U0001f468" * 50_001)
 
 

@@ -9,22 +9,35 @@ SMALL = ("video.height=32", "video.width=64", "video.frames=18", "sampler.steps=
 SMALL += ("model.text_tokens=8", "prompt=red ball")
 
 
+# What shapes errors is learnt from the first two chunks, which are made again if a cut comes between them.
 @pytest.mark.parametrize(
-    ("cache", "is_kept", "window"),
+    ("cache", "cut", "is_kept", "window"),
     [
-        ("preset=int2", True, "null"),
-        ("layers.1.v.preset=trit", True, "9"),
-        ("layers.1.v.preset=bf16", False, "9"),
-        ("preset=quantwm-int2", False, "9"),
-        ("preset=none", False, "null"),
+        ("preset=int2", 3, True, "null"),
+        ("layers.1.v.preset=trit", 3, True, "9"),
+        ("layers.1.v.preset=bf16", 3, False, "9"),
+        ("preset=quantwm-int2", 3, False, "9"),
+        ("preset=none", 3, False, "null"),
+        ("preset=int2-shaped", 3, True, "null"),
+        ("preset=int2-shaped", 1, True, "9"),
+        ("layers.1.v.preset=bit1-shaped", 3, True, "9"),
     ],
 )
-def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, cache, is_kept, window):
+def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, cache, cut, is_kept, window):
     sets = (*SMALL, f"model.weights={tiny_weights}", f"cache.{cache}", f"sampler.window={window}")
-    whole, rest = go_on(load_config(Request(sets=sets)).config, 3)
-    assert len(rest) == 3
+    whole, rest = go_on(load_config(Request(sets=sets)).config, cut)
+    assert len(rest) == 6 - cut
     for one, other in zip(whole, rest, strict=True):
         assert one.latents.equal(other.latents)
         assert one.frames.equal(other.frames)
         assert one.memory == other.memory
     assert any((tmp_path / "state").glob("*.cache.safetensors")) == is_kept
+
+
+def test_the_matrices_outlive_the_blocks_that_decided_them(tiny_weights, go_on, tmp_path):
+    sets = (*SMALL, f"model.weights={tiny_weights}", "cache.preset=int2-shaped", "sampler.window=6")
+    whole, rest = go_on(load_config(Request(sets=sets)).config, 5)
+    assert whole[-1].latents.equal(rest[-1].latents)
+    state = tmp_path / "state"
+    assert (state / "00001.matrices.safetensors").exists()
+    assert not (state / "00001.cache.safetensors").exists()

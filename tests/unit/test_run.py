@@ -83,7 +83,7 @@ def test_a_chunk_that_cannot_be_written_stops_the_run_with_those_before_it(made)
     assert count_frames(run.folder.video) == run.summary.num_frames == 9
     assert [sample.chunk for sample in run.summary.samples] == [0]
     assert "the first 9 frames" in run.kept()
-    assert run.suggestion() == f"go on with: qvg generate --resume {run.folder.path}"
+    assert run.suggestion() == f"resume with: qvg generate --resume {run.folder.path}"
 
 
 def test_the_last_chunk_that_cannot_be_written_is_told_at_the_end(made):

@@ -41,7 +41,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         UsageError, match=r"^cannot write to .*/file/self-forcing: Not a directory$"
     ) as caught:
         RunDir.create(tmp_path / "file", "self-forcing", "a")
-    assert caught.value.hint == "give another folder with --out"
+    assert caught.value.hint == "use another folder with --out"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path):

@@ -154,7 +154,7 @@ def wait_until(is_true, seconds=10.0):
 
 def test_a_missing_ffmpeg_is_found_before_anything_is_made(monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
-    with pytest.raises(MissingModelError, match=r"^ffmpeg is not at /nowhere/ffmpeg$") as caught:
+    with pytest.raises(MissingModelError, match=r"^no ffmpeg at /nowhere/ffmpeg$") as caught:
         check_encoder()
     assert caught.value.exit_code == 3
     assert "imageio-ffmpeg" in caught.value.hint

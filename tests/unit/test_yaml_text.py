@@ -14,7 +14,7 @@ from qvg_cli.text_files import find_refused
     ["yes", "No", "on", "OFF", "y", "12:30", "1:30.5", "010", "0o17", "1e-4", "5E3", "1.5e3", "1_000"],
 )
 def test_a_value_that_readers_take_differently_is_refused(value):
-    with pytest.raises(UsageError, match=r"^f.yaml line 2: .* is unclear: ") as caught:
+    with pytest.raises(UsageError, match=r"^f.yaml line 2: .* is ambiguous: ") as caught:
         parse_yaml(f"a: 1\nb: {value}\n", "f.yaml")
     assert f"'{value}'" in caught.value.hint
 
@@ -43,10 +43,10 @@ def test_a_clear_value_is_read(text, value):
     [
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "f.yaml line 4: 'c' is set twice"),
         ("a: [1, 2\nb: 3\n", "f.yaml line 2: expected ',' or ']', but got ':'"),
-        ("1: a\n", "f.yaml line 1: a setting's name must be a text"),
+        ("1: a\n", "f.yaml line 1: the name of a setting must be text"),
         ("a: !!python/object:os.system x\n", "f.yaml line 1: could not determine a constructor"),
         ("a: 1\n---\na: 2\n", "f.yaml line 2: but found another document"),
-        ("a: 2026-01-01\n", "f.yaml line 1: 2026-01-01 is unclear: YAML takes it for a date"),
+        ("a: 2026-01-01\n", "f.yaml line 1: 2026-01-01 is ambiguous: YAML reads it as a date"),
     ],
 )
 def test_what_is_no_clear_yaml_is_refused_with_its_line(text, message):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from qvg_kernels.attention.history import StoredBlock
 from qvg_kernels.codec import PackedTensor
@@ -44,12 +45,15 @@ class BlockList:
     Attributes:
         blocks: Kept, since the tables hold their addresses.
         extents: First token and number of tokens that are read of each block.
+        matrix: `[B, H, D, D]` bf16 that attention has to multiply what it makes of the values by; `None` if
+            they are read as they are.
     """
 
     blocks: tuple[StoredBlock, ...]
     extents: tuple[tuple[int, int], ...]
     key: Side
     value: Side
+    matrix: Tensor | None = None
 
     @property
     def is_coarse(self) -> bool:
@@ -71,7 +75,7 @@ class PreparedHistory:
     """What kernels know of a history.
 
     Attributes:
-        lists: `None` where a scheme has no kernels.
+        lists: `None` where a scheme has no kernels. At most the first has a matrix.
     """
 
     lists: tuple[BlockList, ...] | None
@@ -81,20 +85,29 @@ def prepare(blocks: Sequence[StoredBlock]) -> PreparedHistory:
     """Measure the blocks and make their tables."""
     groups: list[list[StoredBlock]] = []
     for block in blocks:
-        if groups and _specs(groups[-1][-1]) == _specs(block):
+        if groups and _likeness(groups[-1][-1]) == _likeness(block):
             groups[-1].append(block)
         else:
             groups.append([block])
-    lists = [_list_of(tuple(group)) for group in groups]
+    # The longest list of those whose values may be multiplied by their matrix after attention.
+    sizes = [sum(block.num_tokens for block in group) if _folds(group[0]) else 0 for group in groups]
+    if any(sizes):
+        groups.insert(0, groups.pop(sizes.index(max(sizes))))
+    lists = [_list_of(tuple(group), folds=any(sizes) and place == 0) for place, group in enumerate(groups)]
     found = tuple(each for each in lists if each is not None)
     return PreparedHistory(found if len(found) == len(lists) else None)
 
 
-def _specs(block: StoredBlock) -> tuple[Spec, Spec]:
-    return block.key_codec.spec, block.value_codec.spec
+def _likeness(block: StoredBlock) -> tuple[Spec, Spec, int]:
+    return block.key_codec.spec, block.value_codec.spec, id(block.value.matrix) if _folds(block) else 0
 
 
-def _list_of(blocks: tuple[StoredBlock, ...]) -> BlockList | None:
+def _folds(block: StoredBlock) -> bool:
+    reader = block.value_codec.reader(block.value.shape[3])
+    return reader is not None and reader.folds and block.value_placement is None
+
+
+def _list_of(blocks: tuple[StoredBlock, ...], *, folds: bool) -> BlockList | None:
     first = blocks[0]
     head_dim = first.key.shape[3]
     key_reader, value_reader = first.key_codec.reader(head_dim), first.value_codec.reader(head_dim)
@@ -102,11 +115,13 @@ def _list_of(blocks: tuple[StoredBlock, ...]) -> BlockList | None:
     plain = [side.tensors["values"].dtype for side in (first.key, first.value) if "values" in side.tensors]
     if key_reader is None or value_reader is None or any(dtype != torch.bfloat16 for dtype in plain):
         return None
+    value_reader = value_reader.folded() if folds else value_reader
     return BlockList(
         blocks,
         tuple((block.first_token, block.num_tokens) for block in blocks),
         _side(key_reader, [b.key for b in blocks], [b.key_placement for b in blocks], is_key=True),
         _side(value_reader, [b.value for b in blocks], [b.value_placement for b in blocks], is_key=False),
+        first.value.matrix if folds else None,
     )
 
 

@@ -96,3 +96,33 @@ def merge_kernel(
     at = output + batch_index * output_batch + head_index * output_head
     attended = (gathered / total[:, None]).to(output.dtype.element_ty)
     tl.store(at + rows[:, None] * output_token + channels, attended, mask=is_query[:, None])
+
+
+@kernel(do_not_specialize=("key_rows", *GROUPED))
+def shape_kernel(
+    state_output, matrix, heads, key_rows, total_heads, first_head, num_queries,
+    HEAD_DIM: tl.constexpr, TILE_M: tl.constexpr,
+):  # fmt: skip
+    """Multiply TILE_M rows of a head's state, in place, by its matrix, which is symmetric.
+
+    Products are of 11 bits, more than the 8 of any output.
+
+    Args:
+        matrix: `[b, total_heads, HEAD_DIM, HEAD_DIM]` bf16; one item of the batch serves all of the queries'.
+    """
+    CHUNK: tl.constexpr = 32
+    head, split = tl.program_id(1), tl.program_id(2)
+    key_head = head % key_rows
+    matrix_head = (key_head // heads).to(tl.int64) * total_heads + first_head + key_head % heads
+    rows = tl.program_id(0) * TILE_M + tl.arange(0, TILE_M)
+    channels = tl.arange(0, HEAD_DIM)
+    is_query = (rows < num_queries)[:, None]
+    slot = (split * tl.num_programs(1) + head).to(tl.int64)
+    at = state_output + (slot * num_queries + rows)[:, None] * HEAD_DIM
+    # [TILE_M, HEAD_DIM]
+    gathered = tl.load(at + channels[None, :], mask=is_query, other=0.0)
+    for first in tl.static_range(0, HEAD_DIM, CHUNK):
+        some = first + tl.arange(0, CHUNK)[None, :]
+        # [HEAD_DIM, CHUNK]
+        columns = tl.load(matrix + (matrix_head * HEAD_DIM + channels[:, None]) * HEAD_DIM + some)
+        tl.store(at + some, tl.dot(gathered, columns.to(tl.float32), input_precision="tf32"), mask=is_query)

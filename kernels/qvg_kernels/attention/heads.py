@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from qvg_kernels.attention.combine import merge_kernel
+from qvg_kernels.attention.combine import merge_kernel, shape_kernel
 from qvg_kernels.attention.kernels import VERSIONS, attend_kernel, round_queries_kernel
 from qvg_kernels.attention.tiling import FLAG_QUERIES, Cut, round_up
 from qvg_kernels.codecs.reading import HeadScales
@@ -198,6 +198,16 @@ class HeadGroup:
             self.query, factors, rounded.values, rounded.units, *self.query.stride()[:3],
             self.heads, key_batch * self.heads, num_queries, rounded.pitch,
             HEAD_DIM=head_dim, TILE_M=launch.PLACE_TOKENS, num_warps=4,
+        )  # fmt: skip
+
+    def shape(self, matrix: Tensor) -> None:
+        """Multiply what the states have of values by the matrices `[b, H, D, D]` of their heads."""
+        state, (num_queries, head_dim) = self.state, self.query.shape[2:]
+        if not self.num_states:
+            return
+        shape_kernel[(-(-num_queries // launch.SHAPE.rows), self.rows, self.splits)](
+            state.output, matrix, self.heads, matrix.shape[0] * self.heads, matrix.shape[1], self.first,
+            num_queries, HEAD_DIM=head_dim, TILE_M=launch.SHAPE.rows, num_warps=launch.SHAPE.warps,
         )  # fmt: skip
 
     def finish(self) -> None:

@@ -91,9 +91,10 @@ class History:
     prepared: PreparedHistory | None = None
 
     @cached_property
-    def kinds(self) -> frozenset[tuple[Spec, Spec, type]]:
+    def kinds(self) -> tuple[frozenset[tuple[Spec, Spec, type]], int]:
         """What of the blocks decides which kernels run."""
-        return frozenset((b.key_codec.spec, b.value_codec.spec, type(b.value_placement)) for b in self.blocks)
+        kinds = ((b.key_codec.spec, b.value_codec.spec, type(b.value_placement)) for b in self.blocks)
+        return frozenset(kinds), len({id(b.value.matrix) for b in self.blocks})
 
 
 def _placed(

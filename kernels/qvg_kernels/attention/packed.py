@@ -86,11 +86,16 @@ def _attend(
         group = group_of(query, output, some, cut, buffer)
         if attended is not None:
             group.own = attended[0][:, some], attended[1][:, some]
-        else:
-            # The chunk's own keys need no decoding: meanwhile the first of the others are decoded.
+        steps = list(zip(lists, group_scales, kinds, passes, strict=True))
+        # The output so far is multiplied by a list's matrix, so that list comes first.
+        num_shaped = sum(each.matrix is not None for each in lists)
+        for step in steps[:num_shaped]:
+            _attend_list(group, *step, buffers)
+        if attended is None:
+            # The chunk's own keys need no decoding: meanwhile others are decoded.
             _attend_own_in_passes(group, own, cut.pass_tokens[-1], buffers)
-        for each, its_scales, kind, tiles in zip(lists, group_scales, kinds, passes, strict=True):
-            _attend_list(group, each, its_scales, kind, tiles, buffers)
+        for step in steps[num_shaped:]:
+            _attend_list(group, *step, buffers)
         group.finish()
     return output
 
@@ -170,6 +175,8 @@ def _attend_list(
             blocks.value.reader.decode(blocks.value.table, tiles, value_target)
         group.attend(key, value, used, tiles.num_tokens, operands, batch)
         buffers.done()
+    if blocks.matrix is not None:
+        group.shape(blocks.matrix)
 
 
 def _attend_own(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import torch
 import triton
@@ -36,18 +37,27 @@ wants of them.
 """
 
 
-def encode_heads(block: Tensor, spec: Spec, shapes: Shapes, begin: Callable[[], Fill]) -> Packed:
+def encode_heads(
+    block: Tensor,
+    spec: Spec,
+    shapes: Shapes,
+    begin: Callable[[], Fill],
+    given: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Packed:
     """Pack `[B, H, S, D]` values some heads at a time; kernels are warm from the second such block on.
 
     Args:
         begin: Draws what all heads share.
+        given: Tensors `[B, H, ...]` that `Fill` finds among those that it fills.
     """
-    call = partial(_encode_heads, block, shapes, begin)
+    call = partial(_encode_heads, block, shapes, begin, given)
     warm_up(block.device, (spec, block.shape, block.stride(), block.dtype, block.device), call)
     return call()
 
 
-def _encode_heads(block: Tensor, shapes: Shapes, begin: Callable[[], Fill]) -> Packed:
+def _encode_heads(
+    block: Tensor, shapes: Shapes, begin: Callable[[], Fill], given: Mapping[str, Tensor]
+) -> Packed:
     batch, heads, tokens, head_dim = block.shape
     fill = begin()
     tensors = {
@@ -59,7 +69,11 @@ def _encode_heads(block: Tensor, shapes: Shapes, begin: Callable[[], Fill]) -> P
     for item in range(batch):
         for first in range(0, heads, size):
             at = item, slice(first, first + size)
-            fill(block[at], {name: tensor[at] for name, tensor in tensors.items()}, found[at])
+            fill(
+                block[at],
+                {name: tensor[at] for name, tensor in (*tensors.items(), *given.items())},
+                found[at],
+            )
     return tensors, FiniteCheck(head_dim, found)
 
 

@@ -108,7 +108,7 @@ class BlockReader:
     """How kernels read blocks of one scheme: what its functions, in Triton's language, need to know.
 
     Attributes:
-        tensors: Stored tensors in the order of the table of addresses.
+        tensors: Stored tensors in the order of the table of addresses; "matrix" is what blocks share.
         codebook: The tensor whose third dimension from the end, if any, counts centroids.
         is_coarse: Whether values were rounded more coarsely than e4m3 rounds them.
         settings: What the functions take as `SETTINGS`.
@@ -131,13 +131,26 @@ class BlockReader:
     bound: Any = None
     is_scaled: bool = False
 
+    @property
+    def folds(self) -> bool:
+        """Whether the blocks' matrix may be left to what attends: then `folded` reads values without it."""
+        return False
+
+    def folded(self) -> BlockReader:
+        """What reads values before their matrix is applied."""
+        return self
+
+    def tile(self, *, is_transposed: bool) -> launch.Tile:
+        """What a program decodes at once."""
+        return launch.DECODE_TRANSPOSED if is_transposed else launch.DECODE
+
     def tables(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """The constant tables that `begin` takes as `words` and `flips`."""
         return None, None
 
     def decode(self, blocks: BlockTable, tiles: Tiles, target: DecodeTarget) -> None:
         """Decode some heads of a pass, and more keys up to the next multiple of 128."""
-        tile = launch.DECODE_TRANSPOSED if target.is_transposed else launch.DECODE
+        tile = self.tile(is_transposed=target.is_transposed)
         words, flips = self.tables(blocks.rows.device)
         _decode_kernel[(len(tiles.table), blocks.batch * target.heads)](
             **decode_arguments(blocks, tiles, target), words=words, flips=flips,
@@ -172,7 +185,8 @@ def table_of(
     rows = []
     for block in packed:
         count = block.tensors[reader.codebook].shape[-2] if reader.codebook else 0
-        rows.append([block.shape[2], count, *(block.tensors[name].data_ptr() for name in reader.tensors)])
+        stored = block.tensors if block.matrix is None else {**block.tensors, "matrix": block.matrix}
+        rows.append([block.shape[2], count, *(stored[name].data_ptr() for name in reader.tensors)])
     device = packed[0].tensors[reader.tensors[0]].device
     slots = None
     if placements[0].kind:

@@ -1,8 +1,10 @@
-"""Every scheme there is: each folder beside this file lists its own as `SCHEMES`. No torch."""
+"""Every scheme there is: each folder beside this file lists its own as `SCHEMES`, and so do the entry points
+`qvg.codecs` of other packages. No torch."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Union
 
@@ -18,6 +20,13 @@ _FOUND: list[Scheme] = [
     if folder.ispkg
     for scheme in import_module(f"{codecs.__name__}.{folder.name}").SCHEMES
 ]
+BROKEN: dict[str, str] = {}
+"""Why an entry point could not be loaded, by its value."""
+for _entry in entry_points(group="qvg.codecs"):
+    try:
+        _FOUND += _entry.load()
+    except Exception as error:
+        BROKEN[_entry.value] = f"{type(error).__name__}: {error}"
 SCHEMES = {scheme.name: scheme for scheme in sorted(_FOUND, key=lambda scheme: scheme.spec.packs)}
 """Schemes by name: those that pack nothing first."""
 

@@ -46,6 +46,20 @@ class Spec:
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}={value} is out of range; choose {low} to {high}")
 
+    @property
+    def is_shaped(self) -> bool:
+        """Whether blocks of a layer share a matrix a head, which the first of them decide."""
+        return False
+
+    @property
+    def weighs_queries(self) -> bool:
+        """Whether keys are packed by what the queries of all earlier chunks asked for."""
+        return False
+
+    def matrix_bytes(self, heads: int, head_dim: int) -> int:
+        """Bytes of one version of the matrices that blocks share, which no block counts."""
+        return 2 * heads * head_dim * head_dim if self.is_shaped else 0
+
     def payload_bytes(self, heads: int, tokens: int, head_dim: int, element_bytes: int = 2) -> PayloadBytes:
         """Bytes of one block of keys or of values, by kind.
 
@@ -66,11 +80,6 @@ class Spec:
     def bits_per_value(self, tokens: int, head_dim: int) -> float:
         """Stored bits for each value of a block of `tokens`, everything included."""
         return 8 * sum(self.payload_bytes(1, tokens, head_dim).values()) / (tokens * head_dim)
-
-    @property
-    def weighs_queries(self) -> bool:
-        """Whether keys are packed by what earlier queries asked for, as `Codec.knowing` takes it."""
-        return False
 
 
 def check_packed_shape(scheme: str, tokens: int, head_dim: int) -> None:

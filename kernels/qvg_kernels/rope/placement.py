@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qvg_kernels.rope.moments import placed_moment
 from qvg_kernels.rope.tables import KernelPlacement, RotaryTables, half_tables, on_device
 from qvg_kernels.runtime.dispatch import uses_kernels
 
@@ -22,6 +23,14 @@ class Placement(Protocol):
 
     def apply(self, states: Tensor, tokens: slice) -> Tensor:
         """Placed `[B, H, S, D]`, which are `tokens` of the tokens of the frames; computed in float32."""
+        ...
+
+    def at_keys(self, moment: Tensor) -> Tensor:
+        """The second moment of queries, `[..., D, D]` float64, in the space of keys that are not placed yet.
+
+        Args:
+            moment: Likewise, of queries that are not placed.
+        """
         ...
 
     def for_kernels(self) -> KernelPlacement:
@@ -65,6 +74,9 @@ class Rotary:
         rotated = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
         return rotated.flatten(-2).to(states.dtype)
 
+    def at_keys(self, moment: Tensor) -> Tensor:
+        return placed_moment(moment, self.rows, self.columns)
+
     def for_kernels(self) -> KernelPlacement:
         times, spaces = half_tables(self.tables, self.rows, self.columns)
         # A pair keeps its length, which is at most the root of two times its larger value.
@@ -95,6 +107,10 @@ class FrameMatrices:
         slot = on_device(self.slots, states.device)[token // self.tokens_per_frame]
         groups = states.float().unflatten(-1, (-1, 4))
         return torch.einsum("sij,bhsgj->bhsgi", self.matrices[slot], groups).flatten(-2).to(states.dtype)
+
+    def at_keys(self, moment: Tensor) -> Tensor:
+        """The same: cameras of neighbouring frames hardly differ."""
+        return moment
 
     def for_kernels(self) -> KernelPlacement:
         return KernelPlacement(2, self.matrices, None, self.tokens_per_frame, self.gain, self.slots)

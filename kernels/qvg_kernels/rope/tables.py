@@ -11,6 +11,16 @@ from torch import Tensor
 ROPE_THETA = 10000.0
 
 
+def pair_speeds(head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Angle a position turns each pair of channels by, float64, of the pairs of time, row and column."""
+    side = 2 * (head_dim // 6)
+    time, row, column = (
+        ROPE_THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+        for width in (head_dim - 2 * side, side, side)
+    )
+    return time, row, column
+
+
 @dataclass(frozen=True, eq=False)
 class RotaryTables:
     """Cosines and sines of all positions, computed in float64 and kept in float32.
@@ -32,17 +42,8 @@ class RotaryTables:
     @classmethod
     def of(cls, head_dim: int, num_positions: int, device: torch.device) -> RotaryTables:
         """Tables for positions 0 to `num_positions - 1`."""
-        side = 2 * (head_dim // 6)
         positions = torch.arange(num_positions, dtype=torch.float64)
-        angles = torch.cat(
-            [
-                torch.outer(
-                    positions, ROPE_THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-                )
-                for width in (head_dim - 2 * side, side, side)
-            ],
-            dim=-1,
-        )
+        angles = torch.outer(positions, torch.cat(pair_speeds(head_dim)))
         return cls(angles.cos().float().to(device), angles.sin().float().to(device))
 
 

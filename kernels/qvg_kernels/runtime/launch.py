@@ -49,10 +49,16 @@ DECODE, DECODE_TRANSPOSED = Tile(16, 1), Tile(32, 2)
 heads, preset int2: 0.146 and 0.203 ms; 0.192 and 0.236 ms in tiles of 32 on 4 warps.
 """
 
+DECODE_SHAPED = Tile(64, 4)
+"""For blocks whose rows are multiplied by a matrix."""
+
 LATTICE_REGISTERS = 160
 """Most of a thread of `decode_hopper`. 37,440 keys of 12 heads: int8 keys 73 us, bf16 values 60; with 128
 registers 74 and 58, without a limit 70 and 65.
 """
+
+SHAPE = Tile(64, 4)
+"""For the kernel that multiplies attention's states by the matrices of their values."""
 
 HOPPER = Tile(128, 4, 4, 168, keys=128)
 """For `attention.hopper`: 4 warps attend to 64 of the queries each time, as many more to the others, one

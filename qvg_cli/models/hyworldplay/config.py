@@ -18,9 +18,9 @@ class WalkConfig(Config):
     """How the camera goes through which picture.
 
     Attributes:
-        pose: Moves such as "w-8,a-8", or a trajectory file that ends in ".json".
-        pad_pose: What the camera does when the video goes on after its path; `None` refuses that.
-        image: The picture to walk into: a file, or the name of one that ships with the package; `None` starts
+        pose: Camera path such as "w-8,a-8", or a trajectory file that ends in ".json".
+        pad_pose: "hold" holds the last pose when the video is longer than the path; `None` refuses that.
+        image: Input image: a file, or the name of one that ships with the package; `None` starts
             from the prompt alone.
     """
 
@@ -33,12 +33,12 @@ class WalkSamplerConfig(SamplerConfig):
     """Sampling, and the context of a chunk.
 
     Attributes:
-        context_noise: Conditioning timestep of frames of the history.
-        window: Latent frames looked back at, the chunk's own included; `None` means the whole history.
-        context: How the history's keys and values come about. "append": all frames in reach pass through the
-            model before every chunk, and those of new frames are added. "rebuild": as append, but they
-            replace the old ones. "incremental": the finished chunk alone passes, reading the history.
-        recall: Of the frames in the window, those that are chosen by what the camera will see.
+        context_noise: Conditioning timestep of context frames.
+        window: Attention window in latent frames, including the current chunk; `None`: no window.
+        context: KV-cache update mode. "append": before each chunk all frames in the window pass through the
+            model, and keys and values of new frames are added. "rebuild": the same, but all are replaced.
+            "incremental": only the finished chunk passes and reads the cache.
+        recall: Number of frames in the window that are recalled because they saw what the camera will see.
     """
 
     context_noise: float = Field(0.0, ge=0, le=1000)
@@ -51,9 +51,9 @@ class WalkModelConfig(ModelConfig):
     """Where the weights are, and the latents that they make.
 
     Attributes:
-        transformer: Its folder among those of the weights.
-        latent_channels: Of a latent frame.
-        spatial_factor: Pixels to a side of a latent.
+        transformer: Folder of the transformer inside the weights.
+        latent_channels: Channels of a latent frame.
+        spatial_factor: Pixels per latent along a side.
     """
 
     transformer: str = "transformer"

@@ -33,7 +33,7 @@ def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
         UsageError: Pose, picture, size, length or context do not fit; the message says what would.
     """
     if config.prompt_changes:
-        raise UsageError("this model has one prompt for a whole walk", hint="leave the schedule out")
+        raise UsageError("this model uses one prompt for the whole walk", hint="omit --schedule")
     geometry = _geometry(config)
     path, notes = fit_path(config)
     image = config.walk.image
@@ -43,7 +43,7 @@ def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
             notes += (fitting,)
         else:
             notes += (
-                f"the walk begins in the built-in picture {image!r}; --image FILE takes another one, "
+                f"starting from the built-in picture {image!r}; --image FILE uses another one, "
                 "--set walk.image=null none",
             )
     return VideoPlan(**vars(geometry), chunks=plan_chunks(path, config.sampler), notes=notes)
@@ -109,16 +109,16 @@ class WalkPlanner(Planner):
         pose, num_frames = config.walk.pose, config.video.frames
         if pose.strip().endswith(".json"):
             raise UsageError(
-                f"the walk goes along the file {pose}: no move can follow", hint="begin with a pose text"
+                f"the walk follows the file {pose}: no move can be added", hint="begin with a pose text"
             )
         commands = take_frames(parse_pose(pose).commands, num_frames - 1)
         if sum(command.frames for command in commands) < num_frames - 1:
-            raise UsageError("the walk stands still at its end, which no move can follow")
+            raise UsageError("the walk holds its last pose: no move can be added")
         self._commands, self.path = commands, walk(commands)
 
     def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
         if is_new_prompt:
-            raise UsageError("this model has one prompt for a whole walk", hint="start a new session")
+            raise UsageError("this model uses one prompt for the whole walk", hint="start a new session")
         commands = self._commands if pose is None else self._commands + parse_pose(pose).commands
         path = self.path if pose is None else walk(commands)
         index, sampler = self._num_chunks, self._config.sampler
@@ -127,7 +127,7 @@ class WalkPlanner(Planner):
         if missing > 0:
             raise UsageError(
                 f"the next chunk needs {missing} more latent frames of camera path",
-                hint=f"give a pose such as w-{CHUNK_FRAMES}",
+                hint=f"pass a pose such as w-{CHUNK_FRAMES}",
             )
         self._commands, self.path = commands, path
         reads = memory_of(path, sampler).context(start)
@@ -215,7 +215,7 @@ def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
         raise UsageError(
             f"the pose is too short: it gives {poses} camera poses with its start, the video has "
             f"{length_text(num_frames)}; {fits}",
-            hint="make the pose longer, or let the camera stand still at the end: --pad-pose hold",
+            hint="use a longer --pose, or hold the last pose: --pad-pose hold",
         )
     if num_frames % CHUNK_FRAMES:
         below = num_frames - num_frames % CHUNK_FRAMES
@@ -223,7 +223,7 @@ def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
         raise UsageError(f"{length_text(num_frames)} do not fit chunks of {CHUNK_FRAMES}; nearest: {near}")
     notes = list(path.notes)
     if poses < num_frames:
-        notes.append(f"the camera stands still from latent frame {poses} on: its pose has ended")
+        notes.append(f"the camera path ends at latent frame {poses}; its last pose is held")
     # A walk of whole chunks has a pose more than frames: where the last of them leads to.
     if poses > num_frames + 1:
         notes.append(

@@ -13,12 +13,12 @@ class WindowSamplerConfig(SamplerConfig):
     """Sampling of a window whose first frames are given.
 
     Attributes:
-        mode: "guided": many steps, two rows a step. "distilled": `steps`, with the adapter made for them and
-            one row a step.
-        guided_steps: Steps of a clip from text or an image; a segment takes more, below timestep 500.
-        guidance: Scale of the guidance; 1 leaves out the row of the negative prompt.
-        negative_prompt: What the guidance leads away from.
-        window: Latent frames of the first clip, and of a segment with the frames it goes on from.
+        mode: "guided": `guided_steps` with classifier-free guidance. "distilled": `steps` with the distilled
+            adapter, no guidance.
+        guided_steps: Denoising steps of the first clip; a segment takes more, below timestep 500.
+        guidance: Classifier-free guidance scale; 1 disables guidance.
+        negative_prompt: Negative prompt of the guidance.
+        window: Latent frames of the first clip, and of a segment with the frames it continues from.
     """
 
     mode: Literal["guided", "distilled"] = "guided"

@@ -33,6 +33,8 @@ class LongCatDenoiser(Denoiser):
         rows: Who computes them.
     """
 
+    observes_steps = False
+
     def __init__(
         self,
         model: LongCatTransformer,

@@ -36,8 +36,8 @@ class LongCatExtension(Extension):
         if num_frames < needed:
             fps = self.config.video.fps
             raise UsageError(
-                f"the clip has {num_frames} frames at {fps} a second; this model goes on from {needed} "
+                f"the clip has {num_frames} frames at {fps} fps; this model continues from {needed} "
                 f"({needed / fps:.2f} s, {count} latent frames)",
-                hint="give a longer clip; a larger sampler.frames_per_chunk needs fewer frames",
+                hint="use a longer clip; a larger sampler.frames_per_chunk needs fewer frames",
             )
         return count

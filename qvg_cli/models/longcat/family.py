@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qvg_cli.models.longcat.config import LongCatConfig
     from qvg_cli.models.longcat.extend import LongCatExtension
     from qvg_cli.models.longcat.pipeline import LongCatPipeline
-    from qvg_cli.planning.chunks import VideoPlan
+    from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
     from qvg_cli.planning.sizes import ModelSizes
 
 
@@ -25,12 +25,12 @@ class LongCat(Family["LongCatConfig"]):
     name = "longcat"
     options = (
         FamilyOption(
-            "--image", "source.image", "The first frame of the video.", "FILE", Path, str, not_in=("extend",)
+            "--image", "source.image", "Input image, the first frame.", "FILE", Path, str, not_in=("extend",)
         ),
         FamilyOption(
             "--steps",
             "sampler.guided_steps",
-            "Denoising steps of a clip from text or a picture; a segment takes more.",
+            "Denoising steps of the first clip; a segment takes more [default: 50].",
             "N",
             int,
             needs=("sampler.mode", "guided"),
@@ -38,7 +38,7 @@ class LongCat(Family["LongCatConfig"]):
         FamilyOption(
             "--guidance-scale",
             "sampler.guidance",
-            "How far a step is led from the negative prompt to the prompt; 1 is not at all.",
+            "Classifier-free guidance scale; 1 disables guidance [default: 4].",
             "SCALE",
             float,
             needs=("sampler.mode", "guided"),
@@ -46,7 +46,7 @@ class LongCat(Family["LongCatConfig"]):
         FamilyOption(
             "--negative-prompt",
             "sampler.negative_prompt",
-            "What the guidance leads away from.",
+            "Negative prompt for the guidance [default: the list of the authors].",
             "TEXT",
             needs=("sampler.mode", "guided"),
         ),
@@ -77,6 +77,11 @@ class LongCat(Family["LongCatConfig"]):
         from qvg_cli.models.longcat.sizes import model_sizes
 
         return model_sizes(config, is_gpu=is_gpu)
+
+    def num_steps(self, config: LongCatConfig, chunk: ChunkPlan) -> int:
+        from qvg_cli.models.longcat.schedule import sampling_of
+
+        return len(sampling_of(config.sampler).schedule(chunk))
 
     def extension(self, config: LongCatConfig) -> LongCatExtension:
         from qvg_cli.models.longcat.extend import LongCatExtension

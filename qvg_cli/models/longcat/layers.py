@@ -161,8 +161,11 @@ class SelfAttention(nn.Module):
         query, key, value = self.qkv(states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = call.to_heads(layer, query, key, value)
+        if call.commit is not None:
+            # Processes that share the guidance would learn from other steps each.
+            layer.observe(query, call.frames, rotation)
         attended = call.attend(layer, rotation.rotate(query, call.frames), key, value, rotation)
-        call.fill(layer, query, key, value)
+        call.fill(layer, key, value)
         (joined,) = call.to_tokens(layer, attended.transpose(1, 2))
         output: Tensor = self.proj(joined)
         return output

@@ -33,8 +33,8 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
         # Another mode has other weights.
         if config.sampler.mode != self._config.sampler.mode:
             raise UsageError(
-                f"sampler.mode={config.sampler.mode} needs other weights than those that are loaded",
-                hint="give it when the model is loaded",
+                f"sampler.mode={config.sampler.mode} needs other weights than those loaded",
+                hint="set it when the model is loaded",
             )
         return super().with_config(config)
 
@@ -65,7 +65,7 @@ def load_pipeline(config: LongCatConfig, device: torch.device) -> LongCatPipelin
     """
 
     def open_checkpoint(weights: Path) -> Checkpoint[LongCatTransformer]:
-        hint = "fetch it with qvg download longcat, or take sampler.mode=guided, which needs none"
+        hint = "download it with qvg download longcat, or use sampler.mode=guided, which needs none"
         is_distilled = config.sampler.mode == "distilled"
         adapters = [Lora(weights / DISTILLED_ADAPTER, hint=hint)] if is_distilled else []
         return open_longcat(weights / "dit", adapters)

@@ -66,8 +66,8 @@ def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
     if config.sampler.mode == "distilled":
         num_steps = len(config.sampler.steps)
         notes = (
-            f"distilled: {num_steps} steps a clip, without guidance; sampler.guided_steps, guidance and "
-            "negative_prompt have no say",
+            f"distilled: {num_steps} steps per clip, no guidance; sampler.guided_steps, guidance and "
+            "negative_prompt are ignored",
         )
     return VideoPlan(**vars(geometry), chunks=chunks, notes=notes)
 
@@ -110,11 +110,11 @@ def _geometry(config: LongCatConfig) -> Geometry:
     if sampler.condition_frames < 2:
         raise UsageError(
             f"sampler.frames_per_chunk={sampler.frames_per_chunk} leaves {sampler.condition_frames} latent "
-            f"frames of a window of {sampler.window} to go on from; largest: {sampler.window - 2}"
+            f"frames of a window of {sampler.window} to continue from; largest: {sampler.window - 2}"
         )
     # Condition frames live for one segment only.
     most_tokens = sampler.condition_frames * geometry.tokens_per_frame
-    hint = "for an unpacked cache, take --cache bf16"
+    hint = "for an unquantized cache, use --cache bf16"
     refuse_unpacked(config.cache, most_tokens, "the condition frames", hint)
     return geometry
 
@@ -143,7 +143,7 @@ def plan_chunks(
     if context_frames not in (0, 1, condition_frames):
         raise UsageError(
             f"{length_text(context_frames)} are given; "
-            f"a segment goes on from exactly {length_text(condition_frames)}"
+            f"a segment continues from exactly {length_text(condition_frames)}"
         )
     if num_frames > MAX_FRAMES:
         raise UsageError(

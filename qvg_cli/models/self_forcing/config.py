@@ -18,17 +18,17 @@ class BlockSamplerConfig(SamplerConfig):
     Attributes:
         context_noise: Conditioning timestep of the cache-update pass.
         independent_first_frame: Whether the first chunk is a single frame.
-        window: Latent frames attended to, the chunk's own included; `None` means the whole history.
-        sink: First latent frames that a window never drops.
-        position_span: Time positions that the frames in view are kept within: those after the sink end at
-            `position_span - 1`. Equal to the window, every frame stands at its rank in view. `None` stands
-            every frame at its own number.
-        first_chunk_steps: Steps of the first chunk that is made, where they are others than `steps`.
-        recache: What happens to the cache when the prompt changes. "keep_sink": the newest frames pass
-            through the model again under the new prompt and read the sink; "renew_sink": as many frames as
-            the window has pass again, and the first of them become the sink.
-        image_frames: Latent frames that a start picture stands for, 1 for the picture itself, more for the
-            picture repeated; `None` where the model was not made for one.
+        window: Attention window in latent frames, including the current chunk; `None`: no window.
+        sink: Number of initial latent frames always kept (attention sink).
+        position_span: Keeps the temporal positions of the frames in view below this: those after the sink end
+            at `position_span - 1`. Equal to the window, each frame has its rank in view as position. `None`:
+            absolute positions.
+        first_chunk_steps: Denoising timesteps of the first chunk, if they differ from `steps`.
+        recache: What happens to the cache when the prompt changes. "keep_sink": the newest frames are
+            recomputed under the new prompt and read the sink; "renew_sink": all frames of the window are
+            recomputed, and the first of them become the sink.
+        image_frames: Latent frames of an input image, more than 1 for a repeated one; `None` if the model
+            takes none.
     """
 
     context_noise: float = Field(0.0, ge=0, le=1000)
@@ -45,12 +45,11 @@ class CheckpointModelConfig(ModelConfig):
     """Where the weights are and how they are held.
 
     Attributes:
-        checkpoint: A transformer instead of the one in `weights`: a `.pt` or `.safetensors` file, its tensors
-            under their published names or diffusers'.
-        weights_key: Which weights of a published `.pt` are taken: averaged ("ema"), those of the last step
-            ("raw"), or "auto", the averaged ones where there are such.
-        lora: Adapters, merged in this order.
-        trained_frames: Latent frames of the videos that it was trained to make; `None` where nobody says.
+        checkpoint: A `.pt` or `.safetensors` file that replaces the transformer in `weights`, with published
+            or diffusers tensor names.
+        weights_key: Which weights of a published `.pt` to use: "ema", "raw", or "auto", EMA if present.
+        lora: LoRA adapters, merged in this order.
+        trained_frames: Latent frames of the training videos; `None` if unknown.
     """
 
     checkpoint: str | None = None

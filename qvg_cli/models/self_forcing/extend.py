@@ -44,6 +44,6 @@ class SelfForcingExtension(Extension):
             if pixel_frames(count) <= num_frames:
                 return count
         raise UsageError(
-            f"the clip has {num_frames} frames at {self.config.video.fps} a second; this model goes on from "
+            f"the clip has {num_frames} frames at {self.config.video.fps} fps; this model continues from "
             f"{pixel_frames(size)} or more ({size} latent frames)"
         )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qvg_cli.models.self_forcing.config import SelfForcingConfig
     from qvg_cli.models.self_forcing.extend import SelfForcingExtension
     from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
-    from qvg_cli.planning.chunks import VideoPlan
+    from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
     from qvg_cli.planning.sizes import ModelSizes
 
 
@@ -30,22 +30,28 @@ class SelfForcing(Family["SelfForcingConfig"]):
         FamilyOption(
             "--window",
             "sampler.window",
-            "Latent frames that are attended to, the chunk's own included; all is the whole history.",
+            "Attention window in latent frames, including the current chunk; all: no window [default: all].",
             "N",
             parse=parse_window,
         ),
-        FamilyOption("--sink", "sampler.sink", "First latent frames that a window never drops.", "N", int),
+        FamilyOption(
+            "--sink",
+            "sampler.sink",
+            "Number of initial latent frames always kept (attention sink) [default: 0].",
+            "N",
+            int,
+        ),
         FamilyOption(
             "--position-span",
             "sampler.position_span",
-            "Time positions that the frames in view are kept within.",
+            "Keep the temporal positions of the frames in view below N [default: absolute positions].",
             "N",
             int,
         ),
         FamilyOption(
             "--steps",
             "sampler.steps",
-            "Denoising steps of a chunk, evenly spaced; most of these models were distilled to 4.",
+            "Denoising steps per chunk, evenly spaced [default: 4].",
             "N",
             int,
             spaced_steps,
@@ -53,7 +59,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
         FamilyOption(
             "--image",
             "source.image",
-            "The picture that the video begins with, for checkpoints that were made for one.",
+            "Input image, for checkpoints trained for one.",
             "FILE",
             Path,
             str,
@@ -62,7 +68,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
         FamilyOption(
             "--lora",
             "model.lora",
-            "An adapter that is merged into the transformer, and how strongly. Repeatable.",
+            "LoRA to merge into the transformer (repeatable) [default weight: 1].",
             "FILE[:WEIGHT]",
             parse=parse_lora,
             is_repeatable=True,
@@ -99,6 +105,10 @@ class SelfForcing(Family["SelfForcingConfig"]):
         sizes = wan_sizes(config, layout, WAN_21_VAE, is_gpu=is_gpu)
         sampler = config.sampler
         return replace(sizes, sink_frames=0 if sampler.window is None else sampler.sink)
+
+    def num_steps(self, config: SelfForcingConfig, chunk: ChunkPlan) -> int:
+        sampler = config.sampler
+        return len((chunk.is_first_made and sampler.first_chunk_steps) or sampler.steps)
 
     def extension(self, config: SelfForcingConfig) -> SelfForcingExtension:
         from qvg_cli.models.self_forcing.extend import SelfForcingExtension

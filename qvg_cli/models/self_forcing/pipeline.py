@@ -63,7 +63,7 @@ def _open_checkpoint(weights: Path, config: CheckpointModelConfig) -> Checkpoint
     if source == folder:
         return open_wan(SelfForcingTransformer, folder, adapters=adapters)
     if not source.is_file():
-        raise MissingModelError(f"model.checkpoint={checkpoint} is no file")
+        raise MissingModelError(f"model.checkpoint={checkpoint} does not exist")
     tensors = read_published(source, WEIGHTS_KEYS[config.weights_key])
     return open_wan(SelfForcingTransformer, folder, tensors, source, adapters)
 
@@ -77,6 +77,6 @@ def _find_transformer(weights: Path, folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise MissingModelError(
             f"{weights} has more than one transformer: {names}",
-            hint=f"name the file, such as --set model.checkpoint={found[0]}",
+            hint=f"choose one, e.g. --set model.checkpoint={found[0]}",
         )
     return found[0]

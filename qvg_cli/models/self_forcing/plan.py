@@ -80,8 +80,8 @@ def _check_image(config: SelfForcingConfig) -> None:
     source = config.source
     if source is not None and source.image is not None and config.sampler.image_frames is None:
         raise UsageError(
-            f"{config.backend} begins with a text: nothing is published of it that begins with a picture",
-            hint="leave --image out, or take a checkpoint that has it: causal-forcing-frame, sgf-chunk",
+            f"{config.backend} is text to video: there are no published weights of it that take a picture",
+            hint="omit --image, or use a checkpoint that takes one: causal-forcing-frame, sgf-chunk",
         )
 
 
@@ -90,12 +90,12 @@ def _about_length(config: SelfForcingConfig) -> tuple[str, ...]:
     sampler, trained = config.sampler, config.model.trained_frames
     if trained is None or config.video.frames <= trained or config.model.weights == "pocket":
         return ()
-    known = "the whole history is attended to, as in Quant VideoGen's runs of 180 latent frames"
+    known = "attending to the whole history, as in Quant VideoGen's runs of 180 latent frames"
     if sampler.window is not None:
-        known = f"{sampler.window} latent frames are attended to"
+        known = f"attending to {sampler.window} latent frames"
         if sampler.position_span is None and config.backend == "self-forcing":
             known += "; users report flicker about every 5 s with 21"
-    return (f"the model was trained on {length_text(trained)} and the rest is beyond that: {known}",)
+    return (f"the model was trained on {length_text(trained)}; beyond that: {known}",)
 
 
 def plan_chunks(
@@ -173,7 +173,7 @@ class BlockPlanner(Planner):
             raise UsageError("this model has no camera: pose is not an option of it")
         sampler = self._sampler
         if sampler.position_span is None and self.num_frames + sampler.frames_per_chunk > MAX_FRAMES:
-            raise UsageError(f"the video is as long as the model's {MAX_FRAMES} positions allow")
+            raise UsageError(f"the video has reached the model's {MAX_FRAMES} positions")
         given = [self.chunk() for _ in range(len(self._given) - self._num_given)]
         return (*given, *(self.recache() if is_new_prompt else ()), self.chunk())
 
@@ -273,7 +273,7 @@ def _check_length(num_frames: int, first: int, sampler: BlockSamplerConfig) -> N
         raise UsageError(
             f"{num_frames} latent frames exceed the model's {MAX_FRAMES} positions; "
             f"longest: {length_text(longest)}",
-            hint="with --window and --position-span there is no longest video",
+            hint="with --window and --position-span there is no limit",
         )
     if num_frames <= first - 1 or (num_frames - first) % size:
         below = first + max(0, (num_frames - first) // size) * size
@@ -295,7 +295,7 @@ def _check_spans(config: SelfForcingConfig, tokens_per_frame: int) -> None:
             f"cache.span_tokens={cache.span_tokens} is more than the {most_tokens} tokens that wait in a "
             f"window of {sampler.window} frames beside its sink of {sampler.sink} and the "
             f"{cache.keep_recent_chunks} chunks kept unpacked",
-            hint="make the window longer, or cache.span_tokens or cache.keep_recent_chunks smaller",
+            hint="use a longer window, or a smaller cache.span_tokens or cache.keep_recent_chunks",
         )
 
 
@@ -310,7 +310,7 @@ def _check_window(sampler: BlockSamplerConfig) -> None:
         if sampler.window is None:
             raise UsageError(
                 f"sampler.position_span={sampler.position_span} needs a window",
-                hint=f"give --window {sampler.position_span} or less",
+                hint=f"use --window {sampler.position_span} or less",
             )
         if not sampler.window <= sampler.position_span <= MAX_FRAMES:
             raise UsageError(
@@ -319,6 +319,7 @@ def _check_window(sampler: BlockSamplerConfig) -> None:
             )
     if sampler.recache != "off" and sampler.window is None:
         raise UsageError(
-            f"sampler.recache={sampler.recache} needs a window: the whole history would pass again",
-            hint="give --window, or set sampler.recache=off",
+            f"sampler.recache={sampler.recache} needs a window: otherwise the whole history would be "
+            "recomputed",
+            hint="use --window, or set sampler.recache=off",
         )

@@ -252,7 +252,7 @@ def read_published(
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise MissingModelError(f"{path} holds more than tensors and was not loaded") from error
+        raise MissingModelError(f"{path} contains more than tensors and was not loaded") from error
     except (OSError, RuntimeError) as error:
         raise MissingModelError(f"cannot read {path}: {error}") from error
     if not isinstance(found, dict):

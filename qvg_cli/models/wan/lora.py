@@ -71,7 +71,7 @@ class Lora:
         self._weight = weight
         self._alpha = alpha
         if not path.is_file():
-            raise MissingModelError(f"there is no adapter {path}", hint=hint)
+            raise MissingModelError(f"no adapter at {path}", hint=hint)
         self._tensors = read_published(path, _KEYS, what="adapter")
         self._adapters: dict[str, _Adapter] = {}
         self._modules: dict[str, str] = {}
@@ -93,8 +93,8 @@ class Lora:
             name = model_name(f"{module}.weight")
             if name not in expected:
                 raise MissingModelError(
-                    f"the adapter {self.path} is for {module}, which the model has not: "
-                    f"its first foreign tensor is {self._adapters[module].down}"
+                    f"the adapter {self.path} is for {module}, which the model does not have: "
+                    f"the first unknown tensor is {self._adapters[module].down}"
                 )
             if tuple(expected[name].shape) != shape:
                 raise MissingModelError(
@@ -146,7 +146,7 @@ class Lora:
     def _shape(self, module: str) -> tuple[int, int]:
         adapter = self._adapters[module]
         if not (adapter.down and adapter.ups):
-            raise MissingModelError(f"the adapter {self.path} is not whole: tensors of {module} are missing")
+            raise MissingModelError(f"the adapter {self.path} is incomplete: tensors of {module} are missing")
         ups = [self._tensors[name] for name in adapter.ups.values()]
         down = self._tensors[adapter.down]
         if any(tensor.dim() != 2 for tensor in (down, *ups)):

@@ -43,4 +43,6 @@ def refuse_unpacked(cache: CacheConfig, most_tokens: int, what: str, hint: str) 
     for name, limit in limits.items():
         value = getattr(cache, name)
         if value > limit:
-            raise UsageError(f"cache.{name}={value} would leave {what} unpacked; largest: {limit}", hint=hint)
+            raise UsageError(
+                f"cache.{name}={value} would leave {what} unquantized; largest: {limit}", hint=hint
+            )

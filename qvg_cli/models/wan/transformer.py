@@ -77,12 +77,11 @@ class Call:
         """Each `[B, S, H, D]` of the heads that attend here as `[B, S, C]` of the tokens that pass here."""
         return self.tokens.to_tokens(states, layer.tokens_per_frame)
 
-    def fill(self, layer: LayerCache, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Leave in `layer` what the call commits, if it does; nothing is rotated."""
+    def fill(self, layer: LayerCache, key: Tensor, value: Tensor) -> None:
+        """Leave in `layer` what the call commits, if it does."""
         if self.commit is not None:
-            states = (key, value, query) if layer.keeps_queries else (key, value)
-            key, value, *asked = self.tokens.to_held(states)
-            layer.commit(key, value, self.frames, self.commit, *asked)
+            key, value = self.tokens.to_held((key, value))
+            layer.commit(key, value, self.frames, self.commit)
 
 
 class FrameRope(nn.Module):
@@ -173,8 +172,9 @@ class CachedSelfAttention(Generic[CallT]):
     ) -> tuple[Tensor, ...]:
         """What the queries gather from the history and the call, `[B, S, H, D]`; fills the cache."""
         call, layer = self.call, self.layer
+        layer.observe(query, call.frames, rotary_emb)
         attended = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
-        call.fill(layer, query, key, value)
+        call.fill(layer, key, value)
         return (attended.transpose(1, 2),)
 
     def output(self, attn: WanAttention, *attended: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from qvg_kernels import codecs
 
-# As if the folder absmax/ lay in qvg_kernels/codecs/.
-codecs.__path__.append(str(Path(__file__).parent))
+# As if the folder absmax/ of the example plugin lay in qvg_kernels/codecs/.
+codecs.__path__.append(str(Path(__file__).parents[3] / "docs" / "examples" / "qvg-example" / "qvg_example"))
 
 from pydantic import TypeAdapter  # noqa: E402
 

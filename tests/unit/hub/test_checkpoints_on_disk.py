@@ -69,7 +69,7 @@ def test_a_run_says_what_is_wrong_with_it(generator, folder, tmp_path):
         assert result.exit_code == 3
         return result.stderr
 
-    assert run("none.pt") == "error: model.checkpoint=none.pt is no file\n"
+    assert run("none.pt") == "error: model.checkpoint=none.pt does not exist\n"
     cut = {name: tensor for name, tensor in generator.items() if not name.endswith("head.head.bias")}
     (tmp_path / "cut.pt").write_bytes(saved(cut))
     assert run(tmp_path / "cut.pt") == f"error: tensor proj_out.bias is missing from {tmp_path / 'cut.pt'}\n"

@@ -1,6 +1,7 @@
 """`qvg download self-forcing`, whole: from a hub to a folder that `qvg generate` finds without any option."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_lpips_gets_its_network_and_nothing_else(hub, qvg_download, free_space, 
     hub.repository(name, {"model.safetensors": content, "pytorch_model.bin": b"the same as a pickle"})
     result = qvg_download("lpips", "--revision", f"{name}=main")
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.endswith("lpips is there; try: qvg compare bf16 int2 --lpips\n")
+    assert result.stderr.endswith("lpips downloaded. Try: qvg compare bf16 int2 --lpips\n")
     assert fetched(hub) == {"model.safetensors"}
     assert find_network().read_bytes() == content
 
@@ -102,7 +103,7 @@ def test_the_user_sees_licence_sizes_and_space_first(published, qvg_download, ch
     commit = published.repositories[MODEL].branches["main"][:12]
     assert lines[1].startswith("licence: the published weights are for non-commercial use")
     assert lines[2] == (
-        f"https://huggingface.co/{MODEL} at {commit} (of main), licence on its card: cc-by-nc-sa-4.0"
+        f"https://huggingface.co/{MODEL} at {commit} (of main), licence on the model card: cc-by-nc-sa-4.0"
     )
     assert lines[3].split()[2:] == [CHECKPOINT, "(to", "download)"]
     shown = [line for line in lines if line.startswith(("to download: ", "to convert: ", "file 1/"))]
@@ -113,7 +114,7 @@ def test_the_user_sees_licence_sizes_and_space_first(published, qvg_download, ch
 def test_a_second_download_asks_for_nothing(published, downloaded, qvg_download):
     result = qvg_download("self-forcing")
     assert (result.exit_code, result.stdout) == (0, f"{downloaded}\n")
-    assert "self-forcing is whole already" in result.stderr
+    assert "self-forcing is already downloaded" in result.stderr
     assert not published.requests
 
 
@@ -160,9 +161,9 @@ def test_the_hubs_cache_is_never_written_through(downloaded, tiny_weights):
 
 def test_files_that_have_gone_are_named_and_fetched_again(downloaded, qvg_download, tmp_path):
     shutil.rmtree(tmp_path / "hf")
-    with pytest.raises(MissingModelError, match="links to a file that has gone") as raised:
+    with pytest.raises(MissingModelError, match="links to a file that is gone") as raised:
         weights_folder("self-forcing")
-    assert raised.value.hint == "fetch it again with: qvg download self-forcing"
+    assert raised.value.hint == "download it again with: qvg download self-forcing"
     result = qvg_download("self-forcing")
     assert result.exit_code == 0
     assert "converting" not in result.stderr
@@ -225,8 +226,8 @@ def test_a_checkpoint_of_another_model_is_named_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (b"[1]", "the config.json that came for transformer is not readable"),
-        (b"{", "the config.json that came for transformer is not readable"),
+        (b"[1]", "the downloaded config.json for transformer is not readable"),
+        (b"{", "the downloaded config.json for transformer is not readable"),
         (b'{"num_wings": 2}', "config.json does not describe this transformer: "),
     ],
 )
@@ -252,7 +253,7 @@ def test_code_in_the_checkpoint_never_runs(published, qvg_download, folder, tmp_
     published.repositories[MODEL].push({CHECKPOINT: saved({"generator_ema": Payload(tmp_path / "ran")})})
     result = qvg_download("self-forcing")
     assert result.exit_code == 3
-    assert "holds more than tensors and was not loaded" in result.stderr
+    assert "contains more than tensors and was not loaded" in result.stderr
     assert not (tmp_path / "ran").exists()
     assert not folder.exists()
 
@@ -261,7 +262,7 @@ def test_too_little_space_is_found_before_anything_is_fetched(published, qvg_dow
     free_space(2**20)
     result = qvg_download("self-forcing")
     assert result.exit_code == 1
-    assert "1.0 MiB are free there" in result.stderr
+    assert "1.0 MiB free" in result.stderr
     assert "QVG_HOME" in result.stderr
     assert not fetched(published)
 
@@ -286,13 +287,13 @@ def test_a_dry_run_says_what_is_there(downloaded, qvg_download):
 
 
 def test_list(published, qvg_download, folder):
-    before = qvg_download("--list").stdout
-    assert "self-forcing: Wan2.1-T2V-1.3B made causal" in before
+    before = qvg_download("--list", "self-forcing").stdout
+    assert "self-forcing: Wan2.1-T2V-1.3B distilled" in before
     assert f"  {MODEL} at main" in before
     qvg_download("self-forcing")
     published.requests.clear()
-    after = qvg_download("--list").stdout
-    assert f"  in {folder}" in after
+    after = qvg_download("--list", "self-forcing").stdout
+    assert re.search(rf"  [\d.]+ [KM]iB, downloaded in {folder}\n", after)
     assert f"  {MODEL} at commit {published.repositories[MODEL].branches['main']}" in after
     assert not published.requests
 
@@ -305,8 +306,8 @@ def test_quiet(published, qvg_download, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no name was given"),
-        (["selfforcing"], "unknown name 'selfforcing'"),
+        ([], "no model given"),
+        (["selfforcing"], "unknown model 'selfforcing'"),
         (["self-forcing", "--revision", "main"], "--revision main is not REPOSITORY=REVISION"),
         (["self-forcing", "--revision", f"{MODEL}="], f"--revision {MODEL}= is not REPOSITORY=REVISION"),
         (["self-forcing", "--revision", "some/other=main"], "--revision some/other=main is not"),
@@ -331,7 +332,7 @@ def test_what_others_put_there_is_not_replaced(published, downloaded, qvg_downlo
     (downloaded / "vae" / "own.safetensors").write_bytes(b"mine")
     result = qvg_download("self-forcing", "--revision", f"{MODEL}=main")
     assert result.exit_code == 1
-    assert f"error: {downloaded}/vae/own.safetensors was not put there by qvg download" in result.stderr
+    assert f"error: {downloaded}/vae/own.safetensors was not created by qvg download" in result.stderr
     assert not published.requests
     assert (downloaded / "vae" / "own.safetensors").read_bytes() == b"mine"
 
@@ -347,7 +348,7 @@ def test_a_folder_of_the_users_own_is_not_replaced(published, qvg_download, fold
 def test_a_stop_between_the_two_moves_is_put_right(downloaded, qvg_download):
     downloaded.rename(downloaded.parent / ".self-forcing.old")
     result = qvg_download("self-forcing")
-    assert "self-forcing is whole already" in result.stderr
+    assert "self-forcing is already downloaded" in result.stderr
 
 
 def test_what_a_killed_run_left_is_removed(published, qvg_download, folder):
@@ -447,7 +448,7 @@ def test_weights_key_and_adapter_decide_what_is_converted(longlive, qvg_download
     other = generator["model.blocks.0.self_attn.k.weight"]
     assert torch.equal(state["blocks.0.attn1.to_k.weight"], other.bfloat16())
     assert not list(folder.rglob("*.pt"))
-    assert "longlive is whole already" in qvg_download("longlive").stderr
+    assert "longlive is already downloaded" in qvg_download("longlive").stderr
 
 
 def test_weights_that_are_shared_are_fetched_once(downloaded, qvg_download, published):
@@ -455,14 +456,12 @@ def test_weights_that_are_shared_are_fetched_once(downloaded, qvg_download, publ
     assert (result.exit_code, result.stdout) == (0, f"{downloaded}\n"), result.stderr
     assert "self-forcing-anti-drift uses the weights of self-forcing\n" in result.stderr
     assert not fetched(published)
-    shown = qvg_download("--list").stdout
-    assert f"the weights of self-forcing, in {downloaded}" in shown
+    shown = qvg_download("--list", "self-forcing-anti-drift").stdout
+    assert f"downloaded (weights of self-forcing) in {downloaded}" in shown
 
 
 def test_the_list_groups_families(qvg_download):
     shown = qvg_download("--list").stdout
-    heads = [line for line in shown.splitlines() if line and not line.startswith(" ")]
-    begin = heads.index("self-forcing, a family of 10:")
-    names = [line.partition(":")[0] for line in heads[begin + 1 : begin + 11]]
-    assert names[0] == "self-forcing"
-    assert {"longlive", "sgf-chunk", "causal-forcing-1step", "infinite-forcing"} < set(names)
+    assert re.search(r"^self-forcing +29 GB    not downloaded$", shown, re.MULTILINE)
+    first, *others = re.findall(r"^  ([a-z-]+[0-9a-z]*)", shown[shown.index("self-forcing") :], re.MULTILINE)
+    assert {first, *others} >= {"longlive", "sgf-chunk", "causal-forcing-1step", "infinite-forcing"}

@@ -75,7 +75,7 @@ def test_offline_mode_is_honoured(server, start, tmp_path):
     program = start("self-forcing", HF_HUB_OFFLINE="1")
     _, stderr = program.communicate(timeout=60)
     assert program.returncode == 3
-    assert "offline mode forbids to fetch it" in stderr
+    assert "offline mode forbids downloading it" in stderr
     assert not server.requests
 
 
@@ -124,4 +124,4 @@ def test_a_second_download_waits_for_the_first(tmp_path, monkeypatch):
         order.append("first")
     thread.join(30)
     assert order == ["first", "second"]
-    assert notes == ["another qvg is downloading name; waiting for it to end"]
+    assert notes == ["another qvg process is downloading name; waiting for it"]

@@ -71,7 +71,7 @@ def test_a_later_run_continues(hub, get):
 def test_what_was_gathered_survives_a_failure(hub, get):
     hub.fault("STORE", "weights.safetensors", keep=20_000)
     hub.fault("STORE", "weights.safetensors", status=500, times=99)
-    with pytest.raises(QvgError, match="the hub failed with status 500") as raised:
+    with pytest.raises(QvgError, match="Hugging Face failed with status 500") as raised:
         get()
     assert "continues where it stopped" in raised.value.hint
     hub.faults.clear()
@@ -94,7 +94,7 @@ def test_parts_that_do_not_fit_together_are_dropped(hub, get, notes):
     partial.write_bytes(b"x" * 15_000)
     assert get().read_bytes() == WEIGHTS
     assert notes == [
-        "the parts of big/weights.safetensors do not fit together; it is fetched from its beginning"
+        "the parts of big/weights.safetensors do not fit together; downloading it from the start"
     ]
     assert ranges(hub) == ["bytes=15000-", None]
 
@@ -122,14 +122,14 @@ def test_other_content_than_listed_is_refused(hub, get, change):
 
 def test_changed_content_is_named(hub, get):
     hub.fault("STORE", "weights.safetensors", change=change_one_byte, times=99)
-    with pytest.raises(QvgError, match=r"weights\.safetensors of someone/model came with another content"):
+    with pytest.raises(QvgError, match=r"weights\.safetensors of someone/model has other content"):
         get()
     assert not partial_of().exists()
 
 
 def test_changed_content_of_a_small_file_is_refused(hub, get):
     hub.fault("GET", "config.json", change=lambda content: content.replace(b"2", b"3"), times=99)
-    with pytest.raises(QvgError, match=r"config\.json of someone/model came with another content"):
+    with pytest.raises(QvgError, match=r"config\.json of someone/model has other content"):
         get("big/config.json")
     hub.faults.clear()
     assert get("big/config.json").read_bytes() == FILES["big/config.json"]
@@ -141,7 +141,7 @@ def test_a_damaged_cache_is_mended(hub, get, notes, path, damage):
     blob = get(path).resolve()
     blob.write_bytes(damage(FILES[path]))
     assert get(path).read_bytes() == FILES[path]
-    assert notes == [f"{path} in the hub's cache is damaged and is fetched again"]
+    assert notes == [f"{path} in the Hugging Face cache is damaged; downloading it again"]
 
 
 def test_a_link_to_nothing_is_mended(hub, get):

@@ -49,26 +49,26 @@ def test_a_token_that_may_not_read(hub, refused, monkeypatch):
     hub.repositories[NAME].token = "hf_other"
     code, message, hint = refused()
     assert (code, message) == (3, f"{NAME} does not exist, or is private")
-    assert hint == f"look at {PAGE}; if it is private, the token given may not read it"
+    assert hint == f"see {PAGE}; if it is private, the token has no read access to it"
 
 
 def test_a_token_that_has_ended(refused, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_ended")
     code, message, hint = refused()
-    assert (code, message) == (3, "the hub refuses the token")
+    assert (code, message) == (3, "Hugging Face rejected the token")
     assert "HF_TOKEN" in hint
 
 
 def test_gated(hub, refused):
     hub.repositories[NAME].is_gated = True
     code, message, hint = refused()
-    assert (code, message) == (3, f"{NAME} is open only to those who accepted its terms")
+    assert (code, message) == (3, f"{NAME} is gated: its terms must be accepted first")
     assert hint.startswith(f"accept them at {PAGE}, then log in")
 
 
 def test_disabled(hub, refused):
     hub.repositories[NAME].is_disabled = True
-    assert refused()[:2] == (3, f"{NAME} was disabled on the hub")
+    assert refused()[:2] == (3, f"{NAME} is disabled on Hugging Face")
 
 
 def test_a_missing_revision(refused):
@@ -78,17 +78,17 @@ def test_a_missing_revision(refused):
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_a_file_that_has_gone(hub, refused, method):
     hub.fault(method, "config.json", status=404, headers={"X-Error-Code": "EntryNotFound"})
-    assert refused()[:2] == (3, f"a file of {NAME} has gone")
+    assert refused()[:2] == (3, f"a file of {NAME} is gone")
 
 
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
-        (403, 3, f"the hub forbids access to {NAME}"),
+        (403, 3, f"Hugging Face denied access to {NAME}"),
         (404, 3, " has no someone/model"),
-        (429, 1, "the hub asks to wait: too many requests"),
-        (500, 1, "the hub failed with status 500"),
-        (503, 1, "the hub failed with status 503"),
+        (429, 1, "Hugging Face asks to wait: too many requests"),
+        (500, 1, "Hugging Face failed with status 500"),
+        (503, 1, "Hugging Face failed with status 503"),
     ],
 )
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_the_connection_ends_for_good(hub, refused):
 def test_something_that_is_no_hub(hub, refused):
     hub.fault("GET", "/revision/main", status=200, headers={"Content-Type": "text/html"})
     code, message, _ = refused()
-    assert (code, message) == (1, f"{hub.endpoint} does not answer as a hub does")
+    assert (code, message) == (1, f"{hub.endpoint} does not respond like the Hugging Face Hub")
 
 
 def test_a_file_without_its_headers(hub, refused):
     hub.fault("HEAD", "config.json", status=200, times=99)
-    assert "does not answer as a hub does" in refused()[1]
+    assert "does not respond like the Hugging Face Hub" in refused()[1]
 
 
 def test_offline(hub, refused, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     code, message, hint = refused()
     assert code == 3
-    assert message == f"{NAME} is not whole on this machine, and offline mode forbids to fetch it"
+    assert message == f"{NAME} is not completely downloaded, and offline mode forbids downloading it"
     assert "HF_HUB_OFFLINE" in hint
     assert not hub.requests
 

@@ -25,7 +25,7 @@ def test_a_proxy_of_an_unknown_kind_is_named(monkeypatch, name, scheme):
     monkeypatch.setenv(name, f"{scheme}://127.0.0.1:9/")
     with pytest.raises(UsageError) as caught:
         list_files("someone/model", "main")
-    said = f"{name}={scheme}://127.0.0.1:9/: a proxy of the kind {scheme} cannot be used"
+    said = f"{name}={scheme}://127.0.0.1:9/: proxies of type {scheme} are not supported"
     assert str(caught.value) == said
     assert caught.value.hint.endswith(f"or unset {name}")
     assert ("write socks5://127.0.0.1:9/" in caught.value.hint) == scheme.startswith("socks")
@@ -34,7 +34,7 @@ def test_a_proxy_of_an_unknown_kind_is_named(monkeypatch, name, scheme):
 @pytest.mark.parametrize("value", ["http://", "http://[::1", "http://host:port", "socks5://"])
 def test_what_is_no_address_is_named(monkeypatch, value):
     monkeypatch.setenv("HTTPS_PROXY", value)
-    with pytest.raises(UsageError, match="is not the address of a proxy"):
+    with pytest.raises(UsageError, match="is not a proxy address"):
         check_proxies()
 
 
@@ -66,5 +66,5 @@ def test_the_library_takes_a_socks_proxy_and_one_that_does_not_answer_is_named(m
     with pytest.raises(QvgError) as caught, hub_errors("someone/model", "main"), httpx2.Client():
         raise httpx2.ConnectError("refused")
     assert str(caught.value) == (
-        "no connection to https://huggingface.co by the proxy of ALL_PROXY=socks5://127.0.0.1:9: refused"
+        "no connection to https://huggingface.co through the proxy ALL_PROXY=socks5://127.0.0.1:9: refused"
     )

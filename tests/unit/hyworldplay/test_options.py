@@ -30,7 +30,7 @@ def test_every_option_sets_its_setting(option):
 def test_other_backends_refuse_the_option_by_name(option):
     layers = option_layers({option: GIVEN[option][0]})
     name = f"--{option.replace('_', '-')}"
-    with pytest.raises(UsageError, match=f"^{name} is not an option of this backend$"):
+    with pytest.raises(UsageError, match=f"^{name} is not an option of this model$"):
         load_config(Request(backend="self-forcing", options=layers))
 
 

@@ -68,7 +68,7 @@ def test_the_pose_gives_the_length(walk_config, pose, frames):
 def test_a_pose_can_be_held_to_the_end(walk_config):
     held = plan_video(walk_config("walk.pose=w-2", "walk.pad_pose=hold"))
     assert held.num_frames == 4
-    assert held.notes == ("the camera stands still from latent frame 3 on: its pose has ended",)
+    assert held.notes == ("the camera path ends at latent frame 3; its last pose is held",)
     longer = plan_video(walk_config("walk.pose=w-7", "walk.pad_pose=hold", "video.frames=12"))
     assert longer.num_frames == 12
 
@@ -128,7 +128,7 @@ def test_requests_that_do_not_fit_are_refused(walk_config, sets, message):
 
 def test_the_built_in_picture_is_named(walk_config):
     (note,) = plan_video(walk_config("walk.pose=w-7", "walk.image=park")).notes
-    assert note.startswith("the walk begins in the built-in picture 'park'; --image FILE takes another one")
+    assert note.startswith("starting from the built-in picture 'park'; --image FILE uses another one")
 
 
 def test_what_is_cut_off_a_picture_is_told(walk_config, tmp_path):
@@ -139,7 +139,7 @@ def test_what_is_cut_off_a_picture_is_told(walk_config, tmp_path):
     cut = 1 - (90 / 160) / (width / height)
     assert note == (
         f"{tmp_path / 'portrait.png'}, 90 x 160, fills the first frame, {width} x {height}; "
-        f"{cut:.0%} of it is cut away"
+        f"{cut:.0%} of it is cropped"
     )
 
 

@@ -123,7 +123,7 @@ def test_a_run_of_another_family_is_a_clip_with_a_prompt(longcat, longcat_weight
     assert result.exit_code == 0, result.stderr
     made = json.loads(result.stdout)
     assert (made["prompt"], made["given_frames"], made["pixel_frames"]) == ("red ball", 20, 28)
-    assert "its latents are of another model; going on from video.mp4 as from any clip" in result.stderr
+    assert "its latents are from another model; continuing video.mp4 like any other clip" in result.stderr
 
 
 def test_a_picture_begins_the_video(longcat, tmp_path):
@@ -146,20 +146,18 @@ def test_a_size_of_the_480p_class_is_fitted_to_the_clip(longcat_weights, tmp_pat
         writer.write(np.zeros((80, 96, 56, 3), np.uint8))
     arguments = ["extend", tall, "a", "--backend", "longcat", "--device", "gpu", "--out", tmp_path / "out"]
     result = CliRunner().invoke(app, [*map(str, arguments)])
-    assert (
-        "80 frames of 480 x 832 at 15 a second; scaled from 56 x 96, 1% of the picture cut" in result.stderr
-    )
-    assert "the model goes on from its last 73 frames (19 latent)\n" in result.stderr
-    assert "480 pixels wide, 832 high, 20 new frames (5 latent) at 15 a second" in result.stderr
+    assert "80 frames of 480 x 832 at 15 fps; scaled from 56 x 96, 1% of the picture cropped" in result.stderr
+    assert "the model continues from its last 73 frames (19 latent)\n" in result.stderr
+    assert "video: 480x832, 20 new frames (5 latent) at 15 fps" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["short.mp4", "a"], "the clip has 9 frames at 15 a second; this model goes on from 13 (0.87 s"),
-        (["clip.mp4", "a", "--segments", "0"], "--segments 0 is not a number of segments"),
+        (["short.mp4", "a"], "the clip has 9 frames at 15 fps; this model continues from 13 (0.87 s"),
+        (["clip.mp4", "a", "--segments", "0"], "--segments 0 is not a valid number of segments"),
         (["clip.mp4", "--prompts", "p.txt", "--segments", "2"], "p.txt has 3 prompts for 2 new clips"),
-        (["clip.mp4", "--prompts", "p.jsonl", "--segments", "1"], "a segment has no seed or name of its own"),
+        (["clip.mp4", "--prompts", "p.jsonl", "--segments", "1"], "a segment cannot have its own seed"),
         (["clip.mp4", "a", "--schedule", "s.jsonl"], "s.jsonl line 1: chunk 4: there are 1 new chunks"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -222,8 +222,11 @@ def test_the_command_makes_base_clip_and_segments(longcat_weights, tmp_path):
     ("change", "message"),
     [
         ("sampler.sink=2", "unknown setting sampler.sink"),
-        ("sampler.frames_per_chunk=5", "leaves 1 latent frames of a window of 6 to go on from; largest: 4"),
-        ("cache.keep_sink=true", "cache.keep_sink=True would leave the condition frames unpacked"),
+        (
+            "sampler.frames_per_chunk=5",
+            "leaves 1 latent frames of a window of 6 to continue from; largest: 4",
+        ),
+        ("cache.keep_sink=true", "cache.keep_sink=True would leave the condition frames unquantized"),
         ("video.width=40", "width 40 is not a multiple of 16; nearest: 32, 48"),
         ("video.frames=9", "nearest: 8 latent frames"),
         ("sampler.mode=fast", "sampler.mode='fast'"),

@@ -156,7 +156,9 @@ def test_adapter_for_a_module_that_the_model_has_not_is_refused(tmp_path):
     path = tmp_path / "lora" / "other.safetensors"
     path.parent.mkdir()
     save_file(adapter_tensors("blocks.9.attn.proj", torch.ones(2, 32), [torch.ones(32, 2)], 1.0), path)
-    with pytest.raises(MissingModelError, match=r"is for blocks\.9\.attn\.proj, which the model has not"):
+    with pytest.raises(
+        MissingModelError, match=r"is for blocks\.9\.attn\.proj, which the model does not have"
+    ):
         load(tmp_path, adapters=[path])
 
 
@@ -171,7 +173,7 @@ def test_adapter_of_another_size_is_refused(tmp_path):
 
 def test_a_missing_adapter_says_where_it_comes_from(tmp_path):
     write_model(tmp_path, random_state())
-    with pytest.raises(MissingModelError, match="there is no adapter") as caught:
+    with pytest.raises(MissingModelError, match="no adapter at") as caught:
         Lora(tmp_path / "none.safetensors", hint="fetch it")
     assert caught.value.hint == "fetch it"
 
@@ -179,7 +181,7 @@ def test_a_missing_adapter_says_where_it_comes_from(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.popitem(), "is not whole: tensors of blocks.0.attn.proj are missing"),
+        (lambda tensors: tensors.popitem(), "is incomplete: tensors of blocks.0.attn.proj are missing"),
         (lambda tensors: tensors.update({"lora_A.weight": torch.ones(1)}), "unknown tensor lora_A.weight"),
     ],
 )

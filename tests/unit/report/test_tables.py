@@ -1,9 +1,9 @@
-"""Tables fit 80 columns, need no colour, and take text as it is."""
+"""Tables fit the terminal, need no colour, and take text as it is."""
 
 import pytest
 
 from qvg_cli.report.comparison import summary_lines, variant_costs, with_baseline
-from qvg_cli.report.tables import WIDTH, comparison_tables, format_facts, format_table, spread
+from qvg_cli.report.tables import comparison_tables, format_facts, format_table, spread
 
 MIB = 1024 * 1024
 
@@ -50,14 +50,24 @@ def comparison():
     return {"fps": 16, "arms": with_baseline(variants), "videos": [{}, {}]}
 
 
-def test_no_line_is_wider_than_a_terminal(comparison):
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_no_line_is_wider_than_the_terminal(comparison, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
     text = comparison_tables(comparison)
-    assert max(map(len, text.splitlines())) <= WIDTH
+    assert max(map(len, text.splitlines())) <= columns
+    # Cells fold; no figure is cut off.
+    assert "..." not in text
+    assert "\u2026" not in text
+    assert text.count("12345.0") == 4
+
+
+def test_tables_need_no_colour(comparison):
+    text = comparison_tables(comparison)
     assert text.isascii()
     assert "\x1b" not in text
-    assert "in brackets times those of bf16" in text
+    assert "in brackets: relative to bf16" in text
     assert "mean of 2 videos" in text
-    assert "PSNR in dB by time (5 of 30 windows)" in text
+    assert "PSNR [dB] by time (5 of 30 windows)" in text
     for name in ("int2", "turboquant-int2"):
         assert sum(line.startswith(f"{name} ") for line in text.splitlines()) == 4
 
@@ -91,12 +101,12 @@ def test_the_summary_says_when_and_how_far(comparison):
     comparison["arms"][3]["quality"] = quality(first_diverged_frame=None)
     lines = summary_lines(comparison)
     assert lines[0] == (
-        "int2 held 1.00 MiB of cache at its peak, bf16 8.00 MiB; it took 2.00 times as long for a chunk. "
-        "Its frames differ from 0.56 s on; from 2.50 s on there are some under 30 dB. "
+        "int2 has a peak KV cache of 1.00 MiB, bf16 of 8.00 MiB; a chunk takes 2.00x the time. "
+        "Its frames differ from 0.56 s on; the first below 30 dB is at 2.50 s. "
         "The whole video has 31.23 dB and an SSIM of 0.9000."
     )
-    assert lines[1].endswith("for a chunk. Its frames are equal.")
-    assert "; none is under 30 dB. " in lines[2]
+    assert lines[1].endswith("the time. All frames are equal.")
+    assert "; none falls below 30 dB. " in lines[2]
 
 
 def test_cells_are_text_and_not_markup():
@@ -108,7 +118,7 @@ def test_cells_are_text_and_not_markup():
 def test_long_facts_go_on_under_themselves():
     text = format_facts([("a", "word " * 40), ("long name", "x")])
     lines = text.splitlines()
-    assert max(map(len, lines)) <= WIDTH
+    assert max(map(len, lines)) <= 80
     assert lines[0].startswith("a          word")
     assert lines[1].startswith("           word")
 

@@ -38,7 +38,9 @@ class AsymCodec(HeadwiseCodec[AsymSpec, Tensor]):
         generator = torch.Generator().manual_seed(seed)
         return random_starts(tokens, min(self.spec.num_centroids, tokens), generator).to(device)
 
-    def encode_by_kernels(self, block: Tensor, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
+    def encode_by_kernels(
+        self, block: Tensor, seed: int, matrix: Tensor | None
+    ) -> tuple[dict[str, Tensor], FiniteCheck]:
         from qvg_kernels.codecs.asym.encode import encode
 
         return encode(block, self.spec, seed)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.codecs.fitted.decode import begin, read
+from qvg_kernels.codecs.fitted.decode import FOLDED, KEY, VALUE, begin, read
 from qvg_kernels.codecs.fitted.grids import ScalarGrid, grid
 from qvg_kernels.codecs.fitted.spec import GRID_BITS, FittedSpec
 from qvg_kernels.codecs.reading import (
@@ -26,16 +26,20 @@ from qvg_kernels.rope.kernels import ROTARY
 from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import kernel
 
+SHAPING = {"none": tl.constexpr(0), "key": KEY, "value": VALUE}
+
 
 @kernel(do_not_specialize=["num_blocks"])
 def _unit_kernel(
     blocks, num_blocks, gain, units, smoothing,
-    PLACEMENT: tl.constexpr, IS_KEY: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PLACEMENT: tl.constexpr, IS_FOLDED: tl.constexpr, IS_KEY: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """Bound from offsets and weights: a weight is the root of a channel's deviation.
 
     Eight deviations from the mean are taken for values, five for keys. A pair of channels that is turned
-    reaches as far as it is long.
+    reaches as far as it is long. Values before their matrix may be larger than after it: eight times as much
+    is left for that, which costs e4m3 nothing.
 
     Args:
         smoothing: `[B * H, HEAD_DIM]` of keys: each channel's, at most 1.
@@ -57,7 +61,7 @@ def _unit_kernel(
             found = gain * tl.maximum(tl.abs(first) + spread, tl.abs(second) + other_spread)
         bound = tl.maximum(bound, found)
     largest = tl.max(bound, 0)
-    store_unit(units, head, largest, IS_KEY)
+    store_unit(units, head, largest * 8.0 if IS_FOLDED else largest, IS_KEY)
     if IS_KEY:
         # Half of the way to equal bounds: what keys gain queries lose.
         one = tl.full([HEAD_DIM // 2], 1.0, tl.float32)
@@ -69,20 +73,29 @@ def _unit_kernel(
 @dataclass(frozen=True)
 class FittedReader(BlockReader):
     """What reads the scheme's blocks; its settings are grid, bytes of a row of codes, whether there is a
-    codebook.
+    codebook, how errors are shaped.
     """
+
+    @property
+    def folds(self) -> bool:
+        return bool(self.settings[3] == VALUE.value)
+
+    def folded(self) -> FittedReader:
+        return replace(self, settings=(*self.settings[:3], FOLDED.value))
 
     @classmethod
     def of(cls, spec: FittedSpec, head_dim: int) -> FittedReader:
         """What reads heads of `head_dim` channels."""
         has_codebook = spec.num_centroids != 0
-        tensors = ("codes", "scales", "weights", "offset", "units", "phase")
+        tensors: tuple[str, ...] = ("codes", "scales", "weights", "offset", "units", "phase")
+        tensors += ("ids", "table", "steps") if has_codebook else ()
+        tensors += ("matrix",) if spec.is_shaped else ()
         return cls(
             head_dim,
-            (*tensors, "ids", "table", "steps") if has_codebook else tensors,
+            tensors,
             "table" if has_codebook else None,
             spec.grid != "int4",
-            (spec.grid, spec.code_shape(1, head_dim)[1], has_codebook),
+            (spec.grid, spec.code_shape(1, head_dim)[1], has_codebook, SHAPING[spec.shaping].value),
             begin,
             read,
             is_scaled=True,
@@ -106,12 +119,30 @@ class FittedReader(BlockReader):
         if has_kernel and is_wide:
             from qvg_kernels.codecs.fitted.decode_hopper import decode_lattice
 
-            decode_lattice(blocks, tiles, target, self.settings[0], has_codebook=self.settings[2])
+            decode_lattice(
+                blocks,
+                tiles,
+                target,
+                self.settings[0],
+                has_codebook=self.settings[2],
+                shaping=self.settings[3],
+            )
         else:
             super().decode(blocks, tiles, target)
 
+    def tile(self, *, is_transposed: bool) -> launch.Tile:
+        if self.settings[3] in (KEY.value, VALUE.value):
+            return launch.DECODE_SHAPED
+        return super().tile(is_transposed=is_transposed)
+
     def measure(self, blocks: BlockTable, *, is_key: bool) -> HeadScales:
-        return self._measure(_unit_kernel, blocks, is_key, PLACEMENT=blocks.placement.kind)
+        return self._measure(
+            _unit_kernel,
+            blocks,
+            is_key,
+            PLACEMENT=blocks.placement.kind,
+            IS_FOLDED=self.settings[3] == FOLDED.value,
+        )
 
 
 @lru_cache(maxsize=8)

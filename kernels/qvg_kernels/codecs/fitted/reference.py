@@ -7,6 +7,7 @@ little of the rounding.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor
 from qvg_kernels.codecs.fitted.grids import grid
+from qvg_kernels.codecs.fitted.shaping import inverse_of, shaping_matrix
 from qvg_kernels.codecs.fitted.spec import FittedSpec
 from qvg_kernels.quant import e4m3
 from qvg_kernels.quant.hadamard import hadamard, phase_of_seed, sign_patterns, token_patterns
@@ -48,6 +50,7 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
 
     A token decodes to `offset + weight * (sign * (scale * levels) @ hadamard + step * table[id])`, with
     weight, step and scale each an e4m3 value times a unit of its head; the bytes are in docs/cache-format.md.
+    If it is shaped, a matrix stands in the place of the weight.
     """
 
     kinds = KINDS
@@ -62,10 +65,12 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
         patterns = token_patterns(torch.arange(tokens, device=device), phase)
         return phase, sign_patterns(head_dim, device)[patterns]
 
-    def encode_by_kernels(self, block: Tensor, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
+    def encode_by_kernels(
+        self, block: Tensor, seed: int, matrix: Tensor | None
+    ) -> tuple[dict[str, Tensor], FiniteCheck]:
         from qvg_kernels.codecs.fitted.encode import encode
 
-        return encode(block, self.spec, seed)
+        return encode(block, self.spec, seed, matrix)
 
     def reader(self, head_dim: int) -> BlockReader:
         from qvg_kernels.codecs.fitted.reader import FittedReader
@@ -73,11 +78,25 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
         return FittedReader.of(self.spec, head_dim)
 
     def encode_head(self, points: Tensor, draws: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return self._encode_head(points, draws, None)
+
+    def encode_shaped_head(
+        self, points: Tensor, draws: tuple[Tensor, Tensor], matrix: Tensor
+    ) -> dict[str, Tensor]:
+        return self._encode_head(points, draws, matrix)
+
+    def _encode_head(
+        self, points: Tensor, draws: tuple[Tensor, Tensor], matrix: Tensor | None
+    ) -> dict[str, Tensor]:
         phase, signs = draws
         offset = points.mean(0)
         weights, weight_unit = e4m3.round_to_unit(_channel_weights(points, offset))
-        weight = e4m3.from_bits(weights) * weight_unit
-        weighted = (points - offset) / weight
+        if matrix is None:
+            weight = e4m3.from_bits(weights) * weight_unit
+            weighted = (points - offset) / weight
+        else:
+            inverse = inverse_of(matrix)
+            weighted = (points - offset) @ inverse.T
         count = self.spec.centroids(points.shape[0])
         stored: dict[str, Tensor] = {"weights": weights}
         if count > 0:
@@ -96,7 +115,13 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
             codes, scales, scale_unit, noisy = self._round(weighted, signs)
             step_unit = torch.zeros_like(scale_unit)
         # What is left of the mean error, above all the table's rounding, goes into the offset.
-        offset = offset + weight * (weighted - noisy).mean(0)
+        missed = (weighted - noisy).mean(0)
+        if matrix is None:
+            offset = offset + weight * missed
+        elif self.spec.shaping == "key":
+            offset = offset + missed @ matrix.float().T
+        else:
+            offset = offset @ inverse.T + missed
         units = torch.stack([scale_unit, weight_unit, step_unit])
         return {"codes": codes, "scales": scales, **stored, "offset": offset, "units": units, "phase": phase}
 
@@ -125,20 +150,43 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
         stop = max(start, stop)
         stored = {name: tensor[:, heads] for name, tensor in packed.tensors.items()}
         scale_unit, weight_unit, step_unit = stored["units"].unsqueeze(-2).unbind(-1)
-        weight = e4m3.from_bits(stored["weights"]) * weight_unit
+        offset = stored["offset"].unsqueeze(-2)
+        if packed.matrix is None:
+            weight, inside = e4m3.from_bits(stored["weights"]) * weight_unit, offset
+        else:
+            weight = torch.ones_like(stored["offset"])
+            inside = torch.zeros_like(offset) if self.spec.shaping == "key" else offset
         scale = e4m3.from_bits(stored["scales"][..., start:stop]) * scale_unit
         levels = self.grid.read(stored["codes"], start, stop, head_dim)
         residual = (levels @ hadamard(head_dim, levels.device)).mul_(scale.unsqueeze(-1))
         patterns = token_patterns(torch.arange(start, stop, device=scale.device), stored["phase"])
         signed_weight = _rows(weight.unsqueeze(-2) * sign_patterns(head_dim, scale.device), patterns)
-        offset = stored["offset"].unsqueeze(-2)
         if "ids" in stored:
             step = e4m3.from_bits(stored["steps"]) * step_unit
-            table = offset + (weight * step).unsqueeze(-2) * stored["table"].float()
+            table = inside + (weight * step).unsqueeze(-2) * stored["table"].float()
             values = _rows(table, stored["ids"][..., start:stop].long()).addcmul_(residual, signed_weight)
         else:
-            values = torch.addcmul(offset, residual, signed_weight)
-        return values[:, :, ::stride].to(packed.dtype)
+            values = torch.addcmul(inside, residual, signed_weight)
+        values = values[:, :, ::stride]
+        if packed.matrix is not None:
+            values = values @ packed.matrix[:, heads].float().mT + (offset - inside)
+        return values.to(packed.dtype)
+
+    def residual_moment(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> Tensor:
+        plain = FittedCodec(replace(self.spec, shaping="none"))
+        packed = plain.encode(block, seed=seed, checks=checks)
+        # Scales of zero leave what the codebook says.
+        tensors = {**packed.tensors, "scales": torch.zeros_like(packed.tensors["scales"])}
+        known = replace(packed, tensors=tensors, dtype=torch.float32)
+        moment = torch.empty(*block.shape[:2], block.shape[3], block.shape[3], device=block.device)
+        for head in range(block.shape[1]):
+            some = slice(head, head + 1)
+            left = block[:, some].float() - plain.decode(known, heads=some)
+            moment[:, some] = left.mT @ left
+        return moment
+
+    def shaping_matrix(self, residual: Tensor, query: Tensor | None) -> Tensor:
+        return shaping_matrix(residual, query if self.spec.shaping == "key" else None)
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ class FittedSpec(Spec):
         grid: Levels of the residual.
         num_centroids: Of the block's codebook; 0 for none, `None` for a number that suits the block's length.
         iterations: Assign-and-update rounds of the k-means.
+        shaping: Whether errors are shaped by a matrix a head that blocks share, and for what: "key" by what
+            queries ask for, "value" by how values spread.
         unbiased: Where the scale lies between least error (0) and no shrinking of what is stored (1). Keys
             do best at about 0.8: noise on a key makes its token heard more, shrinking makes it heard less.
 
@@ -35,6 +37,11 @@ class FittedSpec(Spec):
     num_centroids: int | None = None
     iterations: int = 4
     unbiased: float = 1.0
+    shaping: Literal["none", "key", "value"] = "none"
+
+    @property
+    def is_shaped(self) -> bool:
+        return self.shaping != "none"
 
     def centroids(self, tokens: int) -> int:
         """Centroids that a block of `tokens` gets.

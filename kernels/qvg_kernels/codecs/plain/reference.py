@@ -24,7 +24,14 @@ class PlainCodec(Codec):
     def spec(self) -> NoneSpec | Bf16Spec:
         return self._spec
 
-    def encode(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> PackedTensor:
+    def encode(
+        self,
+        block: Tensor,
+        *,
+        seed: int,
+        checks: list[FiniteCheck] | None = None,
+        matrix: Tensor | None = None,
+    ) -> PackedTensor:
         require_finite(block, checks)
         dtype = torch.bfloat16 if isinstance(self.spec, Bf16Spec) else block.dtype
         # A copy: the block may be a view into a buffer that the model writes again.

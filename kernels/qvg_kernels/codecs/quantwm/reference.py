@@ -6,14 +6,13 @@ block's size must be known before its values are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import repeat
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qvg_kernels.codec import HeadwiseCodec, PackedTensor
+from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor
 from qvg_kernels.codecs.quantwm.spec import QuantWmSpec
 from qvg_kernels.quant import bitpack
 from qvg_kernels.quant.kmeans import kmeans, random_starts
@@ -34,7 +33,7 @@ TINY = 1e-30
 """Stands in for a zero that would divide."""
 
 
-class QuantWmCodec(HeadwiseCodec[QuantWmSpec, tuple[Tensor, Iterator[Tensor | None]]]):
+class QuantWmCodec(HeadwiseCodec[QuantWmSpec, Tensor]):
     """K-means as in QVG, groups of four levels, and for keys what queries weigh.
 
     Source: QuantWM (arXiv 2609.26425): "QSAC" chooses the centroid, "PSAC" stores a key's error along the
@@ -43,27 +42,34 @@ class QuantWmCodec(HeadwiseCodec[QuantWmSpec, tuple[Tensor, Iterator[Tensor | No
 
     kinds = KINDS
 
-    def __init__(self, spec: QuantWmSpec, queries: Tensor | None = None) -> None:
-        super().__init__(spec)
-        self._queries = queries
-
-    def knowing(self, queries: Tensor | None) -> QuantWmCodec:
-        return QuantWmCodec(self.spec, queries) if self.spec.weighs_queries else self
-
-    def draw(
-        self, tokens: int, head_dim: int, seed: int, device: torch.device
-    ) -> tuple[Tensor, Iterator[Tensor | None]]:
-        """Random starting tokens, and the moments of the queries, a head after the other.
-
-        Without them it is the first chunk: all channels weigh alike and no error is stored.
-        """
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Tensor:
+        """Random starting tokens."""
         count = min(self.spec.num_centroids, tokens)
-        starts = random_starts(tokens, count, torch.Generator().manual_seed(seed)).to(device)
-        return starts, repeat(None) if self._queries is None else iter(self._queries.flatten(0, 1))
+        return random_starts(tokens, count, torch.Generator().manual_seed(seed)).to(device)
 
-    def encode_head(self, points: Tensor, draws: tuple[Tensor, Iterator[Tensor | None]]) -> dict[str, Tensor]:
-        starts, moments = draws
-        moment = next(moments)
+    def encode(
+        self,
+        block: Tensor,
+        *,
+        seed: int,
+        checks: list[FiniteCheck] | None = None,
+        matrix: Tensor | None = None,
+    ) -> PackedTensor:
+        """Pack `[B, H, S, D]` values as `Codec.encode` has it.
+
+        Args:
+            matrix: `[B, H, D, D]`, the second moment of the queries of earlier chunks in any unit; it is not
+                kept. Without it, in the first chunk, all channels weigh alike and no error is stored.
+        """
+        return replace(super().encode(block, seed=seed, checks=checks, matrix=matrix), matrix=None)
+
+    def encode_head(self, points: Tensor, draws: Tensor) -> dict[str, Tensor]:
+        return self._encode(points, draws, None)
+
+    def encode_shaped_head(self, points: Tensor, draws: Tensor, matrix: Tensor) -> dict[str, Tensor]:
+        return self._encode(points, draws, matrix)
+
+    def _encode(self, points: Tensor, starts: Tensor, moment: Tensor | None) -> dict[str, Tensor]:
         ids, centroids = kmeans(points, points[starts], self.spec.iterations)
         table = centroids.to(torch.bfloat16)
         weight = torch.ones_like(points[0]) if moment is None else moment.diagonal().float()

@@ -38,7 +38,9 @@ class QvgCodec(HeadwiseCodec[QvgSpec, list[Tensor]]):
         count = min(self.spec.num_centroids, tokens)
         return [random_starts(tokens, count, generator).to(device) for _ in range(self.spec.stages)]
 
-    def encode_by_kernels(self, block: Tensor, seed: int) -> tuple[dict[str, Tensor], FiniteCheck]:
+    def encode_by_kernels(
+        self, block: Tensor, seed: int, matrix: Tensor | None
+    ) -> tuple[dict[str, Tensor], FiniteCheck]:
         from qvg_kernels.codecs.qvg.encode import encode
 
         return encode(block, self.spec, seed)

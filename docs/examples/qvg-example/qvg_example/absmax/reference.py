@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from qvg_kernels.codecs.absmax.spec import AbsmaxSpec
 from torch import Tensor
 
 from qvg_kernels.codec import HeadwiseCodec, PackedTensor
+
+from .spec import AbsmaxSpec
 
 
 class AbsmaxCodec(HeadwiseCodec[AbsmaxSpec, None]):

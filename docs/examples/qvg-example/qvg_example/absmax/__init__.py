@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qvg_kernels.codecs.absmax.spec import AbsmaxSpec
-
 from qvg_kernels.codecs.spec import Scheme
+
+from .spec import AbsmaxSpec
 
 if TYPE_CHECKING:
     from qvg_kernels.codec import Codec
 
 
 def _codec(spec: AbsmaxSpec) -> Codec:
-    from qvg_kernels.codecs.absmax.reference import AbsmaxCodec
+    from .reference import AbsmaxCodec
 
     return AbsmaxCodec(spec)
 
