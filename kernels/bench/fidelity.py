@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from qvg_kernels.codec import Codec
 from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.moments import placed_moment
 
 SHARPNESS = {"sharp": 8.0, "diffuse": 3.0}
 NUM_QUERIES = 256
@@ -47,6 +48,7 @@ class Case:
         span: Tokens that are packed together.
         key: `[1, H, S, D]` float32, before any rotation.
         value: `[1, H, S, D]` float32.
+        frame: Rows and columns of a frame's tokens.
         probes: Each with the tokens that it attends to, those that are packed first.
         scales: Of the logits, by what heads are called at it; "" is the model's own.
         asked: Queries before any rotation, `[1, H, Q, D]`, each with the first token of its chunk: what a
@@ -58,6 +60,7 @@ class Case:
     span: int
     key: Tensor
     value: Tensor
+    frame: tuple[int, int]
     probes: list[tuple[AttentionProbe, Tensor]]
     scales: Mapping[str, float]
     asked: list[tuple[int, Tensor]]
@@ -90,7 +93,7 @@ def synthetic_cases(spans: list[int], history: int, samples: int, device: str) -
                 scales = {kind: probe.scale_of(sharpness) for kind, sharpness in SHARPNESS.items()}
                 every = torch.arange(key.shape[2], device=device)
                 asked = [(0, made.early_query.to(device))]
-                yield Case(level, f"seed {seed}", span, key, value, [(probe, every)], scales, asked)
+                yield Case(level, f"seed {seed}", span, key, value, FRAME, [(probe, every)], scales, asked)
 
 
 def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
@@ -138,7 +141,8 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                     ]
                     name, scales = f"layer {layer}, prompt {prompt}", {"": key.shape[3] ** -0.5}
                     own = [(first, query[one].float()) for first, query in asked]
-                    yield Case("recorded", name, span, key[one], value[one], probes, scales, own)
+                    states = (key[one], value[one])
+                    yield Case("recorded", name, span, *states, about["frame"], probes, scales, own)
 
 
 def _judging_chunks(about: Mapping[str, Any], span_frames: int) -> dict[int, int]:
@@ -186,14 +190,37 @@ def _recorded_probe(
 
 def pack(codec: Codec, states: Tensor, case: Case, num_packed: int, seed: int) -> Tensor:
     """What the first tokens of `[1, H, S, D]` decode to, span by span; the others as they are."""
+    spans = states[:, :, :num_packed].split(case.span, dim=2)
+    seeds = [2 * number + seed for number in range(len(spans))]
+    matrices: Sequence[Tensor | None] = [None]
+    if codec.spec.is_shaped:
+        matrices = learn(codec, spans, seeds, case)
+    if codec.spec.weighs_queries:
+        matrices = [earlier_queries(case, number) for number in range(len(spans))]
     parts = []
-    for number, part in enumerate(states[:, :, :num_packed].split(case.span, dim=2)):
-        queries = [query for first, query in case.asked if first < number * case.span]
-        moment = None
-        if queries and codec.spec.weighs_queries:
-            moment = torch.stack([query.mT @ query for query in queries]).sum(0)
-        parts.append(codec.decode(codec.encode(part, seed=2 * number + seed, matrix=moment)))
+    for number, (span, own_seed) in enumerate(zip(spans, seeds, strict=True)):
+        matrix = matrices[min(number, len(matrices) - 1)]
+        parts.append(codec.decode(codec.encode(span, seed=own_seed, matrix=matrix)))
     return torch.cat([*parts, states[:, :, num_packed:]], dim=2)
+
+
+def learn(codec: Codec, spans: Sequence[Tensor], seeds: Sequence[int], case: Case) -> list[Tensor | None]:
+    """The matrices of the first span and of those after it, learnt from the first two as a session does."""
+    matrices: list[Tensor | None] = []
+    residual = query = torch.zeros(())
+    for number, (span, seed) in enumerate(zip(spans[:2], seeds, strict=False)):
+        residual = codec.residual_moment(span, seed=seed).to("cpu") + residual
+        if number < len(case.asked):
+            asked = case.asked[number][1].double().to("cpu")
+            query = query + placed_moment(asked.mT @ asked, *case.frame)
+        matrices.append(codec.shaping_matrix(residual, query).to(span.device))
+    return matrices
+
+
+def earlier_queries(case: Case, number: int) -> Tensor | None:
+    """`[1, H, D, D]`, the sum of the products of queries of chunks before a span, if there are any."""
+    queries = [query for first, query in case.asked if first < number * case.span]
+    return torch.stack([query.mT @ query for query in queries]).sum(0) if queries else None
 
 
 def measure(case: Case, presets: list[Preset]) -> Iterator[Row]:

@@ -107,7 +107,7 @@ def test_keys_are_packed_by_the_queries_of_earlier_chunks_alone():
         commit = cache.begin(chunk).commit
         query = torch.zeros(1, HEADS, TOKENS * 3, HEAD_DIM)
         query[..., channel] = 1 + chunk.index
-        layer.observe(query, chunk.makes, ByFrame())
+        layer.shaping.observe(query, ())
         layer.commit(keys_of(chunk.makes), -keys_of(chunk.makes), chunk.makes, commit)
     directions = [entry.key.tensors["directions"][0, 0, :, 0].float() for entry in layer.entries.values()]
     assert not directions[0].any()

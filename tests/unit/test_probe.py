@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.cache.probe import NUM_QUERIES, Probe, keys_alone
-from qvg_cli.config.schema import CacheConfig, LayerCodecs
+from qvg_cli.cache.prediction import NUM_QUERIES
+from qvg_cli.cache.probe import Probe, keys_alone
+from qvg_cli.config.schema import CacheConfig
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.rope.tables import RotaryTables
-from qvg_kernels.spec import Bf16Spec, QuantWmSpec, QvgSpec
+from qvg_kernels.spec import Bf16Spec, FittedSpec, QuantWmSpec, QvgSpec
 
 HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
 SHAPE = CacheShape(LAYERS, HEADS, HEAD_DIM)
@@ -61,21 +62,6 @@ def test_every_fourth_chunk_is_measured_from_the_first_that_has_a_history():
     assert [one.layer for one in found[5]["0"]] == [0, 1]
 
 
-def test_a_codec_that_weighs_queries_learns_those_of_the_run():
-    _, states, others = measure(cache_of(QuantWmSpec(num_centroids=16, rank=1)))
-    layer = others["0"].layers[1]
-    queries = torch.cat([query for query, _ in states[:-1]], dim=2).float()
-    torch.testing.assert_close(layer.shaping.earlier, queries.mT @ queries)
-    has_directions = [bool(entry.key.tensors["directions"].any()) for entry in layer.entries.values()]
-    assert has_directions == [False] + 5 * [True]
-
-
-def test_values_of_no_layer_are_packed():
-    found, _, others = measure(cache_of(EXACT, layers={1: LayerCodecs(k=CODED, v=CODED)}))
-    assert {entry.codecs.value.spec for entry in others["0"].layers[1].entries.values()} == {EXACT}
-    assert found[5]["0"][0].logit_rms == 0 < found[5]["0"][1].logit_rms
-
-
 def test_a_cache_that_keeps_keys_exactly_loses_nothing():
     found, _, _ = measure(cache_of(EXACT))
     for losses in found[1]["0"] + found[5]["0"]:
@@ -109,4 +95,20 @@ def test_it_is_what_full_attention_of_the_drawn_queries_gives():
 def test_chunks_that_wait_unpacked_lose_nothing():
     found, _, _ = measure(cache_of(CODED), cache_of(CODED, span_tokens=3 * TOKENS))
     assert set(found[1]) == {"0"}
+    assert found[5]["0"][0].logit_rms != found[5]["1"][0].logit_rms > 0
+
+
+def test_a_codec_that_weighs_queries_gets_those_of_the_run():
+    _, states, others = measure(cache_of(QuantWmSpec(num_centroids=16, rank=1)))
+    layer = others["0"].layers[1]
+    queries = torch.cat([query for query, _ in states[:-1]], dim=2).float()
+    torch.testing.assert_close(layer.shaping.earlier, queries.mT @ queries)
+    has_directions = [bool(entry.key.tensors["directions"].any()) for entry in layer.entries.values()]
+    assert has_directions == [False] + 5 * [True]
+
+
+def test_what_a_cache_learns_from_queries_is_learnt_beside_the_run():
+    plain, shaped = (FittedSpec(num_centroids=0, shaping=shaping) for shaping in ("none", "key"))
+    found, _, others = measure(cache_of(plain), cache_of(shaped))
+    assert not others["1"].is_learning
     assert found[5]["0"][0].logit_rms != found[5]["1"][0].logit_rms > 0
