@@ -301,6 +301,8 @@ class LayerCache:
                 matrices = self.shaping.matrices(block.version, states, seeds, checks)
                 self._versions.make(block.version, _bytes_of(matrices))
                 self.shaping.keep(self._versions.held)
+                if self.shaping.earlier is not None:
+                    matrices = self.shaping.earlier, matrices[1]
             pair = encode_pair((codecs.key, codecs.value), states, seeds, checks, matrices)
         except NonFiniteError as error:
             raise self.refuse(block.frames, error) from error
@@ -386,6 +388,7 @@ class KVCache:
         step = self.plan.advance(chunk)
         for layer in self.layers:
             layer.evict(step)
+            layer.shaping.begin()
             layer.errors.begin(chunk)
         self.ledger.begin_peak()
         self._num_held -= len(step.evicts)
