@@ -167,7 +167,7 @@ class LayerCache:
     @property
     def is_observing(self) -> bool:
         """Whether the queries of model calls are of use."""
-        return self.watcher is not None or self.shaping.is_learning
+        return self.watcher is not None or self.shaping.is_learning or self.errors.is_observing
 
     def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
         """Learn from the queries of a model call how errors of keys are heard.
