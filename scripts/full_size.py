@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.cache.probe import Probe, keys_alone
+from qvg_cli.cache.probe import Probe, keys_alone, packs_keys
 from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
@@ -326,7 +326,7 @@ class Arm:
             latents = torch.randn(shape, generator=torch.Generator().manual_seed(options.seed))
             done = Done(first, latents.to(device, pipeline.latents_dtype), has_history=False)
         probe = None
-        if options.probe and not config.cache.k.packs:
+        if options.probe and not packs_keys(config.cache):
             packed = {
                 preset: open_cache(
                     keys_alone(load_run(options, preset).cache), plan, pipeline.cache_shape, options.seed

@@ -118,7 +118,8 @@ def plan_jobs(
         seed = config.seed if job.seed is None else job.seed
         name = (slug(job.name) if job.name else "") or run_name(job.prompt, seed)
         if start is not None and not job.name:
-            name = start.next_name if len(jobs) == 1 else f"{start.next_name}-{name}"
+            continued = start.next_name(config.cache.preset)
+            name = continued if len(jobs) == 1 else f"{continued}-{name}"
         planned.append(Planned(config.model_copy(update={"prompt": job.prompt, "seed": seed}), plan, name))
     return planned
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from qvg_cli.config.load import Request
+from qvg_cli.config.resources import preset_names
 from qvg_cli.config.schema import RunConfig, SourceConfig
 from qvg_cli.engine.lengths import with_video
 from qvg_cli.errors import UsageError
@@ -52,11 +53,11 @@ class Start:
         made_with = _settings(self.run)
         return [made_with.prompt, *(change.prompt for change in made_with.prompt_changes)][-1]
 
-    @property
-    def next_name(self) -> str:
-        """Name of the folder of a video that goes on from this one."""
+    def next_name(self, preset: str) -> str:
+        """Name of the folder of a video that continues this one with a cache."""
         stem = self.video.stem if self.run is None else self.run.path.absolute().name
-        return f"{re.sub(r'-extended(-[0-9]+)?$', '', slug(stem)) or 'video'}-extended"
+        before = rf"-extended(-({'|'.join(map(re.escape, preset_names()))}))?(-[0-9]+)?$"
+        return f"{re.sub(before, '', slug(stem)) or 'video'}-extended-{preset}"
 
 
 def _settings(run: RunDir) -> RunConfig:

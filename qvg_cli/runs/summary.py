@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import psutil
 import torch
 
 from qvg_cli.config.cache_presets import cache_label
@@ -18,7 +19,7 @@ from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.report.memory import MemoryReport
-from qvg_cli.report.words import MIB, compression_text, memory_text, mib_text, processes_text
+from qvg_cli.report.words import compression_text, memory_text, mib_text, processes_text
 from qvg_cli.runs.checkpoint import ChunkRecord
 
 
@@ -247,8 +248,10 @@ def chunk_line(result: ChunkResult) -> str:
 
 
 def _on_host() -> str:
-    page = os.sysconf("SC_PAGE_SIZE")
-    whole, free = (page * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
-    # Linux counts it in KiB.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f"this process peaked at {peak / MIB:.0f} MiB; {free / MIB:.0f} of {whole / MIB:.0f} MiB are free"
+    memory = psutil.virtual_memory()
+    # Linux counts it in KiB, macOS in bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return (
+        f"this process peaked at {memory_text(peak)}; {memory_text(memory.available)} of "
+        f"{memory_text(memory.total)} are free"
+    )

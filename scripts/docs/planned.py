@@ -62,7 +62,7 @@ class Prediction:
 def predict(model: str, settings: tuple[str, ...] = (), cache: str = "int2") -> Prediction:
     """Run `qvg plan` for a long video of a published model."""
     sets = [word for setting in settings for word in ("--set", setting)]
-    command = ["plan", "--json", "--backend", model, "--cache", cache, *LONG[model], *sets, "--card", "80GiB"]
+    command = ["plan", "--json", "--backend", model, "--cache", cache, *LONG[model], *sets, "--gpu", "80GiB"]
     result = CliRunner().invoke(app, command)
     if result.exit_code:
         raise RuntimeError(f"qvg {' '.join(command)}: {result.output}") from result.exception

@@ -72,8 +72,8 @@ def models_table(predictions: dict[tuple[str, str], Prediction]) -> str:
     rows = [
         "| model | makes | resolution | download | weights licence | smallest GPU | status |",
         "|---|---|---|---|---|---|---|",
-        "| demo (built in) | text to video; with `--pocket` what the others do, too | 224x128 | none "
-        "| Apache-2.0 | none: a CPU | [trained and measured](docs/pocket.md) |",
+        "| demo (built in) | text to video; the other tasks with `--pocket` | 224x128 | none "
+        "| Apache-2.0 | none, runs on a CPU | [trained and measured](docs/pocket.md) |",
     ]
     for name, model in MODELS.items():
         some = predictions[name, ""]

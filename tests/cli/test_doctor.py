@@ -1,6 +1,9 @@
 """`qvg doctor` and `qvg clean`: what is said of this machine, and what is freed."""
 
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch
 from qvg_cli.config.resources import qvg_home
 from qvg_cli.files import find_states
 from qvg_cli.redaction import redact
+from qvg_cli.report import doctor, provenance
 from qvg_cli.report.doctor import kernel_error
 
 TOKEN = "hf_" + "AbCdEfGh" * 4
@@ -115,3 +119,15 @@ def test_what_others_put_there_is_not_freed(qvg):
 def test_a_name_that_is_not_kept_is_refused(qvg, unfinished):
     result = qvg("clean", "unfinishd", "--out", unfinished)
     assert (result.exit_code, "nearest: unfinished" in result.stderr) == (2, True)
+
+
+def test_the_machine_needs_not_be_linux(monkeypatch):
+    """What macOS lacks: affinity, /proc/cpuinfo, and the count of free pages."""
+
+    def without_free_pages(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "sysconf", without_free_pages)
+    monkeypatch.setattr(provenance, "Path", lambda place: Path("/nowhere"))
+    assert re.fullmatch(r"\S.*, \d+ cores, [\d.]+ of [\d.]+ GiB free", doctor._cpu().said)

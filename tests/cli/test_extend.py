@@ -62,7 +62,7 @@ def test_a_run_goes_on_as_if_it_had_been_longer(finished, longer, qvg, tmp_path)
     result = qvg("extend", made["folder"], "--frames", 12, "--out", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
     more = json.loads(result.stdout)
-    assert Path(more["folder"]).name == "a-red-ball-seed5-extended"
+    assert Path(more["folder"]).name == "a-red-ball-seed5-extended-int2-qvg"
     assert torch.equal(latents_of(more), latents_of(longer))
     for ours, theirs in zip(
         read_frames(Path(more["video"])), read_frames(Path(longer["video"])), strict=True
@@ -90,7 +90,7 @@ def test_another_prompt_changes_what_is_new(finished, longer, extended, tmp_path
 
 def test_a_clip_goes_on_where_it_ends(clip, extended, qvg, tmp_path):
     made = extended(clip, "a red ball", "--frames", 24, "--out", tmp_path)
-    assert Path(made["folder"]).name == "clip-extended"
+    assert Path(made["folder"]).name == "clip-extended-int2-qvg"
     assert (made["pixel_frames"], made["given_frames"]) == (64, 40)
     shown = np.stack(list(fitted_frames(Path(made["video"]), height=32, width=64, fps=16)))
     assert np.abs(shown[:40].astype(int) - moving(40)).mean() < 3
@@ -115,7 +115,7 @@ def test_an_extended_clip_goes_on_without_loss(clip, extended, tmp_path):
     at_once = extended(clip, "a red ball", "--frames", 24, "--out", tmp_path)
     half = extended(clip, "a red ball", "--frames", 12, "--out", tmp_path)
     whole = extended(half["folder"], "--frames", 12, "--out", tmp_path)
-    assert Path(whole["folder"]).name == "clip-extended-3"
+    assert Path(whole["folder"]).name == "clip-extended-int2-qvg-3"
     assert torch.equal(latents_of(whole), latents_of(at_once))
     assert (whole["pixel_frames"], whole["given_frames"]) == (64, 52)
     assert count_frames(Path(whole["video"])) == 64

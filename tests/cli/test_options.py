@@ -1,5 +1,6 @@
 """Options are declared once: what a family declares is on every command, and no option of 0.1 is lost."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,12 @@ from typer.testing import CliRunner
 
 from qvg_cli.commands.generate import generate
 from qvg_cli.commands.options import with_options
+from qvg_cli.config.load import Request
 from qvg_cli.config.options import FamilyOption
 from qvg_cli.main import _Command, app
 from qvg_cli.models import registry
 from qvg_cli.models.longcat.family import LongCat
+from qvg_cli.models.registry import find_family, load_config
 from qvg_cli.models.self_forcing.family import SelfForcing
 
 DOCUMENTED = {
@@ -177,3 +180,18 @@ def test_steps_are_spaced_evenly():
     assert option.read(4) == (1000, 750, 500, 250)
     (option,) = [each for each in LongCat.options if each.flag == "--steps"]
     assert replace(option, needs=None).read("30") == 30
+
+
+@pytest.mark.parametrize("family", ["self-forcing", "hyworldplay", "longcat"])
+def test_defaults_in_help_are_those_of_the_model(family):
+    config = load_config(Request(backend=family)).config.model_dump()
+    options = {option.setting: option.help for option in find_family(family).options}
+    told = {name: said for name, text in options.items() for said in re.findall(r"\[default: ([^],]+)", text)}
+    words = ("absolute positions", "the list of the authors")
+    told = {name: said for name, said in told.items() if said not in words}
+    assert len(told) >= 2
+    for name, said in told.items():
+        section, _, setting = name.partition(".")
+        value = config[section][setting]
+        shown = "all" if value is None else len(value) if isinstance(value, tuple) else value
+        assert (f"{shown:g}" if isinstance(shown, float) else str(shown)).startswith(said), name
