@@ -29,10 +29,12 @@ class Shaping:
         versions: The matrices that are held, by version.
         earlier: For a codec that weighs queries, `[B, H, D, D]`, the sum of the products of those of earlier
             chunks.
+        inverses: Of the newest, by which blocks are encoded.
     """
 
     def __init__(self, key: Codec, value: Codec) -> None:
         self.versions: dict[int, Matrices] = {}
+        self.inverses: Matrices = (None, None)
         self._codecs = key, value
         self._is_shaped = key.spec.is_shaped or value.spec.is_shaped
         self.earlier: Tensor | None = None
@@ -79,8 +81,16 @@ class Shaping:
         if not self._is_shaped:
             return None, None
         if version not in self.versions:
-            self.versions[version] = self._learn(blocks, seeds, checks)
+            self.take(version, self._learn(blocks, seeds, checks))
         return self.versions[version]
+
+    def take(self, version: int, matrices: Matrices) -> None:
+        """Hold the newest version."""
+        key, value = (
+            None if matrix is None else codec.inverse_of(matrix)
+            for codec, matrix in zip(self._codecs, matrices, strict=True)
+        )
+        self.versions[version], self.inverses = matrices, (key, value)
 
     def _learn(
         self, blocks: tuple[Tensor, Tensor], seeds: tuple[int, int], checks: list[FiniteCheck]
