@@ -16,7 +16,7 @@ def test_every_phase_has_its_time(finished):
     log = (Path(made["folder"]) / "run.log").read_text()
     assert re.search(r"INFO .*: model: \d+\.\d{3} s$", log, re.M)
     lines = re.findall(
-        r"chunk (\d): denoise [\d.]+ s(, commit [\d.]+ s)?, decode [\d.]+ s; KV cache 0\.0\d MiB", log
+        r"chunk (\d): denoise [\d.]+ s, decode [\d.]+ s(, commit [\d.]+ s)?; KV cache 0\.0\d MiB", log
     )
     assert [(number, bool(commit)) for number, commit in lines] == [("1", True), ("2", True), ("3", False)]
     assert re.search(r"video and reports: \d+\.\d{3} s$", log, re.M)
@@ -27,7 +27,7 @@ def test_stderr_has_the_log_only_if_asked_for(finished, tiny, tmp_path, monkeypa
     assert " INFO " not in finished[0].stderr
     short = ("a red ball", "--frames", 9, "--out", tmp_path)
     shown = tiny(*short, "--verbose").stderr
-    assert " INFO qvg_cli.runs.make: chunk 1: denoise " in shown
+    assert " INFO qvg_cli.runs.run: chunk 1: denoise " in shown
     assert shown.count("chunk 1/1: ") == 1
     monkeypatch.setenv("QVG_LOG", "debug")
     assert " DEBUG qvg_cli.logs: chunk written: " in tiny(*short).stderr

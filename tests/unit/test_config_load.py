@@ -121,8 +121,7 @@ def test_another_preset_takes_its_layers_with_it(monkeypatch, tmp_path):
     (tmp_path / "cache" / "mixed.yaml").write_text(
         (configs_dir() / "cache" / "int2.yaml").read_text() + "layers: {'1': {v: {grid: trit}}}\n"
     )
-    for module in ("cache_presets.configs_dir", "load.configs_dir", "resources.configs_dir"):
-        monkeypatch.setattr(f"qvg_cli.config.{module}", lambda: tmp_path)
+    monkeypatch.setattr("qvg_cli.config.resources.configs_dir", lambda: tmp_path)
     cache = load("cache.preset=mixed").cache
     assert cache.layers[1].v == FittedSpec(grid="trit")
     assert cache_label(cache) == "mixed"
