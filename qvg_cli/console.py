@@ -84,15 +84,14 @@ class Console:
             yield _Lines(self, len(calls), num_done)
 
     def live(self) -> Live | None:
-        """Lines that change in their place on a terminal; `None` elsewhere."""
+        """Lines that change in their place on a terminal, while nothing else is shown; `None` elsewhere."""
         from rich.console import Console as RichConsole
         from rich.live import Live
 
         rich_console = RichConsole(stderr=True, highlight=False, markup=False)
         if self._is_quiet or not rich_console.is_terminal or rich_console.is_dumb_terminal:
             return None
-        # What goes to stdout stays there, unless it is the same terminal.
-        live = Live(console=rich_console, redirect_stdout=sys.stdout.isatty(), refresh_per_second=4)
+        live = Live(console=rich_console, redirect_stdout=False, redirect_stderr=False, transient=True)
         live.start()
         return live
 

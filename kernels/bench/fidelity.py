@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from qvg_kernels.codec import Codec
 from qvg_kernels.codecs.registry import build_codec
+from qvg_kernels.rope.moments import placed_moment
 
 SHARPNESS = {"sharp": 8.0, "diffuse": 3.0}
 NUM_QUERIES = 256
@@ -47,8 +48,11 @@ class Case:
         span: Tokens that are packed together.
         key: `[1, H, S, D]` float32, before any rotation.
         value: `[1, H, S, D]` float32.
+        frame: Rows and columns of a frame's tokens.
         probes: Each with the tokens that it attends to, those that are packed first.
         scales: Of the logits, by what heads are called at it; "" is the model's own.
+        asked: Queries before any rotation, `[1, H, Q, D]`, each with the first token of its chunk: what a
+            codec may know of when it packs later ones.
     """
 
     source: str
@@ -56,8 +60,10 @@ class Case:
     span: int
     key: Tensor
     value: Tensor
+    frame: tuple[int, int]
     probes: list[tuple[AttentionProbe, Tensor]]
     scales: Mapping[str, float]
+    asked: list[tuple[int, Tensor]]
 
 
 def require_whole_frames(span: int, frame_tokens: int) -> None:
@@ -86,7 +92,8 @@ def synthetic_cases(spans: list[int], history: int, samples: int, device: str) -
                 probe = AttentionProbe(query, key, value, rotation, rotation[tokens])
                 scales = {kind: probe.scale_of(sharpness) for kind, sharpness in SHARPNESS.items()}
                 every = torch.arange(key.shape[2], device=device)
-                yield Case(level, f"seed {seed}", span, key, value, [(probe, every)], scales)
+                asked = [(0, made.early_query.to(device))]
+                yield Case(level, f"seed {seed}", span, key, value, FRAME, [(probe, every)], scales, asked)
 
 
 def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
@@ -114,6 +121,14 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                     )
                     for number in judging
                 }
+                asked = [
+                    (
+                        about["frames"].index(chunk["frames"][0]) * frame_tokens,
+                        file.get_tensor(f"layer{layer}.query{number}"),
+                    )
+                    for number, chunk in enumerate(about["chunks"])
+                    if chunk["frames"][0] in about["frames"]
+                ]
                 for prompt in range(key.shape[0]):
                     one = slice(prompt, prompt + 1)
                     probes = [
@@ -125,7 +140,9 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                         )
                     ]
                     name, scales = f"layer {layer}, prompt {prompt}", {"": key.shape[3] ** -0.5}
-                    yield Case("recorded", name, span, key[one], value[one], probes, scales)
+                    own = [(first, query[one].float()) for first, query in asked]
+                    states = (key[one], value[one])
+                    yield Case("recorded", name, span, *states, about["frame"], probes, scales, own)
 
 
 def _judging_chunks(about: Mapping[str, Any], span_frames: int) -> dict[int, int]:
@@ -171,13 +188,29 @@ def _recorded_probe(
     return probe, tokens
 
 
-def pack(codec: Codec, states: Tensor, span: int, num_packed: int, seed: int) -> Tensor:
+def pack(codec: Codec, states: Tensor, case: Case, num_packed: int, seed: int) -> Tensor:
     """What the first tokens of `[1, H, S, D]` decode to, span by span; the others as they are."""
-    parts = [
-        codec.decode(codec.encode(part, seed=2 * number + seed))
-        for number, part in enumerate(states[:, :, :num_packed].split(span, dim=2))
-    ]
+    spans = states[:, :, :num_packed].split(case.span, dim=2)
+    seeds = [2 * number + seed for number in range(len(spans))]
+    matrices = learn(codec, spans, seeds, case) if codec.spec.is_shaped else [None]
+    parts = []
+    for number, (span, own_seed) in enumerate(zip(spans, seeds, strict=True)):
+        matrix = matrices[min(number, len(matrices) - 1)]
+        parts.append(codec.decode(codec.encode(span, seed=own_seed, matrix=matrix)))
     return torch.cat([*parts, states[:, :, num_packed:]], dim=2)
+
+
+def learn(codec: Codec, spans: Sequence[Tensor], seeds: Sequence[int], case: Case) -> list[Tensor | None]:
+    """The matrices of the first span and of those after it, learnt from the first two as a session does."""
+    matrices: list[Tensor | None] = []
+    residual = query = torch.zeros(())
+    for number, (span, seed) in enumerate(zip(spans[:2], seeds, strict=False)):
+        residual = codec.residual_moment(span, seed=seed).to("cpu") + residual
+        if number < len(case.asked):
+            asked = case.asked[number][1].double().to("cpu")
+            query = query + placed_moment(asked.mT @ asked, *case.frame)
+        matrices.append(codec.shaping_matrix(residual, query).to(span.device))
+    return matrices
 
 
 def measure(case: Case, presets: list[Preset]) -> Iterator[Row]:
@@ -186,8 +219,8 @@ def measure(case: Case, presets: list[Preset]) -> Iterator[Row]:
     num_packed = max(int(tokens[: probe.num_packed].max()) + 1 for probe, tokens in case.probes)
     packed = slice(num_packed)
     for preset in presets:
-        key = pack(build_codec(preset.key), case.key, case.span, num_packed, 0)
-        value = pack(build_codec(preset.value), case.value, case.span, num_packed, 1)
+        key = pack(build_codec(preset.key), case.key, case, num_packed, 0)
+        value = pack(build_codec(preset.value), case.value, case, num_packed, 1)
         bits = [spec.bits_per_value(case.span, head_dim) for spec in (preset.key, preset.value)]
         shared = {
             "preset": preset.name,

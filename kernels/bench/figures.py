@@ -23,6 +23,7 @@ PAIRS = (
     ("trit-shaped", "trit"),
     ("bit1", "int2-qvg"),
     ("bit1-shaped", "bit1"),
+    ("bit1-shaped", "int2-qvg"),
 )
 """Presets whose differences are shown, where both are there."""
 

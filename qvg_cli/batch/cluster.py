@@ -5,15 +5,15 @@ The command's own process plans, writes the manifest, and shows how far all are.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from qvg_cli.batch.manifest import Row
@@ -76,10 +76,8 @@ class Cluster:
             )
         return workers
 
-    def make(
-        self, jobs: Sequence[Row], plan: WorkerPlan, num_workers: int, hear: Callable[[Row], None]
-    ) -> BaseException | None:
-        """Make every job.
+    def make(self, plan: WorkerPlan, num_workers: int, hear: Callable[[Row], None]) -> BaseException | None:
+        """Make every job of `plan`.
 
         Args:
             hear: Takes lines of the manifest, and how far videos are, as they come; empty while nothing does.
@@ -88,33 +86,33 @@ class Cluster:
             What stopped it before its end: Ctrl-C or a signal.
 
         Raises:
-            QvgError: No worker could be started, or Ray has gone.
+            QvgError: The model cannot be loaded, or Ray has gone.
         """
         ray = self._ray
         node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
-        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=node).remote()
         each = (
             {"num_gpus": plan.num_processes, "num_cpus": 1}
             if plan.device == "cuda"
             else {"num_cpus": plan.num_processes}
         )
-        rows = ray.data.from_items(
-            [{"job": json.dumps({**job, "index": index})} for index, job in enumerate(jobs)],
-            override_num_blocks=len(jobs),
-        ).map_batches(
+        num_workers = min(num_workers, len(plan.jobs))
+        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=node).remote(num_workers)
+        indices = [{"index": index} for index in range(len(plan.jobs))]
+        # A job a block: a worker that dies takes none but its own along.
+        made = ray.data.from_items(indices, override_num_blocks=len(indices)).map_batches(
             Worker,
             fn_constructor_args=(plan, board),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(jobs))),
+            compute=ray.data.ActorPoolStrategy(size=num_workers),
             **each,
         )
         ended: Future[None] = Future()
 
         def run() -> None:
             try:
-                for _ in rows.iter_batches(batch_size=None):
+                for _ in made.iter_batches(batch_size=None):
                     pass
                 ended.set_result(None)
             except BaseException as error:
@@ -130,6 +128,8 @@ class Cluster:
                         hear(event)
                     if is_ended:
                         ended.result()
+                        if (failure := ray.get(board.failure.remote())) is not None:
+                            raise failure
                         return stopped
                 if stopped is None:
                     stop_if_asked()
@@ -140,11 +140,13 @@ class Cluster:
                 stopped = stop
                 is_patient = isinstance(stop, Stopped) and str(stop) == "SIGUSR1"
                 ray.get(board.stop.remote(signal.SIGUSR1 if is_patient else signal.SIGTERM))
-            except Exception as error:
-                if stopped is None:
-                    raise _failure(error) from error
-                # Who stopped this has stopped Ray too.
-                return stopped
+            except ray.exceptions.RayError as error:
+                if stopped is not None:
+                    # Who stopped this has stopped Ray too.
+                    return stopped
+                first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+                hint = "run the same command to continue"
+                raise QvgError(f"Ray has stopped: {first}", hint=hint) from error
 
 
 @contextmanager
@@ -171,8 +173,8 @@ def connect(address: str) -> Iterator[Cluster]:
         if type(handler).__name__ == "PlainRayHandler":
             handler.setLevel(logging.CRITICAL)
     own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if is_local else {}
-    # What it says of workers that died is not for the program that reads stdout.
-    with redirect_stdout(sys.stderr):
+    # There it tells of workers that died, as we do, and of machines that a cluster lacks.
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if is_local else sys.stderr):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
         except (OSError, ValueError, RuntimeError) as error:
@@ -187,14 +189,3 @@ def connect(address: str) -> Iterator[Cluster]:
                 yield Cluster(ray, is_local=is_local)
         finally:
             ray.shutdown()
-
-
-def _failure(error: BaseException) -> BaseException:
-    """The error of qvg in a worker, or that of Ray."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, QvgError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-    return QvgError(f"Ray has stopped: {first}", hint="run the same command to continue")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,13 @@ class View:
 
     Args:
         manifest: Gets every line of a job.
+        show: Takes the line of each video that is whole.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, console: Console) -> None:
-        self._store, self._manifest, self._console = store, manifest, console
+    def __init__(
+        self, store: Store, manifest: Manifest, console: Console, show: Callable[[Row], None]
+    ) -> None:
+        self._store, self._manifest, self._console, self._show = store, manifest, console, show
         self._workers: dict[str, str] = {}
         self._live: Live | None = None
         # An address has no page: its videos are not on this machine.
@@ -58,7 +62,13 @@ class View:
             self._workers[row["worker"]] = f"{row['folder']}, chunk {row['chunk']} of {row['chunks']}"
         elif row:
             self._manifest.add(row)
-            self._hear_job(row)
+            if self._live is None:
+                self._hear_job(row)
+            else:
+                self._live.stop()
+                self._hear_job(row)
+                # Begun anew, it does not take the lines above for its own.
+                self._live = self._console.live()
         if self._live is not None:
             workers = [f"{worker}: {does}" for worker, does in sorted(self._workers.items())]
             self._live.update("\n".join([*workers, self._manifest.line()]))
@@ -72,9 +82,13 @@ class View:
         # Who made it before has died.
         self._workers = {name: does for name, does in self._workers.items() if row["folder"] not in does}
         self._workers[worker] = f"{row['folder']}, try {row['tries']}" if status == "running" else "waits"
-        if status == "complete" and not self._store.is_address:
-            self._unseen.append(self._store.root / row["folder"])
-        if status in ("complete", "failed", "stopped"):
+        if status == "complete":
+            self._show({**row, "folder": f"{self._store.place}/{row['folder']}"})
+            if not self._store.is_address:
+                self._unseen.append(self._store.root / row["folder"])
+        if status == "running" and row["tries"] > 1:
+            self._console.note(f"{row['folder']}: try {row['tries']}, on {worker}")
+        elif status != "running":
             told = f": {row['error']}" if "error" in row else ""
             self._console.note(f"{row['folder']} {status} on {worker}{told}; {self._manifest.line()}")
 

@@ -50,6 +50,7 @@ def make_batch(
     store.prepare()
     for error in bad:
         console.note(f"skipping: {error}")
+    console.note("starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}")
     with store.hold(), connect(address) as cluster:
         device = cluster.device(planned[0].config.device)
         count = cluster.num_workers(num_workers, device, num_processes)
@@ -67,17 +68,11 @@ def make_batch(
             f"{len(jobs)} videos, {len(jobs) - len(waiting)} already done; {count} workers on {device}"
         )
         base = replace(planned[0], config=planned[0].config.model_copy(update={"device": device}))
-        plan = WorkerPlan(base, [job["prompt"] for job in waiting], store.place, device, num_processes)
+        plan = WorkerPlan(base, waiting, store.place, device, num_processes)
         stopped = None
         if waiting:
-            with View(store, manifest, console) as view:
-
-                def hear(row: Row) -> None:
-                    view.hear(row)
-                    if row.get("status") == "complete":
-                        show({**row, "folder": f"{store.place}/{row['folder']}"})
-
-                stopped = cluster.make(waiting, plan, count, hear)
+            with View(store, manifest, console, show) as view:
+                stopped = cluster.make(plan, count, view.hear)
     manifest.end()
     console.note(f"{manifest.line()}; status of each: {store.place}/{MANIFEST}")
     if stopped is not None:

@@ -7,8 +7,8 @@ that ended a worker, hands on what has happened, and says when all are to stop.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +26,7 @@ from qvg_cli.batch.manifest import Row
 from qvg_cli.batch.store import Store
 from qvg_cli.console import Console, Progress
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.errors import Interrupted, UsageError, is_out_of_memory, shown_error
+from qvg_cli.errors import Interrupted, QvgError, UsageError, is_out_of_memory, shown_error
 from qvg_cli.files import remove_folder
 from qvg_cli.interrupts import ask_to_stop
 from qvg_cli.logs import set_up
@@ -41,19 +41,42 @@ LOG = getLogger(__name__)
 
 
 class Board:
-    """What the workers and the command tell each other."""
+    """What the workers and the command tell each other.
 
-    def __init__(self) -> None:
+    Args:
+        num_workers: How many there are.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._max_starts = MAX_TRIES * num_workers
+        self._num_starts = 0
         self._tries: Counter[str] = Counter()
         self._errors: dict[str, str] = {}
         self._events: list[Row] = []
         self._stop: int | None = None
+        self._failure: QvgError | None = None
         self._is_stopped = asyncio.Event()
+
+    async def start_worker(self) -> None:
+        """Note that a worker loads its model, and end the batch where so many have died of it."""
+        self._num_starts += 1
+        if self._num_starts > self._max_starts:
+            await self.abandon(QvgError("workers die while they load the model", hint="Ray's log says why"))
+
+    async def abandon(self, failure: QvgError) -> None:
+        """Let all workers stop: none of them can make anything."""
+        self._failure = failure
+        await self.stop(signal.SIGTERM)
+
+    async def failure(self) -> QvgError | None:
+        """Why all was abandoned, if it was."""
+        return self._failure
 
     async def begin(self, row: Row) -> tuple[int, str | None] | None:
         """The number of a job's try that begins, and how the last one ended; `None` where all are to stop."""
         if self._stop is not None:
             return None
+        self._num_starts = 0
         job = row["id"]
         self._tries[job] += 1
         if self._tries[job] <= MAX_TRIES:
@@ -90,66 +113,81 @@ class WorkerPlan:
     """What every worker of a batch is told.
 
     Attributes:
-        base: The video of the first job; those of the others differ by prompt, seed and name.
-        prompts: Of all jobs, in their order.
+        base: A video; those of the jobs differ by prompt and seed.
+        jobs: What the manifest says of each: id, prompt, seed, folder.
         place: Where the videos go.
         device: Kind of device: "cpu" or "cuda".
         num_processes: That make each video together.
     """
 
     base: Planned
-    prompts: Sequence[str]
+    jobs: Sequence[Row]
     place: str
     device: str
     num_processes: int
 
+    def video(self, job: Row) -> Planned:
+        """The video of a job."""
+        config = self.base.config.model_copy(update={"prompt": job["prompt"], "seed": job["seed"]})
+        return replace(self.base, config=config)
 
-class Worker:
+
+class Worker(Console):
     """Makes jobs with one loaded model; Ray keeps it in a process of its own.
+
+    As a console it shows nothing, and lets the board know of every chunk.
 
     Args:
         board: Handle of the `Board`.
 
-    Raises:
-        QvgError: The model cannot be loaded.
     """
 
     def __init__(self, plan: WorkerPlan, board: Any) -> None:
         import torch
 
-        from qvg_cli.runs.make import load, warn_of_memory
-
+        super().__init__(is_quiet=True)
         set_up(is_verbose=False)
-        self._plan = plan
-        self._board = board
+        self._plan, self._board = plan, board
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._store = Store(plan.place)
-        if plan.num_processes > 1:
-            _start_others(plan.num_processes)
         self._device = torch.device(plan.device)
-        console = Console(is_quiet=True)
-        warn_of_memory(plan.base, self._device, console)
-        self._engine = load(plan.base.config, self._device, console)
         self._encoded = range(0)
-        threading.Thread(target=self._hear_stop, daemon=True).start()
+        self._folder, self._num_chunks, self._num_done = "", 0, 0
+        self._ask("start_worker")
+        threading.Thread(target=lambda: ask_to_stop(self._ask("wait_for_stop")), daemon=True).start()
+        try:
+            self._load()
+        except Exception as error:
+            # It would fail in every worker, and to raise it here would let Ray try for minutes.
+            self._ask("abandon", shown_error(error))
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         """Make the job of a batch of one, and let the board know what has become of it."""
-        import ray
-
-        ended = self._make(json.loads(batch["job"][0]))
+        ended = self._make(int(batch["index"][0]))
         if ended is not None:
-            ray.get(self._board.report.remote(ended))
-        return {"id": []}
+            self._ask("report", ended)
+        return {"index": []}
 
-    def _make(self, job: Row) -> dict[str, Any] | None:
-        """The line of the manifest; `None` where all are to stop."""
+    def _load(self) -> None:
+        from qvg_cli.runs.make import load, warn_of_memory
+
+        if self._plan.num_processes > 1:
+            _start_others(self._plan.num_processes)
+        warn_of_memory(self._plan.base, self._device, self)
+        self._engine = load(self._plan.base.config, self._device, self)
+
+    def _ask(self, method: str, *arguments: object) -> Any:
+        """What a method of the board returns."""
         import ray
 
+        return ray.get(getattr(self._board, method).remote(*arguments))
+
+    def _make(self, index: int) -> Row | None:
+        """The line of the manifest; `None` where all are to stop."""
         started = time.perf_counter()
-        row = {**_about(job), "worker": self._name}
+        row = {**self._plan.jobs[index], "worker": self._name}
         while True:
-            begun = ray.get(self._board.begin.remote(row))
+            begun = self._ask("begin", row)
             if begun is None:
                 return None
             tries, error = begun
@@ -159,53 +197,43 @@ class Worker:
             if error is not None:
                 time.sleep(_PAUSE_SECONDS[tries - 2])
             try:
-                self._make_once(job)
+                self._make_once(index)
             except Interrupted as stop:
                 return {**row, "status": "stopped", "error": str(stop)}
             except Exception as failure:
                 LOG.debug("".join(traceback.format_exception(failure)))
                 told = "; ".join([str(shown_error(failure)), *getattr(failure, "__notes__", ())])
-                ray.get(self._board.fail.remote(job["id"], told))
+                self._ask("fail", row["id"], told)
                 if self._is_lost(failure):
                     # Ray starts it anew.
                     os._exit(1)
             else:
-                seconds = round(time.perf_counter() - started, 3)
-                return {**row, "status": "complete", "seconds": seconds}
+                return {**row, "status": "complete", "seconds": round(time.perf_counter() - started, 3)}
 
-    def _make_once(self, job: Row) -> None:
+    def _make_once(self, index: int) -> None:
         """Make the video, or go on with it."""
         from qvg_cli.runs.make import make_video
         from qvg_cli.runs.run import Run
 
-        config = self._plan.base.config
-        video = replace(
-            self._plan.base,
-            config=config.model_copy(update={"prompt": job["prompt"], "seed": job["seed"]}),
-        )
-        if self._store.has(job["folder"]):
+        jobs = self._plan.jobs
+        video, self._folder = self._plan.video(jobs[index]), jobs[index]["folder"]
+        if self._store.has(self._folder):
             # Its worker died after the last file.
             return
-        folder = self._store.open_run(job["folder"])
-        if is_finished(folder):
-            # It could not be moved to its place.
-            self._store.deliver(folder)
-            return
-        if job["index"] not in self._encoded:
-            self._encoded = range(job["index"], job["index"] + _AHEAD)
-            ahead = self._plan.prompts[self._encoded.start : self._encoded.stop]
-            self._engine.read_prompts(
-                [replace(video, config=config.model_copy(update={"prompt": each})) for each in ahead]
-            )
-        console = _Reports(self._board, job["folder"], self._name)
-        try:
-            run = Run(video, folder, self._device, console.note)
-        except UsageError as error:
-            # Cut off while it was begun, or damaged.
-            LOG.info("started again: %s", error)
-            remove_folder(folder.state)
-            run = Run(video, folder, self._device, console.note)
-        make_video(run, self._engine, console)
+        folder = self._store.open_run(self._folder)
+        # A whole one could not be moved to its place.
+        if not is_finished(folder):
+            if index not in self._encoded:
+                self._encoded = range(index, index + _AHEAD)
+                self._engine.read_prompts([self._plan.video(job) for job in jobs[index : index + _AHEAD]])
+            try:
+                run = Run(video, folder, self._device, self.note)
+            except UsageError as error:
+                # Cut off while it was begun, or damaged.
+                LOG.info("started again: %s", error)
+                remove_folder(folder.state)
+                run = Run(video, folder, self._device, self.note)
+            make_video(run, self._engine, self)
         self._store.deliver(folder)
 
     def _is_lost(self, error: Exception) -> bool:
@@ -217,45 +245,19 @@ class Worker:
             return True
         return self._device.type == "cuda" and not is_out_of_memory(error) and "CUDA error" in str(error)
 
-    def _hear_stop(self) -> None:
-        import ray
-
-        ask_to_stop(ray.get(self._board.wait_for_stop.remote()))
-
-
-class _Reports(Console):
-    """Shows nothing, and lets the board know of every chunk."""
-
-    def __init__(self, board: Any, folder: str, worker: str) -> None:
-        super().__init__(is_quiet=True)
-        self._board, self._folder, self._worker = board, folder, worker
-
     @contextmanager
     def progress(self, calls: Sequence[int], num_done: int = 0) -> Iterator[Progress]:
-        yield _Chunks(self, len(calls), num_done)
-
-    def report(self, chunk: int, num_chunks: int) -> None:
-        """Let the board know how far the video is."""
-        self._board.report.remote(
-            {"folder": self._folder, "worker": self._worker, "chunk": chunk, "chunks": num_chunks}
-        )
-
-
-class _Chunks:
-    def __init__(self, reports: _Reports, num_chunks: int, num_done: int) -> None:
-        self._reports, self._num_chunks, self._num_done = reports, num_chunks, num_done
+        self._num_chunks, self._num_done = len(calls), num_done
+        yield self
 
     def step(self) -> None:
-        pass
+        """A model call has ended."""
 
     def chunk_done(self, status: str) -> None:
+        """Let the board know how far the video is."""
         self._num_done += 1
-        self._reports.report(self._num_done, self._num_chunks)
-
-
-def _about(job: Row) -> dict[str, Any]:
-    """What the manifest says of a job whatever becomes of it."""
-    return {key: job[key] for key in ("id", "prompt", "seed", "folder")}
+        event = {"chunk": self._num_done, "chunks": self._num_chunks}
+        self._board.report.remote({"folder": self._folder, "worker": self._name, **event})
 
 
 def _start_others(num_processes: int) -> None:
@@ -263,15 +265,9 @@ def _start_others(num_processes: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "qvg-batch",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-    }
-    for rank in range(1, num_processes):
-        others = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        subprocess.Popen([sys.executable, "-m", "qvg_cli"], env=others)
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "qvg-batch"}
+    os.environ |= names | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_processes))
+    for rank in reversed(range(num_processes)):
+        os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+        if rank:
+            subprocess.Popen([sys.executable, "-m", "qvg_cli"])

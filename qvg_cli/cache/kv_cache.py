@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qvg_cli.cache.prediction import LogitErrors, predicted_rms
 from qvg_cli.cache.shaping import Matrices, Shaping
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
@@ -53,18 +54,16 @@ class Rotation(Protocol):
         ...
 
 
-class Watcher(Protocol):
-    """Sees what a layer's attention is asked; changes nothing."""
+class Watcher:
+    """Sees what passes through a layer; changes nothing."""
 
-    def __call__(
+    def see_call(
         self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation
     ) -> None:
         """Take a call of `LayerCache.attend` whose values are not rotated."""
-        ...
 
-    def observe(self, layer: LayerCache, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
+    def see_queries(self, layer: LayerCache, query: Tensor, placements: Sequence[Placement]) -> None:
         """Take a call of `LayerCache.observe`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,7 @@ class LayerCache:
         shaping: The matrices that shape the errors of packed blocks.
         unsettled: Checks of new blocks that would have waited for the device.
         watcher: Sees every call, if there is one.
+        errors: What the blocks of the chunk in hand bring to logits.
     """
 
     index: int
@@ -126,6 +126,7 @@ class LayerCache:
     shaping: Shaping = field(init=False)
     unsettled: list[tuple[Frames, FiniteCheck]] = field(default_factory=list)
     watcher: Watcher | None = None
+    errors: LogitErrors = field(default_factory=LogitErrors)
     _histories: dict[object, History] = field(default_factory=dict)
     _versions: Versions = field(init=False)
 
@@ -160,8 +161,13 @@ class LayerCache:
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
         given = OwnKeys(key, value, rotation.placement(frames), value_placement)
         if self.watcher is not None and value_rotation is None:
-            self.watcher(self, query, key, frames, reads, rotation)
+            self.watcher.see_call(self, query, key, frames, reads, rotation)
         return attend(query, history, given, self.workspace, self.arithmetic)
+
+    @property
+    def is_observing(self) -> bool:
+        """Whether the queries of model calls are of use."""
+        return self.watcher is not None or self.shaping.is_learning
 
     def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
         """Learn from the queries of a model call how errors of keys are heard.
@@ -170,10 +176,12 @@ class LayerCache:
             query: `[B, H, S, D]` of `frames`, not rotated.
             rotations: The ways in which keys are read.
         """
-        if self.watcher is not None:
-            self.watcher.observe(self, query, frames, *rotations)
+        placements = [rotation.placement(frames) for rotation in rotations]
         if self.shaping.is_learning:
-            self.shaping.observe(query, [rotation.placement(frames) for rotation in rotations])
+            self.shaping.observe(query, placements)
+        self.errors.observe(query, placements, self.seed)
+        if self.watcher is not None:
+            self.watcher.see_queries(self, query, placements)
 
     def commit(self, key: Tensor, value: Tensor, frames: Frames, commit: Commit) -> None:
         """Store blocks of the frames that pass through the model, and pack those that are due.
@@ -298,6 +306,8 @@ class LayerCache:
             raise self.refuse(block.frames, error) from error
         except ValueError as error:
             raise QvgError(f"cannot cache layer {self.index}: {error}") from error
+        if codecs is not self.unpacked and codecs.key.spec.packs:
+            self.errors.add(key, codecs.key, pair[0])
         self.unsettled += [(block.frames, check) for check in checks]
         return Entry(block, codecs, *pair)
 
@@ -376,6 +386,7 @@ class KVCache:
         step = self.plan.advance(chunk)
         for layer in self.layers:
             layer.evict(step)
+            layer.errors.begin(chunk)
         self.ledger.begin_peak()
         self._num_held -= len(step.evicts)
         self._bf16_start_bytes = self.bf16_bytes
@@ -440,6 +451,7 @@ class KVCache:
             bf16_peak_bytes=max(self._bf16_start_bytes, self.bf16_bytes),
             bf16_end_bytes=self.bf16_bytes,
             device_peak_bytes=device_peak_bytes,
+            logit_rms=predicted_rms([layer.errors for layer in self.layers]),
         )
 
 

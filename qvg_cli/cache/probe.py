@@ -8,7 +8,7 @@ the run changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -16,19 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache, Rotation
+from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache, Rotation, Watcher
+from qvg_cli.cache.prediction import draw_tokens, head_groups, is_measured
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.planning.cache_plan import CacheStep
 from qvg_cli.planning.chunks import ChunkPlan, Frames
 from qvg_cli.planning.ledger import LayerLosses, total
-from qvg_cli.randomness import derive_seed
 from qvg_kernels.attention.losses import logit_losses
+from qvg_kernels.rope.placement import Placement
 from qvg_kernels.spec import Bf16Spec
-
-EVERY, FIRST = 4, 1
-"""Every fourth chunk is measured, from the second on: the first that has a history."""
-NUM_QUERIES = 16
-"""Of every head: over 360 heads the mean token shift then has a deviation of 0.6 points."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class _Asked:
     rotation: Rotation
 
 
-class Probe:
+class Probe(Watcher):
     """Asks the same of an exact cache and of packed ones.
 
     Args:
@@ -61,10 +57,14 @@ class Probe:
         self._seed = seed
         self._steps: dict[str, CacheStep] = {}
         self._chunk: ChunkPlan | None = None
-        self._tokens: Tensor | None = None
         self._asked: dict[int, _Asked] = {}
         for layer in cache.layers:
             layer.watcher = self
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether what the other caches do depends on calls that are still to come."""
+        return any(other.is_learning for other in self._others.values())
 
     @property
     def held_bytes(self) -> int:
@@ -74,26 +74,26 @@ class Probe:
     def begin(self, chunk: ChunkPlan) -> None:
         """Drop what `chunk` evicts."""
         self._steps = {name: other.begin(chunk) for name, other in self._others.items()}
-        is_measured = chunk.makes and chunk.reads and chunk.index % EVERY == FIRST
-        self._chunk, self._tokens = (chunk if is_measured else None), None
+        self._chunk = chunk if is_measured(chunk) and chunk.reads else None
 
-    def __call__(
+    def see_call(
         self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation
     ) -> None:
         if self._chunk is None or frames != self._chunk.makes:
             return
         count = query.shape[2]
-        if self._tokens is None:
-            generator = torch.Generator().manual_seed(derive_seed(self._seed, "probe", self._chunk.index))
-            self._tokens = torch.randperm(count, generator=generator)[:NUM_QUERIES].to(query.device)
-        chosen = query[:, :, self._tokens].float()
-        placed = rotation.placement(frames).apply(key, slice(0, count))
-        self._asked[layer.index] = _Asked(chosen, _logits(chosen, placed).logsumexp(-1), reads, rotation)
+        chosen = query[:, :, draw_tokens(self._seed, self._chunk.index, count, query.device)].float()
+        placement, own = rotation.placement(frames), list[Tensor]()
+        for heads in head_groups(key.shape[1], count * key.shape[3]):
+            placed = placement.apply(key[:, heads], slice(0, count))
+            own.append(_logits(chosen[:, heads], placed).logsumexp(-1))
+        self._asked[layer.index] = _Asked(chosen, torch.cat(own, dim=1), reads, rotation)
 
-    def observe(self, layer: LayerCache, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
-        """Let the other caches learn from queries that are not placed yet."""
+    def see_queries(self, layer: LayerCache, query: Tensor, placements: Sequence[Placement]) -> None:
         for other in self._others.values():
-            other.layers[layer.index].observe(query, frames, *rotations)
+            shaping = other.layers[layer.index].shaping
+            if shaping.is_learning:
+                shaping.observe(query, placements)
 
     def follow(self, kind: Literal["prefill", "commit"]) -> None:
         """Fill the other caches with what a pass has just left in the run's."""
@@ -134,7 +134,14 @@ class Probe:
 
 def keys_alone(config: CacheConfig) -> CacheConfig:
     """The settings of a cache that packs keys as `config` says, and no values."""
-    return config.model_copy(update={"v": Bf16Spec()})
+    values = {"v": Bf16Spec()}
+    layers = {number: codecs.model_copy(update=values) for number, codecs in config.layers.items()}
+    return config.model_copy(update={**values, "layers": layers})
+
+
+def packs_keys(config: CacheConfig) -> bool:
+    """Whether keys of any layer are packed."""
+    return config.k.packs or any(codecs.k.packs for codecs in config.layers.values())
 
 
 def _losses(asked: _Asked, exact: LayerCache, packed: LayerCache) -> Tensor | None:
@@ -142,20 +149,25 @@ def _losses(asked: _Asked, exact: LayerCache, packed: LayerCache) -> Tensor | No
     held = tuple(frame for frame in asked.reads if packed.entry_of[frame].block.is_packed)
     if not held:
         return None
-    own = asked.own
-    if rest := tuple(frame for frame in asked.reads if frame not in held):
-        own = torch.logaddexp(own, _history_logits(asked, exact, rest).logsumexp(-1))
-    lost = logit_losses(_history_logits(asked, exact, held), _history_logits(asked, packed, held), own)
-    return torch.stack([values.mean() for values in vars(lost).values()])
+    rest = tuple(frame for frame in asked.reads if frame not in held)
+    _, num_heads, num_queries, _ = asked.query.shape
+    found = []
+    for heads in head_groups(num_heads, num_queries * len(asked.reads) * exact.tokens_per_frame):
+        own = asked.own[:, heads]
+        if rest:
+            own = torch.logaddexp(own, _history_logits(asked, exact, rest, heads).logsumexp(-1))
+        right, changed = (_history_logits(asked, layer, held, heads) for layer in (exact, packed))
+        found.append(torch.stack(list(vars(logit_losses(right, changed, own)).values())))
+    return torch.cat(found, dim=2).mean((1, 2))
 
 
-def _history_logits(asked: _Asked, layer: LayerCache, frames: Frames) -> Tensor:
-    """`[B, H, Q, S]` of the keys of `frames` as `layer` holds them."""
+def _history_logits(asked: _Asked, layer: LayerCache, frames: Frames, heads: slice) -> Tensor:
+    """`[B, h, Q, S]` of the keys of `frames` as `layer` holds them."""
     parts = []
     for entry, tokens in _places(layer, frames):
-        key = entry.codecs.key.decode(entry.key)
+        key = entry.codecs.key.decode(entry.key, heads=heads)
         placed = asked.rotation.placement(entry.block.frames).apply(key, slice(0, key.shape[2]))
-        parts.append(_logits(asked.query, placed[:, :, tokens]))
+        parts.append(_logits(asked.query[:, heads], placed[:, :, tokens]))
     return torch.cat(parts, dim=-1)
 
 

@@ -117,15 +117,20 @@ def _text(result: Result) -> str:
 
 
 def _layers_text(result: Result) -> str:
+    from qvg_cli.report.run_figures import logit_rows
     from qvg_cli.report.tables import ATTENTION_HEADER, format_table, layer_rows
 
-    rows = layer_rows(result.figures.get("arms", ()))
+    header: tuple[str, ...] = ("layer", "logit rms, predicted")
+    if result.is_comparison:
+        header, rows = ("layer", *ATTENTION_HEADER), layer_rows(result.figures["arms"])
+    else:
+        rows = logit_rows(result.figures)
     if not rows:
         raise UsageError(
             f"{result.folder} has no figures of single layers",
             hint="a comparison measures them whose first cache is bf16: qvg compare bf16 int2",
         )
-    return "Attention to packed keys, by layer:\n" + format_table(("layer", *ATTENTION_HEADER), rows)
+    return "Attention to packed keys, by layer:\n" + format_table(header, rows)
 
 
 def _write_gallery(folder: Path) -> None:

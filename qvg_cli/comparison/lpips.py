@@ -58,7 +58,11 @@ class PerceptualDistance(nn.Module):
         Returns:
             `[N]`.
         """
-        one, other = (self._enter(frames) for frames in (first, second))
+        # Frames `[N, 3, height, width]` as the network was trained to see them.
+        dtype, shift, scale = self.heads[0].dtype, self.get_buffer("shift"), self.get_buffer("scale")
+        one, other = (
+            (frames.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1 - shift) / scale for frames in (first, second)
+        )
         distance = one.new_zeros(len(one))
         for index, layer in enumerate(self.features):
             one, other = layer(one), layer(other)
@@ -67,11 +71,6 @@ class PerceptualDistance(nn.Module):
                 head = self.heads[self._taps.index(index)].view(1, -1, 1, 1)
                 distance += (difference * head).sum(dim=1).mean(dim=(1, 2))
         return distance
-
-    def _enter(self, frames: Tensor) -> Tensor:
-        """Frames `[N, 3, height, width]` as the network was trained to see them."""
-        pixels = frames.permute(0, 3, 1, 2).to(self.heads[0].dtype) / 127.5 - 1
-        return (pixels - self.get_buffer("shift")) / self.get_buffer("scale")
 
 
 def load_perceptual_distance() -> PerceptualDistance:

@@ -7,7 +7,7 @@ of several frames is taken from the mean of their squared errors. Only the frame
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,16 +67,14 @@ def measure(
 
 def video_figures(quality: FrameQuality, fps: int) -> dict[str, Any]:
     """Figures of one video for compare.json; a PSNR of none means equal frames."""
+    num_frames, length = len(quality.psnr_db), max(1, round(WINDOW_SECONDS * fps))
+    windows = [slice(start, min(start + length, num_frames)) for start in range(0, num_frames, length)]
     return {
         **_figures(quality, slice(None)),
         **divergence(quality),
         "windows": [
-            {
-                "first_frame": window.start,
-                "num_frames": window.stop - window.start,
-                **_figures(quality, window),
-            }
-            for window in _windows(len(quality.psnr_db), fps)
+            {"first_frame": each.start, "num_frames": each.stop - each.start, **_figures(quality, each)}
+            for each in windows
         ],
         "frames": {
             "psnr_db": [_finite(value) for value in quality.psnr_db],
@@ -111,12 +109,6 @@ def mean_figures(videos: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for windows in zip(*(video["windows"] for video in videos), strict=True)
         ],
     }
-
-
-def _windows(num_frames: int, fps: int) -> Iterator[slice]:
-    length = max(1, round(WINDOW_SECONDS * fps))
-    for start in range(0, num_frames, length):
-        yield slice(start, min(start + length, num_frames))
 
 
 def _figures(quality: FrameQuality, window: slice) -> dict[str, float | None]:

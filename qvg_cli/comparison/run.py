@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
+from qvg_cli.cache.probe import packs_keys
 from qvg_cli.comparison.lpips import PerceptualDistance, load_perceptual_distance
 from qvg_cli.comparison.request import BEGUN, Begun, read_begun
 from qvg_cli.comparison.spool import FrameSpool, check_space
@@ -311,9 +312,9 @@ def _compare_row(
 def _measured_caches(names: Sequence[str], row: Sequence[Planned]) -> dict[str, CacheConfig]:
     """The caches that pack, by their names, if the baseline's keys are exact."""
     caches = [video.config.cache for video in row]
-    if caches[0].k.packs:
+    if packs_keys(caches[0]):
         return {}
-    return {name: cache for name, cache in zip(names, caches, strict=True) if cache.k.packs}
+    return {name: cache for name, cache in zip(names, caches, strict=True) if packs_keys(cache)}
 
 
 def _measure(

@@ -49,7 +49,9 @@ class SideBySide:
         for index, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
             left = index % self._columns * self._cell[0]
             top = index // self._columns * self._cell[1]
-            canvas.paste(self._strip(caption), (left, top))
+            strip = Image.new("RGB", (self._panel[0], _STRIP), _BACKGROUND)
+            ImageDraw.Draw(strip).text((4, 4), caption, fill=_INK, font=self._font)
+            canvas.paste(strip, (left, top))
             canvas.paste(self._fit(Image.fromarray(frame)), (left, top + _STRIP))
             below = self._legend() if index == 0 else self._fit(Image.fromarray(error_map(frames[0], frame)))
             canvas.paste(below, (left, top + _STRIP + self._panel[1] + _GAP))
@@ -58,11 +60,6 @@ class SideBySide:
     def _fit(self, picture: Image.Image) -> Image.Image:
         method = Image.Resampling.NEAREST if self._is_enlarged else Image.Resampling.BOX
         return picture.resize(self._panel, method)
-
-    def _strip(self, caption: str) -> Image.Image:
-        strip = Image.new("RGB", (self._panel[0], _STRIP), _BACKGROUND)
-        ImageDraw.Draw(strip).text((4, 4), caption, fill=_INK, font=self._font)
-        return strip
 
     def _legend(self) -> Image.Image:
         """What the colours of the error maps mean, where the baseline's own map would be."""

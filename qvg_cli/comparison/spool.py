@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from qvg_cli.video.io import Frames
 _SPARE_BYTES = 256 * 1024 * 1024
 
 
-class FrameSpool:
+class FrameSpool(AbstractContextManager["FrameSpool"]):
     """Written frame after frame, read in any order, gone when closed and when the program dies.
 
     Args:
@@ -56,17 +56,8 @@ class FrameSpool:
         os.preadv(self._file.fileno(), [frames.data], start * math.prod(self._shape))
         return frames
 
-    def close(self) -> None:
-        """Remove the file."""
+    def __exit__(self, *error: object) -> None:
         self._file.close()
-
-    def __enter__(self) -> FrameSpool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_space(folder: Path, *, num_frames: int, height: int, width: int) -> None:

@@ -58,16 +58,11 @@ def compare_video(
     """
     qualities = [measure(spools[0], spool, device, perceptual) for spool in spools[1:]]
     figures = [video_figures(quality, fps) for quality in qualities]
-    stills = _write_side_by_side(
-        names, spools, qualities, path, fps, _still_frames(figures, spools[0].num_frames)
-    )
-    return ComparedVideo(figures, stills)
-
-
-def _still_frames(figures: Sequence[dict[str, Any]], num_frames: int) -> list[int]:
     firsts = [figure["first_different_frame"] for figure in figures]
     different = min((frame for frame in firsts if frame is not None), default=0)
-    return sorted({different, (different + num_frames) // 2, num_frames - 1})
+    num_frames = spools[0].num_frames
+    shown = sorted({different, (different + num_frames) // 2, num_frames - 1})
+    return ComparedVideo(figures, _write_side_by_side(names, spools, qualities, path, fps, shown))
 
 
 def _write_side_by_side(

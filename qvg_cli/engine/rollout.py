@@ -266,9 +266,13 @@ def _fill_cache(
 ) -> None:
     """Compute the history of finished chunks as their rollout did: by the same passes, in the same order.
 
-    The first chunks are denoised once more if the cache learns from that.
+    The first chunks are denoised once more if a cache learns from that.
     """
     cache = denoiser.cache
+
+    def is_learning() -> bool:
+        return cache.is_learning or (probe is not None and probe.is_learning)
+
     for chunk in done.chunks:
         step = cache.begin(chunk)
         if probe is not None:
@@ -280,7 +284,7 @@ def _fill_cache(
             ("commit", chunk.makes, step.commit),
         )
         for kind, frames, commit in passes:
-            if kind == "commit" and chunk.makes and cache.is_learning and denoiser.observes_steps:
+            if kind == "commit" and chunk.makes and is_learning() and denoiser.observes_steps:
                 denoiser.denoise(chunk, noise(chunk), lambda: None)
             if commit is not None:
                 denoiser.update_cache(chunk, frames, done.latents[:, :, list(frames)], commit)

@@ -101,7 +101,7 @@ class SequenceGroup:
 
     def to_heads(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
         # Twins stand N / R processes apart, and have neighbouring heads: [R, N / R, K, B, h, F * p, D].
-        by_process = [each.unflatten(1, (-1, self.num_twins, self._heads(each))) for each in states]
+        by_process = [each.unflatten(1, (-1, self.num_twins, each.shape[1] // self.size)) for each in states]
         parts = self._exchange(torch.stack([each.movedim((2, 1), (0, 1)) for each in by_process], dim=2))
         # [N, K, B, h, F * p, D] to [K, B, h, F, N * p, D]
         by_frame = parts.flatten(0, 1).unflatten(4, (-1, self._own(frame_tokens)))
@@ -123,9 +123,6 @@ class SequenceGroup:
 
     def _own(self, frame_tokens: int) -> int:
         return -(-frame_tokens // self.size)
-
-    def _heads(self, states: Tensor) -> int:
-        return states.shape[1] // self.size
 
     def _exchange(self, parts: Tensor) -> Tensor:
         """Send the i-th part to the i-th process, and take one from each."""

@@ -7,7 +7,7 @@ passes from shapes, traced once (`planning/sizes.py`). docs/plan.md says how it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qvg_cli.config.schema import MemoryConfig, RunConfig
 from qvg_cli.errors import UsageError
@@ -24,6 +24,8 @@ _CONVOLUTION_WORK = 1.06
 """What convolutions take beside their tensors, from a run of Self-Forcing on an H200."""
 _PIXEL_BYTES = 3
 """Values of a decoded pixel."""
+_PROGRAM_BYTES = 2**30
+"""Interpreter, torch and libraries: a run of the pocket model holds 0.75 GiB."""
 _BLOCKS_ON_DEVICE = 2
 """The one that works, and the next."""
 
@@ -59,6 +61,7 @@ class Forecast:
         samples: The cache, one a chunk, as memory.json will have it.
         latents_bytes: Of latents.safetensors, its header left out.
         state_bytes: That the run's `state/` holds at most while it runs, headers and video parts left out.
+        host_bytes: Of the machine's memory at most, about.
         transformer_seconds: On H200s; see `planning/time_forecast.py`.
     """
 
@@ -67,6 +70,7 @@ class Forecast:
     samples: Sequence[MemorySample]
     latents_bytes: int
     state_bytes: int
+    host_bytes: int
     transformer_seconds: float
 
     @property
@@ -122,14 +126,33 @@ def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: b
     latents_bytes = plan.num_frames * channels * height * width * sizes.latent_bytes
     beside_text = sizes.vae_bytes if sizes.text_beside_vae and config.memory.vae == "none" else 0
     device = _Device(config, plan, sizes, size)
-    return Forecast(
+    found = Forecast(
         text_stage_bytes=sizes.text_encoder_bytes + beside_text,
         moments=[device.moment(chunk, sample) for chunk, sample in zip(plan.chunks, samples, strict=True)],
         samples=samples,
         latents_bytes=latents_bytes,
         state_bytes=latents_bytes + history_bytes,
+        host_bytes=0,
         transformer_seconds=transformer_seconds(config, plan, sizes),
     )
+    return replace(found, host_bytes=_host_bytes(found, config, plan, sizes, is_gpu=is_gpu))
+
+
+def _host_bytes(
+    found: Forecast, config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: bool
+) -> int:
+    """The program, what waits in CPU memory or is read through it, and what two chunks leave to write."""
+    frames = max(len(chunk.frames) for chunk in plan.chunks) * plan.pixel_frames_per_latent
+    chunk_bytes = frames * plan.height * plan.width * _PIXEL_BYTES + found.state_bytes // len(plan.chunks)
+    # At the end the latents of the whole video are joined.
+    written = 2 * max(chunk_bytes, found.latents_bytes)
+    if not is_gpu:
+        return _PROGRAM_BYTES + found.device_bytes + written
+    memory = config.memory
+    # Weights that are rounded to fp8 are read here first.
+    waits = sizes.transformer_bytes if memory.transformer != "none" or memory.weights == "fp8" else 0
+    waits += sizes.vae_bytes if memory.vae == "model" else 0
+    return _PROGRAM_BYTES + max(sizes.text_encoder_bytes, waits + written)
 
 
 class _Device:

@@ -32,6 +32,7 @@ class VaeSizes:
         work_bytes: At the fullest moment of decoding, what it remembers included, a pixel of a frame.
         pass_bytes: More for each further frame that passes through the last blocks together, a pixel.
         keeps_features: Whether they stay between chunks.
+        pixel_seconds: That decoding takes on an H200, a pixel of a frame.
     """
 
     values: int
@@ -39,6 +40,7 @@ class VaeSizes:
     work_bytes: float
     pass_bytes: float
     keeps_features: bool = True
+    pixel_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,14 @@ class ModelSizes:
         return replace(share, text_encoder_bytes=0, vae_bytes=0, vae=VaeSizes(0, 0, 0, 0))
 
 
-WAN_21_VAE = VaeSizes(126_892_531, feature_bytes=4729, work_bytes=7346, pass_bytes=1045)
+WAN_21_VAE = VaeSizes(
+    126_892_531, feature_bytes=4729, work_bytes=7346, pass_bytes=1045, pixel_seconds=0.163 / (12 * 480 * 832)
+)
 """The VAE of Wan 2.1 in two bytes a value, 96 channels at full size."""
-WAN_22_VAE = VaeSizes(704_688_668, feature_bytes=3569, work_bytes=7027, pass_bytes=0)
-"""The VAE of Wan 2.2 in two bytes a value, 256 channels at half size."""
+WAN_22_VAE = VaeSizes(
+    704_688_668, feature_bytes=3569, work_bytes=7027, pass_bytes=0, pixel_seconds=0.97 / (16 * 704 * 1280)
+)
+"""The VAE of Wan 2.2 in two bytes a value, 256 channels at half size; timed with diffusers' own layers."""
 
 
 def read_layout(folder: Path) -> Mapping[str, Any]:
@@ -161,6 +167,7 @@ def read_vae(folder: Path) -> VaeSizes:
         feature_bytes=known.feature_bytes * part,
         work_bytes=known.work_bytes * part,
         pass_bytes=known.pass_bytes * part,
+        pixel_seconds=known.pixel_seconds * part**2,
     )
 
 

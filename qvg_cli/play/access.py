@@ -55,7 +55,8 @@ def refusal(scope: Scope, token: str | None) -> str | None:
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
     origin = headers.get(b"origin", b"").decode("latin-1")
-    if token is None and _name(host) not in _OWN_NAMES:
+    name, colon, port = host.rpartition(":")
+    if token is None and (name if colon and port.isdecimal() else host) not in _OWN_NAMES:
         return f"the page is at 127.0.0.1, not at {host!r}"
     if origin and urlsplit(origin).netloc != host:
         return f"a page of {origin!r} may not speak to this one"
@@ -64,12 +65,6 @@ def refusal(scope: Scope, token: str | None) -> str | None:
         if not hmac.compare_digest(given.encode(), token.encode()):
             return "the URL lacks the token; use the one that qvg play printed"
     return None
-
-
-def _name(host: str) -> str:
-    """A Host header without its port."""
-    name, colon, port = host.rpartition(":")
-    return name if colon and port.isdecimal() else host
 
 
 def page_address(host: str, port: int, token: str | None) -> str:

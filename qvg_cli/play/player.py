@@ -32,16 +32,8 @@ LOG = logging.getLogger(__name__)
 MOST_WAITING = 8
 """Moves that wait at most; more are not taken."""
 _MOST_WORDS = 4
-_OPPOSITES = {
-    "w": "s",
-    "s": "w",
-    "a": "d",
-    "d": "a",
-    "left": "right",
-    "right": "left",
-    "up": "down",
-    "down": "up",
-}
+_PAIRS = (("w", "s"), ("a", "d"), ("left", "right"), ("up", "down"))
+_OPPOSITES = {key: other for pair in _PAIRS for key, other in (pair, pair[::-1])}
 
 
 class _Closed(Exception):
@@ -214,16 +206,19 @@ class Player:
     def _wait(self) -> Callable[[], None] | None:
         """The next thing to do; `None` at the end."""
         with self._wake:
-            self._wake.wait_for(lambda: self._is_closing or self._tasks or self._may_move())
+            self._wake.wait_for(
+                lambda: (
+                    self._is_closing
+                    or self._tasks
+                    or ((self._moves or self._held) and self._has_room and self._session is not None)
+                )
+            )
             if self._is_closing:
                 return None
             if self._tasks:
                 return self._tasks.popleft()
             keys = self._moves.popleft() if self._moves else self._held
         return lambda: self._step(keys)
-
-    def _may_move(self) -> bool:
-        return bool(self._moves or self._held) and self._has_room and self._session is not None
 
     def _begin(self, prompt: str | None, picture: Path | None, seed: int | None) -> None:
         self._leave_world()
@@ -271,7 +266,11 @@ class Player:
         self._is_saved = False
         if self._folder is None:
             self._folder = self._open_folder(session)
-        self._folder.add(chunk, self._own_picture(session.config))
+        config = session.config
+        if self._picture is not None:
+            # The copy of an uploaded picture, which stays with the walk.
+            config = with_option(config, "--image", str(self._picture.absolute()))
+        self._folder.add(chunk, config)
         self._tell_path(begin)
 
     def _pose(self, session: Session, keys: Sequence[str]) -> str | None:
@@ -295,12 +294,6 @@ class Player:
         if self._picture is not None:
             self._picture = folder.keep_picture(self._picture)
         return folder
-
-    def _own_picture(self, config: Any) -> Any:
-        """`config` with the copy of an uploaded picture that stays with the walk."""
-        return (
-            config if self._picture is None else with_option(config, "--image", str(self._picture.absolute()))
-        )
 
     def _save(self) -> None:
         if self._folder is None:

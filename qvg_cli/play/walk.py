@@ -33,7 +33,7 @@ from qvg_cli.report.html import run_page
 from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
-from qvg_cli.video.io import Frames, count_frames
+from qvg_cli.video.io import count_frames
 from qvg_cli.video.parts import encode_part, join_parts
 
 _PARTS = "parts"
@@ -117,7 +117,8 @@ class WalkFolder:
         """Videos of the chunks that the settings speak of, and their latents."""
         videos: list[Path] = []
         latents: list[torch.Tensor] = []
-        for video in sorted(self._parts.glob("*.mp4"), key=_order):
+        # What was given comes first.
+        for video in sorted(self._parts.glob("*.mp4"), key=lambda part: (part.stem != _GIVEN, part.stem)):
             if sum(part.shape[2] for part in latents) < num_latents:
                 videos.append(video)
                 latents.append(self._latents(video))
@@ -141,7 +142,8 @@ class WalkFolder:
         write_whole(stem.with_suffix(".safetensors"), lambda part: part.write_bytes(latents))
         self._write_text(stem.with_suffix(".json"), json.dumps(about))
         # The video last: a chunk is known by it.
-        write_whole(stem.with_suffix(".mp4"), partial(_encode, frames=chunk.frames, fps=config.video.fps))
+        encode = partial(encode_part, frames=chunk.frames, fps=config.video.fps)
+        write_whole(stem.with_suffix(".mp4"), encode)
         self._write_text(self.run.config, format_yaml(_settings(config, self._device)))
         sync(self._parts)
 
@@ -204,11 +206,6 @@ def downloads(run: RunDir) -> list[Path]:
     return [path for path in wanted if path.is_file() and not path.name.endswith(".part")]
 
 
-def _order(part: Path) -> tuple[bool, str]:
-    """What was given comes first."""
-    return part.stem != _GIVEN, part.stem
-
-
 def option_value(config: RunConfig, flag: str) -> Any:
     """The setting of an option that the family may have; `None` if it has not."""
     for option in family_of(config).options:
@@ -227,10 +224,6 @@ def with_option(config: RunConfig, flag: str, value: object) -> RunConfig:
     group, _, name = setting.partition(".")
     changed = getattr(config, group).model_copy(update={name: value})
     return config.model_copy(update={group: changed})
-
-
-def _encode(path: Path, *, frames: Frames, fps: int) -> None:
-    encode_part(path, frames, fps=fps)
 
 
 def _settings(config: RunConfig, device: torch.device) -> dict[str, Any]:

@@ -6,10 +6,10 @@ The figures are built once, here; the table, the plots and the page read nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from statistics import fmean, median
 from typing import Any
 
+from qvg_cli.planning.ledger import root_mean_square
 from qvg_cli.report.words import mib_text
 
 SCHEMA = 1
@@ -94,7 +94,7 @@ def attention_losses(memories: Sequence[Mapping[str, Any]], name: str) -> dict[s
 
 def _mean_losses(layers: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means of what layers lose; of a root mean square the root of the mean square."""
-    rms = sqrt(fmean(layer["logit_rms"] ** 2 for layer in layers))
+    rms = root_mean_square(layer["logit_rms"] for layer in layers)
     others = ("logit_db", "token_shift", "attention_moved", "history_mass")
     return {
         "logit_rms": round(rms, 6),

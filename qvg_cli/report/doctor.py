@@ -64,9 +64,10 @@ def examine(out: Path) -> list[Finding]:
         out: Where results would go.
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    python = f"{platform.python_version()} on {platform.platform()}, {sys.prefix}"
     points: list[tuple[str, Callable[[], Finding]]] = [
-        ("qvg", _qvg),
-        ("python", _python),
+        ("qvg", _program),
+        ("python", lambda: Finding("python", "ok", python)),
         ("packages", _packages),
         ("cpu", _cpu),
         ("device", lambda: _device(device)),
@@ -93,20 +94,13 @@ def examine(out: Path) -> list[Finding]:
 
 def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
     """All findings for a bug report; it names the folders in use, and no token."""
-    return {"schema": SCHEMA, "findings": [_without_secrets(finding) for finding in findings]}
+    told = [{name: value and redact(value) for name, value in asdict(each).items()} for each in findings]
+    return {"schema": SCHEMA, "findings": told}
 
 
-def _without_secrets(finding: Finding) -> dict[str, str | None]:
-    return {name: value and redact(value) for name, value in asdict(finding).items()}
-
-
-def _qvg() -> Finding:
+def _program() -> Finding:
     commit = commit_text()
     return Finding("qvg", "ok", f"{__version__}" + (f", commit {commit[:12]}" if commit else ""))
-
-
-def _python() -> Finding:
-    return Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}, {sys.prefix}")
 
 
 def _packages() -> Finding:

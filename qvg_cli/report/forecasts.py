@@ -13,11 +13,12 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import find_suggestions, forecast_run, verdict
 from qvg_cli.hub.spec import read_downloads
+from qvg_cli.models.registry import family_of
 from qvg_cli.planning.cards import Card, find_card, parse_card
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.planning.forecast import KINDS, Forecast, is_for_gpu, no_suggestion
 from qvg_cli.planning.ledger import total
-from qvg_cli.planning.time_forecast import CARD
+from qvg_cli.planning.time_forecast import CARD, RATES, decoding_seconds, transformer_seconds
 from qvg_cli.report.tables import format_facts, format_table, spread, terminal_width
 from qvg_cli.report.words import memory_text, mib_text
 
@@ -45,6 +46,7 @@ class CacheForecast:
         verdict: "fits", "tight" or "does not fit"; `None` without a card.
         suggestions: Options with which it would fit, to the bytes that the device needs then.
         others: The same of each GPU but the first, where several make the video together.
+        duration: On one GPU: the card, the transformer's seconds and the VAE's; `None` if that is not known.
     """
 
     name: str
@@ -53,6 +55,7 @@ class CacheForecast:
     verdict: str | None
     suggestions: Mapping[str, int]
     others: Forecast | None = None
+    duration: tuple[str, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,12 @@ def _forecast_cache(video: Planned, card: Card | None, num_gpus: int) -> CacheFo
                 config, plan, card.usable_bytes, is_gpu=is_gpu, num_processes=num_gpus
             )
         }
-    return CacheForecast(cache_label(config.cache), config, found, said, suggestions, others)
+    duration, name = None, CARD if card is None else card.name
+    if is_gpu and name in RATES and num_gpus == 1:
+        sizes = family_of(config).sizes(config, is_gpu=True)
+        seconds = transformer_seconds(config, plan, sizes, name)
+        duration = (name, round(seconds, 1), round(decoding_seconds(plan, sizes, name), 1))
+    return CacheForecast(cache_label(config.cache), config, found, said, suggestions, others, duration)
 
 
 def _cache_json(cache: CacheForecast) -> dict[str, Any]:
@@ -189,7 +197,10 @@ def _cache_json(cache: CacheForecast) -> dict[str, Any]:
         "cache_end": {"bytes": total(found.samples[-1].end_bytes)},
         "latents_bytes": found.latents_bytes,
         "state_bytes": found.state_bytes,
+        "host_bytes": found.host_bytes,
         "transformer_seconds": {CARD: round(found.transformer_seconds, 1)},
+        "duration": cache.duration
+        and dict(zip(("card", "transformer_seconds", "decoding_seconds"), cache.duration, strict=True)),
         "over_time": [
             {
                 "chunk": moment.chunk,
@@ -200,6 +211,17 @@ def _cache_json(cache: CacheForecast) -> dict[str, Any]:
             for moment in found.moments
         ],
     }
+
+
+def _duration_text(caches: Sequence[CacheForecast]) -> str:
+    """How long the video takes on one GPU, in words."""
+    known = [(cache.name, *cache.duration) for cache in caches if cache.duration is not None]
+    if not known:
+        return "not known for this card or device"
+    each = ", ".join(f"{model + vae:.0f} s with {name}" for name, _, model, vae in known)
+    _, card, _, vae = known[0]
+    basis = "rates measured there" if card == CARD else "nobody has measured it there"
+    return f"about {each} on one {card} ({vae:.0f} s of it decoding; {basis}), without start and compiling"
 
 
 def _facts(planned: Plan) -> list[tuple[str, str]]:
@@ -219,8 +241,8 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
     )
     shown = 'no GPU found; pass --gpu "RTX 4090" or --gpu 24GiB to check the fit'
     if card is not None:
-        shown = f"{card.name}, {memory_text(card.memory_bytes)}, of which "
-        f"{memory_text(card.usable_bytes)} are usable"
+        usable = memory_text(card.usable_bytes)
+        shown = f"{card.name}, {memory_text(card.memory_bytes)}, of which {usable} are usable"
     return [
         ("model", config.model.name),
         ("video", video if num_videos == 1 else f"{num_videos} videos, each {video}"),
@@ -228,6 +250,8 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
         ("disk", folder),
         ("GPU", shown),
         *([("GPUs", f"{count}; the tables are for the first one, which decodes")] if count > 1 else []),
+        *([("time", _duration_text(planned.caches))] if count == 1 else []),
+        ("host", f"about {memory_text(found.host_bytes)} of the machine's memory at most"),
     ]
 
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.report.comparison import db_text, frame_time, summary_lines, window_label
 from qvg_cli.report.pictures import poster_jpeg
-from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, result_rows, short_rows, title_of
+from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, logit_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
 from qvg_cli.report.tables import (
     ATTENTION_HEADER,
@@ -48,6 +48,7 @@ def run_page(run: Result) -> str:
         plot=_data_uri(run.folder / "memory.png", "image/png"),
         chunk_header=CHUNK_HEADER,
         chunks=chunk_rows(run.figures),
+        layers=logit_rows(run.figures),
         settings=settings.read_text(encoding="utf-8") if settings.is_file() else None,
     )
 

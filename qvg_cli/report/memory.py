@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qvg_cli.planning.chunks import VideoPlan, pixel_frames
-from qvg_cli.planning.ledger import MemorySample, total
+from qvg_cli.planning.ledger import MemorySample, root_mean_square, total
 from qvg_cli.plotting import new_figure
 from qvg_cli.report.words import MIB, describe_bytes
 from qvg_kernels.spec import PayloadBytes
@@ -44,12 +44,14 @@ class MemoryReport:
     def summary(self) -> dict[str, Any]:
         """Figures of the whole run: at the peak and at the end."""
         peak, end = self.peak_sample, self.samples[-1]
+        known = [value for sample in self.samples for value in sample.logit_rms]
         device_peaks = [s.device_peak_bytes for s in self.samples if s.device_peak_bytes is not None]
         return {
             "peak": {"chunk": peak.chunk, **_figures(peak.peak_bytes, peak.bf16_peak_bytes)},
             "end": _figures(end.end_bytes, end.bf16_end_bytes),
             "device_peak_bytes": max(device_peaks, default=None),
             **({"processes": self.processes()} if end.processes else {}),
+            **({"predicted_logit_rms": round(root_mean_square(known), 6)} if known else {}),
         }
 
     def processes(self) -> list[dict[str, int | None]]:
@@ -80,6 +82,7 @@ class MemoryReport:
                 "end": _figures(sample.end_bytes, sample.bf16_end_bytes),
                 "device_peak_bytes": sample.device_peak_bytes,
                 **({"processes": [asdict(each) for each in sample.processes]} if sample.processes else {}),
+                **({"predicted_logit_rms": list(sample.logit_rms)} if sample.logit_rms else {}),
             }
             for sample in self.samples
         ]
@@ -91,26 +94,37 @@ class MemoryReport:
         return describe_bytes(total(peak.peak_bytes), peak.bf16_peak_bytes)
 
     def save_plot(self, path: Path) -> None:
-        """Draw what the cache held after each chunk over the video's time, beside BF16."""
+        """Draw what the cache held after each chunk over the video's time, beside BF16, and below it what
+        packing is predicted to do to logits.
+        """
+        measured = [sample for sample in self.samples if sample.logit_rms]
         seconds = [0.0, *(self._pixel_frames(sample) / self.fps for sample in self.samples)]
         curves = (
             ("BF16, same frames", "#9a9a9a", [s.bf16_end_bytes for s in self.samples]),
             (self.label, "#0b6bcb", [total(s.end_bytes) for s in self.samples]),
         )
-        with new_figure(7, 4, dpi=120) as figure:
-            axes = figure.add_subplot()
+        with new_figure(7, 6 if measured else 4, dpi=120) as figure:
+            axes, *below = figure.subplots(2 if measured else 1, sharex=True, squeeze=False)[:, 0]
             for label, color, held in curves:
                 mib = [0.0, *(value / MIB for value in held)]
                 # What is held after a chunk is held while the next one is made.
                 axes.step(seconds, mib, where="post", color=color, linewidth=2, label=label)
-            axes.set_xlabel("video time [s]")
             axes.set_ylabel("KV cache after each chunk [MiB]")
             axes.set_xlim(0, seconds[-1])
             axes.set_ylim(bottom=0)
             axes.set_title(f"Peak: {self.peak_text()}", loc="left", fontsize=10)
             axes.legend(loc="upper left", frameon=False)
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
+            for logits in below:
+                times = [self._pixel_frames(sample) / self.fps for sample in measured]
+                logits.plot(
+                    times, [root_mean_square(s.logit_rms) for s in measured], marker="o", color="#0b6bcb"
+                )
+                logits.set_ylabel("error of logits, rms [nats]")
+                logits.set_ylim(bottom=0)
+            for each in (axes, *below):
+                each.grid(alpha=0.3)
+                each.spines[["top", "right"]].set_visible(False)
+            each.set_xlabel("video time [s]")
             figure.savefig(path, format="png")
 
     def _pixel_frames(self, sample: MemorySample) -> int:

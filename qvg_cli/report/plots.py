@@ -75,7 +75,10 @@ def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:
     fps = comparison["fps"]
     for index, variant in enumerate(comparison["arms"][1:], start=1):
         videos = [video["arms"][index]["frames"][name] for video in comparison["videos"]]
-        means = [_mean_of_known(values) for values in zip(*videos, strict=True)]
+        means = []
+        for values in zip(*videos, strict=True):
+            known = [value for value in values if value is not None]
+            means.append(math.fsum(known) / len(known) if known else math.nan)
         seconds = [frame / fps for frame in range(len(means))]
         axes.plot(seconds, means, label=variant["name"], **_style(index))
 
@@ -134,8 +137,3 @@ def _style(index: int) -> dict[str, Any]:
         "linestyle": _DASHES[index % len(_DASHES)],
         "linewidth": 1.8,
     }
-
-
-def _mean_of_known(values: tuple[float | None, ...]) -> float:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else math.nan

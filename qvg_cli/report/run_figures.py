@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from qvg_cli.planning.ledger import root_mean_square
 from qvg_cli.report.comparison import db_text
 from qvg_cli.report.run_files import Result
 from qvg_cli.report.words import describe_bytes, mib_text, processes_text, short_prompt
 
-CHUNK_HEADER = ("chunk", "frames", "KV cache MiB", "BF16 MiB", "GPU peak MiB", "seconds")
+CHUNK_HEADER = ("chunk", "frames", "KV cache MiB", "BF16 MiB", "GPU peak MiB", "seconds", "logit rms")
 
 
 def title_of(figures: Mapping[str, Any]) -> str:
@@ -55,8 +56,18 @@ def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
             mib_text(chunk["end"]["bf16_bytes"]),
             "-" if chunk["device_peak_bytes"] is None else mib_text(chunk["device_peak_bytes"]),
             f"{seconds:.2f}",
+            f"{root_mean_square(logits):.4f}" if (logits := chunk.get("predicted_logit_rms")) else "-",
         ]
         for chunk, seconds in zip(figures["chunks"], figures["chunk_seconds"], strict=True)
+    ]
+
+
+def logit_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Number of every layer of a run, and the error of its logits; empty if it was not predicted."""
+    known = [chunk["predicted_logit_rms"] for chunk in figures["chunks"] if "predicted_logit_rms" in chunk]
+    return [
+        [str(layer), f"{root_mean_square(values):.4f}"]
+        for layer, values in enumerate(zip(*known, strict=True))
     ]
 
 
@@ -64,7 +75,7 @@ def _run_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     peak, end = figures["peak"], figures["end"]
     device_peak, processes = figures["device_peak_bytes"], figures.get("processes")
     kinds = ", ".join(f"{kind} {mib_text(count)}" for kind, count in peak["kinds"].items())
-    chunk_seconds = median(figures["chunk_seconds"])
+    chunk_seconds, logit_rms = median(figures["chunk_seconds"]), figures.get("predicted_logit_rms")
     return [
         ("seed", str(figures["seed"])),
         ("cache", figures["cache"]),
@@ -78,6 +89,7 @@ def _run_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{figures['seconds']:.1f} s on {figures['device']}, "
             f"{figures['frames_per_second']:.1f} fps, {chunk_seconds:.3g} s per chunk",
         ),
+        *([("logits", f"an error of {logit_rms:.4f} nats rms is predicted")] if logit_rms else []),
     ]
 
 

@@ -53,27 +53,28 @@ def format_facts(rows: Sequence[tuple[str, str]]) -> str:
 
 def comparison_tables(comparison: Mapping[str, Any]) -> str:
     """What the variants cost and what they lost, for a terminal."""
-    baseline = comparison["arms"][0]["name"]
-    fps = comparison["fps"]
+    variants, fps = comparison["arms"], comparison["fps"]
+    baseline = variants[0]["name"]
+    costs = format_table(COST_HEADER, cost_rows(variants))
+    losses = format_table(quality_header(variants), quality_rows(variants, fps))
     count = len(comparison["videos"])
     videos = "1 video" if count == 1 else f"mean of {count} videos"
     blocks = [
-        f"KV cache and time (in brackets: relative to {baseline}):\n" + _cost_table(comparison["arms"]),
-        f"Frames compared with {baseline}, {videos}:\n" + _quality_table(comparison["arms"], fps),
+        f"KV cache and time (in brackets: relative to {baseline}):\n{costs}",
+        f"Frames compared with {baseline}, {videos}:\n{losses}",
     ]
-    if has_attention(comparison["arms"]):
-        table = format_table(ATTENTION_HEADER, attention_rows(comparison["arms"]))
+    if has_attention(variants):
+        table = format_table(ATTENTION_HEADER, attention_rows(variants))
         blocks.append(f"Attention to packed keys, by queries of {baseline}:\n{table}")
-    windows = comparison["arms"][-1]["quality"]["windows"]
+    windows = variants[-1]["quality"]["windows"]
     if len(windows) > 1:
         shown = spread(len(windows), _MAX_WINDOWS)
         every = "" if len(shown) == len(windows) else f" ({len(shown)} of {len(windows)} windows)"
         titles = {"psnr_db": "PSNR [dB]", "ssim": "SSIM", "lpips": "LPIPS"}
         for name, title in titles.items():
-            if name == "lpips" and not has_lpips(comparison["arms"]):
-                continue
-            table = _window_table(comparison["arms"], fps, shown, name)
-            blocks.append(f"{title} by time{every}:\n{table}")
+            if name != "lpips" or has_lpips(variants):
+                table = _window_table(variants, fps, shown, name)
+                blocks.append(f"{title} by time{every}:\n{table}")
     return "\n\n".join(blocks)
 
 
@@ -148,14 +149,6 @@ def quality_rows(variants: Sequence[Mapping[str, Any]], fps: int) -> list[list[s
         ]
         for variant in variants[1:]
     ]
-
-
-def _cost_table(variants: Sequence[Mapping[str, Any]]) -> str:
-    return format_table(COST_HEADER, cost_rows(variants))
-
-
-def _quality_table(variants: Sequence[Mapping[str, Any]], fps: int) -> str:
-    return format_table(quality_header(variants), quality_rows(variants, fps))
 
 
 def _window_table(variants: Sequence[Mapping[str, Any]], fps: int, shown: Sequence[int], name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,8 @@ class Unfinished:
 
 def find_unfinished(root: Path) -> list[Unfinished]:
     """Those below `root`, the newest first; the runs of a comparison are its own."""
-    comparisons = {path.parent: path.stat().st_mtime for path in _begun_files(root)}
+    begun = (path for path in root.rglob(BEGUN) if not (path.parent / COMPARISON).is_file())
+    comparisons = {path.parent: path.stat().st_mtime for path in begun}
     found = []
     for state in find_states(root):
         folder = state.parent
@@ -107,10 +107,6 @@ def modified(unfinished: Unfinished) -> float:
     """When something was last written to it, in seconds of the clock."""
     places = [unfinished.folder, *unfinished.folder.rglob(STATE)]
     return max(place.stat().st_mtime for place in places)
-
-
-def _begun_files(root: Path) -> Iterator[Path]:
-    return (path for path in root.rglob(BEGUN) if not (path.parent / COMPARISON).is_file())
 
 
 def _is_locked(lock: Path) -> bool:

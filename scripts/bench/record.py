@@ -25,7 +25,7 @@ from pocket_runs import read_prompts
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qvg_cli.cache.kv_cache import KVCache, LayerCache, Rotation
+from qvg_cli.cache.kv_cache import KVCache, LayerCache, Rotation, Watcher
 from qvg_cli.config.load import Layer, Request, option_layers
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
@@ -40,7 +40,7 @@ EARLY_CHUNKS, EVERY = 2, 4
 POCKET, POCKET_FRAMES = ("sampler.window=null", "sampler.sink=0"), 165
 
 
-class Recorder:
+class Recorder(Watcher):
     """Keeps on the host some queries of the calls of some chunks, and what history is left in the end.
 
     Args:
@@ -83,7 +83,7 @@ class Recorder:
     def show_clip(self, frames: object) -> None:
         """Frames of a clip are of no interest."""
 
-    def __call__(
+    def see_call(
         self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation
     ) -> None:
         if frames not in self._wanted or not isinstance(rotation, FrameRotation):

@@ -68,7 +68,7 @@ done
 cat "$work/1.log"
 scontrol show job "$job" | grep -E "Restarts|ExitCode|JobState"
 scontrol show job "$job" | grep -q "Restarts=1"
-grep -q "going on after chunk" "$work/1.log"
+grep -q "resuming after chunk" "$work/1.log"
 [ "$(find "$work/videos" -name video.mp4 | wc -l)" -eq 2 ]
 [ "$(grep -c '"status": "complete"' "$work/videos/self-forcing/prompts-1-of-1.json")" -eq 3 ]
 echo "the array queued again and finished"

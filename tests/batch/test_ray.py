@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_a_broken_job_and_a_killed_worker_cost_nothing_else(tmp_path):
         f"{out}/{row['folder']}/video.mp4" for seed, row in rows.items() if seed != 7
     )
     assert stderr.splitlines()[-2].startswith("error: 1 of 12 videos failed")
-    assert "going on after chunk" in (out / killed["folder"] / "run.log").read_text()
+    assert "resuming after chunk" in (out / killed["folder"] / "run.log").read_text()
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["status"], summary["complete"], summary["failed"]) == ("partial", 11, 1)
     assert [row["seed"] for row in summary["failures"]] == [7]
@@ -116,7 +117,7 @@ def test_a_signal_reaches_the_workers_and_the_same_command_goes_on(tmp_path, num
     assert again.end()[0] == 0
     assert [row["status"] for row in last_rows(again.rows()).values()] == ["complete"] * 5
     if rows[begun["seed"]]["status"] == "stopped":
-        assert "going on after chunk" in (out / begun["folder"] / "run.log").read_text()
+        assert "resuming after chunk" in (out / begun["folder"] / "run.log").read_text()
     page = (out / "index.html").read_text()
     assert (page.count("<video"), "http-equiv" in page) == (5, False)
 
@@ -136,3 +137,13 @@ def test_several_processes_make_a_video_and_it_is_moved_to_an_address(tmp_path, 
     )
     assert status.stdout.startswith("2 of 2 videos")
     assert Started(jobs, f"file://{out}").end()[1] == []
+
+
+def test_a_model_that_cannot_be_loaded_is_told_once(tiny_weights, tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny_weights, weights)
+    (weights / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    jobs = write_jobs(tmp_path / "jobs.jsonl", 0, 1)
+    code, shown, stderr = Started(jobs, tmp_path / "out", "--set", f"model.weights={weights}").end()
+    assert (code, shown) == (3, [])
+    assert stderr.count("error: ") == stderr.count(f"{weights}/transformer") == 1

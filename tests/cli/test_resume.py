@@ -128,8 +128,8 @@ def swap(path):
 
 
 KINDS = ["json", "latents.safetensors", "cache.safetensors", "mp4"]
-BREAKAGES = [(damage, kind) for damage in (cut_in_half, flip_a_bit, Path.unlink) for kind in KINDS]
-BREAKAGES += [(empty, "json"), (swap, "json"), (swap, "latents.safetensors")]
+BREAKAGES = [(damage, kind) for damage in (cut_in_half, Path.unlink) for kind in KINDS]
+BREAKAGES += [(damage, kind) for damage in (flip_a_bit, swap) for kind in KINDS[:2]]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import load_config
 
 FIRST, THEN = "A small red cube rests on sand", "A large green ball bounces on grass"
-WINDOW = {"sampler.window": 9, "sampler.sink": 3}
+WINDOW = {"sampler.window": 9, "sampler.sink": 3, "sampler.steps": [1000, 500]}
 RULES = {
     "compact positions": {**WINDOW, "sampler.sink": 4, "sampler.position_span": 9},
     "positions with a gap": {**WINDOW, "sampler.position_span": 12},
@@ -26,13 +26,8 @@ RULES = {
         "sampler.steps": [1000],
         "sampler.first_chunk_steps": [1000, 500],
     },
-    "recache, sink kept": {**WINDOW, "sampler.recache": "keep_sink", "sampler.steps": [1000, 500]},
-    "recache, sink renewed": {
-        **WINDOW,
-        "sampler.position_span": 9,
-        "sampler.recache": "renew_sink",
-        "sampler.steps": [1000, 500],
-    },
+    "recache, sink kept": {**WINDOW, "sampler.recache": "keep_sink"},
+    "recache, sink renewed": {**WINDOW, "sampler.position_span": 9, "sampler.recache": "renew_sink"},
 }
 # Pixel frame 45 is the first of latent frame 12, the 5th chunk of three: the window has begun to roll.
 SCHEDULE = {45 / 16: THEN}
@@ -56,8 +51,8 @@ def test_an_extended_run_is_the_longer_run(text_engine, tmp_path, settings):
     schedule = schedule_of(settings)
     make = {"seed": 2, "settings": settings, "schedule": schedule}
     half = text_engine.generate(FIRST, frames=57, **make)
-    longer = text_engine.generate(FIRST, frames=81, **make)
-    extended = text_engine.extend(save(tmp_path / "half", half), frames=24, settings=settings)
+    longer = text_engine.generate(FIRST, frames=69, **make)
+    extended = text_engine.extend(save(tmp_path / "half", half), frames=12, settings=settings)
     assert extended.latents.equal(longer.latents)
     assert np.array_equal(extended.frames, longer.frames)
     if schedule is not None:
@@ -70,17 +65,25 @@ def test_an_extended_run_is_the_longer_run(text_engine, tmp_path, settings):
 
 @pytest.mark.parametrize("recache", ["keep_sink", "renew_sink"])
 def test_a_prompt_that_changes_where_a_run_ended_passes_the_cache_again(text_engine, tmp_path, recache):
-    settings = {**WINDOW, "sampler.recache": recache, "sampler.steps": [1000, 500]}
+    settings = {**WINDOW, "sampler.recache": recache}
     half = text_engine.generate(FIRST, frames=45, settings=settings)
     longer = text_engine.generate(FIRST, frames=57, settings=settings, schedule=SCHEDULE)
     extended = text_engine.extend(save(tmp_path / "half", half), frames=12, schedule={0: THEN})
     assert extended.latents.equal(longer.latents)
 
 
-@pytest.mark.parametrize("settings", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("cut", [4, 5])
-def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(go_on, settings, cut):
+@pytest.mark.parametrize(
+    ("rule", "cut"),
+    [
+        *((rule, 4) for rule in RULES if rule != "framewise"),
+        *((rule, 5) for rule in RULES if "recache" in rule),
+        # Eighteen chunks, twice.
+        pytest.param("framewise", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(go_on, rule, cut):
     """Where there is a recache it is the fifth chunk: cut off before it, and after it."""
+    settings = RULES[rule]
     values = {"video.height": 32, "video.width": 64, "video.frames": 18, **settings}
     if schedule_of(settings):
         values["prompt_changes"] = [{"frame": 45, "prompt": THEN}]

@@ -138,9 +138,8 @@ def test_the_same_browser_in_two_tabs_speaks_through_the_newer(play, walk_engine
     assert closed.value.rcvd.code == 4001
 
 
-@pytest.mark.parametrize(
-    "garbage",
-    [
+def test_garbage_is_told_once_and_harms_nothing(play, walk_engine):
+    garbage = (
         "no JSON",
         "[]",
         '{"type": "dance"}',
@@ -151,15 +150,14 @@ def test_the_same_browser_in_two_tabs_speaks_through_the_newer(play, walk_engine
         '{"type": "take_up", "name": "../elsewhere"}',
         '{"type": "shown", "frame": -1}',
         b"\xff\xfe\x00",
-    ],
-)
-def test_garbage_is_told_once_and_harms_nothing(play, walk_engine, garbage):
+    )
     browser = play(walk_engine).browser()
     browser.wait(browser.is_ready)
-    browser.socket.send(garbage)
-    browser.wait(lambda: browser.last("error"))
+    for each in garbage:
+        browser.socket.send(each)
+    browser.wait(lambda: sum(message["type"] == "error" for message in browser.messages) >= len(garbage))
     browser.rest(0.3)
-    assert sum(message["type"] == "error" for message in browser.messages) == 1
+    assert sum(message["type"] == "error" for message in browser.messages) == len(garbage)
     browser.tap("w")
     browser.wait_made(13)
 
@@ -336,7 +334,8 @@ def test_a_world_that_cannot_begin_leaves_the_player_at_work(play, walk_engine):
     browser.send(type="take_up", name="nothing")
     browser.wait(lambda: browser.last("error"))
     assert "no saved run 'nothing'" in browser.last("error")["message"]
-    browser.wait(browser.is_ready)
+    # A key that comes before the other world would be forgotten with the first one.
+    browser.wait(lambda: browser.is_ready() and browser.last("state")["prompt"] == "x")
     browser.tap("w")
     browser.wait_made(13)
 

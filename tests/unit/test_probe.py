@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.cache.probe import NUM_QUERIES, Probe, keys_alone
+from qvg_cli.cache.prediction import NUM_QUERIES
+from qvg_cli.cache.probe import Probe, keys_alone
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.rope.tables import RotaryTables
-from qvg_kernels.spec import Bf16Spec, QvgSpec
+from qvg_kernels.spec import Bf16Spec, FittedSpec, QvgSpec
 
 HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
 SHAPE = CacheShape(LAYERS, HEADS, HEAD_DIM)
@@ -45,6 +46,7 @@ def measure(*configs, steps=1):
             query, key = draw(), draw()
             for layer in cache.layers:
                 asked = ROTATION.rotate(query, chunk.makes)
+                layer.observe(query, chunk.makes, ROTATION)
                 layer.attend(asked, key, key, frames=chunk.makes, reads=chunk.reads, rotation=ROTATION)
         found.append(probe.measure())
         for layer in cache.layers:
@@ -93,4 +95,11 @@ def test_it_is_what_full_attention_of_the_drawn_queries_gives():
 def test_chunks_that_wait_unpacked_lose_nothing():
     found, _, _ = measure(cache_of(CODED), cache_of(CODED, span_tokens=3 * TOKENS))
     assert set(found[1]) == {"0"}
+    assert found[5]["0"][0].logit_rms != found[5]["1"][0].logit_rms > 0
+
+
+def test_what_a_cache_learns_from_queries_is_learnt_beside_the_run():
+    plain, shaped = (FittedSpec(num_centroids=0, shaping=shaping) for shaping in ("none", "key"))
+    found, _, others = measure(cache_of(plain), cache_of(shaped))
+    assert not others["1"].is_learning
     assert found[5]["0"][0].logit_rms != found[5]["1"][0].logit_rms > 0

@@ -94,7 +94,7 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
         """What both streams gather, `[B, F * P, H, D]` each: by place and time, then by camera."""
         call, layer, cameras = self.call, self.layer, self.call.cameras
         assert cameras is not None
-        layer.observe(query, call.frames, rotary_emb, cameras)
+        call.observe(layer, query, rotary_emb, cameras)
         timed = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
         # Copied before the other stream attends: both may be gathered in the same workspace.
         timed = timed.transpose(1, 2).clone(memory_format=torch.contiguous_format)

@@ -163,7 +163,7 @@ class SelfAttention(nn.Module):
         query, key, value = call.to_heads(layer, query, key, value)
         if call.commit is not None:
             # Processes that share the guidance would learn from other steps each.
-            layer.observe(query, call.frames, rotation)
+            call.observe(layer, query, rotation)
         attended = call.attend(layer, rotation.rotate(query, call.frames), key, value, rotation)
         call.fill(layer, key, value)
         (joined,) = call.to_tokens(layer, attended.transpose(1, 2))

@@ -53,6 +53,12 @@ class Call:
         """Each `[B, H, S, D]` of the tokens that pass here for the heads that attend here, and all tokens."""
         return self.tokens.to_heads(states, layer.tokens_per_frame)
 
+    def observe(self, layer: LayerCache, query: Tensor, *rotations: Rotation) -> None:
+        """Let `layer` learn from queries `[B, H, S, D]` of the heads that attend here, not rotated."""
+        if layer.is_observing:
+            (query,) = self.tokens.to_held((query,))
+            layer.observe(query, self.frames, *rotations)
+
     def attend(
         self,
         layer: LayerCache,
@@ -172,7 +178,7 @@ class CachedSelfAttention(Generic[CallT]):
     ) -> tuple[Tensor, ...]:
         """What the queries gather from the history and the call, `[B, S, H, D]`; fills the cache."""
         call, layer = self.call, self.layer
-        layer.observe(query, call.frames, rotary_emb)
+        call.observe(layer, query, rotary_emb)
         attended = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
         call.fill(layer, key, value)
         return (attended.transpose(1, 2),)
@@ -286,7 +292,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
 
     def capture_blocks(self) -> None:
         """Launch the blocks as CUDA graphs from now on; their weights stay where they are."""
-        self._graphs = GraphedBlock.take(self.blocks)
+        self._graphs = GraphedBlock.share(self.blocks)
 
     def forget_text(self) -> None:
         """Let every layer of an attached model read the prompt embeddings anew at the next call."""

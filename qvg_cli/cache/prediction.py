@@ -1,0 +1,91 @@
+"""What packing will do to a layer's logits, from the error of keys and from what queries ask for.
+
+The exact keys are gone once they are packed, so this is found out when they are: an error e of a key costs
+`e^T M e / D` of a squared logit, M the moment of the queries as the key meets them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from qvg_cli.planning.chunks import ChunkPlan
+from qvg_cli.randomness import derive_seed
+from qvg_kernels.codec import Codec, PackedTensor
+from qvg_kernels.rope.placement import Placement
+
+EVERY, FIRST = 4, 1
+"""Every fourth chunk is measured, from the second on: the first that has a history."""
+NUM_QUERIES = 16
+"""Of every head and call. Over 360 heads the mean token shift of 16 has a deviation of 0.6 points."""
+
+
+def is_measured(chunk: ChunkPlan) -> bool:
+    """Whether queries of `chunk` are looked at."""
+    return bool(chunk.makes) and chunk.index % EVERY == FIRST
+
+
+@lru_cache(maxsize=4)
+def draw_tokens(seed: int, chunk: int, count: int, device: torch.device) -> Tensor:
+    """`[Q]` places of the queries that are looked at, among `count` tokens; drawn once for all layers."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "probe", chunk))
+    return torch.randperm(count, generator=generator)[:NUM_QUERIES].to(device)
+
+
+def head_groups(heads: int, head_values: int) -> Iterator[slice]:
+    """Groups of heads that together have some 32 MiB of float32 values, or one by one."""
+    size = max(1, 2**23 // head_values)
+    return (slice(start, start + size) for start in range(0, heads, size))
+
+
+class LogitErrors:
+    """What one layer's blocks of a chunk bring.
+
+    Attributes:
+        squared: Mean squared error of the logits of each block, on the device.
+    """
+
+    def __init__(self) -> None:
+        self.squared: list[Tensor] = []
+        self._chunk: ChunkPlan | None = None
+        self._asked: list[Tensor] = []
+        self._placement: Placement | None = None
+
+    def begin(self, chunk: ChunkPlan) -> None:
+        """Forget the chunk before."""
+        self._chunk = chunk if is_measured(chunk) else None
+        self.squared, self._asked = [], []
+
+    def observe(self, query: Tensor, placements: Sequence[Placement], seed: int) -> None:
+        """Look at some queries of a call, `[B, H, S, D]`, not placed."""
+        if self._chunk is not None:
+            tokens = draw_tokens(seed, self._chunk.index, query.shape[2], query.device)
+            self._asked.append(query[:, :, tokens].float())
+            self._placement = placements[0]
+
+    def add(self, key: Tensor, codec: Codec, packed: PackedTensor) -> None:
+        """Take a block of keys `[B, H, S, D]` into account that has just been packed."""
+        if not self._asked or self._placement is None:
+            return
+        _, num_heads, tokens, head_dim = key.shape
+        queries = torch.cat(self._asked, dim=2)
+        moment = self._placement.at_keys((queries.mT @ queries / queries.shape[2]).double())
+        by_head = []
+        for heads in head_groups(num_heads, tokens * head_dim):
+            error = key[:, heads].float() - codec.decode(packed, heads=heads).float()
+            spread = (error.mT @ error).double() / tokens
+            by_head.append((moment[:, heads] * spread).sum((-2, -1)) / head_dim)
+        self.squared.append(torch.cat(by_head, dim=1).mean())
+
+
+def predicted_rms(layers: Sequence[LogitErrors]) -> tuple[float, ...]:
+    """Root mean squared error of the logits of every layer, 0 of one that packs nothing; empty if nothing was
+    measured.
+    """
+    found = [torch.stack(layer.squared).mean() for layer in layers if layer.squared]
+    squared = iter(torch.stack(found).tolist() if found else ())
+    return tuple(round(math.sqrt(next(squared)), 6) if layer.squared else 0.0 for layer in layers if found)
