@@ -54,19 +54,24 @@ class QuantWmCodec(HeadwiseCodec[QuantWmSpec, Tensor]):
         seed: int,
         checks: list[FiniteCheck] | None = None,
         matrix: Tensor | None = None,
+        inverse: Tensor | None = None,
     ) -> PackedTensor:
         """Pack `[B, H, S, D]` values as `Codec.encode` has it.
 
         Args:
             matrix: `[B, H, D, D]`, the second moment of the queries of earlier chunks in any unit; it is not
                 kept. Without it, in the first chunk, all channels weigh alike and no error is stored.
+            inverse: Not of use here.
         """
-        return replace(super().encode(block, seed=seed, checks=checks, matrix=matrix), matrix=None)
+        packed = super().encode(block, seed=seed, checks=checks, matrix=matrix, inverse=matrix)
+        return replace(packed, matrix=None)
 
     def encode_head(self, points: Tensor, draws: Tensor) -> dict[str, Tensor]:
         return self._encode(points, draws, None)
 
-    def encode_shaped_head(self, points: Tensor, draws: Tensor, matrix: Tensor) -> dict[str, Tensor]:
+    def encode_shaped_head(
+        self, points: Tensor, draws: Tensor, matrix: Tensor, inverse: Tensor
+    ) -> dict[str, Tensor]:
         return self._encode(points, draws, matrix)
 
     def _encode(self, points: Tensor, starts: Tensor, moment: Tensor | None) -> dict[str, Tensor]:
