@@ -167,7 +167,7 @@ class LayerCache:
     @property
     def is_observing(self) -> bool:
         """Whether the queries of model calls are of use."""
-        return self.watcher is not None or self.shaping.is_learning
+        return self.watcher is not None or self.shaping.is_learning or self.errors.is_observing
 
     def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
         """Learn from the queries of a model call how errors of keys are heard.
@@ -303,6 +303,8 @@ class LayerCache:
                 self._versions.make(block.version, _bytes_of(matrices))
                 self.shaping.keep(self._versions.held)
                 inverses = self.shaping.inverses
+                if self.shaping.earlier is not None:
+                    matrices = self.shaping.earlier, matrices[1]
             pair = encode_pair((codecs.key, codecs.value), states, seeds, checks, matrices, inverses)
         except NonFiniteError as error:
             raise self.refuse(block.frames, error) from error
@@ -388,6 +390,7 @@ class KVCache:
         step = self.plan.advance(chunk)
         for layer in self.layers:
             layer.evict(step)
+            layer.shaping.begin()
             layer.errors.begin(chunk)
         self.ledger.begin_peak()
         self._num_held -= len(step.evicts)
