@@ -225,7 +225,7 @@ def test_unknown_names_come_with_the_nearest():
     )
     message, hint = refused("cache.preset=int2_qvg")
     assert message == "unknown cache preset 'int2_qvg' (--set cache.preset)"
-    assert hint.startswith("nearest: int2-qvg; known: bf16, bit1, int2, ")
+    assert hint.startswith("nearest: int2-qvg; known: bf16, bit1, bit1-shaped, int2, ")
     message, hint = refused("cache.k.scheme=qvgg")
     assert message == "unknown cache.k.scheme 'qvgg' (--set cache.k.scheme)"
     assert hint.startswith("nearest: qvg; known: none, bf16, asym, fitted, ")
