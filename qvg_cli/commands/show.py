@@ -151,10 +151,6 @@ def _write_gallery(folder: Path) -> None:
         raise UsageError(f"no run in {folder}", hint="create one with qvg generate --out FOLDER")
     page = folder / "index.html"
     text = gallery_page(folder, lines)
-    write_whole(page, lambda path: _write_text(path, text))
+    write_whole(page, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
     console.note(f"{len(lines)} results")
     show_data(str(page))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ def find_results(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise UsageError(f"no folder {root}", hint="qvg generate creates results/ in the current folder")
-    found = sorted(_result_files(root), key=lambda path: (path.stat().st_mtime, path), reverse=True)
+    reports = [path for name in (COMPARISON, MEMORY) for path in root.rglob(name)]
+    found = sorted(reports, key=lambda path: (path.stat().st_mtime, path), reverse=True)
     comparisons = {path.parent for path in found if path.name == COMPARISON}
     return [path.parent for path in found if comparisons.isdisjoint(path.parent.parents)]
 
@@ -80,11 +81,6 @@ def newest_file(folder: Path) -> float:
     """When the report of the run or the comparison in `folder` was written, in seconds of the clock."""
     reports = [folder / name for name in (COMPARISON, MEMORY)]
     return max(path.stat().st_mtime for path in reports if path.is_file())
-
-
-def _result_files(root: Path) -> Iterator[Path]:
-    for name in (COMPARISON, MEMORY):
-        yield from root.rglob(name)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

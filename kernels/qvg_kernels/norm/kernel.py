@@ -143,7 +143,7 @@ def launch_add_norm(
         if vector is None:
             return hidden, 0
         assert vector.stride(-1) == 1
-        return vector, vector.stride(0) if vector.ndim == 3 and items > 1 else 0
+        return vector, vector.stride(0) if vector.ndim == 3 and len(vector) > 1 else 0
 
     (gate_, gate_stride), (factor_, factor_stride), (shift_, shift_stride) = map(rows, (gate, factor, shift))
     add_norm_kernel[(items * tokens,)](
