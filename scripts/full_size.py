@@ -60,7 +60,6 @@ from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
 from qvg_cli.models.wan import graphs
-from qvg_cli.models.wan.graphs import GraphedBlock
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.memory import MemoryReport
@@ -93,7 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if launch.num_processes > 1 and device.type == "cuda":
         device = torch.device("cuda", launch.local_rank)
         torch.cuda.set_device(device)
-    GraphedBlock.captures_exchange = not options.eager_exchange
     if options.plain_norms:
         use_plain_norms()
     if launch.rank:
@@ -199,7 +197,6 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--budget-seconds", type=float, help="end an arm after this time; what it has made counts")
     add("--profile", type=int, metavar="CHUNK", help="list the kernels of one chunk beside the JSON")
     add("--plain-norms", action="store_true", help="norms of the blocks in torch, as diffusers has them")
-    add("--eager-exchange", action="store_true", help="launch exchanges between CUDA graphs, not inside")
     add("--probe", nargs="+", default=[], metavar="PRESET", help="measure what these do to a bf16 arm's keys")
     add("--latents", type=Path, help="keep the first process' latents in this place, a file an arm")
     add("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="as in qvg generate")

@@ -8,16 +8,14 @@ processes are a part of both. The same kernels run in the same order, so the res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 
-from qvg_cli.models.parallel import AllTokens
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_kernels.norm.modulate import add_gated, add_norm, norm_modulate
 
@@ -131,8 +129,6 @@ class GraphedBlock(FusedBlock):
     graphs: BlockGraphs
     is_first: bool
     captured: _Captured
-    captures_exchange: ClassVar = True
-    """Whether the exchanges among processes belong to the graphs; else they are launched between them."""
 
     @classmethod
     def share(cls, blocks: Any) -> BlockGraphs:
@@ -158,39 +154,21 @@ class GraphedBlock(FusedBlock):
         if captured.pool is not graphs.pool:
             self.captured = captured = _Captured(graphs.pool)
         if captured.before is None:
-            with self._alone():
-                captured.before = graphs.capture(self._capture_before)
+            captured.before = graphs.capture(self._capture_before)
         captured.before.replay()
         processor, projected = self.attn1.processor, graphs.projected
-        if not self.captures_exchange:
-            projected = processor.call.to_heads(processor.layer, *projected)
         if processor.call.commit is not None:
             # The cache may keep them as they are, and the next block writes its own there.
             projected = tuple(part.clone() for part in projected)
         attended = processor.attend(*projected, rotary_emb)
-        if not self.captures_exchange:
-            attended = [each.unsqueeze(2) for each in processor.call.to_tokens(processor.layer, *attended)]
         if not graphs.attended:
             graphs.attended = tuple(torch.empty_like(part.contiguous()) for part in attended)
         for buffer, part in zip(graphs.attended, attended, strict=True):
             buffer.copy_(part)
         if captured.after is None:
-            with self._alone():
-                captured.after = graphs.capture(lambda: self._capture_after(encoder_hidden_states))
+            captured.after = graphs.capture(lambda: self._capture_after(encoder_hidden_states))
         captured.after.replay()
         return graphs.hidden
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Leave exchanges out of what is captured, where they do not belong to it."""
-        call = self.attn1.processor.call
-        tokens = call.tokens
-        if not self.captures_exchange:
-            call.tokens = AllTokens()
-        try:
-            yield
-        finally:
-            call.tokens = tokens
 
     def _capture_before(self) -> None:
         graphs = self.graphs
