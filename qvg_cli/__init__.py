@@ -1,4 +1,4 @@
-"""qvg: long videos from autoregressive video diffusion models, their history kept in 2 bits a value.
+"""qvg: long videos from autoregressive video diffusion models, with a 2-bit KV cache.
 
 The Python API:
 
@@ -7,7 +7,7 @@ The Python API:
     >>> video = engine.generate("a large red ball bounces on grass", seconds=2, seed=1)
     >>> video.save("ball.mp4")
 
-Importing it loads nothing heavy: every name is found when it is first used.
+Importing it loads nothing heavy: every name is imported on first use.
 """
 
 from __future__ import annotations

@@ -38,8 +38,6 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.cache.probe import Probe, keys_alone, packs_keys
@@ -59,8 +57,6 @@ from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
-from qvg_cli.models.wan import graphs
-from qvg_cli.models.wan.graphs import GraphedBlock
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.memory import MemoryReport
@@ -93,9 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if launch.num_processes > 1 and device.type == "cuda":
         device = torch.device("cuda", launch.local_rank)
         torch.cuda.set_device(device)
-    GraphedBlock.captures_exchange = not options.eager_exchange
-    if options.plain_norms:
-        use_plain_norms()
     if launch.rank:
         options.out = options.out.with_suffix(f".{launch.rank}.json")
     if options.memory_limit_gib is not None:
@@ -136,23 +129,6 @@ def load_pipeline(
     if options.backend == "longcat" and options.steps:
         return ShortStart(pipeline, guided_schedule(options.steps, config.sampler.shift)), models
     return pipeline, models
-
-
-def use_plain_norms() -> None:
-    """Leave out the kernel of sums, norms and modulations, to time what it gains."""
-
-    def add_gated(hidden: Tensor, change: Tensor, gate: Tensor | None = None) -> Tensor:
-        return (hidden.float() + (change if gate is None else change * gate)).to(hidden.dtype)
-
-    def norm_modulate(hidden: Tensor, factor: Tensor, shift: Tensor, eps: float) -> Tensor:
-        normed = functional.layer_norm(hidden.float(), hidden.shape[-1:], eps=eps)
-        return (normed * factor.float() + shift.float()).to(hidden.dtype)
-
-    def add_norm(hidden: Tensor, change: Tensor, gate: Tensor | None, *norm: Any) -> tuple[Tensor, Tensor]:
-        added = add_gated(hidden, change, gate)
-        return added, norm_modulate(added, *norm)
-
-    vars(graphs).update(add_gated=add_gated, norm_modulate=norm_modulate, add_norm=add_norm)
 
 
 class ShortStart:
@@ -198,8 +174,6 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--memory-limit-gib", type=float, help="device memory that the process may take")
     add("--budget-seconds", type=float, help="end an arm after this time; what it has made counts")
     add("--profile", type=int, metavar="CHUNK", help="list the kernels of one chunk beside the JSON")
-    add("--plain-norms", action="store_true", help="norms of the blocks in torch, as diffusers has them")
-    add("--eager-exchange", action="store_true", help="launch exchanges between CUDA graphs, not inside")
     add("--probe", nargs="+", default=[], metavar="PRESET", help="measure what these do to a bf16 arm's keys")
     add("--latents", type=Path, help="keep the first process' latents in this place, a file an arm")
     add("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="as in qvg generate")
@@ -251,7 +225,6 @@ def describe(options: argparse.Namespace, config: RunConfig, device: torch.devic
         "context": options.context if config.backend == "hyworldplay" else None,
         "steps": options.steps,
         "done": options.done,
-        "plain_norms": options.plain_norms,
         "sets": options.sets,
         "memory_limit_gib": options.memory_limit_gib,
         "text_stage": "left out: random states",

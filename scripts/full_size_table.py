@@ -91,8 +91,6 @@ def _run(record: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
         parts.append(f"{arm['latent_frames']} latent frames")
     if record.get("done"):
         parts.append(f"after chunk {record['done']}")
-    if record.get("plain_norms"):
-        parts.append("norms in torch")
     if record["context"]:
         parts.append(record["context"])
     if record["steps"] is not None:

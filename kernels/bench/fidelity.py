@@ -192,7 +192,11 @@ def pack(codec: Codec, states: Tensor, case: Case, num_packed: int, seed: int) -
     """What the first tokens of `[1, H, S, D]` decode to, span by span; the others as they are."""
     spans = states[:, :, :num_packed].split(case.span, dim=2)
     seeds = [2 * number + seed for number in range(len(spans))]
-    matrices = learn(codec, spans, seeds, case) if codec.spec.is_shaped else [None]
+    matrices: Sequence[Tensor | None] = [None]
+    if codec.spec.is_shaped:
+        matrices = learn(codec, spans, seeds, case)
+    if codec.spec.weighs_queries:
+        matrices = [earlier_queries(case, number) for number in range(len(spans))]
     parts = []
     for number, (span, own_seed) in enumerate(zip(spans, seeds, strict=True)):
         matrix = matrices[min(number, len(matrices) - 1)]
@@ -211,6 +215,12 @@ def learn(codec: Codec, spans: Sequence[Tensor], seeds: Sequence[int], case: Cas
             query = query + placed_moment(asked.mT @ asked, *case.frame)
         matrices.append(codec.shaping_matrix(residual, query).to(span.device))
     return matrices
+
+
+def earlier_queries(case: Case, number: int) -> Tensor | None:
+    """`[1, H, D, D]`, the sum of the products of queries of chunks before a span, if there are any."""
+    queries = [query for first, query in case.asked if first < number * case.span]
+    return torch.stack([query.mT @ query for query in queries]).sum(0) if queries else None
 
 
 def measure(case: Case, presets: list[Preset]) -> Iterator[Row]:

@@ -65,6 +65,7 @@ class Codec(ABC):
         seed: int,
         checks: list[FiniteCheck] | None = None,
         matrix: Tensor | None = None,
+        inverse: Tensor | None = None,
     ) -> PackedTensor:
         """Pack `[B, H, S, D]` values; `seed` serves codecs that draw starting points.
 
@@ -76,6 +77,7 @@ class Codec(ABC):
                 `first_error` before it uses the block. On a CPU, and without a list, nothing is put off.
             matrix: What `shaping_matrix` gave for the layer, of a spec that is shaped; without it the errors
                 of such a spec are not shaped.
+            inverse: `inverse_of` that matrix, if it is kept: it takes longer than packing a chunk.
 
         Raises:
             ValueError: The block is empty or its head size is not one the codec takes.
@@ -101,6 +103,10 @@ class Codec(ABC):
         Args:
             query: `[B, H, D, D]`, moments of the queries as keys meet them; `None` where none were seen.
         """
+        raise NotImplementedError
+
+    def inverse_of(self, matrix: Tensor) -> Tensor:
+        """What values are multiplied by before they are rounded, `[B, H, D, D]` float16."""
         raise NotImplementedError
 
     def reader(self, head_dim: int) -> BlockReader | None:
@@ -138,12 +144,14 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
     def encode_head(self, points: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Pack `[S, D]` float32 values of one head."""
 
-    def encode_shaped_head(self, points: Tensor, draws: Draws, matrix: Tensor) -> dict[str, Tensor]:
+    def encode_shaped_head(
+        self, points: Tensor, draws: Draws, matrix: Tensor, inverse: Tensor
+    ) -> dict[str, Tensor]:
         """What `encode_head` does, with errors shaped by `[D, D]`."""
         raise NotImplementedError
 
     def encode_by_kernels(
-        self, block: Tensor, seed: int, matrix: Tensor | None
+        self, block: Tensor, seed: int, matrices: tuple[Tensor, Tensor] | None
     ) -> tuple[dict[str, Tensor], FiniteCheck] | None:
         """Pack all heads by kernels, and whether their values are finite; `None` where only torch packs."""
         return None
@@ -155,13 +163,18 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
         seed: int,
         checks: list[FiniteCheck] | None = None,
         matrix: Tensor | None = None,
+        inverse: Tensor | None = None,
     ) -> PackedTensor:
         batch, heads, tokens, head_dim = block.shape
         check_packed_shape(self.spec.scheme, tokens, head_dim)
         if self.spec.is_shaped and matrix is None:
             one = torch.eye(head_dim, dtype=torch.bfloat16, device=block.device)
             matrix = one.expand(batch, heads, -1, -1).contiguous()
-        found = self.encode_by_kernels(block, seed, matrix) if uses_kernels(block.device) else None
+            inverse = matrix.half()
+        shape = None
+        if matrix is not None:
+            shape = matrix, self.inverse_of(matrix) if inverse is None else inverse
+        found = self.encode_by_kernels(block, seed, shape) if uses_kernels(block.device) else None
         if found is not None:
             tensors, check = found
             _settle(check, checks)
@@ -169,13 +182,13 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
             require_finite(block, checks)
             draws = self.draw(tokens, head_dim, seed, block.device)
             points = [points.float() for points in block.flatten(0, 1)]
-            if matrix is None:
+            if shape is None:
                 packed = [self.encode_head(each, draws) for each in points]
             else:
-                matrices = matrix.flatten(0, 1)
+                own = (each.flatten(0, 1) for each in shape)
                 packed = [
-                    self.encode_shaped_head(each, draws, own)
-                    for each, own in zip(points, matrices, strict=True)
+                    self.encode_shaped_head(each, draws, *pair)
+                    for each, *pair in zip(points, *own, strict=True)
                 ]
             stacked = {name: torch.stack([head[name] for head in packed]) for name in packed[0]}
             tensors = {
@@ -272,15 +285,16 @@ def encode_pair(
     seeds: tuple[int, int],
     checks: list[FiniteCheck] | None = None,
     matrices: tuple[Tensor | None, Tensor | None] = (None, None),
+    inverses: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[PackedTensor, PackedTensor]:
     """Pack a layer's keys and values, on a GPU at the same time: alone, a chunk's leave most of it idle.
 
     Args:
-        checks: As `Codec.encode` has it; `matrices` likewise.
+        checks: As `Codec.encode` has it; `matrices` and `inverses` likewise.
     """
     packings = [
-        partial(codec.encode, block, seed=seed, checks=checks, matrix=matrix)
-        for codec, block, seed, matrix in zip(codecs, blocks, seeds, matrices, strict=True)
+        partial(codec.encode, block, seed=seed, checks=checks, matrix=matrix, inverse=inverse)
+        for codec, block, seed, matrix, inverse in zip(codecs, blocks, seeds, matrices, inverses, strict=True)
     ]
     device = blocks[1].device
     if device.type != "cuda":

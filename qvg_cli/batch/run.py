@@ -6,6 +6,7 @@ No torch: only the workers load a model.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from qvg_cli.batch.store import Store
 from qvg_cli.batch.worker import WorkerPlan
 from qvg_cli.console import Console
 from qvg_cli.engine.jobs import Planned, check_weights
+from qvg_cli.engine.suggestions import check_processes
 from qvg_cli.errors import QvgError, interruption
 from qvg_cli.runs.identity import video_ids
 
@@ -46,6 +48,7 @@ def make_batch(
         QvgError: A video failed; all others were made.
     """
     check_weights(planned[0])
+    check_processes(planned[0].config, num_processes)
     store = Store(out)
     store.prepare()
     for error in bad:
@@ -68,7 +71,8 @@ def make_batch(
             f"{len(jobs)} videos, {len(jobs) - len(waiting)} already done; {count} workers on {device}"
         )
         base = replace(planned[0], config=planned[0].config.model_copy(update={"device": device}))
-        plan = WorkerPlan(base, waiting, store.place, device, num_processes)
+        place = store.place if store.is_address else str(store.root.absolute())
+        plan = WorkerPlan(base, waiting, place, os.getcwd(), device, num_processes)
         stopped = None
         if waiting:
             with View(store, manifest, console, show) as view:

@@ -116,6 +116,7 @@ class WorkerPlan:
         base: A video; those of the jobs differ by prompt and seed.
         jobs: What the manifest says of each: id, prompt, seed, folder.
         place: Where the videos go.
+        directory: In which the command was given, for names of files that are relative.
         device: Kind of device: "cpu" or "cuda".
         num_processes: That make each video together.
     """
@@ -123,6 +124,7 @@ class WorkerPlan:
     base: Planned
     jobs: Sequence[Row]
     place: str
+    directory: str
     device: str
     num_processes: int
 
@@ -147,6 +149,8 @@ class Worker(Console):
 
         super().__init__(is_quiet=True)
         set_up(is_verbose=False)
+        if os.path.isdir(plan.directory):
+            os.chdir(plan.directory)
         self._plan, self._board = plan, board
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._store = Store(plan.place)

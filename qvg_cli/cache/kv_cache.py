@@ -167,7 +167,7 @@ class LayerCache:
     @property
     def is_observing(self) -> bool:
         """Whether the queries of model calls are of use."""
-        return self.watcher is not None or self.shaping.is_learning
+        return self.watcher is not None or self.shaping.is_learning or self.errors.is_observing
 
     def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
         """Learn from the queries of a model call how errors of keys are heard.
@@ -223,8 +223,8 @@ class LayerCache:
         """
         for entry in entries:
             self._hold(entry)
-        for version, matrices in versions.items():
-            self.shaping.versions[version] = matrices
+        for version, matrices in sorted(versions.items()):
+            self.shaping.take(version, matrices)
             self._versions.make(version, _bytes_of(matrices))
         self.shaping.keep(self._versions.held)
         self.entry_of = {
@@ -296,12 +296,16 @@ class LayerCache:
         seeds, states = (key_seed, value_seed), (key, value)
         checks: list[FiniteCheck] = []
         matrices: Matrices = (None, None)
+        inverses: Matrices = (None, None)
         try:
             if codecs is self.packed:
                 matrices = self.shaping.matrices(block.version, states, seeds, checks)
                 self._versions.make(block.version, _bytes_of(matrices))
                 self.shaping.keep(self._versions.held)
-            pair = encode_pair((codecs.key, codecs.value), states, seeds, checks, matrices)
+                inverses = self.shaping.inverses
+                if self.shaping.earlier is not None:
+                    matrices = self.shaping.earlier, matrices[1]
+            pair = encode_pair((codecs.key, codecs.value), states, seeds, checks, matrices, inverses)
         except NonFiniteError as error:
             raise self.refuse(block.frames, error) from error
         except ValueError as error:
@@ -386,6 +390,7 @@ class KVCache:
         step = self.plan.advance(chunk)
         for layer in self.layers:
             layer.evict(step)
+            layer.shaping.begin()
             layer.errors.begin(chunk)
         self.ledger.begin_peak()
         self._num_held -= len(step.evicts)

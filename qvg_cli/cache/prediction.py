@@ -55,6 +55,11 @@ class LogitErrors:
         self._asked: list[Tensor] = []
         self._placement: Placement | None = None
 
+    @property
+    def is_observing(self) -> bool:
+        """Whether queries of the chunk in hand are looked at."""
+        return self._chunk is not None
+
     def begin(self, chunk: ChunkPlan) -> None:
         """Forget the chunk before."""
         self._chunk = chunk if is_measured(chunk) else None

@@ -3,6 +3,8 @@
 Version 0 is made of the first block and the queries up to its packing, version 1, which all later blocks
 have, of both. A cache that has become empty begins anew. Invariant: what is learnt depends on what passes
 through the model and in which order, not on the video's length or on which other heads are here.
+
+A codec that weighs queries has no versions: it gets what the queries of all earlier chunks asked for.
 """
 
 from __future__ import annotations
@@ -25,12 +27,17 @@ class Shaping:
 
     Attributes:
         versions: The matrices that are held, by version.
+        earlier: For a codec that weighs queries, `[B, H, D, D]`, the sum of the products of those of earlier
+            chunks.
+        inverses: Of the newest, by which blocks are encoded.
     """
 
     def __init__(self, key: Codec, value: Codec) -> None:
         self.versions: dict[int, Matrices] = {}
+        self.inverses: Matrices = (None, None)
         self._codecs = key, value
         self._is_shaped = key.spec.is_shaped or value.spec.is_shaped
+        self.earlier: Tensor | None = None
         self._query: Tensor | None = None
         self._placements: Sequence[Placement] = ()
         self._residuals: list[Tensor | None] = [None, None]
@@ -38,7 +45,14 @@ class Shaping:
     @property
     def is_learning(self) -> bool:
         """Whether the queries of model calls are still of use."""
+        if self._codecs[0].spec.weighs_queries:
+            return True
         return self._is_shaped and NUM_VERSIONS - 1 not in self.versions
+
+    def begin(self) -> None:
+        """Begin a chunk: what was observed is of earlier ones."""
+        if self._codecs[0].spec.weighs_queries:
+            self.earlier = self._query
 
     def observe(self, query: Tensor, placements: Sequence[Placement]) -> None:
         """Take the queries of a model call into account.
@@ -47,7 +61,8 @@ class Shaping:
             query: `[B, H, S, D]`, not placed.
             placements: The ways in which keys are read.
         """
-        if not (self.is_learning and self._codecs[0].spec.is_shaped):
+        spec = self._codecs[0].spec
+        if not (self.is_learning and (spec.is_shaped or spec.weighs_queries)):
             return
         self._placements = placements
         # Head by head, so that what is summed does not depend on how many are here.
@@ -66,8 +81,16 @@ class Shaping:
         if not self._is_shaped:
             return None, None
         if version not in self.versions:
-            self.versions[version] = self._learn(blocks, seeds, checks)
+            self.take(version, self._learn(blocks, seeds, checks))
         return self.versions[version]
+
+    def take(self, version: int, matrices: Matrices) -> None:
+        """Hold the newest version."""
+        key, value = (
+            None if matrix is None else codec.inverse_of(matrix)
+            for codec, matrix in zip(self._codecs, matrices, strict=True)
+        )
+        self.versions[version], self.inverses = matrices, (key, value)
 
     def _learn(
         self, blocks: tuple[Tensor, Tensor], seeds: tuple[int, int], checks: list[FiniteCheck]

@@ -26,9 +26,13 @@ Versions = Mapping[int, Matrices]
 
 
 def is_kept(cache: KVCache) -> bool:
-    """Whether the history is saved: packed, and with all its heads; else it is computed again."""
+    """Whether the history is saved: packed, and with all its heads; else it is computed again.
+
+    So is one whose later blocks are packed by what earlier queries asked for.
+    """
     codecs = [layer.packed for layer in cache.layers]
-    return cache.is_whole and all(pair.key.spec.packs and pair.value.spec.packs for pair in codecs)
+    is_packed = all(pair.key.spec.packs and pair.value.spec.packs for pair in codecs)
+    return cache.is_whole and is_packed and not any(pair.key.spec.weighs_queries for pair in codecs)
 
 
 def matrix_tensors(cache: KVCache, held: Sequence[Block]) -> dict[str, Tensor]:

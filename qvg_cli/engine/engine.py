@@ -151,18 +151,18 @@ class Engine:
         on_chunk: Callable[[ChunkResult], None] = lambda chunk: None,
         **options: Any,
     ) -> Video:
-        """Make a video.
+        """Generate a video.
 
         Args:
-            prompt: What it shows; `None` takes the one of the settings.
-            seconds: Length, rounded up to the next that the model can make.
+            prompt: Text prompt; `None` takes the one of the settings.
+            seconds: Length, rounded up to a whole chunk.
             frames: Length in pixel frames, instead of `seconds`.
-            segments: Length in segments after the first clip, for a model that makes such.
+            segments: Number of segments after the first clip (LongCat-Video).
             seed: Seed of the noise and the codecs.
-            schedule: Prompts that come later, by the second at which each begins.
+            schedule: Later prompts, by the second at which each starts.
             settings: Other settings by their dotted names, such as `{"video.fps": 24}`.
             progress: Show a bar, in a terminal or a notebook.
-            on_chunk: Called with every chunk when it is whole.
+            on_chunk: Called with every chunk when it is complete.
             options: Options of the model's family, such as `pose="w-8"` or `window=12`.
 
         Raises:
@@ -203,7 +203,7 @@ class Engine:
             schedule: Prompts that come later, by the second after the given video at which each begins.
             settings: Other settings by their dotted names.
             progress: Show a bar, in a terminal or a notebook.
-            on_chunk: Called with every chunk when it is whole.
+            on_chunk: Called with every chunk when it is complete.
             options: Options of the model's family.
 
         Raises:
@@ -228,7 +228,7 @@ class Engine:
         """Begin a video that has no end yet; its chunks are those of `generate`, bit for bit.
 
         Args:
-            prompt: What it shows; `None` takes the one of the settings.
+            prompt: Text prompt; `None` takes the one of the settings.
             seed: Seed of the noise and the codecs.
             settings: Other settings by their dotted names.
             on_step: Called after every model call; what it raises ends the session.

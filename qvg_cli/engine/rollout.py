@@ -266,7 +266,7 @@ def _fill_cache(
 ) -> None:
     """Compute the history of finished chunks as their rollout did: by the same passes, in the same order.
 
-    The first chunks are denoised once more if a cache learns from that.
+    Chunks are denoised once more as long as a cache learns from that.
     """
     cache = denoiser.cache
 

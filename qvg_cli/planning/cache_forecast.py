@@ -105,8 +105,11 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     Raises:
         ValueError: The codecs do not take the head size.
     """
-    packs = all(layer.k.packs and layer.v.packs for layer in config.of_layers(shape.num_layers))
-    if shape.num_parts > 1 or not packs:
+    is_kept = all(
+        layer.k.packs and layer.v.packs and not layer.k.weighs_queries
+        for layer in config.of_layers(shape.num_layers)
+    )
+    if shape.num_parts > 1 or not is_kept:
         return 0
     layers = _block_bytes(config, plan, shape)
     blocks = _plan_cache(config, plan, shape)

@@ -200,7 +200,7 @@ class CachePlan:
 
 
 class Versions:
-    """Which versions of the matrices one layer holds: the newest, and those that a packed block has."""
+    """The versions of the matrices that a layer holds: of packed blocks, and the newest with its inverse."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -210,8 +210,9 @@ class Versions:
     def make(self, version: int, num_bytes: int) -> None:
         """Enter a version, unless it is held; codecs without matrices give 0 bytes."""
         if num_bytes and version not in self._bytes:
+            # The inverse of the newest takes as much.
+            self._ledger.add({"tables": num_bytes if self._bytes else 2 * num_bytes})
             self._bytes[version] = num_bytes
-            self._ledger.add({"tables": num_bytes})
             self._settle()
 
     def hold(self, block: Block) -> None:
@@ -227,7 +228,7 @@ class Versions:
 
     def clear(self) -> None:
         """Forget all: the cache is empty, and the next block is the first again."""
-        for num_bytes in self._bytes.values():
+        for num_bytes in (*self._bytes.values(), *list(self._bytes.values())[:1]):
             self._ledger.remove({"tables": num_bytes})
         self._bytes.clear()
         self._blocks.clear()

@@ -217,11 +217,11 @@ def _duration_text(caches: Sequence[CacheForecast]) -> str:
     """How long the video takes on one GPU, in words."""
     known = [(cache.name, *cache.duration) for cache in caches if cache.duration is not None]
     if not known:
-        return "not known for this card or device"
+        return "not known for this GPU"
     each = ", ".join(f"{model + vae:.0f} s with {name}" for name, _, model, vae in known)
     _, card, _, vae = known[0]
-    basis = "rates measured there" if card == CARD else "nobody has measured it there"
-    return f"about {each} on one {card} ({vae:.0f} s of it decoding; {basis}), without start and compiling"
+    basis = "from rates measured there" if card == CARD else "not measured there"
+    return f"about {each} on one {card} ({vae:.0f} s of it decoding; {basis}), without start-up and compiling"
 
 
 def _facts(planned: Plan) -> list[tuple[str, str]]:
@@ -251,7 +251,7 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
         ("GPU", shown),
         *([("GPUs", f"{count}; the tables are for the first one, which decodes")] if count > 1 else []),
         *([("time", _duration_text(planned.caches))] if count == 1 else []),
-        ("host", f"about {memory_text(found.host_bytes)} of the machine's memory at most"),
+        ("host", f"at most about {memory_text(found.host_bytes)} of CPU memory"),
     ]
 
 

@@ -20,7 +20,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from qvg_cli import __version__
 from qvg_cli.config.resources import qvg_home, weights_folder
-from qvg_cli.config.schema import Config, RunConfig
+from qvg_cli.config.schema import CacheConfig, Config, LayerCodecs, RunConfig
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.files import write_whole
@@ -29,6 +29,13 @@ from qvg_cli.models.registry import find_family
 
 _PLACES: dict[str, bool | set[str]] = {"device": True, "memory": {"transformer", "vae", "weights_sharded"}}
 """Where a run computes, not what: it may go on with others, say after a lack of memory."""
+_LABELS: dict[str, bool | set[str]] = {
+    "backend": True,
+    "family": True,
+    "model": {"name", "weights"},
+    "cache": {"preset"},
+}
+"""Names of what is told apart by its content."""
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 _REMEMBERED_BYTES = 1 << 26
 """Smaller files are read faster than it matters."""
@@ -70,13 +77,22 @@ def identify(config: RunConfig, device: str) -> Identity:
     Raises:
         MissingModelError: The weights are not there.
     """
-    return _describe(config, device, _hash_weights(config), _versions(device))
+    settings = config.model_dump(mode="json", exclude=_PLACES)
+    files = sorted({text for text in _texts(settings) if _is_file(text)})
+    return Identity(
+        settings=settings,
+        device=device,
+        weights=_hash_weights(config),
+        inputs={name: hash_file(expand_user(name)) for name in files},
+        versions=_versions(device),
+    )
 
 
 def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
     """A name for each video of one model, from all that decides its frames and nothing else.
 
-    The versions of packages are not part of it, as a run goes on with others.
+    Files count by their content, not by their names, and a setting at its default does not count, so that one
+    that comes later changes no id. The versions of packages are not part of it, as a run goes on with others.
 
     Args:
         device: Kind of device that they are made on.
@@ -85,21 +101,20 @@ def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
         MissingModelError: The weights are not there.
     """
     weights = _hash_weights(configs[0])
-    return [_describe(config, device, weights, {}).hash()[:12] for config in configs]
+    found = []
+    for config in configs:
+        settings = config.model_dump(mode="json", exclude={**_PLACES, **_LABELS}, exclude_defaults=True)
+        prompts = [settings.pop("prompt"), settings.pop("prompt_changes", [])]
+        caches: list[CacheConfig | LayerCodecs] = [config.cache, *config.cache.layers.values()]
+        codecs = [(cache.k.scheme, cache.v.scheme) for cache in caches]
+        about = [config.family_name, device, weights, prompts, codecs, _by_content(settings)]
+        found.append(hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12])
+    return found
 
 
 def _hash_weights(config: RunConfig) -> str:
     with timed("hashing the weights"):
         return hash_folder(weights_folder(config.model.weights))
-
-
-def _describe(config: RunConfig, device: str, weights: str, versions: dict[str, str]) -> Identity:
-    settings = config.model_dump(mode="json", exclude=_PLACES)
-    # A prompt is no file, though one here may have its name.
-    named = {name: value for name, value in settings.items() if name not in ("prompt", "prompt_changes")}
-    files = sorted({text for text in _texts(named) if _is_file(text)})
-    inputs = {name: hash_file(expand_user(name)) for name in files}
-    return Identity(settings=settings, device=device, weights=weights, inputs=inputs, versions=versions)
 
 
 def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:
@@ -209,6 +224,15 @@ def _texts(values: JsonValue) -> Iterator[str]:
     elif isinstance(values, dict | list):
         for value in values.values() if isinstance(values, dict) else values:
             yield from _texts(value)
+
+
+def _by_content(values: JsonValue) -> JsonValue:
+    """`values` with the SHA-256 of a file in the place of its name, and without empty groups."""
+    if isinstance(values, dict):
+        return {name: _by_content(value) for name, value in values.items() if value != {}}
+    if isinstance(values, list):
+        return [_by_content(value) for value in values]
+    return hash_file(expand_user(values)) if isinstance(values, str) and _is_file(values) else values
 
 
 def _is_file(text: str) -> bool:

@@ -1,12 +1,12 @@
 """One video on one GPU and on several: time, exchanges, memory of each, and how far the latents are apart.
 
     python scripts/bench/several_gpus.py --out build/results/gpus --processes 2 4
-    python scripts/bench/several_gpus.py --out build/results/gpus --runs longcat --cache int2 bf16
+    python scripts/bench/several_gpus.py --out build/results/gpus --runs hyworldplay --cache int2 int2
 
 Every run is one of `scripts.full_size`, random weights, without decoding. Those of one process go first, each
-on a GPU of its own at the same time; so nothing is compiled when several processes are timed. The first two
-chunks of a video, and the one that is profiled, are left out of both times; of LongCat-Video the second
-segment counts.
+on a GPU of its own at the same time. The first two chunks of a video, and the last, which is profiled, are
+left out of both times; of LongCat-Video the second segment counts. A preset given twice is made twice: the
+second time nothing is compiled, also what only a share of the heads needs.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ class Run:
     Attributes:
         options: Of `scripts.full_size`.
         first: Chunk from which times count.
-        profiled: Chunk that is profiled, and does not count.
+        profiled: Chunk that is profiled, and does not count: the last, since processes take different times
+            to write what they found; -1 profiles none.
     """
 
     options: Sequence[str]
     first: int
-    profiled: int
+    profiled: int = -1
 
 
 RUNS = {
-    "self-forcing": Run(["--backend=self-forcing", "--frames=180"], 2, 58),
-    "self-forcing-90": Run(["--backend=self-forcing", "--frames=90"], 2, 28),
-    "hyworldplay": Run(["--backend=hyworldplay", "--chunks=24", "--context=incremental"], 2, 22),
-    # Two segments after given frames, of 10 steps and the tail's 6.
-    "longcat": Run(["--backend=longcat", "--steps=0", "--segments=2", "--set=sampler.guided_steps=10"], 1, 0),
+    "self-forcing": Run(["--backend=self-forcing", "--frames=180"], 2, 59),
+    "self-forcing-90": Run(["--backend=self-forcing", "--frames=90"], 2, 29),
+    "hyworldplay": Run(["--backend=hyworldplay", "--chunks=24", "--context=incremental"], 2, 23),
+    # Two segments after given frames, of which the second counts. A profile of one takes minutes.
+    "longcat": Run(["--backend=longcat", "--steps=0", "--segments=2", "--set=sampler.guided_steps=10"], 1),
 }
 
 
@@ -155,13 +156,13 @@ def _rows(options: argparse.Namespace, name: str, count: int) -> list[list[str]]
                 for rank in range(count)
             ]
             alone = json.loads(_path(options, name, 1).read_text())["arms"][number]
-            seconds, seconds_alone = _seconds(ranks[0], run), _seconds(alone, run)
+            seconds, seconds_alone = sum(_counted(ranks[0], run)), sum(_counted(alone, run))
             summaries = [rank["summary"] for rank in ranks]
             exchanges = [_exchange(options, name, count, rank, preset) for rank in range(count)]
             cells = [
                 f"{seconds:.2f}",
                 f"{seconds_alone / seconds:.2f}",
-                f"{ranks[0]['chunks'][-1]['transformer_seconds']:.2f}",
+                f"{_counted(ranks[0], run)[-1]:.2f}",
                 ", ".join(exchanges),
                 ", ".join(f"{each['peak']['bytes'] / MIB:.1f}" for each in summaries),
                 ", ".join(f"{(each['device_peak_bytes'] or 0) / MIB:.1f}" for each in summaries),
@@ -173,15 +174,18 @@ def _rows(options: argparse.Namespace, name: str, count: int) -> list[list[str]]
     return rows
 
 
-def _seconds(arm: dict[str, Any], run: Run) -> float:
-    counted = [each for each in arm["chunks"] if each["chunk"] >= run.first and each["chunk"] != run.profiled]
-    return sum(float(each["transformer_seconds"]) for each in counted)
+def _counted(arm: dict[str, Any], run: Run) -> list[float]:
+    """Seconds of every chunk that counts."""
+    chunks = [each for each in arm["chunks"] if each["chunk"] >= run.first and each["chunk"] != run.profiled]
+    return [float(each["transformer_seconds"]) for each in chunks]
 
 
 def _exchange(options: argparse.Namespace, name: str, count: int, rank: int, preset: str) -> str:
     path = Path(f"{_path(options, name, count, rank)}.{preset}.profile.txt")
+    if not path.exists():
+        return "-"
     told = [line for line in path.read_text().splitlines() if "exchanges among processes" in line]
-    return told[0].split(", ")[1].removesuffix(" ms") if told else "-"
+    return told[0].split(", ")[1].split()[0] if told else "-"
 
 
 def _distance(folder: Path, alone: Path, preset: str) -> str:

@@ -32,7 +32,9 @@ AREAS = {
     "hub": "Downloads",
     "video": "Video files",
     "runs": "Runs and resuming",
-    "compare": "Comparisons",
+    "comparison": "Comparisons",
+    "batch": "Batches",
+    "play": "Play",
     "report": "Reports",
 }
 HEAD = """# Error messages

@@ -3,6 +3,7 @@
 import pytest
 
 from qvg_cli.config.load import Request, setting_layers
+from qvg_cli.config.resources import preset_names
 from qvg_cli.models.registry import load_config
 from qvg_cli.runs.identity import video_ids
 
@@ -40,7 +41,7 @@ def test_the_kind_of_device_and_the_weights_too(tiny_weights, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"device": "cpu"}, {"memory__transformer": "group"}, {"memory__vae": "model"}],
+    [{"model__name": "mine"}, {"device": "cpu"}, {"memory__transformer": "group"}, {"memory__vae": "model"}],
     ids=lambda settings: next(iter(settings)),
 )
 def test_what_does_not(settings):
@@ -54,10 +55,14 @@ def test_a_file_whose_name_is_a_prompt_is_no_input(tmp_path, monkeypatch):
     assert video_ids([config(prompt="ball")], "cpu") == before
 
 
-def test_an_input_counts_by_its_content(tmp_path):
-    picture = tmp_path / "picture.png"
+def test_files_count_by_their_content(tmp_path):
     seen = []
-    for content in (b"1", b"2", b"1"):
-        picture.write_bytes(content)
-        seen += video_ids([config(source={"image": str(picture)})], "cpu")
+    for name, content in (("a.png", b"1"), ("a.png", b"2"), ("b.png", b"1")):
+        (tmp_path / name).write_bytes(content)
+        seen += video_ids([config(source={"image": str(tmp_path / name)})], "cpu")
     assert seen[0] == seen[2] != seen[1]
+
+
+def test_each_cache_preset_has_an_id_of_its_own_by_what_it_does():
+    ids = video_ids([config(cache__preset=preset) for preset in preset_names()], "cpu")
+    assert len(set(ids)) == len(ids)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,23 +18,23 @@ def test_bash_reads_it(name):
     subprocess.run(["bash", "-n"], input=RECIPES[name], text=True, check=True)
 
 
-def test_a_job_of_the_array_that_was_stopped_queues_again(tmp_path):
+@pytest.mark.parametrize(("name", "after"), [("USR1", ["requeue 42"]), ("TERM", [])])
+def test_a_job_queues_again_when_its_time_is_over_and_not_when_it_is_cancelled(name, after, tmp_path):
     """The script, with programs in the places of qvg and scontrol that write down what they get."""
-    (tmp_path / "qvg").write_text(
-        '#!/bin/bash\ntrap "echo USR1; exit 75" USR1\necho "$@"\nsleep 30 >/dev/null & wait\n'
-    )
-    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@"\n')
-    for name in ("qvg", "scontrol"):
-        (tmp_path / name).chmod(0o755)
+    traps = "".join(f'trap "echo {each}; exit 75" {each}\n' for each in ("USR1", "TERM"))
+    programs = {"qvg": f'{traps}sleep 0.2\necho "$@"\nsleep 9 >/dev/null & wait\n', "scontrol": 'echo "$@"\n'}
+    for program, text in programs.items():
+        (tmp_path / program).write_text(f"#!/bin/bash\n{text}")
+        (tmp_path / program).chmod(0o755)
     names = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_JOB_ID": "42"}
-    program = subprocess.Popen(
+    script = subprocess.Popen(
         ["bash", "-c", RECIPES["array.sh"], "array.sh", "p.jsonl", "--seconds", "5"],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", **names}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert program.stdout.readline() == "generate --prompts p.jsonl --shard 3/8 --seconds 5\n"
-    program.send_signal(10)
-    assert program.communicate(timeout=20)[0].splitlines() == ["USR1", "requeue 42"]
-    assert program.returncode == 75
+    assert script.stdout.readline() == "generate --prompts p.jsonl --shard 3/8 --seconds 5\n"
+    script.send_signal(signal.Signals[f"SIG{name}"])
+    assert script.communicate(timeout=20)[0].splitlines() == [name, *after]
+    assert script.returncode == 75
 
 
 def test_hugging_face_jobs_take_it(tmp_path):

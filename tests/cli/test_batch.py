@@ -155,3 +155,4 @@ def test_what_a_batch_cannot_do_is_refused(batch, qvg, tmp_path):
     assert "no PROMPTS given" in qvg("batch").stderr
     assert "PROMPTS and --status were both given" in qvg("batch", jobs, "--status", tmp_path).stderr
     assert "cannot use the address nosuch://x" in batch("--out", "nosuch://x").stderr
+    assert "3 processes cannot share the 1 attention heads" in batch("--gpus-per-worker", 3).stderr

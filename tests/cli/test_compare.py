@@ -118,6 +118,16 @@ def test_what_packing_does_to_attention_is_measured_in_the_exact_run(compared, f
     assert "What attention lost" in (folder / "report.html").read_text()
 
 
+def test_a_packed_run_predicts_the_error_of_its_logits(compared, folder, qvg):
+    run = folder / "a-red-ball-seed5" / "int2-qvg"
+    memory = json.loads((run / "memory.json").read_text())
+    assert ["predicted_logit_rms" in chunk for chunk in memory["chunks"]] == [False, True, False, False]
+    measured = compared[1]["arms"][1]["attention"]["logit_rms"]
+    assert memory["predicted_logit_rms"] == pytest.approx(measured, rel=0.3)
+    assert "Logits, by layer" in (run / "report.html").read_text()
+    assert len(re.findall(r"^[01] +0\.\d{4}$", qvg("show", run, "--layers").stdout, re.MULTILINE)) == 2
+
+
 def test_single_layers_are_shown_on_demand(folder, qvg):
     shown = qvg("show", folder, "--layers")
     assert re.search(r"^layer +cache +logit rms", shown.stdout, re.MULTILINE)

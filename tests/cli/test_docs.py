@@ -8,8 +8,10 @@ import pytest
 import typer
 import yaml
 
+import qvg_cli
 from qvg_cli.main import app
 from scripts.docs import write_tables
+from scripts.docs.api_reference import api_page
 from scripts.docs.errors_reference import errors_page
 from scripts.docs.settings_reference import settings_page
 
@@ -61,12 +63,21 @@ def test_the_reference_of_errors_has_messages_of_every_exit_code():
     assert "has no memory | e.g. --gpu 24GiB |" in page
 
 
+def test_the_reference_of_the_python_api_has_every_name():
+    page = api_page()
+    for name in qvg_cli.__all__:
+        assert f"## qvg.{name}\n" in page
+    assert "### Engine.generate()" in page
+    assert "    seconds: float | None = None," in page
+    assert "- `seed`: " in page
+
+
 def test_every_page_is_in_the_navigation():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     shown = set(re.findall(r"[\w./-]+\.md", str(site["nav"])))
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert pages <= shown
-    assert shown - pages == {"reference/settings.md", "reference/errors.md"}
+    assert shown - pages == {"reference/settings.md", "reference/errors.md", "reference/python.md"}
 
 
 @pytest.mark.slow

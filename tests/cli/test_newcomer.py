@@ -112,7 +112,7 @@ def test_a_killed_run_is_shown(start, tiny, qvg, tmp_path):
     made = json.loads(qvg("show", folder, "--json").stdout)
     assert (made["status"], made["prompt"], made["planned_chunks"]) == ("cut off", "a ball", 10)
     assert made["chunks"] >= 2
-    said = f"the run in {folder} was cut off, {made['chunks']} of 10 chunks are complete: 'a ball'; "
+    said = f"the run in {folder} was interrupted, {made['chunks']} of 10 chunks are complete: 'a ball'; "
     said += f"resume with: qvg generate --resume {folder}"
     assert qvg("show", "-o", tmp_path).stdout == f"{said}\n"
     # A later run is the newest; the killed one is still named.

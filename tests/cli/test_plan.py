@@ -89,7 +89,7 @@ def test_several_gpus_divide_the_cache_and_the_first_decodes(qvg):
     sharded = json.loads(plan("--json", "--gpus", 4, "--set", "memory.weights_sharded=true"))["caches"][0]
     # Two blocks whole, and a quarter of the thirty.
     assert sharded["peak"]["bytes"]["transformer"] < 0.4 * first["peak"]["bytes"]["transformer"]
-    assert "int2: each other GPU" in plan("--gpus", 2)
+    assert "int2: every other GPU" in plan("--gpus", 2)
 
 
 def test_a_run_on_a_gpu_is_checked_before_anything_is_loaded(monkeypatch, capsys):

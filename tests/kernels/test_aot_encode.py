@@ -31,10 +31,9 @@ def launches_of(capability, patch):
         for spec in specs:
             with recorded_launches() as made:
                 block = torch.zeros(1, 2, tokens, head_dim, dtype=dtype)
-                matrix = (
-                    torch.eye(head_dim, dtype=torch.bfloat16).repeat(1, 2, 1, 1) if spec.is_shaped else None
-                )
-                build_codec(spec).encode_by_kernels(block, 1, matrix)
+                one = torch.eye(head_dim).repeat(1, 2, 1, 1)
+                shape = (one.bfloat16(), one.half()) if spec.is_shaped else None
+                build_codec(spec).encode_by_kernels(block, 1, shape)
             launches |= {launched.key(): launched for launched in made}
     return list(launches.values())
 

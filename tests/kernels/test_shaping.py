@@ -70,8 +70,8 @@ def test_the_matrix_undoes_what_encoding_does(shaping):
     codec = build_codec(FittedSpec(grid="int4", shaping=shaping))
     matrix = codec.shaping_matrix(codec.residual_moment(span, seed=1), (query.mT @ query).double())
     assert torch.equal(matrix, matrix.mT)
-    one = matrix.float() @ inverse_of(matrix)
-    torch.testing.assert_close(one, torch.eye(64).expand_as(one), rtol=0, atol=1e-4)
+    one = matrix.float() @ inverse_of(matrix).float()
+    torch.testing.assert_close(one, torch.eye(64).expand_as(one), rtol=0, atol=2e-3)
     error = (codec.decode(codec.encode(span, seed=1, matrix=matrix)) - span).square().sum()
     assert error < 0.02 * span.square().sum()
 

@@ -12,6 +12,7 @@ MIB = 2**20
 FITTED = {"int2", "int2-scalar", "int2-lite", "int3", "int4", "trit", "bit1"}
 FITTED |= {"int2-shaped", "trit-shaped", "bit1-shaped"}
 PEERS = {"int2-qvg", "int2-qvg-pro", "int2-asym", "rtn-int2", "kivi-int2", "quarot-int2", "turboquant-int2"}
+PEERS |= {"quantwm-int2"}
 PRESETS = {"none", "bf16"} | FITTED | PEERS
 
 

@@ -1,5 +1,7 @@
 """Sources are laid over one another in order and checked alike; messages name setting, source and nearest."""
 
+import shutil
+
 import pytest
 
 from qvg_cli.config.cache_presets import cache_label, take_preset
@@ -115,14 +117,10 @@ def test_layers_have_codecs_of_their_own_on_top_of_those_of_the_others(tmp_path)
 
 
 def test_another_preset_takes_its_layers_with_it(monkeypatch, tmp_path):
-    (tmp_path / "cache").mkdir()
-    for path in (*configs_dir().glob("*.yaml"), *configs_dir().glob("cache/*.yaml")):
-        (tmp_path / path.relative_to(configs_dir())).write_text(path.read_text())
-    (tmp_path / "cache" / "mixed.yaml").write_text(
-        (configs_dir() / "cache" / "int2.yaml").read_text() + "layers: {'1': {v: {grid: trit}}}\n"
-    )
-    for module in ("cache_presets.configs_dir", "load.configs_dir", "resources.configs_dir"):
-        monkeypatch.setattr(f"qvg_cli.config.{module}", lambda: tmp_path)
+    folder = shutil.copytree(configs_dir(), tmp_path / "configs")
+    int2 = (folder / "cache" / "int2.yaml").read_text()
+    (folder / "cache" / "mixed.yaml").write_text(int2 + "layers: {'1': {v: {grid: trit}}}\n")
+    monkeypatch.setattr("qvg_cli.config.resources.configs_dir", lambda: folder)
     cache = load("cache.preset=mixed").cache
     assert cache.layers[1].v == FittedSpec(grid="trit")
     assert cache_label(cache) == "mixed"
@@ -226,7 +224,7 @@ def test_unknown_names_come_with_the_nearest():
     )
     message, hint = refused("cache.preset=int2_qvg")
     assert message == "unknown cache preset 'int2_qvg' (--set cache.preset)"
-    assert hint.startswith("nearest: int2-qvg; known: bf16, bit1, int2, ")
+    assert hint.startswith("nearest: int2-qvg; known: bf16, bit1, bit1-shaped, int2, ")
     message, hint = refused("cache.k.scheme=qvgg")
     assert message == "unknown cache.k.scheme 'qvgg' (--set cache.k.scheme)"
     assert hint.startswith("nearest: qvg; known: none, bf16, asym, fitted, ")

@@ -59,10 +59,10 @@ def test_other_cards_are_slower():
 
 def test_what_is_not_measured_on_a_card_is_said_to_be_so():
     (video,) = plan_jobs(Request("self-forcing"), lambda line: None)
-    assert "H200 (1 s of it decoding; rates measured there)" in text(video, "H200")
+    assert "H200 (1 s of it decoding; from rates measured there)" in text(video, "H200")
     assert "one RTX 4090" in text(video, "RTX 4090")
-    assert "nobody has measured it there" in text(video, "RTX 4090")
-    assert "not known for this card" in text(video, "RTX 3060")
+    assert "not measured there" in text(video, "RTX 4090")
+    assert "not known for this GPU" in text(video, "RTX 3060")
 
 
 def text(video, card):

@@ -14,7 +14,7 @@ from qvg_cli.planning.cache_forecast import CacheShape, predict_payload
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.planning.ledger import add, total
 from qvg_kernels.codec import FiniteCheck
-from qvg_kernels.spec import Bf16Spec, CodecSpec, FittedSpec, NoneSpec, QvgSpec
+from qvg_kernels.spec import Bf16Spec, CodecSpec, FittedSpec, NoneSpec, QuantWmSpec, QvgSpec
 
 HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
 QVG = QvgSpec(num_centroids=16)
@@ -96,6 +96,22 @@ def test_each_layer_is_packed_by_its_own_codecs():
         for layer in cache.layers
     ]
     assert specs == [{(FittedSpec(), FittedSpec())}, {(QVG, trit)}]
+    assert cache.payload_bytes() == held_by_tensors(cache)
+
+
+def test_keys_are_packed_by_the_queries_of_earlier_chunks_alone():
+    plan, spec = video_plan(), QuantWmSpec(num_centroids=16, rank=1)
+    cache = empty_cache(plan, Bf16Spec(), layers={1: LayerCodecs(k=spec, v=Bf16Spec())})
+    layer = cache.layers[1]
+    for chunk, channel in zip(plan.chunks[:3], (5, 9, 9), strict=True):
+        commit = cache.begin(chunk).commit
+        query = torch.zeros(1, HEADS, TOKENS * 3, HEAD_DIM)
+        query[..., channel] = 1 + chunk.index
+        layer.shaping.observe(query, ())
+        layer.commit(keys_of(chunk.makes), -keys_of(chunk.makes), chunk.makes, commit)
+    directions = [entry.key.tensors["directions"][0, 0, :, 0].float() for entry in layer.entries.values()]
+    assert not directions[0].any()
+    assert [direction.abs().argmax().item() for direction in directions[1:]] == [5, 9]
     assert cache.payload_bytes() == held_by_tensors(cache)
 
 

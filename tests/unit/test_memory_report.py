@@ -66,7 +66,7 @@ def test_several_processes_are_added_up_and_each_is_told(report):
     ]
     assert [each["device_peak_bytes"] for each in content["chunks"][0]["processes"]] == [700, 500]
     told = [{"peak_bytes": 20 * MIB, "end_bytes": 0, "device_peak_bytes": None}] * 2
-    assert processes_text(told) == "cache 20.0, 20.0 MiB"
+    assert processes_text(told) == "KV cache 20.0, 20.0 MiB"
     assert "processes" not in report.to_json({})
 
 

@@ -12,7 +12,7 @@ from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.rope.tables import RotaryTables
-from qvg_kernels.spec import Bf16Spec, FittedSpec, QvgSpec
+from qvg_kernels.spec import Bf16Spec, FittedSpec, QuantWmSpec, QvgSpec
 
 HEADS, TOKENS, HEAD_DIM, LAYERS = 2, 24, 64, 2
 SHAPE = CacheShape(LAYERS, HEADS, HEAD_DIM)
@@ -96,6 +96,15 @@ def test_chunks_that_wait_unpacked_lose_nothing():
     found, _, _ = measure(cache_of(CODED), cache_of(CODED, span_tokens=3 * TOKENS))
     assert set(found[1]) == {"0"}
     assert found[5]["0"][0].logit_rms != found[5]["1"][0].logit_rms > 0
+
+
+def test_a_codec_that_weighs_queries_gets_those_of_the_run():
+    _, states, others = measure(cache_of(QuantWmSpec(num_centroids=16, rank=1)))
+    layer = others["0"].layers[1]
+    queries = torch.cat([query for query, _ in states[:-1]], dim=2).float()
+    torch.testing.assert_close(layer.shaping.earlier, queries.mT @ queries)
+    has_directions = [bool(entry.key.tensors["directions"].any()) for entry in layer.entries.values()]
+    assert has_directions == [False] + 5 * [True]
 
 
 def test_what_a_cache_learns_from_queries_is_learnt_beside_the_run():

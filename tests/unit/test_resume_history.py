@@ -16,6 +16,7 @@ SMALL += ("model.text_tokens=8", "prompt=red ball")
         ("preset=int2", 3, True, "null"),
         ("layers.1.v.preset=trit", 3, True, "9"),
         ("layers.1.v.preset=bf16", 3, False, "9"),
+        ("preset=quantwm-int2", 3, False, "9"),
         ("preset=none", 3, False, "null"),
         ("preset=int2-shaped", 3, True, "null"),
         ("preset=int2-shaped", 1, True, "9"),

@@ -51,6 +51,11 @@ class Spec:
         """Whether blocks of a layer share a matrix a head, which the first of them decide."""
         return False
 
+    @property
+    def weighs_queries(self) -> bool:
+        """Whether keys are packed by what the queries of all earlier chunks asked for."""
+        return False
+
     def matrix_bytes(self, heads: int, head_dim: int) -> int:
         """Bytes of one version of the matrices that blocks share, which no block counts."""
         return 2 * heads * head_dim * head_dim if self.is_shaped else 0

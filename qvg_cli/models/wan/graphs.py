@@ -1,4 +1,4 @@
-"""The blocks of a Wan transformer on a GPU: fewer kernels, and CUDA graphs around the attention.
+"""The blocks of a Wan transformer as CUDA graphs, but for the attention to the history.
 
 At short histories a model call waits for the host, which launches some 3,000 kernels. Everything in a block
 but its self-attention has the same shapes and addresses in every step of every chunk, so it is captured once
@@ -8,18 +8,15 @@ processes are a part of both. The same kernels run in the same order, so the res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 
-from qvg_cli.models.parallel import AllTokens
 from qvg_cli.models.wan.rope import FrameRotation
-from qvg_kernels.norm.modulate import add_gated, add_norm, norm_modulate
 
 
 class BlockGraphs:
@@ -80,63 +77,19 @@ class BlockGraphs:
         return graph
 
 
-class FusedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no types
-    """A block for a GPU: what lies between matrices and attention takes one kernel instead of six.
+class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no types
+    """A block whose parts before and after the self-attention are graphs.
 
     The self-attention processor has three parts: `project`, `attend` and `output`.
     """
 
-    def forward(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: FrameRotation
-    ) -> Tensor:
-        """`[B, S, C]` to `[B, S, C]`."""
-        modulation = self.modulation(temb)
-        attended = self.attn1.processor.attend(*self.before_attention(hidden_states, modulation), rotary_emb)
-        return self.after_attention(hidden_states, modulation, attended, encoder_hidden_states)
-
-    def modulation(self, time: Tensor) -> tuple[Tensor, ...]:
-        """Shift, scale and gate of the self-attention, then those of the feed-forward part."""
-        modulation: tuple[Tensor, ...] = (self.scale_shift_table + time.float()).chunk(6, dim=1)
-        return modulation
-
-    def before_attention(self, hidden: Tensor, modulation: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Queries, keys and values."""
-        shift, scale, *_ = modulation
-        normed = norm_modulate(hidden, 1 + scale, shift, self.norm1.eps)
-        projected: tuple[Tensor, ...] = tuple(self.attn1.processor.project(self.attn1, normed))
-        return projected
-
-    def after_attention(
-        self, hidden: Tensor, modulation: Sequence[Tensor], attended: Sequence[Tensor], text: Tensor
-    ) -> Tensor:
-        """What the block gives, from what its self-attention has gathered."""
-        _, _, gate, shift, scale, ffn_gate = modulation
-        change = self.attn1.processor.output(self.attn1, *attended)
-        norm = self.norm2
-        hidden, normed = add_norm(hidden, change, gate, norm.weight, norm.bias, norm.eps)
-        change = self.attn2(normed, text, None, None)
-        hidden, normed = add_norm(hidden, change, None, 1 + scale, shift, self.norm3.eps)
-        return add_gated(hidden, self.ffn(normed), ffn_gate)
-
-    @classmethod
-    def take(cls, blocks: Any) -> None:
-        """Turn stock blocks into such, before hooks hold on to what they do."""
-        for block in blocks:
-            block.__class__ = cls
-
-
-class GraphedBlock(FusedBlock):
-    """A block whose parts before and after the self-attention are graphs."""
-
     graphs: BlockGraphs
     is_first: bool
     captured: _Captured
-    captures_exchange: ClassVar = True
-    """Whether the exchanges among processes belong to the graphs; else they are launched between them."""
 
     @classmethod
-    def share(cls, blocks: Any) -> BlockGraphs:
-        """Turn blocks into such; what they share is returned."""
+    def take(cls, blocks: Any) -> BlockGraphs:
+        """Turn stock blocks into such; what they share is returned."""
         graphs = BlockGraphs()
         for index, block in enumerate(blocks):
             block.__class__ = cls
@@ -158,45 +111,35 @@ class GraphedBlock(FusedBlock):
         if captured.pool is not graphs.pool:
             self.captured = captured = _Captured(graphs.pool)
         if captured.before is None:
-            with self._alone():
-                captured.before = graphs.capture(self._capture_before)
+            captured.before = graphs.capture(self._before_attention)
         captured.before.replay()
         processor, projected = self.attn1.processor, graphs.projected
-        if not self.captures_exchange:
-            projected = processor.call.to_heads(processor.layer, *projected)
         if processor.call.commit is not None:
             # The cache may keep them as they are, and the next block writes its own there.
             projected = tuple(part.clone() for part in projected)
         attended = processor.attend(*projected, rotary_emb)
-        if not self.captures_exchange:
-            attended = [each.unsqueeze(2) for each in processor.call.to_tokens(processor.layer, *attended)]
         if not graphs.attended:
             graphs.attended = tuple(torch.empty_like(part.contiguous()) for part in attended)
         for buffer, part in zip(graphs.attended, attended, strict=True):
             buffer.copy_(part)
         if captured.after is None:
-            with self._alone():
-                captured.after = graphs.capture(lambda: self._capture_after(encoder_hidden_states))
+            captured.after = graphs.capture(lambda: self._after_attention(encoder_hidden_states))
         captured.after.replay()
         return graphs.hidden
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Leave exchanges out of what is captured, where they do not belong to it."""
-        call = self.attn1.processor.call
-        tokens = call.tokens
-        if not self.captures_exchange:
-            call.tokens = AllTokens()
-        try:
-            yield
-        finally:
-            call.tokens = tokens
+    def _modulation(self) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the self-attention, then those of the feed-forward part."""
+        assert self.graphs.time is not None
+        modulation: tuple[Tensor, ...] = (self.scale_shift_table + self.graphs.time.float()).chunk(6, dim=1)
+        return modulation
 
-    def _capture_before(self) -> None:
+    def _before_attention(self) -> None:
         graphs = self.graphs
         assert graphs.hidden is not None
-        assert graphs.time is not None
-        projected = self.before_attention(graphs.hidden, self.modulation(graphs.time))
+        shift, scale, *_ = self._modulation()
+        hidden = graphs.hidden
+        normed = (self.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        projected = self.attn1.processor.project(self.attn1, normed)
         if not graphs.projected:
             # Outside the graphs' pool, with the same strides.
             graphs.projected = tuple(
@@ -206,12 +149,17 @@ class GraphedBlock(FusedBlock):
         for buffer, part in zip(graphs.projected, projected, strict=True):
             buffer.copy_(part)
 
-    def _capture_after(self, encoder_hidden_states: Tensor) -> None:
+    def _after_attention(self, encoder_hidden_states: Tensor) -> None:
         graphs = self.graphs
         assert graphs.hidden is not None
-        assert graphs.time is not None
-        modulation = self.modulation(graphs.time)
-        hidden = self.after_attention(graphs.hidden, modulation, graphs.attended, encoder_hidden_states)
+        _, _, gate, ffn_shift, ffn_scale, ffn_gate = self._modulation()
+        hidden = graphs.hidden
+        attended = self.attn1.processor.output(self.attn1, *graphs.attended)
+        hidden = (hidden.float() + attended * gate).type_as(hidden)
+        normed = self.norm2(hidden.float()).type_as(hidden)
+        hidden = hidden + self.attn2(normed, encoder_hidden_states, None, None)
+        normed = (self.norm3(hidden.float()) * (1 + ffn_scale) + ffn_shift).type_as(hidden)
+        hidden = (hidden.float() + self.ffn(normed).float() * ffn_gate).type_as(hidden)
         graphs.hidden.copy_(hidden)
 
 

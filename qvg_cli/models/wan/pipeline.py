@@ -30,7 +30,6 @@ from qvg_cli.models.text import PromptEncoder
 from qvg_cli.models.vae import StreamingDecoder, encode_frames
 from qvg_cli.models.vae_gpu import speed_up
 from qvg_cli.models.wan.checkpoint import Checkpoint
-from qvg_cli.models.wan.graphs import FusedBlock
 from qvg_cli.models.wan.transformer import CausalWanTransformer
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.randomness import derive_seed
@@ -102,13 +101,10 @@ class Models(Generic[ModelT]):
 
 def place_transformer(model: Any, offload: Offload, dtype: torch.dtype, tokens: Tokens) -> None:
     """Make a transformer that was just read ready to be attached to a cache."""
-    is_wan = isinstance(model, CausalWanTransformer)
-    if is_wan and offload.device.type == "cuda":
-        FusedBlock.take(model.blocks)
     offload.place_transformer(model, dtype)
     if tokens.size > 1:
         model.share_tokens(tokens)
-    if offload.is_fixed and is_wan:
+    if offload.is_fixed and isinstance(model, CausalWanTransformer):
         model.capture_blocks()
 
 

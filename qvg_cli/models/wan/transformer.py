@@ -292,7 +292,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
 
     def capture_blocks(self) -> None:
         """Launch the blocks as CUDA graphs from now on; their weights stay where they are."""
-        self._graphs = GraphedBlock.share(self.blocks)
+        self._graphs = GraphedBlock.take(self.blocks)
 
     def forget_text(self) -> None:
         """Let every layer of an attached model read the prompt embeddings anew at the next call."""

@@ -72,7 +72,8 @@ def test_tables_need_no_colour(comparison):
         assert sum(line.startswith(f"{name} ") for line in text.splitlines()) == 4
 
 
-def test_costs_are_medians_over_chunks_and_parts_of_the_baselines(comparison):
+def test_costs_are_medians_over_chunks_and_parts_of_the_baselines(comparison, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     baseline, int2, *_ = comparison["arms"]
     assert (baseline["seconds_per_chunk"], int2["seconds_per_chunk"]) == (1.0, 2.0)
     assert int2["of_baseline"] == {

@@ -39,7 +39,7 @@ class AsymCodec(HeadwiseCodec[AsymSpec, Tensor]):
         return random_starts(tokens, min(self.spec.num_centroids, tokens), generator).to(device)
 
     def encode_by_kernels(
-        self, block: Tensor, seed: int, matrix: Tensor | None
+        self, block: Tensor, seed: int, matrices: tuple[Tensor, Tensor] | None
     ) -> tuple[dict[str, Tensor], FiniteCheck]:
         from qvg_kernels.codecs.asym.encode import encode
 

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from qvg_kernels.codecs.encoding import Fill, Packed, encode_heads
 from qvg_kernels.codecs.fitted.residuals import TINY, round_residuals
-from qvg_kernels.codecs.fitted.shaping import inverse_of
 from qvg_kernels.codecs.fitted.spec import FittedSpec
 from qvg_kernels.quant import kmeans_kernels
 from qvg_kernels.quant.hadamard import phase_of_seed
 from qvg_kernels.quant.kmeans import spread_starts
 from qvg_kernels.quant.kmeans_kernels import Centroids, ClusterSums, add_splits
 from qvg_kernels.quant.numbers import (
-    OPERAND,
     e4m3_bits,
     e4m3_value,
     operand_dtype,
@@ -39,8 +37,8 @@ TABLE_TOP = tl.constexpr(116)
 """`reference.TABLE_TOP`."""
 
 
-def encode(block: Tensor, spec: FittedSpec, seed: int, matrix: Tensor | None) -> Packed:
-    """Pack `[B, H, S, D]` values, their errors shaped by `[B, H, D, D]` if there is such a matrix."""
+def encode(block: Tensor, spec: FittedSpec, seed: int, matrices: tuple[Tensor, Tensor] | None) -> Packed:
+    """Pack `[B, H, S, D]` values, their errors shaped by a matrix `[B, H, D, D]` and its inverse if given."""
     _, _, tokens, head_dim = block.shape
     count = spec.centroids(tokens)
     phase = phase_of_seed(seed)
@@ -69,7 +67,9 @@ def encode(block: Tensor, spec: FittedSpec, seed: int, matrix: Tensor | None) ->
         "units": (torch.float32, (3,)),
         "phase": (torch.uint8, (1,)),
     }
-    return encode_heads(block, spec, shapes, begin, {} if matrix is None else {"matrix": matrix})
+    return encode_heads(
+        block, spec, shapes, begin, dict(zip(("matrix", "inverse"), matrices or (), strict=False))
+    )
 
 
 @cache
@@ -89,11 +89,11 @@ def _encode_heads(
     points = Points(values)
     units = target["units"]
     channels = measure(points, target["weights"], units, found)
-    matrix, inverse, weights = target.get("matrix"), None, target["weights"]
-    if matrix is None:
+    matrix, inverse, weights = target.get("matrix"), target.get("inverse"), target["weights"]
+    if inverse is None:
         points = Points(values, channels.offset, channels.inverse)
     else:
-        inverse, weights = inverse_of(matrix), None
+        weights = None
         points = _transform(Points(values, channels.offset), inverse)
     ids, table, steps, decoded = target.get("ids"), target.get("table"), target.get("steps"), None
     if starts is not None and ids is not None and table is not None and steps is not None:
@@ -124,22 +124,18 @@ def _transform_kernel(
     for first in tl.range(0, HEAD_DIM, CHUNK, num_stages=1):
         some = first + tl.arange(0, CHUNK)
         at = block + head * head_stride + tokens[:, None].to(tl.int64) * token_stride + some[None, :]
-        # [TILE_S, CHUNK], then [CHUNK, HEAD_DIM]
+        # [TILE_S, CHUNK], then [CHUNK, HEAD_DIM]; products are of 11 bits.
         values = tl.load(at, mask=is_token, other=0.0).to(tl.float32)
-        values = (values - tl.load(offset + head * HEAD_DIM + some)[None, :]).to(OPERAND)
+        values -= tl.load(offset + head * HEAD_DIM + some)[None, :]
         rows = tl.load(inverse + (head * HEAD_DIM + some)[:, None] * HEAD_DIM + channels[None, :])
-        moved = tl.dot(values, rows, moved, input_precision="ieee")
+        moved = tl.dot(values, rows.to(tl.float32), moved, input_precision="tf32")
     at = target + (head * num_tokens + tokens)[:, None] * HEAD_DIM + channels[None, :]
     tl.store(at, moved.to(target.dtype.element_ty), mask=is_token)
 
 
 def _transform(points: Points, inverse: Tensor) -> Points:
-    """Points less their offset, times `[H, D, D]` matrices; as products take them.
-
-    Rounding all of that to bf16 errs 10 dB less than the finest grid.
-    """
+    """Points less their offset, times `[H, D, D]` float16 matrices; as products take them."""
     moved = points.empty(points.tokens, points.head_dim, dtype=operand_dtype())
-    inverse = inverse.to(moved.dtype)
     tile = 64
     _transform_kernel[(triton.cdiv(points.tokens, tile), points.heads)](
         points.block, *points.block.stride()[:2], points.offset, inverse, moved, points.tokens,

@@ -66,11 +66,11 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
         return phase, sign_patterns(head_dim, device)[patterns]
 
     def encode_by_kernels(
-        self, block: Tensor, seed: int, matrix: Tensor | None
+        self, block: Tensor, seed: int, matrices: tuple[Tensor, Tensor] | None
     ) -> tuple[dict[str, Tensor], FiniteCheck]:
         from qvg_kernels.codecs.fitted.encode import encode
 
-        return encode(block, self.spec, seed, matrix)
+        return encode(block, self.spec, seed, matrices)
 
     def reader(self, head_dim: int) -> BlockReader:
         from qvg_kernels.codecs.fitted.reader import FittedReader
@@ -81,21 +81,21 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
         return self._encode_head(points, draws, None)
 
     def encode_shaped_head(
-        self, points: Tensor, draws: tuple[Tensor, Tensor], matrix: Tensor
+        self, points: Tensor, draws: tuple[Tensor, Tensor], matrix: Tensor, inverse: Tensor
     ) -> dict[str, Tensor]:
-        return self._encode_head(points, draws, matrix)
+        return self._encode_head(points, draws, (matrix.float(), inverse.float()))
 
     def _encode_head(
-        self, points: Tensor, draws: tuple[Tensor, Tensor], matrix: Tensor | None
+        self, points: Tensor, draws: tuple[Tensor, Tensor], matrices: tuple[Tensor, Tensor] | None
     ) -> dict[str, Tensor]:
         phase, signs = draws
         offset = points.mean(0)
         weights, weight_unit = e4m3.round_to_unit(_channel_weights(points, offset))
-        if matrix is None:
+        if matrices is None:
             weight = e4m3.from_bits(weights) * weight_unit
             weighted = (points - offset) / weight
         else:
-            inverse = inverse_of(matrix)
+            matrix, inverse = matrices
             weighted = (points - offset) @ inverse.T
         count = self.spec.centroids(points.shape[0])
         stored: dict[str, Tensor] = {"weights": weights}
@@ -116,10 +116,10 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
             step_unit = torch.zeros_like(scale_unit)
         # What is left of the mean error, above all the table's rounding, goes into the offset.
         missed = (weighted - noisy).mean(0)
-        if matrix is None:
+        if matrices is None:
             offset = offset + weight * missed
         elif self.spec.shaping == "key":
-            offset = offset + missed @ matrix.float().T
+            offset = offset + missed @ matrix.T
         else:
             offset = offset @ inverse.T + missed
         units = torch.stack([scale_unit, weight_unit, step_unit])
@@ -187,6 +187,9 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
 
     def shaping_matrix(self, residual: Tensor, query: Tensor | None) -> Tensor:
         return shaping_matrix(residual, query if self.spec.shaping == "key" else None)
+
+    def inverse_of(self, matrix: Tensor) -> Tensor:
+        return inverse_of(matrix)
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

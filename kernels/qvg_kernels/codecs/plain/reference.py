@@ -31,6 +31,7 @@ class PlainCodec(Codec):
         seed: int,
         checks: list[FiniteCheck] | None = None,
         matrix: Tensor | None = None,
+        inverse: Tensor | None = None,
     ) -> PackedTensor:
         require_finite(block, checks)
         dtype = torch.bfloat16 if isinstance(self.spec, Bf16Spec) else block.dtype

@@ -39,7 +39,7 @@ class QvgCodec(HeadwiseCodec[QvgSpec, list[Tensor]]):
         return [random_starts(tokens, count, generator).to(device) for _ in range(self.spec.stages)]
 
     def encode_by_kernels(
-        self, block: Tensor, seed: int, matrix: Tensor | None
+        self, block: Tensor, seed: int, matrices: tuple[Tensor, Tensor] | None
     ) -> tuple[dict[str, Tensor], FiniteCheck]:
         from qvg_kernels.codecs.qvg.encode import encode
 
