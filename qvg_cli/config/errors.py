@@ -44,7 +44,7 @@ def describe(
         parts = [str(part) for part in problem["loc"]]
         # pydantic puts the scheme of a codec into the location, which no user wrote.
         side = 3 if parts[:2] == ["cache", "layers"] else 1
-        if parts[0] == "cache" and parts[side : side + 1] in (["k"], ["v"]):
+        if parts[:1] == ["cache"] and parts[side : side + 1] in (["k"], ["v"]):
             del parts[side + 1 : side + 2]
         path = _as_written(".".join(parts), problem, sources)
         source = f" ({sources[path]})" if path in sources else ""

@@ -43,7 +43,7 @@ from qvg_cli.planning.chunks import VideoPlan
 from qvg_kernels.codec import PackedTensor
 from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.rope.tables import RotaryTables
-from qvg_kernels.spec import NoneSpec
+from qvg_kernels.spec import NoneSpec, RtnSpec
 
 TOLERANCE = 2e-5
 BF16_TOLERANCE = 1e-2
@@ -61,7 +61,9 @@ ADAPTED = load_golden(FOLDER, "lora_case.safetensors")
 class QuarterCodec:
     """A lossy cache: values are rounded to quarters, ties to even."""
 
-    def encode(self, span: Tensor, *, seed: int, checks: object = None) -> PackedTensor:
+    spec = RtnSpec()
+
+    def encode(self, span: Tensor, **draws: object) -> PackedTensor:
         rounded = (4 * span).round() / 4
         return PackedTensor(tuple(span.shape), span.dtype, {"values": rounded}, {"values": "dense"})
 

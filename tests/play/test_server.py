@@ -100,7 +100,7 @@ def test_a_second_browser_watches_and_may_not_play(play, walk_engine):
     assert not viewer.last("seat")["player"]
     viewer.tap("w")
     viewer.wait(lambda: viewer.last("error"))
-    assert "you watch" in viewer.last("error")["message"]
+    assert "you are watching" in viewer.last("error")["message"]
     player.tap("w")
     player.wait_made(13)
     viewer.wait(lambda: len(viewer.frames) == 14)

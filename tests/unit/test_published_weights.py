@@ -45,7 +45,7 @@ class Payload:
 
 def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path):
     torch.save({"generator_ema": {"x": Payload(tmp_path / "ran")}}, tmp_path / "model.pt")
-    with pytest.raises(MissingModelError, match="holds more than tensors"):
+    with pytest.raises(MissingModelError, match="contains more than tensors"):
         read_published(tmp_path / "model.pt")
     assert not (tmp_path / "ran").exists()
 
