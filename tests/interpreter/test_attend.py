@@ -142,7 +142,8 @@ def test_numbers_of_8_bits_fill_their_range_and_are_as_near_as_they_can(spec):
         is_near = (value - expected_value).abs() <= expected_value.abs() / 8 + unit / 512
         assert is_near.float().mean() > 0.95
     else:
-        assert distance(value, expected_value) < 0.05
+        # These, by half, are 7 % of the norm without a matrix, and a matrix spreads them.
+        assert distance(value, expected_value) < 0.12
     largest = (expected_value.abs() / unit).amax((1, 2))
     assert (largest <= 448).all()
     # Of values before their matrix an eighth is used.
