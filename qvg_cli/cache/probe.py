@@ -74,7 +74,7 @@ class Probe(Watcher):
     def begin(self, chunk: ChunkPlan) -> None:
         """Drop what `chunk` evicts."""
         self._steps = {name: other.begin(chunk) for name, other in self._others.items()}
-        self._chunk = chunk if is_measured(chunk) and chunk.reads else None
+        self._chunk, self._asked = chunk if is_measured(chunk) and chunk.reads else None, {}
 
     def see_call(
         self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation

@@ -277,7 +277,7 @@ def test_fuzzed_blocks_are_read_or_refused(preset):
         if how != 3:
             changed[name] = tensor
         try:
-            read = read_blocks(changed, about, 0, cache(), torch.device("cpu"))
+            read = read_blocks(changed, about, 0, cache(), [{}], torch.device("cpu"))
         except ValueError:
             num_refused += 1
         else:

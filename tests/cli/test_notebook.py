@@ -23,10 +23,10 @@ def test_the_notebook_runs(tmp_path):
     assert sum("image/png" in data for data in shown) == 3
     assert any("<video controls" in data.get("text/html", "") for data in shown)
     texts = [data.get("text/plain", "") for data in shown]
-    assert any("RTX 4090" in text and "Device memory in MiB" in text for text in texts)
+    assert any("RTX 4090" in text and "GPU memory [MiB]" in text for text in texts)
     assert any("KV cache and time (in brackets: relative to bf16)" in text for text in texts)
     plain = [re.sub(r"\x1b\[[\d;]*m", "", text) for text in texts]
     # Where the bar has come to in the end; it was drawn once.
     (bar,) = [text for text in plain if "chunk 2/2" in text]
-    assert "21 frames, cache" in bar
+    assert "21 frames, KV cache" in bar
     assert (tmp_path / "results" / "compare").is_dir()
