@@ -1,7 +1,7 @@
 """Time the whole command, from `qvg generate` to the finished file, with weights of the published sizes.
 
     python -m scripts.bench.command --backend self-forcing --num-frames 81 81 717 --out build/results/command
-    python -m scripts.bench.command --backend hyworldplay --num-frames 381 --set sampler.context=incremental --out DIR
+    python -m scripts.bench.command --backend hyworldplay --num-frames 381 --set sampler.context=incremental
 
 A weights folder in the layout that `qvg download` writes is made first, if --weights has none: transformer,
 VAE, text encoder and a tokenizer, random values, so that every file is read and every step costs what it
