@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qvg_kernels.codec import Shaper
 from qvg_kernels.codecs.encoding import Fill, Packed, encode_heads
 from qvg_kernels.codecs.fitted.residuals import TINY, round_residuals
 from qvg_kernels.codecs.fitted.spec import FittedSpec
@@ -37,8 +38,8 @@ TABLE_TOP = tl.constexpr(116)
 """`reference.TABLE_TOP`."""
 
 
-def encode(block: Tensor, spec: FittedSpec, seed: int, matrices: tuple[Tensor, Tensor] | None) -> Packed:
-    """Pack `[B, H, S, D]` values, their errors shaped by a matrix `[B, H, D, D]` and its inverse if given."""
+def encode(block: Tensor, spec: FittedSpec, seed: int, shaper: Shaper | None) -> Packed:
+    """Pack `[B, H, S, D]` values, their errors shaped if that is given."""
     _, _, tokens, head_dim = block.shape
     count = spec.centroids(tokens)
     phase = phase_of_seed(seed)
@@ -67,9 +68,10 @@ def encode(block: Tensor, spec: FittedSpec, seed: int, matrices: tuple[Tensor, T
         "units": (torch.float32, (3,)),
         "phase": (torch.uint8, (1,)),
     }
-    return encode_heads(
-        block, spec, shapes, begin, dict(zip(("matrix", "inverse"), matrices or (), strict=False))
-    )
+    given = {}
+    if shaper is not None and shaper.inverse is not None:
+        given = {"matrix": shaper.matrix, "inverse": shaper.inverse}
+    return encode_heads(block, spec, shapes, begin, given)
 
 
 @cache
@@ -208,16 +210,6 @@ def _refit_kernel(
     tl.store(rests + (head * tl.num_programs(0) + tl.program_id(0)) * HEAD_DIM + channels, tl.sum(rest, 0))
 
 
-@triton.jit
-def _mean_rest(rests, channels, num_tiles, num_tokens, HEAD_DIM: tl.constexpr):
-    """What is left of some of the head's channels, for each token."""
-    at = rests + tl.program_id(1) * num_tiles * HEAD_DIM + channels
-    rest = tl.zeros(channels.shape, tl.float32)
-    for tile in range(num_tiles):
-        rest += tl.load(at + tile * HEAD_DIM)
-    return rest / num_tokens
-
-
 @kernel(do_not_specialize=["num_tiles", "num_tokens"])
 def _offset_kernel(
     rests, means, weights, units, matrix, offset, num_tiles, num_tokens,
@@ -226,26 +218,32 @@ def _offset_kernel(
     """A head's means, moved by the mean error of each channel.
 
     Args:
+        rests: `[H, num_tiles, HEAD_DIM]`, whose sums over tiles are what all tokens miss; spoilt.
         matrix: `[H, HEAD_DIM, HEAD_DIM]` by which errors are shaped if there are no weights: keys have their
             offset outside of it, and values inside, where its inverse brings their means.
     """
     head = tl.program_id(1)
     channels = tl.arange(0, HEAD_DIM)
     at = head * HEAD_DIM + channels
-    mean, missed = tl.load(means + at), _mean_rest(rests, channels, num_tiles, num_tokens, HEAD_DIM)
+    rests += head * num_tiles * HEAD_DIM
+    mean, missed = tl.load(means + at), tl.zeros([HEAD_DIM], tl.float32)
+    for tile in range(num_tiles):
+        missed += tl.load(rests + tile * HEAD_DIM + channels)
+    missed /= num_tokens
     if matrix is None:
         weight = e4m3_value(tl.load(weights + at)) * tl.load(units + head * 3 + 1)
         tl.store(offset + at, mean + weight * missed)
     else:
         moving = missed if IS_KEY else mean
-        for first in range(0, HEAD_DIM, 16):
-            some = first + tl.arange(0, 16)
+        if not IS_KEY:
+            tl.debug_barrier()
+            tl.store(rests + channels, missed)
+            tl.debug_barrier()
+        for first in range(0, HEAD_DIM, 64):
+            some = first + tl.arange(0, 64)
             rows = head * HEAD_DIM + some
-            if IS_KEY:
-                still = tl.load(means + rows)
-            else:
-                still = _mean_rest(rests, some, num_tiles, num_tokens, HEAD_DIM)
-            # [16, HEAD_DIM]
+            still = tl.load(means + rows) if IS_KEY else tl.load(rests + some)
+            # [64, HEAD_DIM]
             part = tl.load(matrix + rows[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
             tl.store(offset + rows, still + tl.sum(part * moving[None, :], 1))
 
