@@ -69,6 +69,18 @@ def test_a_heads_bytes_depend_on_it_alone_and_are_the_same_every_time(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_blocks_packed_again_and_again_keep_their_own_bytes(spec):
+    codec = build_codec(spec)
+    spans = [make_span(1, 3, 720, 128, dtype=torch.bfloat16).roll(turn, 2).cuda() for turn in range(4)]
+    # With more and more heads: what is packed for the first time is launched kernel by kernel.
+    alone = [codec.encode(span.repeat(1, 2 + seed, 1, 1), seed=seed) for seed, span in enumerate(spans)]
+    packed = [codec.encode(span, seed=seed) for seed, span in enumerate(spans)]
+    for expected, found in zip(alone, packed, strict=True):
+        for name, tensor in found.tensors.items():
+            assert torch.equal(tensor, expected.tensors[name][:, :3]), name
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_encoding_does_not_wait_for_the_device(spec):
     codec, span = build_codec(spec), make_span(1, 2, 600, 128, dtype=torch.bfloat16).cuda()
     codec.encode(span, seed=1, checks=[])

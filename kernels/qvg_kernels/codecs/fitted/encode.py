@@ -7,6 +7,7 @@ leaves of each channel into its offset.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.codec import Shaper
+from qvg_kernels.codec import FiniteCheck, Shaper
 from qvg_kernels.codecs.encoding import Fill, Packed, encode_heads
 from qvg_kernels.codecs.fitted.residuals import TINY, round_residuals
 from qvg_kernels.codecs.fitted.spec import FittedSpec
@@ -32,6 +33,7 @@ from qvg_kernels.quant.numbers import (
 )
 from qvg_kernels.quant.points import Points, measure, round_scales
 from qvg_kernels.runtime import launch
+from qvg_kernels.runtime.replay import replay
 from qvg_kernels.runtime.warmup import kernel
 
 TABLE_TOP = tl.constexpr(116)
@@ -42,18 +44,6 @@ def encode(block: Tensor, spec: FittedSpec, seed: int, shaper: Shaper | None) ->
     """Pack `[B, H, S, D]` values, their errors shaped if that is given."""
     _, _, tokens, head_dim = block.shape
     count = spec.centroids(tokens)
-    phase = phase_of_seed(seed)
-
-    def begin() -> Fill:
-        starts = _spread(tokens, count, block.device) if count else None
-
-        def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
-            target["phase"].fill_(phase)
-            target["units"].zero_()
-            _encode_heads(values, target, found, spec, phase, starts)
-
-        return fill
-
     codebook = {
         "ids": (torch.uint8, (tokens,)),
         "table": (torch.int8, (count, head_dim)),
@@ -68,10 +58,31 @@ def encode(block: Tensor, spec: FittedSpec, seed: int, shaper: Shaper | None) ->
         "units": (torch.float32, (3,)),
         "phase": (torch.uint8, (1,)),
     }
-    given = {}
+
+    def pack(inputs: Sequence[Tensor]) -> list[Tensor]:
+        values, phase, *matrices = inputs
+
+        def begin() -> Fill:
+            starts = _spread(tokens, count, values.device) if count else None
+
+            def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
+                target["phase"].copy_(phase)
+                target["units"].zero_()
+                _encode_heads(values, target, found, spec, starts)
+
+            return fill
+
+        given = dict(zip(("matrix", "inverse"), matrices, strict=False))
+        tensors, check = encode_heads(values, spec, shapes, begin, given)
+        return [*tensors.values(), check.found]
+
+    # All that a block has of its seed.
+    phase = torch.full((1,), phase_of_seed(seed), dtype=torch.uint8, device=block.device)
+    inputs = [block, phase]
     if shaper is not None and shaper.inverse is not None:
-        given = {"matrix": shaper.matrix, "inverse": shaper.inverse}
-    return encode_heads(block, spec, shapes, begin, given)
+        inputs += [shaper.matrix, shaper.inverse]
+    *tensors, found = replay(spec, pack, inputs)
+    return dict(zip(shapes, tensors, strict=True)), FiniteCheck(head_dim, found)
 
 
 @cache
@@ -85,7 +96,6 @@ def _encode_heads(
     target: dict[str, Tensor],
     found: Tensor,
     spec: FittedSpec,
-    phase: int,
     starts: Tensor | None,
 ) -> None:
     points = Points(values)
@@ -101,7 +111,9 @@ def _encode_heads(
     if starts is not None and ids is not None and table is not None and steps is not None:
         centroids = kmeans_kernels.kmeans(points, starts, spec.iterations, ids)
         decoded = _round_table(centroids, table, steps, units)
-    scales, largest, errors = round_residuals(points, ids, table, decoded, spec, phase, target["codes"])
+    scales, largest, errors = round_residuals(
+        points, ids, table, decoded, spec, target["phase"], target["codes"]
+    )
     round_scales(scales, largest, target["scales"], units, 0)
     missed = kmeans_kernels.cluster_sums(errors, ids, 1 if table is None else table.shape[1])
     rests = _refit(points, missed, table, steps, units)
