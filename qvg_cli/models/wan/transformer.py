@@ -1,7 +1,8 @@
 """diffusers' Wan transformer made causal: its self-attention on a cache, its positions those of a plan.
 
-Nothing of diffusers' forward is overridden. `rope` and the 2 x L attention processors are replaced; what
-`rope` returns reaches the self-attention processors untouched, so it carries the rotation of the call.
+diffusers' forward is not overridden. `rope`, the 2 x L attention processors and what a block computes between
+them are replaced; what `rope` returns reaches the self-attention processors untouched, so it carries the
+rotation of the call.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache, Rotation
 from qvg_cli.models.parallel import AllTokens, Tokens
-from qvg_cli.models.wan.graphs import BlockGraphs, GraphedBlock
+from qvg_cli.models.wan.graphs import BlockGraphs, FusedBlock, GraphedBlock
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -248,6 +249,8 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
         super().__init__(*arguments, **settings)
         self._graphs: BlockGraphs | None = None
         self._tokens: Tokens = AllTokens()
+        for block in self.blocks:
+            block.__class__ = FusedBlock
         config = self.config
         self.rope = FrameRope(config.attention_head_dim, config.rope_max_seq_len, tuple(config.patch_size))
         self.adapt()

@@ -1,0 +1,32 @@
+"""What lies between a block's matrices, as a kernel on a GPU beside torch on a CPU, at the models' widths."""
+
+import pytest
+import torch
+
+from qvg_kernels.norm.modulate import add_gated, add_norm, norm_modulate
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+BF16_ROUNDING = {"rtol": 2**-7, "atol": 1e-3}
+
+
+@pytest.mark.parametrize("channels", [1536, 3072])
+def test_sums_norms_and_modulations(channels):
+    generator = torch.Generator().manual_seed(0)
+    hidden, change = torch.randn(2, 2, 333, channels, generator=generator).bfloat16()
+    gate, factor, shift = torch.randn(2, 6, channels, generator=generator)[:, :3].chunk(3, dim=1)
+    inputs = hidden, change, gate, factor, shift
+
+    def compute(hidden, change, gate, factor, shift):
+        weight, bias = factor[0, 0].bfloat16(), shift[0, 0].bfloat16()
+        return (
+            *add_norm(hidden, change, gate, factor, shift, 1e-6),
+            *add_norm(hidden, change, None, weight, bias, 1e-6),
+            norm_modulate(hidden, factor, shift, 1e-6),
+            add_gated(hidden, change, gate),
+        )
+
+    for made, expected in zip(compute(*(each.cuda() for each in inputs)), compute(*inputs), strict=True):
+        torch.testing.assert_close(made.cpu(), expected, **BF16_ROUNDING)
