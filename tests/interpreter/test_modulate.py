@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from qvg_kernels.norm.kernel import launch_add_norm
-from qvg_kernels.norm.modulate import add_gated, add_norm, norm_modulate
+from qvg_kernels.norm.kernel import launch_add_norm, launch_norm_joined
+from qvg_kernels.norm.modulate import add_gated, add_norm, norm_joined, norm_modulate
 
 ITEMS, TOKENS, CHANNELS, EPS = 2, 3, 100, 1e-6
 
@@ -44,3 +44,15 @@ def test_the_sum_alone(parts, is_gated):
     change = change.transpose(1, 2).contiguous().transpose(1, 2)
     added, _ = launch_add_norm(hidden, change, gate)
     torch.testing.assert_close(added, add_gated(hidden, change, gate), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_norms_of_joined_projections(is_given):
+    generator = torch.Generator().manual_seed(0)
+    joined = torch.randn(ITEMS, TOKENS, 3 * CHANNELS, generator=generator)
+    weights = torch.randn(2, CHANNELS, generator=generator)
+    out = torch.full((3, 1, ITEMS * TOKENS, CHANNELS), float("nan")) if is_given else ()
+    made = launch_norm_joined(joined, *weights, EPS, tuple(out))
+    for part, expected in zip(made, norm_joined(joined, *weights, EPS), strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-5)
+    assert not is_given or made[0].data_ptr() == out.data_ptr()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qvg_kernels.norm.kernel import launch_add_norm
+from qvg_kernels.norm.kernel import launch_add_norm, launch_norm_joined
 
 from .aot import CAPABILITIES, SHARED_LIMITS, needs_compiler, recorded_launches
 
@@ -20,7 +20,9 @@ def test_every_launch_of_a_block_compiles(capability):
             launch_add_norm(hidden, hidden, gate, factor[0, 0], shift[0, 0], 1e-6)
             launch_add_norm(hidden, hidden, None, factor, shift, 1e-6)
             launch_add_norm(hidden, hidden, gate)
+            joined = torch.zeros(1, 40, 3 * channels, dtype=torch.bfloat16)
+            launch_norm_joined(joined, *torch.ones(2, channels, dtype=torch.bfloat16), 1e-6, ())
     launches = {launched.key(): launched for launched in made}
-    assert len(launches) == 8
+    assert len(launches) == 10
     for launched in launches.values():
         assert launched.compile(capability).shared <= SHARED_LIMITS[capability]

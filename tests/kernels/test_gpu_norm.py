@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qvg_kernels.norm.modulate import add_gated, add_norm, norm_modulate
+from qvg_kernels.norm.modulate import add_gated, add_norm, norm_joined, norm_modulate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,3 +30,15 @@ def test_sums_norms_and_modulations(channels):
 
     for made, expected in zip(compute(*(each.cuda() for each in inputs)), compute(*inputs), strict=True):
         torch.testing.assert_close(made.cpu(), expected, **BF16_ROUNDING)
+
+
+@pytest.mark.parametrize("channels", [1536, 3072])
+def test_norms_of_joined_projections(channels):
+    generator = torch.Generator().manual_seed(0)
+    joined = torch.randn(2, 333, 3 * channels, generator=generator).bfloat16()
+    weights = torch.randn(2, channels, generator=generator).bfloat16()
+    expected = norm_joined(joined, *weights, 1e-6)
+    out = torch.empty_like(torch.stack(expected)).cuda()
+    made = norm_joined(joined.cuda(), *weights.cuda(), 1e-6, tuple(out))
+    for part, needed in zip(made, expected, strict=True):
+        torch.testing.assert_close(part.cpu(), needed, **BF16_ROUNDING)

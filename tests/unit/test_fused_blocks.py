@@ -16,10 +16,11 @@ OPTIONS = {
 }
 
 
-def latents(backend, device):
+def latents(backend, device, change=lambda transformer: None):
     arguments = ["--backend", backend, "--size", "tiny", "--out", "unused", *OPTIONS[backend]]
     config = full_size.load_run(full_size.parse_options([*arguments, "--set", f"device={device}"]), "none")
     models = RandomModels(config, TINY[backend], torch.device(device))
+    change(models.transformer)
     engine = Engine(config, full_size.PIPELINES[backend](config, models), torch.device(device))
     video = Planned(config, plan_video(config), backend)
     embeds = models.text_states(1, config.model.text_tokens)
@@ -41,7 +42,7 @@ def stock_blocks(monkeypatch):
 
 @pytest.mark.parametrize("backend", sorted(OPTIONS))
 def test_the_same_latents_on_a_cpu(backend, stock_blocks):
-    fused = latents(backend, "cpu")
+    fused = latents(backend, "cpu", lambda transformer: transformer.join_projections())
     stock_blocks()
     torch.testing.assert_close(fused, latents(backend, "cpu"), rtol=1e-4, atol=1e-4)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -166,3 +168,52 @@ def launch_add_norm(
         NORMS=factor is not None,
     )
     return added, normed
+
+
+@triton.jit
+def norm_joined_kernel(
+    joined,
+    query_weight,
+    key_weight,
+    query,
+    key,
+    value,
+    eps,
+    CHANNELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    channel = tl.arange(0, BLOCK_C)
+    mask = channel < CHANNELS
+    place = token * CHANNELS + channel
+    # [BLOCK_C]
+    row = tl.load(joined + (3 * token + part) * CHANNELS + channel, mask=mask, other=0.0).to(tl.float32)
+    normed = row / tl.sqrt(tl.sum(row * row, axis=0) / CHANNELS + eps)
+    if part == 0:
+        weight = tl.load(query_weight + channel, mask=mask, other=0.0).to(tl.float32)
+        tl.store(query + place, (normed * weight).to(query.dtype.element_ty), mask=mask)
+    elif part == 1:
+        weight = tl.load(key_weight + channel, mask=mask, other=0.0).to(tl.float32)
+        tl.store(key + place, (normed * weight).to(key.dtype.element_ty), mask=mask)
+    else:
+        tl.store(value + place, row.to(value.dtype.element_ty), mask=mask)
+
+
+def launch_norm_joined(
+    joined: Tensor, query_weight: Tensor, key_weight: Tensor, eps: float, out: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """`norm_joined`, to three tensors without gaps."""
+    *shape, width = joined.shape
+    channels = width // 3
+    parts = tuple(part.view(*shape, channels) for part in out or joined.new_empty(3, *shape, channels))
+    assert joined.is_contiguous()
+    norm_joined_kernel[(joined.numel() // width, 3)](
+        joined,
+        query_weight,
+        key_weight,
+        *parts,
+        float(eps),
+        CHANNELS=channels,
+        BLOCK_C=triton.next_power_of_2(channels),
+    )
+    return parts

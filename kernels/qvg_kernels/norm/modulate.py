@@ -6,6 +6,8 @@ the norm.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,3 +51,23 @@ def add_norm(
         return launch_add_norm(hidden, change, gate, factor, shift, eps)
     added = add_gated(hidden, change, gate)
     return added, norm_modulate(added, factor, shift, eps)
+
+
+def norm_joined(
+    joined: Tensor, query_weight: Tensor, key_weight: Tensor, eps: float, out: Sequence[Tensor] = ()
+) -> tuple[Tensor, ...]:
+    """Queries, keys and values `[B, S, C]` of `[B, S, 3 * C]`, queries and keys divided by their RMS.
+
+    Args:
+        query_weight: `[C]`.
+        key_weight: `[C]`.
+        out: Where they go on a GPU, `[B, S, C]` each; new memory without it.
+    """
+    if joined.is_cuda:
+        from qvg_kernels.norm.kernel import launch_norm_joined
+
+        return launch_norm_joined(joined, query_weight, key_weight, eps, out)
+    query, key, value = joined.chunk(3, dim=-1)
+    shape = query_weight.shape
+    query = functional.rms_norm(query, shape, query_weight, eps)
+    return query, functional.rms_norm(key, shape, key_weight, eps), value

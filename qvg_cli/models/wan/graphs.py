@@ -101,11 +101,13 @@ class FusedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no
         modulation: tuple[Tensor, ...] = (self.scale_shift_table + time.float()).chunk(6, dim=1)
         return modulation
 
-    def before_attention(self, hidden: Tensor, modulation: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Queries, keys and values."""
+    def before_attention(
+        self, hidden: Tensor, modulation: Sequence[Tensor], out: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        """Queries, keys and values, in `out` where that saves a copy."""
         shift, scale, *_ = modulation
         normed = norm_modulate(hidden, 1 + scale, shift, self.norm1.eps)
-        projected: tuple[Tensor, ...] = tuple(self.attn1.processor.project(self.attn1, normed))
+        projected: tuple[Tensor, ...] = self.attn1.processor.project(self.attn1, normed, out)
         return projected
 
     def after_attention(
@@ -172,15 +174,12 @@ class GraphedBlock(FusedBlock):
         graphs = self.graphs
         assert graphs.hidden is not None
         assert graphs.time is not None
-        projected = self.before_attention(graphs.hidden, self.modulation(graphs.time))
-        if not graphs.projected:
-            # Outside the graphs' pool, with the same strides.
-            graphs.projected = tuple(
-                torch.empty_strided(part.shape, part.stride(), dtype=part.dtype, device=part.device)
-                for part in projected
-            )
+        projected = self.before_attention(graphs.hidden, self.modulation(graphs.time), graphs.projected)
+        # Those of the first block stay: as long as they are held, no other graph uses their memory.
+        graphs.projected = graphs.projected or projected
         for buffer, part in zip(graphs.projected, projected, strict=True):
-            buffer.copy_(part)
+            if buffer.data_ptr() != part.data_ptr():
+                buffer.copy_(part)
 
     def _capture_after(self, encoder_hidden_states: Tensor) -> None:
         graphs = self.graphs

@@ -8,6 +8,7 @@ rotation of the call.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ClassVar, Generic, TypeVar
@@ -24,6 +25,7 @@ from qvg_cli.models.wan.graphs import BlockGraphs, FusedBlock, GraphedBlock
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
+from qvg_kernels.norm.modulate import norm_joined
 from qvg_kernels.rope.tables import RotaryTables
 
 CallT = TypeVar("CallT", bound="Call")
@@ -165,14 +167,26 @@ class CachedSelfAttention(Generic[CallT]):
         query, key, value = self.project(attn, hidden_states)
         return self.output(attn, *self.attend(query, key, value, rotary_emb))
 
-    def project(self, attn: WanAttention, hidden_states: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values `[B, H, S, D]` of the heads that attend here, not rotated."""
-        return self.call.to_heads(
-            self.layer,
-            split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads),
-            split_heads(attn.norm_k(attn.to_k(hidden_states)), attn.heads),
-            split_heads(attn.to_v(hidden_states), attn.heads),
-        )
+    def project(
+        self, attn: WanAttention, hidden_states: Tensor, out: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        """Queries, keys and values `[B, H, S, D]` of the heads that attend here, not rotated.
+
+        Args:
+            out: What an earlier call has returned, to be overwritten if nothing is exchanged.
+        """
+        if not attn.fused_projections:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            states: tuple[Tensor, ...] = (attn.norm_q(query), attn.norm_k(key), value)
+        else:
+            held = [join_heads(each) for each in out] if self.call.tokens.size == 1 else []
+            norms = attn.norm_q.weight, attn.norm_k.weight, attn.norm_q.eps
+            states = norm_joined(attn.to_qkv(hidden_states), *norms, held)
+        return self.call.to_heads(self.layer, *(self.by_head(each, attn.heads) for each in states))
+
+    def by_head(self, states: Tensor, heads: int) -> Tensor:
+        """`[B, S, H * D]` to `[B, H, S, D]`."""
+        return split_heads(states, heads)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
@@ -292,6 +306,14 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
 
         self.blocks[0].register_forward_pre_hook(split)
         self.blocks[-1].register_forward_hook(gather)
+
+    def join_projections(self) -> None:
+        """Compute queries, keys and values of a block in one product from now on, in as much memory."""
+        for block in self.blocks:
+            attention = block.attn1
+            attention.fuse_projections()
+            # diffusers keeps them beside the joined ones.
+            del attention.to_q, attention.to_k, attention.to_v
 
     def capture_blocks(self) -> None:
         """Launch the blocks as CUDA graphs from now on; their weights stay where they are."""
