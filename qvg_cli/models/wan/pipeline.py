@@ -101,10 +101,13 @@ class Models(Generic[ModelT]):
 
 def place_transformer(model: Any, offload: Offload, dtype: torch.dtype, tokens: Tokens) -> None:
     """Make a transformer that was just read ready to be attached to a cache."""
+    is_wan = isinstance(model, CausalWanTransformer)
+    if is_wan and offload.device.type == "cuda" and not offload.memory.weights_sharded:
+        model.join_projections()
     offload.place_transformer(model, dtype)
     if tokens.size > 1:
         model.share_tokens(tokens)
-    if offload.is_fixed and isinstance(model, CausalWanTransformer):
+    if offload.is_fixed and is_wan:
         model.capture_blocks()
 
 
