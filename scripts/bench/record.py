@@ -147,6 +147,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="safetensors file to write")
     add("--backend", help="published weights of this backend instead of the pocket model")
+    add("--pocket", action="store_true", help="the pocket model of --backend")
     add("--prompts", type=int, default=4, help="how many prompts, a video each")
     add("--first-prompt", type=int, default=0, help="of those in prompts.txt")
     add("--frames", type=int, help="pixel frames; 165 of the pocket model")
@@ -158,16 +159,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def plan_videos(options: argparse.Namespace) -> list[Planned]:
     """The videos that the options ask for, with a cache that rounds nothing."""
-    is_pocket = options.backend is None
+    backend = options.backend or "self-forcing"
+    is_pocket = options.pocket or options.backend is None
+    is_longest = is_pocket and backend == "self-forcing"
     sets = ("cache.preset=none", f"seed={options.seed}", f"device={options.device}")
     pose = option_layers({"pose": options.pose} if options.pose else {})
-    frames = options.frames or (POCKET_FRAMES if is_pocket else None)
+    frames = options.frames or (POCKET_FRAMES if is_longest else None)
     return [
         plan_jobs(
             Request(
-                backend=options.backend or "self-forcing",
+                backend=backend,
                 pocket=is_pocket,
-                sets=(*sets, *(POCKET if is_pocket else ()), *options.sets),
+                sets=(*sets, *(POCKET if is_longest else ()), *options.sets),
                 options=[Layer("prompt", {"prompt": prompt}), *pose],
             ),
             print,
