@@ -155,8 +155,8 @@ class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
     @property
     def cache_shape(self) -> CacheShape:
         whole = self.whole_cache()
-        num_parts = self._models.tokens.size
-        return replace(whole, heads=whole.heads // num_parts, num_parts=num_parts)
+        tokens = self._models.tokens
+        return replace(whole, heads=whole.heads // tokens.size, num_parts=tokens.size, part=tokens.rank)
 
     def whole_cache(self) -> CacheShape:
         """Keys and values of one video, of all heads."""
