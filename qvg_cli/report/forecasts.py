@@ -121,6 +121,7 @@ class Plan:
             "height": plan.height,
             "width": plan.width,
             "fps": config.video.fps,
+            "decoder": config.video.decoder,
             "videos": self.num_videos,
             "gpus": self.num_gpus,
             "latent_frames": plan.num_frames,
@@ -221,6 +222,8 @@ def _duration_text(caches: Sequence[CacheForecast]) -> str:
     each = ", ".join(f"{model + vae:.0f} s with {name}" for name, _, model, vae in known)
     _, card, _, vae = known[0]
     basis = "from rates measured there" if card == CARD else "not measured there"
+    if caches[0].config.video.decoder != "vae":
+        basis += ", decoding as its authors say"
     return f"about {each} on one {card} ({vae:.0f} s of it decoding; {basis}), without start-up and compiling"
 
 
@@ -246,6 +249,7 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
     return [
         ("model", config.model.name),
         ("video", video if num_videos == 1 else f"{num_videos} videos, each {video}"),
+        *([("decoder", config.video.decoder)] if config.video.decoder != "vae" else []),
         ("download", _download_text(_download(config))),
         ("disk", folder),
         *[

@@ -214,6 +214,7 @@ class Summary:
             "height": config.video.height,
             "width": config.video.width,
             "fps": config.video.fps,
+            "decoder": config.video.decoder,
             "latent_frames": self.samples[-1].num_frames,
             "pixel_frames": num_frames,
             "video_seconds": num_frames / config.video.fps,
