@@ -48,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-frames", type=int, nargs="+", default=[81, 81])
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
     parser.add_argument("--weights", type=Path, help="folder of the random weights; else within --out")
-    parser.add_argument(
-        "--text-layers", type=int, help="of the text encoder: few, if its time does not matter"
-    )
+    parser.add_argument("--text-layers", type=int, help="of the text encoder, if its time does not matter")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the figures")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
