@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from qvg_cli.config.cache_presets import cache_label
-from qvg_cli.config.resources import qvg_home
+from qvg_cli.config.resources import matrices_file, qvg_home
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import find_suggestions, forecast_run, verdict
@@ -252,6 +252,11 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
         *([("decoder", config.video.decoder)] if config.video.decoder != "vae" else []),
         ("download", _download_text(_download(config))),
         ("disk", folder),
+        *[
+            ("matrices", f"{matrices}, {memory_text(matrices_file(matrices).stat().st_size)} with the model")
+            for matrices in dict.fromkeys(each.config.cache.matrices for each in planned.caches)
+            if matrices is not None
+        ],
         ("GPU", shown),
         *([("GPUs", f"{count}; the tables are for the first one, which decodes")] if count > 1 else []),
         *([("time", _duration_text(planned.caches))] if count == 1 else []),

@@ -209,6 +209,7 @@ class Summary:
             "prompt": config.prompt,
             "seed": config.seed,
             "cache": cache_label(config.cache),
+            "matrices": config.cache.matrices,
             "device": str(self._device),
             "height": config.video.height,
             "width": config.video.width,
