@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qvg_cli.cache.prediction import LogitErrors, predicted_rms
+from qvg_cli.cache.prediction import LogitErrors, chosen_layers, predicted_rms
 from qvg_cli.cache.shaping import Matrices, Shaping, read_shipped
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
@@ -396,10 +396,11 @@ class KVCache:
     def begin(self, chunk: ChunkPlan) -> CacheStep:
         """Drop what `chunk` evicts, start its peak, and return what its passes leave in every layer."""
         step = self.plan.advance(chunk)
+        observed = chosen_layers(chunk, len(self.layers))
         for layer in self.layers:
             layer.evict(step)
             layer.shaping.begin()
-            layer.errors.begin(chunk)
+            layer.errors.begin(chunk if layer.index in observed else None)
         self.ledger.begin_peak()
         self._num_held -= len(step.evicts)
         self._bf16_start_bytes = self.bf16_bytes

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache, Rotation, Watcher
-from qvg_cli.cache.prediction import chosen_heads, draw_tokens, is_measured
+from qvg_cli.cache.prediction import chosen_heads, chosen_layers, draw_tokens, is_measured
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.planning.cache_plan import CacheStep
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -82,6 +82,8 @@ class Probe(Watcher):
         self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation
     ) -> None:
         if self._chunk is None or frames != self._chunk.makes:
+            return
+        if layer.index not in chosen_layers(self._chunk, len(self._cache.layers)):
             return
         count, heads = query.shape[2], chosen_heads(self._chunk, query.shape[1])
         tokens = draw_tokens(self._seed, self._chunk.index, count, query.device)
