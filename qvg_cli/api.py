@@ -62,12 +62,6 @@ def plan(
     )
     names = [cache] if cache is None or isinstance(cache, str) else cache
     videos = plan_caches(
-        request,
-        names,
-        lambda line: None,
-        seconds=seconds,
-        frames=frames,
-        segments=segments,
-        is_made=False,
+        request, names, lambda line: None, seconds=seconds, frames=frames, segments=segments, is_made=False
     )
     return make_plan([video for (video,) in videos], card, num_gpus=gpus)

@@ -14,11 +14,7 @@ _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 
 
 def check_environment() -> None:
-    """Refuse values that nothing could be made of.
-
-    Raises:
-        UsageError: A variable has one; it is named.
-    """
+    """Refuse values that nothing could be made of; `UsageError` if a variable has one; it is named."""
     variable, choices = KERNELS
     asked = os.environ.get(variable)
     if asked and asked not in choices:

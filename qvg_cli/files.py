@@ -119,11 +119,7 @@ def drop_state(folder: Path) -> None:
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Make sure that `folder` is there and can be written to.
-
-    Raises:
-        UsageError: It cannot.
-    """
+    """Make sure that `folder` is there and can be written to; else a `UsageError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):

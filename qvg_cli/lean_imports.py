@@ -17,10 +17,7 @@ from types import ModuleType
 from typing import Any
 
 _COMPILER = "torch._dynamo"
-_HIDDEN = {
-    "diffusers": ("transformers", "scipy", _COMPILER),
-    "transformers": ("scipy", _COMPILER),
-}
+_HIDDEN = {"diffusers": ("transformers", "scipy", _COMPILER), "transformers": ("scipy", _COMPILER)}
 """From each of the libraries."""
 
 

@@ -26,11 +26,7 @@ def plugin_configs() -> tuple[Path, ...]:
 
 
 def load_plugin(entry: EntryPoint) -> object:
-    """What an entry point names.
-
-    Raises:
-        UsageError: It cannot be imported.
-    """
+    """What an entry point names; `UsageError` if it cannot be imported."""
     try:
         return entry.load()
     except Exception as error:

@@ -54,11 +54,7 @@ class Status:
 
     @property
     def start(self) -> Row:
-        """The last line of a start.
-
-        Raises:
-            UsageError: There is none.
-        """
+        """The last line of a start; `UsageError` if there is none."""
         if self._start is None:
             raise UsageError("no manifest of a batch", hint="qvg batch PROMPTS --out FOLDER writes one")
         return self._start

@@ -90,11 +90,7 @@ def make_batch(
 
 
 def status_text(place: str, *, is_json: bool) -> str:
-    """How far the batch in `place` is.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """How far the batch in `place` is; `UsageError` if there is none."""
     status = Status(Store(place).read(MANIFEST))
     if is_json:
         return json.dumps(status.to_json())

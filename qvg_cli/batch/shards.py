@@ -39,11 +39,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str, file: Path | None) -> Shard:
-        """The part that `i/n` means.
-
-        Raises:
-            UsageError: It means none.
-        """
+        """The part that `i/n` means; `UsageError` if it means none."""
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise UsageError(
@@ -63,11 +59,7 @@ class Shard:
 
     @contextmanager
     def hold(self, folder: Path) -> Iterator[None]:
-        """Keep other processes from making this part in `folder`.
-
-        Raises:
-            UsageError: One is at it.
-        """
+        """Keep other processes from making this part in `folder`; `UsageError` if one is at it."""
         manifest = self.manifest(folder)
         lock = FileLock(manifest.with_name(f".{manifest.stem}.lock"), timeout=0)
         try:

@@ -48,11 +48,7 @@ class Store:
             self.root = _scratch(self.place)
 
     def prepare(self) -> None:
-        """Make sure that something can be written.
-
-        Raises:
-            UsageError: It cannot.
-        """
+        """Make sure that something can be written; else a `UsageError`."""
         if self.is_address:
             try:
                 self._fs.makedirs(self._address, exist_ok=True)

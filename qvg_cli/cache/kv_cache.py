@@ -33,14 +33,7 @@ from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.attention.attend import Arithmetic, attend
 from qvg_kernels.attention.history import DEFAULT_WORKSPACE_BYTES, History, OwnKeys, StoredBlock, Workspace
-from qvg_kernels.codec import (
-    Codec,
-    FiniteCheck,
-    NonFiniteError,
-    PackedTensor,
-    encode_pair,
-    first_error,
-)
+from qvg_kernels.codec import Codec, FiniteCheck, NonFiniteError, PackedTensor, encode_pair, first_error
 from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.rope.placement import Placement
 from qvg_kernels.spec import PayloadBytes

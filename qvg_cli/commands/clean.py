@@ -23,11 +23,7 @@ Out = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the list as JSON.")]
 
 
-def disk(
-    out: Out = Path("results"),
-    json_: Json = False,
-    debug: options.Debug = False,
-) -> None:
+def disk(out: Out = Path("results"), json_: Json = False, debug: options.Debug = False) -> None:
     """Show disk usage of weights and unfinished runs.
 
     Lists weights, downloads, prompt embeddings and checkpoints of unfinished runs; qvg clean deletes them by

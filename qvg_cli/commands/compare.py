@@ -57,11 +57,7 @@ def compare(
         ),
     ] = None,
     lpips: Annotated[
-        bool,
-        typer.Option(
-            "--lpips",
-            help="Also measure LPIPS; needs qvg download lpips (528 MiB).",
-        ),
+        bool, typer.Option("--lpips", help="Also measure LPIPS; needs qvg download lpips (528 MiB).")
     ] = False,
     resume: Annotated[
         Path | None,
@@ -85,9 +81,7 @@ def compare(
     json_: Annotated[
         bool,
         typer.Option(
-            "--json",
-            help="Print the content of compare.json, with paths, to stdout.",
-            rich_help_panel=OUTPUT,
+            "--json", help="Print the content of compare.json, with paths, to stdout.", rich_help_panel=OUTPUT
         ),
     ] = False,
 ) -> None:
@@ -154,9 +148,5 @@ def compare(
 
         comparison = compare_presets(planned, out, console, has_lpips=lpips)
     console.note(f"\n{comparison}\n")
-    shown = {
-        "folder": str(comparison.folder),
-        "report": str(comparison.report),
-        **comparison.figures,
-    }
+    shown = {"folder": str(comparison.folder), "report": str(comparison.report), **comparison.figures}
     show_data(json.dumps(shown) if json_ else str(comparison.report))

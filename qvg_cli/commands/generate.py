@@ -68,12 +68,7 @@ def generate(
         from qvg_cli.commands.resume import resume_run
 
         resume_run(
-            run.resume,
-            request,
-            console,
-            seconds=length.seconds,
-            frames=length.frames,
-            is_json=run.json_,
+            run.resume, request, console, seconds=length.seconds, frames=length.frames, is_json=run.json_
         )
         return
     part = None if shard is None else Shard.parse(shard, prompting.prompts)

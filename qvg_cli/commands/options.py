@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_type_hints
 
 import typer
 
-from qvg_cli.commands.completion import (
-    complete_backends,
-    complete_cards,
-    complete_presets,
-    complete_runs,
-)
+from qvg_cli.commands.completion import complete_backends, complete_cards, complete_presets, complete_runs
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import families
 
@@ -174,11 +169,7 @@ class LengthOptions(Options):
     ] = None
 
     def check(self) -> None:
-        """Refuse a length that is given twice.
-
-        Raises:
-            UsageError: It is.
-        """
+        """Refuse a length that is given twice."""
         if len(given := list(self.given())) > 1:
             raise UsageError(f"{given[0]} and {given[1]} were both given", hint="use one of them")
 
@@ -272,11 +263,7 @@ class PromptOptions(SeedOptions):
     ] = None
 
     def check(self, prompt: str | None, length: LengthOptions, *, prompt_option: str = "PROMPT") -> None:
-        """Refuse prompts that are given twice.
-
-        Raises:
-            UsageError: They are.
-        """
+        """Refuse prompts that are given twice."""
         if prompt is not None and self.prompts is not None:
             raise UsageError(
                 f"{prompt_option} and --prompts were both given", hint="put the prompt in the file"
@@ -320,8 +307,7 @@ class RunOptions(CacheOptions):
 
     out: Out = Path("results")
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the plan (memory, disk, chunks) and exit, like qvg plan."),
+        bool, typer.Option("--dry-run", help="Print the plan (memory, disk, chunks) and exit, like qvg plan.")
     ] = False
     gpu: Annotated[
         str | None,
@@ -356,11 +342,7 @@ class RunOptions(CacheOptions):
     ] = False
 
     def check(self) -> None:
-        """Refuse what has no effect.
-
-        Raises:
-            UsageError: Something has none.
-        """
+        """Refuse what has no effect."""
         if self.out.suffix in (".mp4", ".mkv", ".webm"):
             raise UsageError(
                 f"--out {self.out} looks like a file",
@@ -500,11 +482,7 @@ def _family_parameter(declared: Mapping[str, FamilyOption]) -> inspect.Parameter
     first, *others = declared.values()
     kind = first.type if all(other.type is first.type for other in others) else str
     option = typer.Option(
-        first.flag,
-        metavar=first.metavar,
-        help=first.help,
-        show_default=False,
-        rich_help_panel=FAMILY_PANEL,
+        first.flag, metavar=first.metavar, help=first.help, show_default=False, rich_help_panel=FAMILY_PANEL
     )
     annotation = list[kind] | None if first.is_repeatable else kind | None  # type: ignore[valid-type]
     return _keyword(_name(first.flag), Annotated[annotation, option], None)

@@ -47,11 +47,7 @@ def plan(
     ] = None,
     gpus: Annotated[
         int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Number of GPUs that share the video, as started by torchrun.",
-        ),
+        typer.Option(metavar="N", min=1, help="Number of GPUs that share the video, as started by torchrun."),
     ] = 1,
     json_: Annotated[
         bool, typer.Option("--json", help="Print the plan as JSON, with every chunk, in bytes.")

@@ -69,8 +69,7 @@ def play(
         ),
     ] = None,
     host: Annotated[
-        str,
-        typer.Option(help="Address to listen on. If other machines can reach it, the URL gets a token."),
+        str, typer.Option(help="Address to listen on. If other machines can reach it, the URL gets a token.")
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)

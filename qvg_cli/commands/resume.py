@@ -55,11 +55,7 @@ def resume_run(
 
 
 def find_run(folder: Path) -> RunDir:
-    """The run in `folder`.
-
-    Raises:
-        UsageError: There is none, or nothing to go on from.
-    """
+    """The run in `folder`; `UsageError` if there is none, or nothing to go on from."""
     run = RunDir(folder)
     if not run.config.is_file():
         raise UsageError(

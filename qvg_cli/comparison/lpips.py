@@ -93,11 +93,7 @@ def load_perceptual_distance() -> PerceptualDistance:
 
 
 def find_network() -> Path:
-    """The file of the downloaded network.
-
-    Raises:
-        MissingModelError: It is not there.
-    """
+    """The file of the downloaded network; `MissingModelError` if it is not there."""
     path = qvg_home() / NAME / "vgg16" / "model.safetensors"
     if not path.is_file():
         raise MissingModelError(

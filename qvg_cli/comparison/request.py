@@ -42,11 +42,7 @@ class Begun:
         return unique_names([slug(name) for name in self.names], "{}-{}")
 
     def write(self, folder: Path) -> None:
-        """Keep it in the comparison's folder.
-
-        Raises:
-            QvgError: The file cannot be written.
-        """
+        """Keep it in the comparison's folder; `QvgError` if the file cannot be written."""
         rows = [
             [{"name": video.name, "config": video.config.model_dump(mode="json")} for video in row]
             for row in self.rows
@@ -57,11 +53,7 @@ class Begun:
 
 
 def read_begun(folder: Path) -> Begun:
-    """The comparison that was begun in `folder`.
-
-    Raises:
-        UsageError: There is none, or its file is broken.
-    """
+    """The comparison that was begun in `folder`; `UsageError` if there is none, or its file is broken."""
     path = folder / BEGUN
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -240,12 +240,7 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
 
 
 def compare_runs(
-    variants: Sequence[FinishedVariant],
-    out: Path,
-    device_name: str,
-    console: Console,
-    *,
-    has_lpips: bool,
+    variants: Sequence[FinishedVariant], out: Path, device_name: str, console: Console, *, has_lpips: bool
 ) -> Comparison:
     """Compare finished runs; their frames are decoded from their latents, since their videos are lossy.
 

@@ -61,11 +61,7 @@ class FrameSpool(AbstractContextManager["FrameSpool"]):
 
 
 def check_space(folder: Path, *, num_frames: int, height: int, width: int) -> None:
-    """Make sure that `num_frames` frames fit the disk of an existing folder.
-
-    Raises:
-        QvgError: They do not.
-    """
+    """Make sure that `num_frames` frames fit the disk of an existing folder; else a `QvgError`."""
     needed = num_frames * height * width * 3 + _SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -59,11 +59,7 @@ _KINDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a numbe
 
 
 def parse_window(text: str) -> int | None:
-    """Latent frames of a `--window`; `None` for "all", the whole history.
-
-    Raises:
-        UsageError: It is neither.
-    """
+    """Latent frames of a `--window`; `None` for "all", the whole history; `UsageError` if it is neither."""
     if text.lower() == "all":
         return None
     if not text.isdecimal():

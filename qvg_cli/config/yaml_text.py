@@ -46,8 +46,7 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     if len(text) > _MAX_CHARACTERS:
         raise UsageError(
-            f"{source} has {len(text)} characters; the limit is {_MAX_CHARACTERS}",
-            hint="use a settings file",
+            f"{source} has {len(text)} characters; the limit is {_MAX_CHARACTERS}", hint="use a settings file"
         )
     text, hidden = _hide_old_breaks(text)
     try:

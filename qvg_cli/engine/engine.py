@@ -382,11 +382,7 @@ class Engine:
         return replace(self._request, file=file or self._request.file, options=layers)
 
     def check(self, config: RunConfig) -> None:
-        """Make sure that the loaded model can make a video of `config`.
-
-        Raises:
-            UsageError: It needs another.
-        """
+        """Make sure that the loaded model can make a video of `config`; `UsageError` if it needs another."""
         for name in ("model", "memory", "device"):
             if getattr(config, name) != getattr(self.config, name):
                 raise UsageError(

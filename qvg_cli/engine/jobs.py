@@ -148,11 +148,7 @@ def plan_caches(
 
 
 def check_weights(video: Planned) -> None:
-    """Notice missing weights before torch is loaded.
-
-    Raises:
-        MissingModelError: They are not there.
-    """
+    """Notice missing weights before torch is loaded; `MissingModelError` if they are not there."""
     model = video.config.model
     resources.check_weights(model.weights, getattr(model, "checkpoint", None))
 

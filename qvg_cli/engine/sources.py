@@ -74,8 +74,7 @@ def find_start(path: Path) -> Start:
         raise UsageError(f"{address} is a URL, not a file", hint="save the video to a file first")
     if found := find_unwritable(str(path.absolute())):
         raise UsageError(
-            f"cannot continue {path.absolute()}: {found}",
-            hint="run.yaml is UTF-8 text; rename the file",
+            f"cannot continue {path.absolute()}: {found}", hint="run.yaml is UTF-8 text; rename the file"
         )
     if not path.exists():
         raise UsageError(f"no video {path}", hint="use a video file, or the folder of a run")

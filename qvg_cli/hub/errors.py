@@ -116,8 +116,7 @@ def _answered(status: int, repository: str) -> QvgError:
         return MissingModelError("Hugging Face rejected the token", hint=f"it may have expired; {_LOG_IN}")
     if status == 403:
         return MissingModelError(
-            f"Hugging Face denied access to {repository}",
-            hint=f"use a token with read access: {_LOG_IN}",
+            f"Hugging Face denied access to {repository}", hint=f"use a token with read access: {_LOG_IN}"
         )
     if status == 404:
         return MissingModelError(

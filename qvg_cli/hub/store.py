@@ -180,11 +180,7 @@ def _record(plan: DownloadPlan, converted: tuple[ConvertedRecord, ...]) -> Recor
 
 
 def refuse_strangers(name: str) -> None:
-    """Refuse to replace what this module did not write.
-
-    Raises:
-        QvgError: There is such a file in the folder.
-    """
+    """Refuse to replace what this module did not write; `QvgError` if there is such a file in the folder."""
     folder, record = qvg_home() / name, read_record(name)
     known = {RECORD}
     if record is not None:

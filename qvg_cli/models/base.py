@@ -138,11 +138,7 @@ class Family(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def load(self, config: ConfigT, device: device) -> Pipeline:
-        """The model of a run.
-
-        Raises:
-            MissingModelError: The weights are not there or not whole.
-        """
+        """The model of a run; `MissingModelError` if the weights are not there or not whole."""
 
     def convert_checkpoint(
         self,
@@ -249,11 +245,7 @@ class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""
 
     def with_config(self, config: Any) -> Pipeline:
-        """The same weights for a video of other settings.
-
-        Raises:
-            UsageError: They ask for other weights.
-        """
+        """The same weights for a video of other settings; `UsageError` if they ask for other weights."""
         ...
 
     def share(self, tokens: Tokens, rows: Rows) -> None:

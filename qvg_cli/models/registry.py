@@ -63,11 +63,7 @@ def families() -> dict[str, Family[Any]]:
 
 
 def find_family(name: str) -> Family[Any]:
-    """The family of a name.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """The family of a name; `UsageError` if there is none."""
     if name not in FAMILIES:
         raise unknown_name("family", name, tuple(FAMILIES))
     return FAMILIES[name]()
@@ -92,11 +88,7 @@ def load_config(request: Request) -> LoadedConfig:
 
 
 def extension_of(config: RunConfig) -> Extension:
-    """How the family of a run goes on from a given video.
-
-    Raises:
-        UsageError: It does not.
-    """
+    """How the family of a run goes on from a given video; `UsageError` if it does not."""
     rules = family_of(config).extension(config)
     if rules is None:
         able = [name for name, family in families().items() if family.can_extend]

@@ -115,11 +115,7 @@ class TextEncoder:
         text = clean_prompt(prompt)
         num_tokens = len(self._tokenizer(text).input_ids)
         tokens = self._tokenizer(
-            text,
-            padding="max_length",
-            max_length=self._num_tokens,
-            truncation=True,
-            return_tensors="pt",
+            text, padding="max_length", max_length=self._num_tokens, truncation=True, return_tensors="pt"
         ).to(self._model.device)
         states = self._model(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
         return PromptEmbeds(states[tokens.attention_mask[0].bool()].cpu(), num_tokens)

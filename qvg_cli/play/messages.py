@@ -83,11 +83,7 @@ _MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimin
 
 
 def read_message(text: str | bytes) -> Message:
-    """The message in a text.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """The message in a text; `UsageError` if it is none."""
     try:
         return _MESSAGES.validate_json(text)
     except ValidationError as error:

@@ -145,11 +145,7 @@ class Player:
         self._do(self._save)
 
     def close(self) -> None:
-        """End at the next model call, and save what was walked.
-
-        Raises:
-            QvgError: It cannot be saved.
-        """
+        """End at the next model call, and save what was walked; `QvgError` if it cannot be saved."""
         with self._wake:
             self._is_closing = True
             self._wake.notify()

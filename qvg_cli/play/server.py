@@ -102,11 +102,7 @@ class PlayServer:
         return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Access, token=token)])
 
     def close(self) -> None:
-        """End, with the walk saved.
-
-        Raises:
-            QvgError: It cannot be saved.
-        """
+        """End, with the walk saved; `QvgError` if it cannot be saved."""
         try:
             self.player.close()
         finally:
@@ -267,11 +263,7 @@ def keep_picture(content: bytes, folder: Path) -> Path:
 
 
 def _check_picture(path: Path) -> str:
-    """The suffix that a picture's file should have.
-
-    Raises:
-        UsageError: It cannot be read, or is too large.
-    """
+    """The suffix that a picture's file should have; `UsageError` if it cannot be read, or is too large."""
     try:
         with Image.open(path) as image:
             (width, height), suffix = image.size, _SUFFIXES.get(image.format or "")
@@ -317,11 +309,7 @@ def _page() -> tuple[str, str]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits at an address; port 0 takes a free one.
-
-    Raises:
-        UsageError: It cannot be had.
-    """
+    """A socket that waits at an address; port 0 takes a free one; `UsageError` if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:

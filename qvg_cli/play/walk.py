@@ -189,11 +189,7 @@ def saved_runs(folder: Path, most: int = 12) -> list[str]:
 
 
 def find_saved(folder: Path, name: str) -> RunDir:
-    """The run of a name in `folder`, and nothing outside of it.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """The run of a name in `folder`, and nothing outside of it; `UsageError` if there is none."""
     if name in ("", ".", "..") or "/" in name or "\0" in name or not (folder / name).is_dir():
         raise UsageError(f"no saved run {name!r}", hint="choose one from the list")
     return RunDir(folder / name)

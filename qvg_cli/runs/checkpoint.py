@@ -117,11 +117,7 @@ class Checkpoint:
 
     @classmethod
     def create(cls, folder: Path, identity: Identity) -> Checkpoint:
-        """Begin the checkpoint of a new run in a new folder.
-
-        Raises:
-            QvgError: It cannot be written.
-        """
+        """Begin the checkpoint of a new run in a new folder; `QvgError` if it cannot be written."""
         try:
             folder.mkdir()
         except OSError as error:
@@ -421,11 +417,7 @@ class Checkpoint:
 
 
 def read_identity(folder: Path) -> Identity:
-    """What run a checkpoint belongs to.
-
-    Raises:
-        UsageError: It is not there, or damaged.
-    """
+    """What run a checkpoint belongs to; `UsageError` if it is not there, or damaged."""
     path = folder / IDENTITY
     try:
         return Identity.model_validate_json(path.read_bytes())

@@ -54,11 +54,7 @@ class Survey:
 
 
 def open_clip(path: Path) -> Clip:
-    """Look at a video file's first frame.
-
-    Raises:
-        UsageError: It cannot be read, or it is not a video.
-    """
+    """Look at a video file's first frame; `UsageError` if it cannot be read, or it is not a video."""
     with _reading(path), Source(path) as source:
         frame = next(source.frames(), None)
         if frame is None:

@@ -24,11 +24,7 @@ _KEYFRAME_INTERVAL = 32
 
 
 def check_encoder() -> None:
-    """Make sure that there is an ffmpeg to write with.
-
-    Raises:
-        MissingModelError: There is none.
-    """
+    """Make sure that there is an ffmpeg to write with; else a `MissingModelError`."""
     hint = "install the package imageio-ffmpeg, which contains it, or set IMAGEIO_FFMPEG_EXE"
     try:
         program = imageio_ffmpeg.get_ffmpeg_exe()

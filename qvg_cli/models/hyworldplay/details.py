@@ -27,8 +27,7 @@ def run_details(config: HyWorldPlayConfig) -> RunDetails:
         "intrinsics": [_rounded(lens[[0, 1, 0, 1], [0, 1, 2, 2]]) for lens in path.intrinsics],
     }
     return RunDetails(
-        about={"camera": camera},
-        files={"path.png": lambda file: draw_path(path, config.walk.pose, file)},
+        about={"camera": camera}, files={"path.png": lambda file: draw_path(path, config.walk.pose, file)}
     )
 
 

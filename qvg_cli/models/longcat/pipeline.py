@@ -58,11 +58,7 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
 
 
 def load_pipeline(config: LongCatConfig, device: torch.device) -> LongCatPipeline:
-    """Load the weights that `config` names.
-
-    Raises:
-        MissingModelError: A part is missing or broken.
-    """
+    """Load the weights that `config` names; `MissingModelError` if a part is missing or broken."""
 
     def open_checkpoint(weights: Path) -> Checkpoint[LongCatTransformer]:
         hint = "download it with qvg download longcat, or use sampler.mode=guided, which needs none"

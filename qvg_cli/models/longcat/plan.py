@@ -120,12 +120,7 @@ def _geometry(config: LongCatConfig) -> Geometry:
 
 
 def plan_chunks(
-    num_frames: int,
-    *,
-    window: int,
-    condition_frames: int,
-    context_frames: int = 0,
-    finished_frames: int = 0,
+    num_frames: int, *, window: int, condition_frames: int, context_frames: int = 0, finished_frames: int = 0
 ) -> tuple[ChunkPlan, ...]:
     """Cut `num_frames` latent frames, the first `context_frames` given, into a base clip and segments.
 

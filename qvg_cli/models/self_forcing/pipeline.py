@@ -41,11 +41,7 @@ class SelfForcingPipeline(WanPipeline[SelfForcingConfig, SelfForcingTransformer]
 
 
 def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcingPipeline:
-    """Load the weights that `config` names.
-
-    Raises:
-        MissingModelError: A part is missing or broken.
-    """
+    """Load the weights that `config` names; `MissingModelError` if a part is missing or broken."""
     models = Models(config, device, partial(_open_checkpoint, config=config.model))
     # Read at once: what is missing or broken is found before a prompt is encoded.
     _ = models.vae
