@@ -20,11 +20,7 @@ _MOVE_SECONDS = 10.0
 
 
 class Status:
-    """What the lines of a manifest say; the last line of a job counts.
-
-    Args:
-        text: The manifest. A line that was cut off is passed over.
-    """
+    """What the lines of a manifest say; the last line of a job counts, one that was cut off does not."""
 
     def __init__(self, text: str = "") -> None:
         self._start: Row | None = None
@@ -38,11 +34,7 @@ class Status:
             self.take(row)
 
     def take(self, row: Row) -> None:
-        """Take in a line: of a job, or of a start, after which every job that is not complete waits again.
-
-        Raises:
-            UsageError: A newer qvg has written it.
-        """
+        """Take in a line: of a job, or of a start, after which all that is not complete waits again."""
         self._last = row["time"]
         if "id" in row:
             self._jobs[row["id"]] = row
@@ -107,11 +99,7 @@ class Status:
 
 
 class Manifest(Status):
-    """The manifest of a batch that is made; lines are only ever added.
-
-    Args:
-        store: Has the lines of earlier starts.
-    """
+    """The manifest of a batch that is made, after the lines of earlier starts; lines are only ever added."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

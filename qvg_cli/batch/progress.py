@@ -26,12 +26,7 @@ _PAGE_SHARE = 20
 
 
 class View:
-    """What is shown of a batch while it is made.
-
-    Args:
-        manifest: Gets every line of a job.
-        show: Takes the line of each video that is whole.
-    """
+    """What is shown of a batch while it is made: `manifest` gets every line, `show` that of a whole video."""
 
     def __init__(
         self, store: Store, manifest: Manifest, console: Console, show: Callable[[Row], None]

@@ -35,17 +35,13 @@ def make_batch(
     num_processes: int,
     show: Callable[[Row], None],
 ) -> None:
-    """Make every video that is not there yet.
+    """Make every video that is not there yet; one that fails keeps no other from being made.
 
     Args:
         bad: What is wrong with lines that are no jobs.
         address: Of Ray.
         num_processes: That make each video together.
         show: Takes the manifest's line of each video when it is whole.
-
-    Raises:
-        Interrupted: Ctrl-C or a signal; run the same command to continue.
-        QvgError: A video failed; all others were made.
     """
     check_weights(planned[0])
     check_processes(planned[0].config, num_processes)

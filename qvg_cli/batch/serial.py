@@ -41,16 +41,12 @@ def make_videos(
     bad: Sequence[QvgError] = (),
     shard: Shard | None = None,
 ) -> None:
-    """Load the model once and make every video, each in its own folder.
+    """Load the model once and make every video, each in its own folder; one may fail or be stopped alone.
 
     Args:
         bad: What is wrong with videos that could not be planned.
         shard: Videos that are there are not made again, and those that were begun go on; a manifest, written
             last, says what has become of each.
-
-    Raises:
-        Interrupted: Ctrl-C; the videos before are whole, the part of this one is kept.
-        QvgError: A video failed; all others were made.
     """
     check_encoder()
     config = planned[0].config
@@ -77,12 +73,7 @@ def make_videos(
 
 
 def resume_video(video: Planned, folder: RunDir, console: Console, *, is_json: bool) -> None:
-    """Go on with a run that was cut off, from its last whole chunk.
-
-    Raises:
-        UsageError: It was another run.
-        QvgError: It failed again; what was made is kept.
-    """
+    """Go on with a run that was cut off, from its last whole chunk; `UsageError` if it was another run."""
     check_encoder()
     device = resolve_device(video.config.device)
     run = Run(video, folder, device, console.note, Times(command_began()))
@@ -101,11 +92,7 @@ def show_run(run: Run, *, is_json: bool) -> None:
 
 
 class Batch:
-    """Videos that are made one after the other.
-
-    Args:
-        folder: Their runs go there.
-        is_restarted: Runs of these videos that are in `folder` already are used.
+    """Videos that are made one after the other, into runs in `folder`.
 
     Attributes:
         videos: What has become of each: prompt, seed, folder and status.
@@ -133,12 +120,7 @@ class Batch:
         self._engine: Engine | None = None
 
     def make(self) -> None:
-        """Make them all.
-
-        Raises:
-            Interrupted: Ctrl-C.
-            QvgError: The model cannot be loaded.
-        """
+        """Make them all; Ctrl-C, or a model that cannot be loaded, ends it."""
         times = Times(command_began())
         for number, video in enumerate(self._planned, start=1):
             stop_if_asked()

@@ -26,12 +26,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a file of prompts.
-
-    Attributes:
-        file: The whole file.
-        index: From 1 to `count`.
-    """
+    """A part of a file of prompts, by its `index` from 1 to `count`."""
 
     file: Path
     index: int
@@ -79,14 +74,7 @@ class Shard:
     def write_manifest(
         self, folder: Path, videos: Sequence[dict[str, Any]], left_out: Sequence[Exception]
     ) -> None:
-        """Say what has become of every video.
-
-        Args:
-            left_out: What is wrong with lines that name no video; every part names all of them.
-
-        Raises:
-            QvgError: The file cannot be written.
-        """
+        """Say what has become of every video, and why lines are left out: every part names all of these."""
         status = "complete" if all(video["status"] == "complete" for video in videos) else "partial"
         content = {
             "schema": SCHEMA,

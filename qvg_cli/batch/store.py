@@ -27,14 +27,7 @@ _LOCK = ".batch.lock"
 
 
 class Store:
-    """The place of a batch.
-
-    Args:
-        place: A path, or an address with `://` in it.
-
-    Raises:
-        UsageError: No such protocol is known here.
-    """
+    """The place of a batch: a path, or an address with `://` in it, of a protocol that is known here."""
 
     def __init__(self, place: str) -> None:
         self.place = place.rstrip("/") or place
@@ -73,11 +66,7 @@ class Store:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other batches out of a folder; an address cannot be held.
-
-        Raises:
-            UsageError: Another one is at work in it.
-        """
+        """Keep other batches out of a folder, by a `UsageError`; an address cannot be held."""
         lock = FileLock(self.root / _LOCK, timeout=0)
         try:
             lock.acquire()
@@ -98,11 +87,7 @@ class Store:
         return RunDir(path)
 
     def deliver(self, run: RunDir) -> None:
-        """Move a whole run to its place.
-
-        Raises:
-            QvgError: A file did not arrive whole; all of them are still here.
-        """
+        """Move a whole run to its place; `QvgError` if a file did not arrive whole, while all are here."""
         if not self.is_address:
             return
         target = f"{self._address}/{run.path.relative_to(self.root).as_posix()}"
@@ -116,11 +101,7 @@ class Store:
         shutil.rmtree(run.path)
 
     def read(self, name: str) -> str:
-        """The text of a file in the place itself; empty if there is none.
-
-        Raises:
-            QvgError: The place cannot be read.
-        """
+        """The text of a file in the place itself; empty if there is none, `QvgError` if it cannot be read."""
         try:
             content = (
                 self._fs.cat_file(f"{self._address}/{name}")

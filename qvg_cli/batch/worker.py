@@ -41,11 +41,7 @@ LOG = getLogger(__name__)
 
 
 class Board:
-    """What the workers and the command tell each other.
-
-    Args:
-        num_workers: How many there are.
-    """
+    """What the workers and the command tell each other."""
 
     def __init__(self, num_workers: int) -> None:
         self._max_starts = MAX_TRIES * num_workers
@@ -117,7 +113,6 @@ class WorkerPlan:
         jobs: What the manifest says of each: id, prompt, seed, folder.
         place: Where the videos go.
         directory: In which the command was given, for names of files that are relative.
-        device: Kind of device: "cpu" or "cuda".
         num_processes: That make each video together.
     """
 
@@ -137,11 +132,7 @@ class WorkerPlan:
 class Worker(Console):
     """Makes jobs with one loaded model; Ray keeps it in a process of its own.
 
-    As a console it shows nothing, and lets the board know of every chunk.
-
-    Args:
-        board: Handle of the `Board`.
-
+    As a console it shows nothing, and lets the `board`, a handle of the `Board`, know of every chunk.
     """
 
     def __init__(self, plan: WorkerPlan, board: Any) -> None:

@@ -466,9 +466,6 @@ def refuse_beside_resume(
     Args:
         own: The command's own arguments and options, by their names.
         only: Those of the groups that it cannot take; `None` for all.
-
-    Raises:
-        UsageError: One was given.
     """
     names = [name for name, value in own.items() if value is not None]
     names += [name for group in groups for name in group.given() if only is None or name in only]

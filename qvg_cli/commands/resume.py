@@ -24,14 +24,7 @@ def resume_run(
     frames: int | None,
     is_json: bool,
 ) -> None:
-    """Go on with the run in `folder`; one that is complete is left as it is.
-
-    Args:
-        request: What else was asked for; the run itself refuses what would change it.
-
-    Raises:
-        UsageError: There is no such run, or it would become another one.
-    """
+    """Go on with the run in `folder`, which refuses what would change it; a complete one is left as it is."""
     run = find_run(folder)
     if is_finished(run):
         finish_removal(run.state)

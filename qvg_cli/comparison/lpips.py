@@ -49,14 +49,11 @@ class PerceptualDistance(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """The distance of each pair of frames, 0 where they are equal.
+        """The distances `[N]` of pairs of frames, 0 where they are equal.
 
         Args:
             first: `[N, height, width, 3]` uint8, at least 16 pixels each way.
             second: Like `first`.
-
-        Returns:
-            `[N]`.
         """
         # Frames `[N, 3, height, width]` as the network was trained to see them.
         dtype, shift, scale = self.heads[0].dtype, self.get_buffer("shift"), self.get_buffer("scale")
@@ -74,11 +71,7 @@ class PerceptualDistance(nn.Module):
 
 
 def load_perceptual_distance() -> PerceptualDistance:
-    """LPIPS with its learned weights, on the CPU.
-
-    Raises:
-        MissingModelError: The network was not downloaded, or its file is broken.
-    """
+    """LPIPS with its learned weights, on the CPU; `MissingModelError` without the network's whole file."""
     path = find_network()
     model = PerceptualDistance()
     try:

@@ -24,7 +24,6 @@ class Begun:
     Attributes:
         names: Of the variants, the baseline's first.
         rows: For every prompt and seed the video of every variant.
-        has_lpips: Whether LPIPS is measured.
     """
 
     names: tuple[str, ...]

@@ -45,12 +45,7 @@ FROM_LATENTS = "frames decoded again from the latents of the runs, before any lo
 
 
 class SpooledRun(Run):
-    """A run of a comparison: its frames are also kept as they are.
-
-    Args:
-        engine: Decodes the chunks that are there already.
-        note: Takes a line for the user.
-    """
+    """A run of a comparison: its frames are also kept as they are, those that are there already decoded."""
 
     def __init__(
         self,
@@ -179,13 +174,8 @@ def compare_presets(
 ) -> Comparison:
     """Make every video with every variant, one prompt and seed after the other, and compare them.
 
-    Only one variant's cache is held at a time, so the device peak of each is its own.
-
-    Args:
-        engine: Makes them all; `None` loads the model.
-
-    Raises:
-        QvgError: A video failed or was stopped; the prompts and seeds before it are reported on.
+    Only one variant's cache is held at a time, so the device peak of each is its own. Without an `engine` the
+    model is loaded. Where a video fails or is stopped, those before it are reported on.
     """
     check_encoder()
     rows = tuple(zip(*(variant.videos for variant in variants), strict=True))
@@ -198,12 +188,7 @@ def compare_presets(
 
 
 def resume_comparison(folder: Path, console: Console) -> Comparison:
-    """Go on with a comparison that was cut off: whole runs are decoded anew, the others are made.
-
-    Raises:
-        UsageError: There is nothing to go on with.
-        QvgError: As `compare_presets`.
-    """
+    """Go on with a comparison that was cut off: whole runs are decoded anew, the others are made."""
     check_encoder()
     return _compare(read_begun(folder), folder, console)
 
@@ -242,11 +227,7 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
 def compare_runs(
     variants: Sequence[FinishedVariant], out: Path, device_name: str, console: Console, *, has_lpips: bool
 ) -> Comparison:
-    """Compare finished runs; their frames are decoded from their latents, since their videos are lossy.
-
-    Raises:
-        QvgError: Latents cannot be read.
-    """
+    """Compare finished runs; their frames are decoded from their latents, since their videos are lossy."""
     check_encoder()
     video = variants[0].video
     device = resolve_device(device_name)
@@ -275,11 +256,7 @@ def _compare_row(
     perceptual: PerceptualDistance | None,
     console: Console,
 ) -> None:
-    """Make one prompt and seed with every variant, as far as it is not there, and compare what was made.
-
-    Args:
-        places: Folder of every variant's run.
-    """
+    """Make one prompt and seed with every variant, as far as it is not in `places`, and compare them."""
     folder = places[0].parent
     prompt_embeds: Mapping[int, Tensor] | None = None
     with _kept_if_filled(folder), _spools(folder, len(row), row[0]) as spools:

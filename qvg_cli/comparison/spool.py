@@ -20,8 +20,7 @@ _SPARE_BYTES = 256 * 1024 * 1024
 class FrameSpool(AbstractContextManager["FrameSpool"]):
     """Written frame after frame, read in any order, gone when closed and when the program dies.
 
-    Args:
-        folder: Where a file without a name holds the pixels, three bytes each.
+    A file in `folder` without a name holds the pixels, three bytes each.
     """
 
     def __init__(self, folder: Path, *, height: int, width: int) -> None:
@@ -31,12 +30,7 @@ class FrameSpool(AbstractContextManager["FrameSpool"]):
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115, it outlives this function
 
     def write(self, frames: Frames) -> None:
-        """Append frames, `[n, height, width, 3]` uint8.
-
-        Raises:
-            ValueError: Another shape or dtype.
-            QvgError: The disk is full.
-        """
+        """Append frames, `[n, height, width, 3]` uint8, `ValueError` if not; `QvgError` on a full disk."""
         if frames.shape[1:] != self._shape or frames.dtype != np.uint8:
             raise ValueError(
                 f"frames of shape {frames.shape} and dtype {frames.dtype} are not {self._shape} uint8"

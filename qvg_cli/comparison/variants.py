@@ -25,12 +25,7 @@ _MAY_DIFFER = ("cache", "device")
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of keeping the cache, and the videos to make with it.
-
-    Attributes:
-        name: What tables and pictures call it; no other variant has it.
-        videos: As many, in the same order, as every other variant has.
-    """
+    """One way of keeping the cache, under a name of its own, and as many videos as every other has."""
 
     name: str
     videos: tuple[Planned, ...]
@@ -51,11 +46,7 @@ def named_presets(variants: Sequence[str]) -> list[str]:
 
 
 def are_presets(variants: Sequence[str]) -> bool:
-    """Whether the variants are presets, and not folders of runs.
-
-    Raises:
-        UsageError: Too few, one is neither, or they are mixed.
-    """
+    """Whether all are presets, or all folders of runs; `UsageError` if neither, mixed or too few."""
     if len(variants) < 2:
         raise UsageError("give at least two presets or runs to compare", hint="e.g. qvg compare bf16 int2")
     known = preset_names()
@@ -81,27 +72,14 @@ def plan_variants(
     num_seeds: int = 1,
     **options: Any,
 ) -> list[Variant]:
-    """Plan every video of every preset.
-
-    Args:
-        note: Takes a line for the user.
-        num_seeds: Of every prompt: its seed and those after it.
-        options: As `plan_jobs` takes them.
-
-    Raises:
-        UsageError: Something does not fit; nothing was made.
-    """
+    """Plan every video of every preset, with its seed and those after it; the options are `plan_jobs`'s."""
     planned = [_with_seeds(jobs, num_seeds) for jobs in plan_caches(request, presets, note, **options)]
     names = unique_names([cache_label(videos[0].config.cache) for videos in planned], "{} ({})")
     return [Variant(name, videos) for name, videos in zip(names, planned, strict=True)]
 
 
 def find_variants(folders: Sequence[str]) -> list[FinishedVariant]:
-    """Read finished runs, and make sure that they can be compared.
-
-    Raises:
-        UsageError: A folder holds no whole run, or two runs differ in more than their cache.
-    """
+    """Read finished runs; `UsageError` if one is not whole, or two differ in more than their cache."""
     runs = [_read_run(Path(folder)) for folder in folders]
     configs = [load_config(Request(file=run.folder / "run.yaml")).config for run in runs]
     for run, config in zip(runs, configs, strict=True):

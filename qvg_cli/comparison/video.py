@@ -50,12 +50,7 @@ def compare_video(
     device: torch.device,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> ComparedVideo:
-    """Measure every variant against the first and write the side-by-side video to `path`.
-
-    Args:
-        device: Computes the metrics.
-        perceptual: See `qvg_cli.comparison.quality.measure`.
-    """
+    """Measure every variant against the first and write the side-by-side video to `path`."""
     qualities = [measure(spools[0], spool, device, perceptual) for spool in spools[1:]]
     figures = [video_figures(quality, fps) for quality in qualities]
     firsts = [figure["first_different_frame"] for figure in figures]

@@ -61,12 +61,7 @@ class ComparisonWriter:
     def add(
         self, config: RunConfig, side_by_side: Path, runs: Sequence[Result], video: ComparedVideo
     ) -> None:
-        """Take in one video.
-
-        Args:
-            config: Of the baseline's run.
-            runs: Of every variant, the baseline's first.
-        """
+        """Take in one video: the settings of its baseline's run, and the runs of all variants."""
         for memories, run in zip(self._memories, runs, strict=True):
             memories.append(run.figures)
         self._pages.append(video)
@@ -83,14 +78,7 @@ class ComparisonWriter:
         )
 
     def write(self, status: str) -> dict[str, Any]:
-        """Write compare.json, quality.png, costs.png, attention.png if it was measured, and report.html.
-
-        Returns:
-            The content of compare.json.
-
-        Raises:
-            QvgError: A file cannot be written.
-        """
+        """Write compare.json, whose content is returned, its plots and report.html."""
         content = self._content(status)
         text = json.dumps(content, indent=1) + "\n"
         write_whole(self.folder / COMPARISON, lambda path: _write_text(path, text))

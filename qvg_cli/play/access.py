@@ -24,11 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """Lets through what may come in.
-
-    Args:
-        token: That every request has to know; `None` where only this machine can connect.
-    """
+    """Lets through what may come in: what knows the token, or what this machine's own page asks."""
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app = app

@@ -40,11 +40,7 @@ class Prompt(_Message):
 
 
 class World(_Message):
-    """Begin anew.
-
-    Attributes:
-        picture: Name that an upload was given; `None` takes the one of the settings.
-    """
+    """Begin anew, in an uploaded picture or that of the settings."""
 
     type: Literal["world"]
     prompt: str | None = Field(None, min_length=1, max_length=MAX_PROMPT)

@@ -48,7 +48,6 @@ class Player:
         record: Name of the walk's run; `None` takes the prompt's words.
         tell: Takes what a browser has to know, from any thread.
         show: Takes pixels `[n, height, width, 3]` uint8, in their order.
-        note: Takes a line for the terminal.
     """
 
     def __init__(

@@ -11,11 +11,7 @@ HELD_SECONDS = 60.0
 
 
 class Seats:
-    """The one seat, by the tickets of the browsers.
-
-    Args:
-        clock: Seconds that only grow.
-    """
+    """The one seat, by the tickets of the browsers."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

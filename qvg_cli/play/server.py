@@ -60,13 +60,7 @@ _ELSEWHERE = 4001
 
 
 class PlayServer:
-    """One player, those who watch, and the walk.
-
-    Args:
-        out: Folder of the runs of the engine's backend.
-        record: Name of the walk's run; `None` takes the prompt's words.
-        note: Takes a line for the terminal.
-    """
+    """One player, those who watch, and the walk; the arguments are the player's."""
 
     def __init__(self, engine: Engine, out: Path, *, record: str | None, note: Callable[[str], None]) -> None:
         self.seats = Seats()
@@ -79,12 +73,7 @@ class PlayServer:
         self._open: dict[str, tuple[Viewer, WebSocket]] = {}
 
     def app(self, first: Callable[[], None], token: str | None = None) -> Starlette:
-        """What a web server runs.
-
-        Args:
-            first: What the player begins with.
-            token: See `Access`.
-        """
+        """What a web server runs; the player begins with `first`."""
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -246,11 +235,7 @@ class PlayServer:
 
 
 def keep_picture(content: bytes, folder: Path) -> Path:
-    """An uploaded picture as a file in `folder`, once it has been read whole.
-
-    Raises:
-        UsageError: It is no picture, or too large.
-    """
+    """An uploaded picture as a file in `folder`, read whole; `UsageError` if it is none, or too large."""
     path = folder / hashlib.sha256(content).hexdigest()[:32]
     path.write_bytes(content)
     try:

@@ -27,11 +27,7 @@ _NUMBER = struct.Struct(">I")
 
 
 class Viewer:
-    """One browser.
-
-    Attributes:
-        ticket: By which it is known when it comes back.
-    """
+    """One browser, known by its ticket when it comes back."""
 
     def __init__(self, ticket: str) -> None:
         self.ticket = ticket
@@ -82,9 +78,7 @@ class Viewer:
 class Audience:
     """All browsers that are connected.
 
-    Args:
-        set_room: Takes whether the player's browser has room for another chunk.
-        player: The ticket of the one who plays.
+    `set_room` takes whether the player's has room for another chunk; `is_player` knows that one's ticket.
     """
 
     def __init__(self, set_room: Callable[[bool], None], is_player: Callable[[str], bool]) -> None:

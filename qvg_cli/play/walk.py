@@ -42,13 +42,7 @@ POSE, PICTURE = "pose.txt", "picture"
 
 
 class WalkFolder:
-    """A run's folder while it is played, and after.
-
-    Args:
-        run: A folder that holds nothing else, or what another process has left of a walk.
-        device: Where it is made.
-        given: The run that it goes on from.
-    """
+    """A run's folder while it is played, and after, with what another process has left of the walk."""
 
     def __init__(self, run: RunDir, device: torch.device, given: RunDir | None = None) -> None:
         self.run = run
@@ -69,14 +63,7 @@ class WalkFolder:
         return kept
 
     def add(self, chunk: Chunk, config: RunConfig) -> None:
-        """Write a chunk while the next one is made.
-
-        Args:
-            config: Of the video with this chunk.
-
-        Raises:
-            QvgError: One before it could not be written.
-        """
+        """Write a chunk of a video of these settings while the next one is made."""
         for future in [future for future in self._pending if future.done()]:
             self._pending.remove(future)
             future.result()
@@ -84,11 +71,7 @@ class WalkFolder:
         self._pending.append(self._pool.submit(self._write_chunk, number, chunk, config))
 
     def save(self) -> None:
-        """Write video, latents, settings and report of all that was added.
-
-        Raises:
-            QvgError: A file cannot be written.
-        """
+        """Write video, latents, settings and report of all that was added; `QvgError` if a file cannot be."""
         pending, self._pending = self._pending, []
         for future in pending:
             future.result()
