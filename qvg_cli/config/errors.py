@@ -35,7 +35,6 @@ def describe(
 
     Args:
         sources: Dotted setting to what set it.
-        model: What the settings were checked against.
         extra_names: Settings that exist beside those of `model`, for nearest names.
     """
     known = [*_setting_names(model), *extra_names]

@@ -52,7 +52,6 @@ class Request:
 
     Attributes:
         backend: Name of a file in configs/.
-        pocket: Whether the built-in small weights are used.
         file: The user's YAML.
         sets: `key=value` texts, in their order.
         options: Settings of options of their own, such as `--seed`.
@@ -83,12 +82,10 @@ class LoadedConfig:
 
 @dataclass(frozen=True)
 class Backend:
-    """The backend of a request, its settings and the user's not yet checked.
+    """The backend of a request, its settings and the user's, the last on top, not yet checked.
 
     Attributes:
         family: Name of the model family that the file belongs to; its own name if it says none.
-        builtin: The backend's file.
-        user: What the user changes, the last on top.
         is_default: No source named it.
     """
 
@@ -100,11 +97,7 @@ class Backend:
 
 
 def read_backend(request: Request) -> Backend:
-    """The backend that a request names, so that its family can be asked for the rules of its settings.
-
-    Raises:
-        UsageError: There is no such backend, or a file cannot be read.
-    """
+    """The backend that a request names, whose family knows the rules; `UsageError` if there is none."""
     user = [_read_layer(request.file)] if request.file else []
     user += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
     named = [layer.values["backend"] for layer in user if "backend" in layer.values]
@@ -126,15 +119,7 @@ def read_backend(request: Request) -> Backend:
 def resolve(
     backend: Backend, request: Request, model: type[RunConfig], options: Sequence[FamilyOption]
 ) -> LoadedConfig:
-    """Lay the settings of a request over one another and check them.
-
-    Args:
-        model: What its family checks them against.
-        options: That its family adds to the command line.
-
-    Raises:
-        UsageError: A setting is unknown or has an impossible value.
-    """
+    """Lay the settings of a request over one another and check them by its family's model and options."""
     is_pocket = request.pocket or backend.is_default
     if is_pocket and "pocket" not in backend.builtin.values:
         raise UsageError(
@@ -177,13 +162,7 @@ def make_request(
     settings: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Request:
-    """What is asked for from Python.
-
-    Args:
-        cache: Name of a preset.
-        settings: By their dotted names, such as `{"sampler.window": 12}`.
-        options: Of the model's family, by their names in Python, such as `{"pad_pose": "hold"}`.
-    """
+    """What is asked for from Python: settings by dotted names, a family's options by their Python names."""
     named = {"cache.preset": cache, "device": device}
     layers = setting_layers({name: value for name, value in named.items() if value is not None})
     layers += setting_layers(settings or {}) + option_layers(options or {})

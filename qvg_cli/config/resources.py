@@ -17,11 +17,7 @@ _OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
 
 @cache
 def configs_dir() -> Path:
-    """The folder with one YAML a backend, and `cache/` with the presets.
-
-    Raises:
-        FileNotFoundError: The installation is not whole.
-    """
+    """The folder with one YAML a backend, and `cache/` with the presets."""
     # The wheel carries its own copy; a checkout has it beside the package.
     candidates = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     for candidate in candidates:
@@ -52,13 +48,10 @@ def qvg_home() -> Path:
 
 
 def weights_folder(name: str) -> Path:
-    """The folder of a model's weights.
+    """The folder of a model's weights; `MissingModelError` if it, or what it links to, is not there.
 
     Args:
         name: A folder, or a name without a slash for weights that ship with the package or were downloaded.
-
-    Raises:
-        MissingModelError: There is no such folder, or what it links to has gone.
     """
     is_name = "/" not in name
     folders = [_PACKAGE / "data" / name, qvg_home() / name] if is_name else [expand_user(name)]
@@ -78,14 +71,7 @@ def weights_folder(name: str) -> Path:
 
 
 def check_weights(weights: str, checkpoint: str | None = None) -> None:
-    """Notice in no time what would be missed after seconds of loading.
-
-    Args:
-        checkpoint: A file that takes the place of the transformer.
-
-    Raises:
-        MissingModelError: There is no such folder, or no model in it, or no such file.
-    """
+    """Notice at once, by a `MissingModelError`, what would be missed after seconds of loading."""
     folder = weights_folder(weights)
     if not (folder / "vae").is_dir():
         raise MissingModelError(

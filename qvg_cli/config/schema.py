@@ -64,11 +64,7 @@ class CacheConfig(Config):
     arithmetic: Literal["auto", "int8", "fp8", "bf16"] = "auto"
 
     def of_layers(self, num_layers: int) -> list[LayerCodecs]:
-        """The codecs of each of a model's layers.
-
-        Raises:
-            UsageError: The model has no layer of a number that is given.
-        """
+        """The codecs of each of a model's layers; `UsageError` if it lacks one that is named."""
         for number in self.layers:
             if not 0 <= number < num_layers:
                 raise UsageError(

@@ -36,14 +36,7 @@ _TRUTH_TRAP = re.compile(r"y|yes|n|no|on|off", re.IGNORECASE)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The one document in `text`.
-
-    Args:
-        source: Name of the text in messages.
-
-    Raises:
-        UsageError: The text is not YAML, has two equal keys, or a value that YAML readers take differently.
-    """
+    """The one document in `text`, which messages call `source`; `UsageError` if YAML readers differ on it."""
     if len(text) > _MAX_CHARACTERS:
         raise UsageError(
             f"{source} has {len(text)} characters; the limit is {_MAX_CHARACTERS}", hint="use a settings file"

@@ -41,11 +41,7 @@ class Recorder(Protocol):
     """What keeps a video while it is made."""
 
     def begin(self, cache: KVCache) -> Done | None:
-        """Start to keep it, or fill the empty `cache` with what an earlier process has kept of it.
-
-        Returns:
-            The chunks that are there already, if any.
-        """
+        """Start to keep it, or fill the empty `cache` with what an earlier process has kept; returns that."""
         ...
 
     def show_clip(self, frames: Frames) -> None:
@@ -121,14 +117,7 @@ class Engine:
         request: Request | None = None,
         parallel: Parallel | None = None,
     ) -> Engine:
-        """Load the weights that a resolved configuration names.
-
-        Where torchrun has started several processes, all load them.
-
-        Raises:
-            UsageError: So many processes cannot share a video.
-            MissingModelError: The weights are not there or not whole.
-        """
+        """Load the weights that a resolved configuration names, in every process of torchrun's."""
         # Its loading bars and advice would stand among our own lines.
         diffusers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.disable_progress_bar()
@@ -366,12 +355,7 @@ class Engine:
         options: Mapping[str, Any] | None = None,
         file: Path | None = None,
     ) -> Request:
-        """What a video of this model asks for, its own settings over those that the model was loaded with.
-
-        Args:
-            options: Of the model's family, by their names in Python.
-            file: Settings in the place of the file that the model was loaded with.
-        """
+        """What a video of this model asks for, its own settings over those that the model was loaded with."""
         layers = list(self._request.options)
         if prompt is not None:
             layers.append(Layer("prompt", {"prompt": prompt}))

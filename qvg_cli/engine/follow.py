@@ -20,11 +20,7 @@ _GRACE_SECONDS = 20.0
 
 
 def follow() -> None:
-    """Be one of the others, until the first process ends.
-
-    Raises:
-        QvgError: The model cannot be loaded, or a video failed.
-    """
+    """Be one of the others, until the first process ends, or a model or a video fails."""
     launch = find_launch()
     _leave_signals_to_the_first()
     control = connect(launch)

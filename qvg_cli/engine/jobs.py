@@ -39,11 +39,7 @@ _MAX_WORDS = 8
 
 @dataclass(frozen=True)
 class Planned:
-    """One video, ready to be made.
-
-    Attributes:
-        name: Of its run folder.
-    """
+    """One video, ready to be made into a run folder of this name."""
 
     config: RunConfig
     plan: VideoPlan
@@ -127,15 +123,11 @@ def plan_jobs(
 def plan_caches(
     request: Request, presets: Sequence[str | None], note: Callable[[str], None], **options: Any
 ) -> list[list[Planned]]:
-    """Plan the same videos with each of several caches.
+    """Plan the same videos with each of several caches; what is said of them is said once.
 
     Args:
         presets: Their names; `None` is the cache of the settings.
-        note: Takes a line for the user; what is said of the videos is said once.
         options: As `plan_jobs` takes them.
-
-    Raises:
-        UsageError: Something does not fit; nothing was made.
     """
     planned = []
     for index, preset in enumerate(presets):
@@ -190,7 +182,6 @@ def _read_prompts(
     """The videos to make, and the settings with the prompts that come later in each.
 
     Args:
-        is_prompt_given: Whether there is a prompt from the command line.
         is_one: Whether `prompts` are those of one video, clip by clip.
     """
     if prompts is not None or is_prompt_given:

@@ -25,11 +25,7 @@ def given_pixel_frames(config: RunConfig) -> int:
 
 
 def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
-    """`config` with the length of `wanted` segments, after the first clip or after what is given.
-
-    Raises:
-        UsageError: The model makes no segments, or `wanted` is no number of them.
-    """
+    """`config` with `wanted` segments after the first clip or the input; `UsageError` if it makes none."""
     if wanted < 1:
         raise UsageError(f"--segments {wanted} is not a valid number of segments", hint="use 1 or more")
     rules = family_of(config).extension(config)
@@ -40,11 +36,7 @@ def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
 
 
 def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
-    """`config` with the shortest possible length of at least `wanted` pixel frames, beside those given.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """`config` of the least possible length of `wanted` pixel frames beside those given, or `UsageError`."""
     if wanted < 1:
         raise UsageError(f"--frames {wanted} is not a valid length", hint="the shortest video has 1 frame")
     family, given = family_of(config), given_pixel_frames(config)
@@ -70,11 +62,7 @@ def rounding_note(
 
 
 def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
-    """`config` with the shortest possible length that lasts at least `seconds`, beside what is given.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """`config` of the least possible length of `seconds` beside what is given, or `UsageError`."""
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(
             f"--seconds {seconds} is not a valid length", hint="use a number above 0, e.g. --seconds 5"

@@ -45,13 +45,10 @@ def open_video(
     device: torch.device,
     show: Callable[[Frames], None],
 ) -> Opening:
-    """Show the clip that a video begins with, if it does, and prepare what the model goes on from.
+    """Show the clip that a video begins with, and prepare what the model goes on from.
 
     Args:
         show: Takes the clip's frames, `[n, height, width, 3]` uint8 each.
-
-    Raises:
-        QvgError: The clip or the latents are not what was planned with.
     """
     decoder = pipeline.decoder()
     source = config.source
@@ -96,11 +93,7 @@ def _to_tensor(frames: Frames) -> Tensor:
 
 
 def load_latents(path: Path, num_frames: int, geometry: Geometry) -> Tensor:
-    """The first `num_frames` latent frames `[1, C, F, h, w]` of a run.
-
-    Raises:
-        QvgError: The file cannot be read, or its latents are of another shape.
-    """
+    """The first `num_frames` latents `[1, C, F, h, w]` of a run; `QvgError` if of another shape."""
     try:
         latents = load_file(path)["latents"]
     except (OSError, KeyError, SafetensorError) as error:

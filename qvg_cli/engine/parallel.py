@@ -42,8 +42,7 @@ class Parallel:
     """This process among those of one video.
 
     Attributes:
-        rank: 0 is the first.
-        control: Carries what the first tells the others, in CPU memory.
+        control: Carries what the first, of rank 0, tells the others, in CPU memory.
         tokens: Who computes the tokens of a call.
         rows: Who computes the rows of the guidance.
         is_amid: Whether the others make a video that is not at its end.
@@ -57,11 +56,7 @@ class Parallel:
     is_amid: bool = False
 
     def begin(self, video: Planned) -> None:
-        """Let the others begin `video` too.
-
-        Raises:
-            QvgError: They wait within one that was left here; its exchanges and those of `video` would mix.
-        """
+        """Let the others begin `video` too; `QvgError` if they wait in another, as exchanges would mix."""
         if self.is_amid:
             raise QvgError(
                 "the other processes are still waiting in a video that was not finished",
@@ -71,11 +66,7 @@ class Parallel:
         self.share(("video", video))
 
     def make(self, results: Iterator[ChunkResult]) -> Iterator[ChunkResult]:
-        """`results` of the video with the memory of all, after the last of which another may begin.
-
-        Raises:
-            NoAnswerError: Another process has ended, or hangs.
-        """
+        """`results` with the memory of all; another video may begin after the last."""
         while True:
             with answered():
                 if (result := next(results, None)) is None:
@@ -86,11 +77,7 @@ class Parallel:
         self.is_amid = False
 
     def share(self, message: Any) -> Any:
-        """What the first process has; the others give anything.
-
-        Raises:
-            NoAnswerError: Another process has ended.
-        """
+        """What the first process has; the others give anything, and all may meet a `NoAnswerError`."""
         messages = [message]
         with answered():
             dist.broadcast_object_list(messages, src=0, group=self.control)
@@ -106,11 +93,7 @@ class Parallel:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Tell in one line that another process does not answer.
-
-    Raises:
-        NoAnswerError: An exchange has failed in the block.
-    """
+    """Tell in one line, by a `NoAnswerError`, that an exchange in the block has failed."""
     try:
         yield
     except RuntimeError as error:
@@ -128,11 +111,7 @@ def answered() -> Iterator[None]:
 
 
 def start(config: RunConfig, device: torch.device) -> Parallel | None:
-    """Let the others load the model of `config`; `None` where there are none.
-
-    Raises:
-        UsageError: So many processes cannot share a video of this model, or have no GPU each.
-    """
+    """Let the others load the model too; `None` without others, `UsageError` if they cannot share it."""
     launch = find_launch()
     check_processes(config, launch.num_processes)
     if launch.num_processes == 1:

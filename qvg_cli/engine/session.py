@@ -53,15 +53,11 @@ class Session:
 
     Args:
         config: Its prompt is that of the first chunk.
-        planner: Plans the chunks as they are asked for.
         made: Latents `[1, C, F, h, w]` of the whole video of `config`, to go on from; `None` begins it.
         on_step: Called after every model call; what it raises ends the session.
 
     Attributes:
         num_frames: Pixel frames made so far.
-
-    Raises:
-        UsageError: The video that `made` is of cannot go on.
     """
 
     def __init__(

@@ -33,23 +33,14 @@ _TOO_MUCH = 1.25
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Settings with which a video fits.
-
-    Attributes:
-        options: As they are written in a command.
-        device_bytes: At the fullest moment.
-    """
+    """Options of a command with which a video fits, and its bytes at the fullest moment then."""
 
     options: str
     device_bytes: int
 
 
 def check_processes(config: RunConfig, num_processes: int) -> tuple[int, int]:
-    """How many processes share the guidance, and how many the tokens of a call.
-
-    Raises:
-        UsageError: So many cannot share a video of the model; the message names how many could.
-    """
+    """How many processes share the guidance, and how many the tokens of a call; or a `UsageError`."""
     if config.memory.weights_sharded and num_processes == 1:
         raise UsageError(
             "memory.weights_sharded=true needs several processes, and this is one",
@@ -77,10 +68,6 @@ def forecast_run(
     Args:
         num_processes: That make the video together; what one of them needs is told.
         is_first: Whether it is the one that reads prompts and makes pixels.
-
-    Raises:
-        UsageError: So many processes cannot share the video.
-        MissingModelError: The model is in a folder of the user's, and that cannot be read.
     """
     sizes = family_of(config).sizes(config, is_gpu=is_gpu)
     num_rows, num_parts = check_processes(config, num_processes)
@@ -104,11 +91,7 @@ def find_suggestions(
     num_processes: int = 1,
 ) -> list[Suggestion]:
     """The first smaller cache, the first place for weights, and the longest video that stay within a limit;
-    where neither of the first two does, both together.
-
-    Args:
-        has_text: Whether prompts are still to be read.
-        num_processes: That make the video together.
+    where neither of the first two does, both together. Prompts may have been read.
     """
     trial = _Trial(limit_bytes, is_gpu, has_text, num_processes)
     found = []
@@ -124,13 +107,9 @@ def find_suggestions(
 
 
 def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: int = 1) -> str | None:
-    """What to tell the user before a run that may not fit its card; `None` if it fits.
+    """What to tell before a run that may not fit such a card a process; `None` if it fits.
 
-    Args:
-        num_processes: That make the video together, each with such a card.
-
-    Raises:
-        OutOfMemoryError: It needs far more than the card has.
+    `OutOfMemoryError` if it needs far more than the card has.
     """
     found = forecast_run(config, plan, is_gpu=True, num_processes=num_processes)
     if verdict(found, card) == "fits":

@@ -31,11 +31,7 @@ _SUFFIXES = (".mp4", ".gif")
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What the cache of one video held.
-
-    Attributes:
-        samples: One a chunk.
-    """
+    """What the cache of one video held, a sample a chunk."""
 
     samples: tuple[MemorySample, ...]
 
@@ -104,12 +100,7 @@ class Video:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write an MP4 or a GIF, by the suffix, or one PNG a frame into a folder.
-
-        Raises:
-            UsageError: The suffix is of another kind of file.
-            QvgError: The file cannot be written.
-        """
+        """Write an MP4 or a GIF, by the suffix, or one PNG a frame into a folder; `UsageError` for others."""
         path = Path(path).expanduser()
         if path.suffix == ".mp4":
             _, height, width, _ = self.frames.shape

@@ -52,9 +52,7 @@ class CacheShape:
 def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[MemorySample]:
     """What `memory.json` of a run will say of the cache, a sample a chunk; the device's peak is `None`.
 
-    Raises:
-        ValueError: The codecs do not take the head size.
-        UsageError: Codecs are given for a layer that the model has not.
+    `ValueError` if the codecs do not take the head size, `UsageError` if a layer is named that is not there.
     """
     layers = _block_bytes(config, plan, shape)
     frame_bytes = bf16_frame_bytes(plan.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers)
@@ -101,9 +99,6 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
 
     Only a history that is packed is saved, and only by one process alone, each block once; a file goes when
     nothing of it was held after the last two chunks. The matrices that shape its errors stay.
-
-    Raises:
-        ValueError: The codecs do not take the head size.
     """
     is_kept = all(
         layer.k.packs and layer.v.packs and not layer.k.weighs_queries

@@ -87,12 +87,7 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPlan(Geometry):
-    """A whole video.
-
-    Attributes:
-        chunks: In the order in which they run.
-        notes: What of the request does not come true as it was written, to be shown to the user.
-    """
+    """A whole video: its chunks in order, and notes of what does not come true as it was asked for."""
 
     chunks: tuple[ChunkPlan, ...]
     notes: tuple[str, ...] = ()
@@ -119,11 +114,9 @@ def length_text(num_frames: int) -> str:
 
 
 def prompt_begins(plan: VideoPlan, frames: Sequence[int]) -> list[int]:
-    """Indices of the chunks that begin with the pixel `frames` at which prompts change.
+    """Indices of the chunks that begin with the pixel `frames` at which prompts change, in their order.
 
-    Raises:
-        UsageError: Such a frame is inside a chunk, or not after the one before; the message names the nearest
-            that fit.
+    A `UsageError` names the nearest frames that fit.
     """
     begins: dict[int, int] = {}
     end = 0

@@ -37,7 +37,6 @@ class Moment:
     Attributes:
         num_frames: Pixel frames of the video after the chunk.
         is_decoding: Whether pixels are made then, or else the transformer works.
-        bytes_by_kind: See `KINDS`.
     """
 
     chunk: int
@@ -108,11 +107,7 @@ def is_for_gpu(config: RunConfig, *, has_card: bool) -> bool:
 
 
 def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: bool) -> Forecast:
-    """What a run of `config` needs, whose plan is `plan` and whose model has these `sizes`.
-
-    Raises:
-        UsageError: The cache's codecs do not take the model's head size.
-    """
+    """What a run of `config` needs, by its plan and sizes; `UsageError` if codecs refuse the head size."""
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
     shape = CacheShape(
         sizes.num_layers, sizes.heads, sizes.head_dim, size, sizes.sink_frames, sizes.num_parts

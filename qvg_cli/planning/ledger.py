@@ -130,9 +130,5 @@ class Ledger:
 
 
 def bf16_frame_bytes(tokens_per_frame: int, layer_width: int, num_layers: int) -> int:
-    """Keys and values of one latent frame in a BF16 cache, in all layers.
-
-    Args:
-        layer_width: Channels of one layer's keys, heads times head size, times the batch.
-    """
+    """Keys and values of one latent frame in all layers of a BF16 cache, each with `layer_width` channels."""
     return 2 * 2 * tokens_per_frame * layer_width * num_layers

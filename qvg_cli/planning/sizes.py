@@ -116,11 +116,7 @@ WAN_22_VAE = VaeSizes(
 
 
 def read_layout(folder: Path) -> Mapping[str, Any]:
-    """The `config.json` of one part of a weights folder.
-
-    Raises:
-        MissingModelError: There is none, or it is broken.
-    """
+    """The `config.json` of one part of a weights folder; `MissingModelError` if it is missing or broken."""
     path = folder / "config.json"
     try:
         layout = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -132,11 +128,7 @@ def read_layout(folder: Path) -> Mapping[str, Any]:
 
 
 def count_values(folder: Path) -> int:
-    """Values of all tensors in the safetensors files of a folder, from their headers alone.
-
-    Raises:
-        MissingModelError: There is no such file, or one is broken.
-    """
+    """Values of all tensors of a folder, from their files' headers; `MissingModelError` if one is broken."""
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise MissingModelError(f"{folder} has no safetensors file")

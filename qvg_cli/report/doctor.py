@@ -58,11 +58,7 @@ class Finding:
 
 
 def examine(out: Path) -> list[Finding]:
-    """Look at everything that a video needs.
-
-    Args:
-        out: Where results would go.
-    """
+    """Look at everything that a video needs, and where results would go."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     python = f"{platform.python_version()} on {platform.platform()}, {sys.prefix}"
     points: list[tuple[str, Callable[[], Finding]]] = [

@@ -63,7 +63,6 @@ class Plan:
     """What a video needs before it is made; printed, it is the text of `qvg plan`.
 
     Attributes:
-        video: Its size, its length and its chunks.
         caches: One for each cache that was asked for.
         card: That it has to fit; `None` where there is none.
         num_videos: That are planned alike.
@@ -142,10 +141,6 @@ def make_plan(videos: Sequence[Planned], card: str | None, *, num_videos: int = 
         card: A name or a size; `None` takes the card of this machine, if it has one.
         num_videos: That are planned alike.
         num_gpus: Such cards that make the video together.
-
-    Raises:
-        UsageError: There is no such card, or so many cannot share the video.
-        MissingModelError: The model is in a folder of the user's, and that cannot be read.
     """
     found = parse_card(card) if card is not None else find_card()
     if videos[0].config.device == "cpu":

@@ -115,11 +115,7 @@ def gallery_line(root: Path, result: Result) -> dict[str, Any]:
 
 
 def gallery_page(root: Path, lines: Sequence[Mapping[str, Any]], *, reload_seconds: int | None = None) -> str:
-    """The page of the `gallery_line`s of results.
-
-    Args:
-        reload_seconds: After which a browser loads it anew, while more results come.
-    """
+    """The page of the `gallery_line`s of results, loaded anew after some seconds while more come."""
     title = f"Videos in {root.resolve().name}"
     return _render("gallery.html", title=title, lines=lines, reload_seconds=reload_seconds)
 

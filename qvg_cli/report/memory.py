@@ -68,11 +68,7 @@ class MemoryReport:
         ]
 
     def to_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """The content of memory.json.
-
-        Args:
-            about: What the run was, in front of the figures.
-        """
+        """The content of memory.json, what the run was in front."""
         chunks = [
             {
                 "chunk": sample.chunk,

@@ -21,13 +21,7 @@ BEGUN = "begun.json"
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What is known of a run, or of a comparison, without a report.
-
-    Attributes:
-        num_chunks: Of the run, those that are whole; `None` for a comparison.
-        num_planned: Of the run, all; `None` where its run.yaml cannot be read.
-        is_running: Whether a process works on it.
-    """
+    """What is known of a run, or of a comparison, without a report; chunks are counted of a run alone."""
 
     folder: Path
     prompt: str | None

@@ -100,12 +100,7 @@ class ChunkRecord(Config):
 
 
 class Checkpoint:
-    """The state of one run, in a folder of its own, kept from other processes while this object lives.
-
-    Args:
-        folder: Exists.
-        identity: Of the run, as it was begun.
-    """
+    """The state of one run, in a folder of its own, kept from other processes while this object lives."""
 
     def __init__(self, folder: Path, identity: Identity, lock: FileLock) -> None:
         self.folder = folder
@@ -131,16 +126,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, identity: Identity, note: Callable[[str], None]) -> Checkpoint:
-        """The checkpoint that another process has left.
-
-        Args:
-            identity: Of the run that is to be resumed.
-            note: Takes a line for the user.
-
-        Raises:
-            QvgError: Another process works on the run.
-            UsageError: It is another run, or its identity cannot be read.
-        """
+        """The checkpoint that another process has left; `UsageError` if it is not of this run."""
         lock = _take(folder)
         try:
             begun = read_identity(folder)
@@ -164,13 +150,10 @@ class Checkpoint:
     def restore(
         self, plan: VideoPlan, cache: KVCache, device: torch.device, note: Callable[[str], None]
     ) -> tuple[list[ChunkRecord], Done | None]:
-        """Check what is there, and fill an empty `cache` with the history after the last chunk that is whole,
-        if that history is kept.
+        """Check what is there, and fill an empty `cache` with the history after the last whole chunk.
 
-        What comes after that chunk is removed; what is lost by that is said.
-
-        Returns:
-            Records of the chunks that are whole, and the same chunks for the rollout.
+        What comes after that chunk is removed; what is lost by that is said. Returns records of the chunks
+        that are whole, and the same chunks for the rollout.
         """
         records = []
         try:
@@ -198,11 +181,7 @@ class Checkpoint:
         return records, Done(plan.chunks[: len(records)], latents.to(device), has_history)
 
     def read_latents(self, records: Sequence[ChunkRecord]) -> Tensor:
-        """`[B, C, F, h, w]` of the chunks of `records`.
-
-        Raises:
-            DamagedError: A file of them is not what was written.
-        """
+        """`[B, C, F, h, w]` of the chunks of `records`; `DamagedError` if a file has changed."""
         try:
             return torch.cat([self._tensors(record, LATENTS)["latents"] for record in records], dim=2)
         except (KeyError, RuntimeError, IndexError) as error:
@@ -213,8 +192,7 @@ class Checkpoint:
     ) -> tuple[ChunkRecord, dict[str, Tensor]]:
         """The record of a chunk that has just ended, without its files, and the history that it adds.
 
-        Returns:
-            The record, and tensors where the cache has them; names of matrices begin with `MATRICES`.
+        Its tensors are where the cache has them; names of matrices begin with `MATRICES`.
         """
         chunk = result.chunk.index
         # After the last chunk nothing is left to be read.
@@ -250,19 +228,13 @@ class Checkpoint:
     def save(
         self, record: ChunkRecord, latents: Tensor, blocks: Mapping[str, Tensor], frames: Frames, *, fps: int
     ) -> ChunkRecord:
-        """Write what a chunk leaves; it is safe when this returns.
+        """Write what a chunk leaves; it is safe when this returns its whole record, and else does not count.
 
         Args:
             record: Without files, as `describe` gives it.
             latents: `[B, C, F, h, w]`, on the host.
             blocks: The tensors of the history that it adds, on the host.
             frames: `[n, height, width, 3]` uint8.
-
-        Returns:
-            The whole record.
-
-        Raises:
-            QvgError: The disk is full, or ffmpeg failed; the chunk does not count.
         """
         writes: dict[str, Callable[[Path], None]] = {LATENTS: self._safetensors({"latents": latents})}
         matrices = {name: each for name, each in blocks.items() if name.startswith(MATRICES)}
@@ -282,11 +254,7 @@ class Checkpoint:
         return record
 
     def commit(self, record: ChunkRecord) -> None:
-        """Make a chunk count, and drop the history files in which no block was alive at the last two chunks.
-
-        Raises:
-            QvgError: The record cannot be written.
-        """
+        """Make a chunk count, and drop the history files of which the last two chunks held no block."""
         text = record.model_dump_json()
         content = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "record": text})
         path = self.path(record.chunk, "json")

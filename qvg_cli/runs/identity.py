@@ -69,14 +69,7 @@ class Identity(Config):
 
 
 def identify(config: RunConfig, device: str) -> Identity:
-    """The identity of a run of `config`.
-
-    Args:
-        device: Kind of device that it runs on.
-
-    Raises:
-        MissingModelError: The weights are not there.
-    """
+    """The identity of a run of `config` on a kind of device."""
     settings = config.model_dump(mode="json", exclude=_PLACES)
     files = sorted({text for text in _texts(settings) if _is_file(text)})
     return Identity(
@@ -93,12 +86,6 @@ def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
 
     Files count by their content, not by their names, and a setting at its default does not count, so that one
     that comes later changes no id. The versions of packages are not part of it, as a run goes on with others.
-
-    Args:
-        device: Kind of device that they are made on.
-
-    Raises:
-        MissingModelError: The weights are not there.
     """
     weights = _hash_weights(configs[0])
     found = []

@@ -32,14 +32,7 @@ LOG = logging.getLogger(__name__)
 def warn_of_memory(
     video: Planned, device: torch.device, console: Console, *, name: str | None = None
 ) -> None:
-    """Say before the wait that a video may not fit the GPU, and what would.
-
-    Args:
-        name: The variant that it belongs to; `None` for a video that is not compared.
-
-    Raises:
-        OutOfMemoryError: It needs far more than there is.
-    """
+    """Say before the wait that a video may not fit the GPU, by the `name` of its variant, and what would."""
     if device.type == "cuda":
         free, memory = torch.cuda.mem_get_info(device)
         card = Card(torch.cuda.get_device_name(device), memory, free)
@@ -83,9 +76,6 @@ def make_video(
         on_end: Called with the run in the end, if anything was made.
         prompt_embeds: What `Engine.encode_prompts` gave for it; `None` encodes its prompts here.
         others: As `Engine.rollout` has it.
-
-    Raises:
-        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the part made so far is in the folder.
     """
     plan = run.video.plan
     with run_log(run.folder.log):

@@ -42,19 +42,13 @@ LOG = logging.getLogger(__name__)
 
 
 class Run:
-    """One run while it is made. A checkpoint in its folder is resumed.
+    """One run while it is made, into a folder of its own. Its checkpoint there is resumed.
 
     Args:
-        folder: Of this run alone.
-        note: Takes a line for the user.
         times: Counts from the moment from which the user waits for this video; `None` for now.
 
     Attributes:
         summary: What the run has made so far.
-
-    Raises:
-        UsageError: The checkpoint is of another run.
-        QvgError: Another process works on it.
     """
 
     def __init__(
@@ -83,11 +77,7 @@ class Run:
         self._earlier_seconds = 0.0
 
     def begin(self, cache: KVCache) -> Done | None:
-        """Write what is known before the first chunk, or fill the empty `cache` from the checkpoint.
-
-        Returns:
-            The chunks that are there already, if any.
-        """
+        """Write what is known before the first chunk, or fill the empty `cache` from the checkpoint."""
         self._cache, done = cache, None
         if self._checkpoint is None:
             self._write_config()
@@ -119,11 +109,7 @@ class Run:
         self.summary.num_clip += len(frames)
 
     def add(self, result: ChunkResult) -> None:
-        """Hand a chunk over to be written; it is safe when the next call of `add` or `finish` returns.
-
-        Raises:
-            QvgError: The chunk before could not be written; neither is kept.
-        """
+        """Hand a chunk over to be written; it is safe when the next `add` or `finish` returns."""
         assert self._checkpoint is not None
         assert self._cache is not None
         with self.summary.times.measure("writing"):
@@ -139,10 +125,7 @@ class Run:
     def finish(self, status: str) -> None:
         """Write video, latents and reports; a run that made nothing leaves nothing.
 
-        The checkpoint stays as long as something is missing.
-
-        Raises:
-            QvgError: A file could not be written; the others were tried all the same.
+        The checkpoint stays as long as something is missing; every file is tried.
         """
         summary, run, checkpoint = self.summary, self.folder, self._checkpoint
         if summary.status != "running":

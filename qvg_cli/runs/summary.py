@@ -24,11 +24,7 @@ from qvg_cli.runs.checkpoint import ChunkRecord
 
 
 class Times:
-    """Where the time of one process goes, from the wait for a video to its last file, in seconds.
-
-    Args:
-        began: When the wait began, by `time.perf_counter`; `None` for now.
-    """
+    """Where the time of one process goes, from the wait for a video to its last file, in seconds."""
 
     def __init__(self, began: float | None = None) -> None:
         self._began = time.perf_counter() if began is None else began

@@ -29,11 +29,7 @@ class Writer(Generic[Result]):
         self._work = self._pool.submit(work)
 
     def wait(self) -> Result | None:
-        """What the work under way has given, once it has ended; `None` if there is none.
-
-        Raises:
-            BaseException: Whatever has made it fail.
-        """
+        """What the work under way has given, once it has ended, or raised; `None` if there is none."""
         work, self._work = self._work, None
         return None if work is None else work.result()
 
