@@ -42,11 +42,7 @@ class Progress(Protocol):
 
 
 class Console:
-    """Where a command talks to a person.
-
-    Args:
-        is_quiet: Only errors are shown.
-    """
+    """Where a command talks to a person; a quiet one shows errors alone."""
 
     def __init__(self, *, is_quiet: bool = False) -> None:
         self._is_quiet = is_quiet
@@ -63,12 +59,7 @@ class Console:
 
     @contextmanager
     def progress(self, calls: Sequence[int], num_done: int = 0) -> Iterator[Progress]:
-        """Progress of one video.
-
-        Args:
-            calls: Of the model, for each chunk.
-            num_done: Chunks that were made before.
-        """
+        """Progress of one video, by the model calls of each chunk, after those that were made before."""
         if self._is_quiet:
             yield _Silent()
             return
@@ -122,9 +113,6 @@ def show_data(text: str, stdout: TextIO | None = None) -> None:
 
     Args:
         stdout: The program's, where `sys.stdout` is another stream.
-
-    Raises:
-        QvgError: It cannot be written; what was made is on the disk.
     """
     stdout = stdout or sys.stdout
     if stdout is None:

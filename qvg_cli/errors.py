@@ -28,11 +28,7 @@ _DISK_HINTS = {
 
 
 class QvgError(Exception):
-    """A failure while running; its text is shown to the user.
-
-    Attributes:
-        hint: What the user can do about it, shown on a line of its own.
-    """
+    """A failure while running; its text, and on a line of its own its hint what to do, are shown."""
 
     exit_code = 1
 

@@ -26,11 +26,7 @@ _MAX_SLUG = 48
 
 
 class RunDir:
-    """The files of one run, by purpose.
-
-    Args:
-        path: An existing folder that holds nothing else.
-    """
+    """The files of one run, by purpose, in an existing folder that holds nothing else."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,11 +42,7 @@ class RunDir:
 
     @classmethod
     def create(cls, root: Path, backend: str, name: str) -> RunDir:
-        """A new folder `root/backend/name`, numbered if that name is taken.
-
-        Raises:
-            UsageError: The folder cannot be made.
-        """
+        """A new folder `root/backend/name`, numbered if that name is taken; else a `UsageError`."""
         parent = root / backend
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +92,7 @@ def find_states(root: Path) -> Iterator[Path]:
 
 
 def drop_state(folder: Path) -> None:
-    """Remove a state: its run cannot go on then; what the run's folder holds beside it stays.
-
-    Raises:
-        QvgError: A process works on the run, or the folder cannot be written.
-    """
+    """Remove a state: its run cannot go on then; `QvgError` if a process works on it."""
     try:
         if folder.name != STATE:
             shutil.rmtree(folder)
@@ -134,11 +122,7 @@ def _cannot_write(folder: Path, error: OSError) -> UsageError:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, and move it there when whole.
-
-    Raises:
-        QvgError: The file cannot be written.
-    """
+    """Let `write` fill a temporary file beside `path`, and move it there when whole; else a `QvgError`."""
     part = path.with_name(f"{path.name}.part")
     try:
         write(part)
@@ -169,11 +153,7 @@ def run_name(prompt: str, seed: int) -> str:
 
 
 def unique_names(names: Sequence[str], numbered: str) -> list[str]:
-    """The names, numbered from 2 where one was there before.
-
-    Args:
-        numbered: Form of a numbered name, such as "{}-{}".
-    """
+    """The names, in the form `numbered`, such as "{}-{}", from 2 on where one was there before."""
     unique: list[str] = []
     for name in names:
         candidates = (name if number == 1 else numbered.format(name, number) for number in count(1))

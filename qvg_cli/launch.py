@@ -10,14 +10,7 @@ from qvg_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Launch:
-    """What torchrun tells each process.
-
-    Attributes:
-        rank: Number of this process among all; 0 is the first.
-        local_rank: Number of this process on its machine.
-        num_processes: How many there are.
-        num_local: How many there are on this machine.
-    """
+    """What torchrun tells each process: its number among all, and on its machine, and how many these are."""
 
     rank: int = 0
     local_rank: int = 0
@@ -26,11 +19,7 @@ class Launch:
 
 
 def find_launch() -> Launch:
-    """The launch of this process; a single one where torchrun has not started it.
-
-    Raises:
-        UsageError: A variable that torchrun sets is missing or no number.
-    """
+    """The launch of this process, a single one without torchrun; `UsageError` if a variable is no number."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Launch()
     numbers = []

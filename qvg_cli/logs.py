@@ -64,14 +64,7 @@ def command_began() -> float:
 
 
 def set_up(*, is_verbose: bool) -> None:
-    """Begin to log: to stderr what `QVG_LOG` asks for, or everything from "info" on.
-
-    Args:
-        is_verbose: Whether --verbose was given.
-
-    Raises:
-        UsageError: `QVG_LOG` is not a log level.
-    """
+    """Begin to log: to stderr what `QVG_LOG` asks for, or with --verbose everything from "info" on."""
     global _command_began
     _command_began = time.perf_counter()
     asked = os.environ.get(VARIABLE, "").strip().lower()

@@ -69,11 +69,7 @@ class CodecPair:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """Keys and values of one block in one layer, as a pair of codecs stores them.
-
-    Attributes:
-        codecs: The codecs that made `key` and `value`.
-    """
+    """Keys and values of one block in one layer, as the pair `codecs` stores them."""
 
     block: Block
     codecs: CodecPair
@@ -163,12 +159,7 @@ class LayerCache:
         return self.watcher is not None or self.shaping.is_learning or self.errors.is_observing
 
     def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
-        """Learn from the queries of a model call how errors of keys are heard.
-
-        Args:
-            query: `[B, H, S, D]` of `frames`, not rotated.
-            rotations: The ways in which keys are read.
-        """
+        """Learn from queries `[B, H, S, D]` of a call, not rotated, how errors of keys are heard."""
         placements = [rotation.placement(frames) for rotation in rotations]
         if self.shaping.is_learning:
             self.shaping.observe(query, placements)
@@ -208,12 +199,7 @@ class LayerCache:
     def restore(
         self, entries: Sequence[Entry], block_of: Mapping[int, Block], versions: Mapping[int, Matrices]
     ) -> None:
-        """Hold `entries` that this layer, or one like it, has made before.
-
-        Args:
-            block_of: The block that a frame is read from.
-            versions: The matrices that were held, by version.
-        """
+        """Hold `entries` that this layer, or one like it, has made before, and matrices by version."""
         for entry in entries:
             self._hold(entry)
         for version, matrices in sorted(versions.items()):
@@ -334,17 +320,13 @@ def _bytes_of(matrices: Matrices) -> int:
 
 
 class KVCache:
-    """The history of all layers; carries out a `CachePlan`.
+    """The history of all layers; carries out a `CachePlan`, which grows with the chunks that begin.
 
     Args:
-        plan: Grows with the chunks that begin.
-        geometry: Shape of the video's frames.
-        shape: Keys and values of the model.
         packed: Codecs of packed blocks, of each layer.
         unpacked: Codecs of the chunks that wait or stay unpacked.
-        seed: Seed of the codecs' starting points.
+        seed: Of the codecs' starting points.
         workspace_bytes: Size of decoded keys and values of all layers together.
-        arithmetic: How packed history is multiplied.
 
     Attributes:
         is_whole: Whether all heads are here, not only those of one of several processes.
@@ -396,11 +378,9 @@ class KVCache:
         layers: Sequence[Sequence[Entry]],
         versions: Sequence[Mapping[int, Matrices]],
     ) -> None:
-        """Hold what was held after the chunks `done`; the cache is empty before.
+        """Hold what was held after the chunks `done`: entries of each layer in stored order, and matrices.
 
-        Args:
-            layers: Entries of each layer, in stored order.
-            versions: The matrices that shape their errors, of each layer.
+        The cache is empty before.
         """
         for chunk in done:
             self.plan.advance(chunk)
@@ -409,11 +389,9 @@ class KVCache:
         self._num_held = len(self.plan.block_of)
 
     def settle(self, commit: Commit) -> None:
-        """Count the frames of a commit that has filled every layer.
+        """Count the frames of a commit that has filled every layer; `QvgError` if a value is not finite.
 
-        Raises:
-            QvgError: A value of them is NaN or infinite; kernels find out without waiting for the device, and
-                are asked here, once for all layers.
+        Kernels find that out without waiting for the device, and are asked here, once for all layers.
         """
         unsettled = [(layer, *item) for layer in self.layers for item in layer.unsettled]
         for layer in self.layers:

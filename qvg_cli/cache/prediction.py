@@ -43,11 +43,7 @@ def head_groups(heads: int, head_values: int) -> Iterator[slice]:
 
 
 class LogitErrors:
-    """What one layer's blocks of a chunk bring.
-
-    Attributes:
-        squared: Mean squared error of the logits of each block, on the device.
-    """
+    """What one layer's blocks of a chunk bring: the mean squared error of logits, on the device."""
 
     def __init__(self) -> None:
         self.squared: list[Tensor] = []

@@ -43,13 +43,7 @@ class _Asked:
 
 
 class Probe(Watcher):
-    """Asks the same of an exact cache and of packed ones.
-
-    Args:
-        cache: Of the run.
-        others: Empty caches by name, of `keys_alone` of what is measured.
-        seed: Of the draws.
-    """
+    """Asks the same of the exact cache of a run and of packed ones, each empty and made by `keys_alone`."""
 
     def __init__(self, cache: KVCache, others: Mapping[str, KVCache], seed: int) -> None:
         self._cache = cache

@@ -55,12 +55,7 @@ class Shaping:
             self.earlier = self._query
 
     def observe(self, query: Tensor, placements: Sequence[Placement]) -> None:
-        """Take the queries of a model call into account.
-
-        Args:
-            query: `[B, H, S, D]`, not placed.
-            placements: The ways in which keys are read.
-        """
+        """Take the queries of a model call into account, `[B, H, S, D]`, not placed."""
         spec = self._codecs[0].spec
         if not (self.is_learning and (spec.is_shaped or spec.weighs_queries)):
             return
@@ -73,11 +68,7 @@ class Shaping:
     def matrices(
         self, version: int, blocks: tuple[Tensor, Tensor], seeds: tuple[int, int], checks: list[FiniteCheck]
     ) -> Matrices:
-        """Those of a block that is about to be packed, made of what was observed if they are new.
-
-        Args:
-            blocks: Its keys and values, `[B, H, S, D]`.
-        """
+        """Those of keys and values `[B, H, S, D]` about to be packed, made of what was observed if new."""
         if not self._is_shaped:
             return None, None
         if version not in self.versions:

@@ -47,12 +47,7 @@ def hub_errors(repository: str, revision: str) -> Iterator[None]:
 
 
 def disk_error(error: OSError, place: str, variable: str) -> QvgError:
-    """The message for a disk that cannot be written.
-
-    Args:
-        place: Where it was tried.
-        variable: Environment variable that names another place.
-    """
+    """The message for a `place` that cannot be written; the environment's `variable` names another."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return QvgError(f"no space left at {place}", hint=f"free some space, or set {variable}; {_CONTINUES}")
     return QvgError(

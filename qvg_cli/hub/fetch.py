@@ -26,14 +26,7 @@ _DAMAGED = "{} in the Hugging Face cache is damaged; downloading it again"
 
 
 def fetch(file: RemoteFile, note: Note) -> Path:
-    """`file` in the hub's cache, whole and verified; downloaded if it is not there.
-
-    Args:
-        note: Takes a line for the user.
-
-    Raises:
-        QvgError: The file cannot be had, or is not what the hub lists.
-    """
+    """`file` in the hub's cache, whole and verified; downloaded if it is not there."""
     with hub_errors(file.repository, file.commit):
         if file.sha256 is not None:
             _fetch_large(file, note)

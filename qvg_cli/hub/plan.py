@@ -21,11 +21,7 @@ _BYTES_PER_PARAMETER = 2
 
 @dataclass(frozen=True)
 class WantedFile:
-    """A file to have.
-
-    Attributes:
-        target: Where it goes in the weights folder; `None` for a checkpoint that is only converted.
-    """
+    """A file to have, and its place in the weights folder; `None` for one that is only converted."""
 
     file: RemoteFile
     target: str | None
@@ -33,11 +29,7 @@ class WantedFile:
 
 @dataclass(frozen=True)
 class WantedRepository:
-    """What is wanted of one repository.
-
-    Attributes:
-        is_same_commit: The commit is the one of the last download.
-    """
+    """What is wanted of one repository, and whether its commit is the one of the last download."""
 
     config: RepositoryConfig
     snapshot: Snapshot
@@ -79,9 +71,6 @@ def plan_download(download: Download, record: Record | None, revisions: Mapping[
     Args:
         record: Of the last download; its commits are used again.
         revisions: Revision by repository, where the user named one.
-
-    Raises:
-        QvgError: The hub cannot be asked, or a needed file is not there.
     """
     repositories = []
     for config in download.config.repositories:
@@ -102,11 +91,7 @@ def free_bytes(place: Path) -> int:
 
 
 def check_space(plans: Iterable[DownloadPlan]) -> None:
-    """Refuse a download that the disks have no room for.
-
-    Raises:
-        QvgError: A disk is too small; the message says by how much.
-    """
+    """Refuse a download that the disks have no room for, by a `QvgError` that says how much is missing."""
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
     for plan in plans:

@@ -15,11 +15,7 @@ _SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 def check_proxies() -> None:
-    """Refuse proxies that cannot be used.
-
-    Raises:
-        UsageError: One is of an unknown kind, or no address; the variable is named.
-    """
+    """Refuse proxies that cannot be used, by the name of the variable."""
     found = getproxies()
     if "*" in (host.strip() for host in found.get("no", "").split(",")):
         return

@@ -31,11 +31,7 @@ class FileRecord(Config):
 
 
 class RepositoryRecord(Config):
-    """What came from one repository.
-
-    Attributes:
-        licence: What the model card said.
-    """
+    """What came from one repository, and the licence of its model card."""
 
     repository: str
     revision: str
@@ -64,11 +60,7 @@ class ConvertedRecord(Config):
 
 
 class Record(Config):
-    """What a folder holds, and where it came from.
-
-    Attributes:
-        config: The section that the folder was made from.
-    """
+    """What a folder holds, where it came from, and the section that it was made from."""
 
     format: Literal[1] = 1
     config: DownloadConfig

@@ -84,11 +84,7 @@ class Snapshot:
 
 
 def list_files(repository: str, revision: str, commit: str | None = None) -> Snapshot:
-    """Ask the hub what `repository` holds at `revision`, or at the known `commit` of it.
-
-    Raises:
-        QvgError: The hub cannot be asked, or refuses.
-    """
+    """Ask the hub what `repository` holds at `revision`, or at the known `commit` of it."""
     with hub_errors(repository, commit or revision):
         info = patiently(
             lambda: HfApi().model_info(

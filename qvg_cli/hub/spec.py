@@ -126,11 +126,7 @@ def _read(name: str, values: dict[str, Any], files: dict[str, dict[str, Any]]) -
 
 
 def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
-    """Where the needed ones of a repository's `paths` go: path there to path in the weights folder.
-
-    Raises:
-        MissingModelError: A pattern fits no path, or a path leads out of the folder.
-    """
+    """By needed path of a repository the path in the weights folder; `MissingModelError` if one lacks."""
     found: dict[str, str] = {}
     for folder, patterns in config.files.items():
         for pattern in patterns:

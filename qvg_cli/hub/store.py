@@ -47,11 +47,7 @@ _LOCK_SECONDS = 0.1
 
 @contextmanager
 def locked(name: str, note: Callable[[str], None]) -> Iterator[None]:
-    """Keep other downloads of `name` out; what one of them left half done is put right.
-
-    Raises:
-        QvgError: The folder for weights cannot be written.
-    """
+    """Keep other downloads of `name` out; what one of them left half done is put right."""
     home = qvg_home()
     with ExitStack() as stack:
         try:
@@ -72,14 +68,7 @@ def locked(name: str, note: Callable[[str], None]) -> Iterator[None]:
 
 
 def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callable[[str], None]) -> Path:
-    """Make the folder of a plan whose files were fetched, in place of an older one, under the lock.
-
-    Args:
-        paths: Where each file is in the hub's cache.
-
-    Raises:
-        QvgError: The folder cannot be written, or a checkpoint is not one of the model.
-    """
+    """Make the folder of a plan, in place of an older one, from its files' `paths` in the hub's cache."""
     name = plan.download.name
     folder, part = qvg_home() / name, _part(name)
     old = read_record(name)
@@ -116,11 +105,7 @@ def _convert(
     old: Record | None,
     note: Callable[[str], None],
 ) -> ConvertedRecord:
-    """Put the converted checkpoint into the folder that is being made; an older result is used again.
-
-    Args:
-        inputs: The checkpoint, and the adapter if there is one.
-    """
+    """Convert the checkpoint, merged with an adapter if there is one, or use an older result again."""
     (source, path), *adapter = inputs
     name = download.name
     into = _part(name) / convert.into

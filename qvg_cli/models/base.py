@@ -62,14 +62,7 @@ class Extension(Protocol):
         ...
 
     def clip_frames(self, num_frames: int) -> int:
-        """Latent frames of a clip's end that the model sees.
-
-        Args:
-            num_frames: Pixel frames of the clip, at the rate of the run.
-
-        Raises:
-            UsageError: They are too few.
-        """
+        """Latent frames of a clip's end that the model sees, of so many pixel frames at the run's rate."""
         ...
 
 
@@ -93,11 +86,7 @@ class Family(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def plan(self, config: ConfigT) -> VideoPlan:
-        """The plan of a run, without weights.
-
-        Raises:
-            UsageError: The request does not fit the model; the message names the nearest that does.
-        """
+        """The plan of a run, without weights; a `UsageError` names the nearest request that would fit."""
 
     @abstractmethod
     def planner(self, config: ConfigT) -> Planner:
@@ -105,19 +94,11 @@ class Family(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def open_planner(self, config: ConfigT) -> Planner:
-        """What plans a video that has no end yet, chunk by chunk.
-
-        Raises:
-            UsageError: The request does not fit the model; the message names the nearest that does.
-        """
+        """What plans a video that has no end yet, chunk by chunk; `UsageError` as for `plan`."""
 
     @abstractmethod
     def sizes(self, config: ConfigT, *, is_gpu: bool) -> ModelSizes:
-        """How large the model of a run is, without weights.
-
-        Raises:
-            MissingModelError: It is in a folder of the user's, and that cannot be read.
-        """
+        """How large the model of a run is, without weights; `MissingModelError` if unreadable."""
 
     def num_steps(self, config: ConfigT, chunk: ChunkPlan) -> int:
         """Denoising steps of a chunk that makes frames."""
@@ -176,11 +157,8 @@ class Planner(Protocol):
         """The next chunk of a video that has no end yet, after chunks that only change the cache, if any.
 
         Args:
-            pose: How the camera goes on; for a family that has one.
+            pose: How the camera goes on; a `UsageError` for a family that has none.
             is_new_prompt: Whether another prompt begins with this chunk.
-
-        Raises:
-            UsageError: The family has no camera, or the video cannot go on.
         """
         ...
 
@@ -194,19 +172,14 @@ class Planner(Protocol):
         return config
 
     def follow(self, config: Any) -> None:
-        """Begin with the path of a video that is there, whose settings are `config`.
-
-        Raises:
-            UsageError: No move can come after it.
-        """
+        """Begin with the path of the video of `config`; `UsageError` if no move can come after it."""
         return None
 
 
 class Denoiser(Protocol):
     """One video in the making: the model, its prompt, and the cache that it reads and fills.
 
-    Attributes:
-        observes_steps: Whether the cache learns from the calls of `denoise` too.
+    `observes_steps`: the cache learns from the calls of `denoise` too.
     """
 
     cache: KVCache
@@ -222,11 +195,7 @@ class Denoiser(Protocol):
         ...
 
     def update_cache(self, chunk: ChunkPlan, frames: Frames, latents: Tensor, commit: Commit) -> None:
-        """Pass finished `frames` through the model, and store keys and values of those that `commit` names.
-
-        Args:
-            latents: `[B, C, F, h, w]`, clean.
-        """
+        """Pass finished latents `[B, C, F, h, w]` of `frames`, and store keys and values by `commit`."""
         ...
 
     def denoise(
@@ -275,11 +244,7 @@ class Pipeline(Protocol):
         ...
 
     def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> Denoiser:
-        """What makes one video, with an empty cache.
-
-        Args:
-            planner: The family's own, which knows what beside the prompt decides the frames.
-        """
+        """What makes one video, with an empty cache and the family's own planner of it."""
         ...
 
     def decoder(self) -> Decoder:

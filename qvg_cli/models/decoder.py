@@ -40,11 +40,7 @@ class Pixels:
         self._frames, self._is_nan, self._began, self._done = frames, is_nan, began, done
 
     def wait(self) -> Tensor:
-        """`[B, n, height, width, 3]` uint8 on the CPU.
-
-        Raises:
-            QvgError: A value is NaN; as a pixel it would be anything.
-        """
+        """`[B, n, height, width, 3]` uint8 on the CPU; `QvgError` if a value is NaN."""
         if not self.is_there and self._done is not None:
             self._done.synchronize()
             # Out of pinned memory, of which there is less.
@@ -95,12 +91,7 @@ class Decoder(Protocol):
         ...
 
     def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
-        """Come to where the first chunks of a video would have led.
-
-        Args:
-            latents: `[B, C, F, h, w]` of their frames.
-            num_shown: Of them, the first so many were followed.
-        """
+        """Come to where the first chunks of a video would have led, of which `num_shown` were followed."""
         ...
 
 

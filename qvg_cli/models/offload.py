@@ -40,8 +40,7 @@ class Offloadable(Protocol):
 class OffloadedModule(Offloadable):
     """A module that can leave the device at no cost: its weights never change, so one copy of them is enough.
 
-    Args:
-        module: On any device; its weights are where they are until the first call.
+    They are where they are until the first call.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -64,14 +63,7 @@ class OffloadedModule(Offloadable):
 
 
 class Offload:
-    """Keeps the transformer and the VAE where `memory` says.
-
-    Args:
-        device: Where both compute.
-
-    Raises:
-        UsageError: Something is to leave the device, and the device is the CPU.
-    """
+    """Keeps the transformer and the VAE where `memory` says; a CPU has no other place, by a `UsageError`."""
 
     def __init__(self, memory: MemoryConfig, device: torch.device) -> None:
         for name in ("transformer", "vae"):
@@ -127,12 +119,7 @@ class Offload:
         return self.device.type == "cuda" and places == ("none", "none")
 
     def place_transformer(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Bring a transformer that was just read to its place.
-
-        Args:
-            model: Names the parts beside `blocks` that stay on the device in any case.
-            dtype: That it computes in.
-        """
+        """Bring a transformer that was just read to its place; it names parts that stay on the device."""
         if self.is_fp8:
             blocks: Any = model.blocks
             for block in blocks:
@@ -172,11 +159,7 @@ class Offload:
 
     @contextmanager
     def pixels(self, features: Offloadable | None = None) -> Iterator[None]:
-        """The VAE at work, and what does not work out of its way.
-
-        Args:
-            features: What a decoder remembers; goes where the VAE goes.
-        """
+        """The VAE at work with a decoder's `features`, and what does not work out of its way."""
         here = [*self._here_for_pixels, *([features] if features and self._here_for_pixels else [])]
         for part in self._away_for_pixels:
             part.offload()
@@ -192,11 +175,7 @@ class Offload:
 
 
 class OffloadedDecoder(Decoder):
-    """A decoder that makes room for itself on the device, and gives it back.
-
-    Args:
-        features: What of it goes where the VAE goes; see `Offload.pixels`.
-    """
+    """A decoder that makes room for itself on the device, and for `features`, and gives it back."""
 
     def __init__(self, decoder: Decoder, offload: Offload, features: Offloadable | None = None) -> None:
         self._decoder = decoder

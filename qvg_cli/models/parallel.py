@@ -169,12 +169,7 @@ class AllRows(Rows):
 
 @dataclass(frozen=True)
 class CfgGroup:
-    """Two processes, of which each makes one of two rows.
-
-    Attributes:
-        rank: Number of this process, and of its row.
-        together: Its row's processes and those of the other row.
-    """
+    """Two processes, of which each, by its rank, makes one of two rows; `together` they compute one row."""
 
     group: dist.ProcessGroup
     rank: int

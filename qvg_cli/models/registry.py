@@ -75,11 +75,7 @@ def family_of(config: RunConfig) -> Family[Any]:
 
 
 def load_config(request: Request) -> LoadedConfig:
-    """Resolve and check a request by the rules of the family that it names.
-
-    Raises:
-        UsageError: A file cannot be read, or a setting is unknown or has an impossible value.
-    """
+    """Resolve and check a request by the rules of the family that it names; `UsageError` if it breaks one."""
     from qvg_cli.config.load import read_backend, resolve
 
     backend = read_backend(request)

@@ -80,15 +80,7 @@ class PromptEmbeds:
 
 
 class TextEncoder:
-    """Tokenizer and encoder of one weights folder.
-
-    Args:
-        weights: Folder with `tokenizer` and `text_encoder`.
-        num_tokens: Most rows of the embeddings.
-
-    Raises:
-        MissingModelError: A part is missing or broken.
-    """
+    """Tokenizer and encoder of one weights folder; `MissingModelError` if a part is missing or broken."""
 
     def __init__(self, weights: Path, num_tokens: int, device: torch.device, dtype: torch.dtype) -> None:
         # Takes seconds, which a prompt that was encoded before does not need.
@@ -123,11 +115,7 @@ class TextEncoder:
 
 class PromptEncoder:
     """Embeddings of prompts: known ones from memory or disk, others from an encoder that is loaded for them
-    and dropped again.
-
-    Args:
-        weights: Folder with `tokenizer` and `text_encoder`.
-        num_tokens: Rows of the embeddings; longer prompts are cut.
+    and dropped again. Longer prompts than `num_tokens` are cut.
     """
 
     def __init__(self, weights: Path, num_tokens: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -141,9 +129,6 @@ class PromptEncoder:
     def encode(self, prompt: str) -> Tensor:
         """Embeddings `[1, num_tokens, C]` of a prompt, on the device.
 
-        Raises:
-            MissingModelError: As `prepare`.
-
         Warns:
             PromptCutWarning: The prompt has more tokens; the last ones are left out.
             PromptNotKeptWarning: As `prepare`.
@@ -153,9 +138,6 @@ class PromptEncoder:
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Make the embeddings of prompts known; the encoder is loaded once for those that are not.
-
-        Raises:
-            MissingModelError: The encoder is needed, and a part of it is missing or broken.
 
         Warns:
             PromptNotKeptWarning: The embeddings could not be written to the disk.

@@ -30,9 +30,6 @@ class Renderer:
     Args:
         size: Height and width that a picture covers, cut at the centre; `None` for its own.
         pixel_aspect: Width of the file's pixels over their height.
-
-    Attributes:
-        has_alpha: A frame had parts that are not opaque so far; they are on white.
     """
 
     def __init__(self, size: tuple[int, int] | None = None, *, pixel_aspect: Fraction = Fraction(1)) -> None:

@@ -72,11 +72,7 @@ class Trajectory:
 
 
 def camera_path(pose: str) -> Trajectory:
-    """The path that a user asks for: a pose text, or the name of a trajectory file that ends in `.json`.
-
-    Raises:
-        UsageError: The text or the file is not what it has to be; the place is named.
-    """
+    """The path of a pose text, or of a trajectory file that ends in `.json`; `UsageError` says where not."""
     if pose.strip().lower().endswith(".json"):
         return read_trajectory(expand_user(pose.strip()))
     parsed = parse_pose(pose)
@@ -132,8 +128,7 @@ def action_labels(camera_to_world: Array) -> tuple[int, ...]:
 def read_trajectory(path: Path) -> Trajectory:
     """Read a path from JSON: `{"0": {"extrinsic": 4x4 camera to world, "K": 3x3 in pixels}, "1": ...}`.
 
-    Raises:
-        UsageError: The file cannot be read, or an entry is not what it has to be; the entry is named.
+    A `UsageError` names the entry that is not what it has to be.
     """
     try:
         entries = json.loads(read_text(path, "the trajectory"))

@@ -30,7 +30,6 @@ class LongCatDenoiser(Denoiser):
 
     Args:
         prompt_embeds: `[1, N, C]`, or `[2, N, C]` for guidance: the negative prompt, then the prompt.
-        rows: Who computes them.
     """
 
     observes_steps = False

@@ -53,11 +53,7 @@ class TransformerConfig:
 
     @classmethod
     def read(cls, values: Mapping[str, Any], source: object) -> TransformerConfig:
-        """The fields of `values`, which come from `source`; attention back ends are ours to choose.
-
-        Raises:
-            MissingModelError: A field is missing.
-        """
+        """The fields of `values`, which come from `source`; `MissingModelError` if one is missing."""
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:

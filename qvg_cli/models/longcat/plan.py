@@ -73,11 +73,7 @@ def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
 
 
 class SegmentPlanner(Planner):
-    """Plans a video clip by clip, without an end.
-
-    Raises:
-        UsageError: Size, window or cache do not fit; the message names what would.
-    """
+    """Plans a video clip by clip, without an end; a `UsageError` names sizes, windows or caches that fit."""
 
     def __init__(self, config: LongCatConfig) -> None:
         self._config = config

@@ -36,12 +36,7 @@ class Step:
     next_sigma: float
 
     def advance(self, latents: Tensor, flow: Tensor) -> Tensor:
-        """The Euler step, float32.
-
-        Args:
-            latents: Float32, at noise level `sigma`.
-            flow: The model's `clean - noise`.
-        """
+        """The Euler step from noise level `sigma` along the model's `clean - noise`, float32."""
         return latents + (self.next_sigma - self.sigma) * -flow.float()
 
 
@@ -114,11 +109,8 @@ def distilled_schedule(steps: Sequence[int], shift: float) -> Schedule:
 def guide(flow: Tensor, scale: float) -> Tensor:
     """Guidance with the CFG-zero scale: `a * negative + scale * (positive - a * negative)`.
 
-    Args:
-        flow: `[2, ...]`, the row of the negative prompt first.
-
-    Returns:
-        `[1, ...]` float32; `a` is the projection of the positive on the negative row, over all elements.
+    Of `flow` `[2, ...]`, the row of the negative prompt first, to `[1, ...]` float32; `a` is the projection
+    of the positive on the negative row, over all elements.
     """
     negative, positive = flow.float().chunk(2)
     negative = projection_scale(negative, positive) * negative

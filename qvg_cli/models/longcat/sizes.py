@@ -27,11 +27,7 @@ _TOKEN_VALUES = 10.04
 
 
 def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
-    """Sizes of the published model, or of that in the folder that `model.weights` names.
-
-    Raises:
-        MissingModelError: There is no such folder, or what it holds cannot be counted.
-    """
+    """Sizes of the published model, or of that in the user's folder; `MissingModelError` if unreadable."""
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
     width, text_rows = _HEADS * _HEAD_DIM, config.num_rows
     published = ModelSizes(

@@ -23,10 +23,9 @@ from qvg_cli.randomness import derive_seed
 
 
 class WindowDecoder(Decoder):
-    """Decodes one video, a window at a time.
+    """Decodes one video, a window at a time; several decoders may share the VAE.
 
     Args:
-        vae: Not changed; several decoders may share it.
         condition_frames: Latent frames that a segment goes on from.
     """
 

@@ -20,10 +20,9 @@ from qvg_cli.planning.chunks import ChunkPlan, Frames
 
 
 class SelfForcingDenoiser(Denoiser):
-    """A few calls a chunk, whose input is noised anew between them.
+    """A few calls a chunk, whose input is noised anew between them; the model has this video's cache.
 
     Args:
-        model: This video's cache and prompt are attached to it.
         prompt_embeds: `[B, text_tokens, C]`, zero rows after the prompt.
     """
 

@@ -28,7 +28,6 @@ def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_las
     """Plan a run.
 
     Args:
-        config: The resolved configuration.
         context_frames: Given latent frames at the start, part of `config.video.frames`; those of
             `config.source` if it has one.
         commit_last: Whether the last chunk's keys and values are kept, for a video that will go on.
@@ -51,11 +50,7 @@ def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_las
 
 
 def open_planner(config: SelfForcingConfig) -> BlockPlanner:
-    """The planner of a video without an end.
-
-    Raises:
-        UsageError: Size, window or context do not fit; the message names the nearest that do.
-    """
+    """The planner of a video without an end; `UsageError` if size, window or context do not fit."""
     context_frames = 0 if config.source is None else config.source.frames
     return BlockPlanner(config.sampler, _geometry(config), context_frames, is_begun=_is_begun(config))
 
@@ -112,9 +107,6 @@ def plan_chunks(
     Args:
         is_begun: Whether some of the given frames were made by the model, as part of the same video.
         prompt_begins: Pixel frames at which the prompt changes.
-
-    Raises:
-        UsageError: See `plan_video`.
     """
     planner = BlockPlanner(sampler, None, context_frames, is_begun=is_begun)
     _check_length(num_frames, context_frames + planner.first_length, sampler)
@@ -129,7 +121,7 @@ def plan_chunks(
 
 
 class BlockPlanner(Planner):
-    """Cuts a video into blocks of frames, the given ones first.
+    """Cuts a video into blocks of frames, the given ones first, if window and context fit.
 
     Args:
         geometry: Shape of the frames; `None` for the chunks alone.
@@ -138,9 +130,6 @@ class BlockPlanner(Planner):
     Attributes:
         num_frames: Latent frames planned so far.
         first_length: Frames of a first chunk that is shorter than the others; 0 if there is none.
-
-    Raises:
-        UsageError: Window or context do not fit; the message names the nearest that do.
     """
 
     def __init__(
