@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -17,6 +16,7 @@ from qvg_cli.commands.options import (
     OutputOptions,
     PromptOptions,
     SizeOptions,
+    option,
     refuse_beside_resume,
     with_options,
 )
@@ -32,58 +32,31 @@ def compare(
     family: FamilyOptions,
     prompting: PromptOptions,
     output: OutputOptions,
-    variants: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="A B [C ...]",
-            help="KV-cache presets, baseline first; or folders of finished runs.",
-            show_default=False,
-            autocompletion=complete_presets_and_runs,
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="Text prompt [default: the demo prompt of the model].", show_default=False
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Generate every prompt with N consecutive seeds [default: 1].",
-            show_default=False,
-            rich_help_panel="Prompts",
-        ),
-    ] = None,
-    lpips: Annotated[
-        bool, typer.Option("--lpips", help="Also measure LPIPS; needs qvg download lpips (528 MiB).")
-    ] = False,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Resume the interrupted comparison in FOLDER.",
-            show_default=False,
-            rich_help_panel="Runs",
-            autocompletion=complete_runs,
-        ),
-    ] = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Write results to FOLDER/compare/<name>/; existing results are never overwritten.",
-        ),
-    ] = Path("results"),
-    json_: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print the content of compare.json, with paths, to stdout.", rich_help_panel=OUTPUT
-        ),
-    ] = False,
+    variants: list[str] | None = typer.Argument(
+        None,
+        metavar="A B [C ...]",
+        help="KV-cache presets, baseline first; or folders of finished runs.",
+        autocompletion=complete_presets_and_runs,
+    ),
+    prompt: str | None = option("--prompt TEXT", "Text prompt [default: the demo prompt of the model]."),
+    seeds: int | None = option(
+        "--seeds N", "Generate every prompt with N consecutive seeds [default: 1].", panel="Prompts"
+    ),
+    lpips: bool = option("--lpips", "Also measure LPIPS; needs qvg download lpips (528 MiB).", default=False),
+    resume: Path | None = option(
+        "--resume FOLDER",
+        "Resume the interrupted comparison in FOLDER.",
+        panel="Runs",
+        complete=complete_runs,
+    ),
+    out: Path = option(
+        "--out -o FOLDER",
+        "Write results to FOLDER/compare/<name>/; existing results are never overwritten.",
+        default=Path("results"),
+    ),
+    json_: bool = option(
+        "--json", "Print the content of compare.json, with paths, to stdout.", default=False, panel=OUTPUT
+    ),
 ) -> None:
     """Compare KV-cache presets against a baseline.
 
@@ -121,7 +94,7 @@ def compare(
         comparison = compare_runs(found, out, model.device or "auto", console, has_lpips=lpips)
     else:
         prompting.check(prompt, length, prompt_option="--prompt")
-        length.check()
+        wanted = length.asked()
         if seeds is not None and seeds < 1:
             raise UsageError(f"--seeds {seeds} is not a number of videos", hint="use 1 or more")
         for text in model.set_ or ():
@@ -136,9 +109,7 @@ def compare(
             console.note,
             num_seeds=seeds or 1,
             prompts=prompting.prompts,
-            seconds=length.seconds,
-            frames=length.frames,
-            segments=length.segments,
+            **wanted,
             schedule=prompting.schedule,
         )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_backends
+from qvg_cli.commands.options import DEBUG, QUIET, VERBOSE, option
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError, unknown_name
 
@@ -22,33 +22,24 @@ _COMMIT_DIGITS = 12
 
 
 def download(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAME",
-            help="Models, e.g. self-forcing; or lpips, for qvg compare --lpips.",
-            show_default=False,
-            autocompletion=complete_backends,
-        ),
-    ] = None,
-    list_: Annotated[
-        bool, typer.Option("--list", help="List models, their sizes and what is downloaded (works offline).")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show files, sizes and free space, and exit.")
-    ] = False,
-    revision: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="REPOSITORY=REVISION",
-            help="Branch, tag or commit of a repository (repeatable) [default: the commit of the last "
-            "download, or else the revision in the YAML of the model].",
-            show_default=False,
-        ),
-    ] = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    names: list[str] | None = typer.Argument(
+        None,
+        metavar="NAME",
+        help="Models, e.g. self-forcing; or lpips, for qvg compare --lpips.",
+        autocompletion=complete_backends,
+    ),
+    list_: bool = option(
+        "--list", "List models, their sizes and what is downloaded (works offline).", default=False
+    ),
+    dry_run: bool = option("--dry-run", "Show files, sizes and free space, and exit.", default=False),
+    revision: list[str] | None = option(
+        "--revision REPOSITORY=REVISION",
+        "Branch, tag or commit of a repository (repeatable) [default: the commit of the last download, or "
+        "else the revision in the YAML of the model].",
+    ),
+    quiet: bool = QUIET,
+    verbose: bool = VERBOSE,
+    debug: bool = DEBUG,
 ) -> None:
     """Download model weights.
 

@@ -8,19 +8,20 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from qvg_cli.commands.completion import complete_runs
 from qvg_cli.commands.options import (
+    OUT,
     CacheOptions,
     ModelOptions,
-    Out,
     OutputOptions,
     PlayFamilyOptions,
     SeedOptions,
     SizeOptions,
+    option,
     with_options,
 )
 from qvg_cli.console import Console, show_data
@@ -44,38 +45,23 @@ def play(
     seed: SeedOptions,
     cache: CacheOptions,
     output: OutputOptions,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PROMPT",
-            help="Prompt of the first world [default: the demo prompt of the model].",
-            show_default=False,
-        ),
-    ] = None,
-    record: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Save the walk as a run of this name [default: the first words of the prompt].",
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Continue a saved walk, or any run of the same model.",
-            show_default=False,
-            autocompletion=complete_runs,
-        ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. If other machines can reach it, the URL gets a token.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)
-    ] = 8000,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
-    out: Out = Path("results"),
+    prompt: str | None = typer.Argument(
+        None, metavar="PROMPT", help="Prompt of the first world [default: the demo prompt of the model]."
+    ),
+    record: str | None = option(
+        "--record NAME", "Save the walk as a run of this name [default: the first words of the prompt]."
+    ),
+    resume: Path | None = option(
+        "--resume FOLDER", "Continue a saved walk, or any run of the same model.", complete=complete_runs
+    ),
+    host: str = option(
+        "--host",
+        "Address to listen on. If other machines can reach it, the URL gets a token.",
+        default="127.0.0.1",
+    ),
+    port: int = option("--port", "Port to listen on; 0 picks a free one.", default=8000, min=0, max=65535),
+    no_browser: bool = option("--no-browser", "Do not open a browser.", default=False),
+    out: Path = OUT,
 ) -> None:
     """Walk through a world in the browser.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_runs
+from qvg_cli.commands.options import DEBUG, option
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError
 
@@ -23,33 +23,21 @@ _MAX_UNFINISHED = 5
 
 
 def show(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Folder of a run or comparison [default: the newest].",
-            show_default=False,
-            autocompletion=complete_runs,
-        ),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Results folder to search.")
-    ] = Path("results"),
-    gallery: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write FOLDER/index.html, a page with every video below FOLDER, and exit.",
-            show_default=False,
-        ),
-    ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print the content of memory.json or compare.json to stdout.")
-    ] = False,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Also print the attention error of every layer.")
-    ] = False,
-    debug: options.Debug = False,
+    run: Path | None = typer.Argument(
+        None,
+        metavar="RUN",
+        help="Folder of a run or comparison [default: the newest].",
+        autocompletion=complete_runs,
+    ),
+    out: Path = option("--out -o FOLDER", "Results folder to search.", default=Path("results")),
+    gallery: Path | None = option(
+        "--gallery FOLDER", "Write FOLDER/index.html, a page with every video below FOLDER, and exit."
+    ),
+    json_: bool = option(
+        "--json", "Print the content of memory.json or compare.json to stdout.", default=False
+    ),
+    layers: bool = option("--layers", "Also print the attention error of every layer.", default=False),
+    debug: bool = DEBUG,
 ) -> None:
     """Show statistics of a run; list unfinished runs."""
     del debug

@@ -52,7 +52,7 @@ WITHOUT_TORCH = (
     "qvg_cli.batch.run",
     "qvg_cli.engine.suggestions",
     "qvg_cli.engine.sources",
-    "qvg_cli.commands.show_plan",
+    "qvg_cli.commands.run",
     "qvg_cli.report.forecasts",
     "qvg_cli.report.html",
     "qvg_cli.models.self_forcing.plan",
