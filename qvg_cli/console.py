@@ -34,11 +34,9 @@ class Progress(Protocol):
 
     def step(self) -> None:
         """A model call has ended."""
-        ...
 
     def chunk_done(self, status: str) -> None:
         """A chunk has ended; `status` tells how the run goes."""
-        ...
 
 
 class Console:

@@ -44,7 +44,6 @@ class Rotation(Protocol):
 
     def placement(self, frames: Frames) -> Placement:
         """Where the tokens of `frames` stand."""
-        ...
 
 
 class Watcher:

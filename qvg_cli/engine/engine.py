@@ -42,11 +42,9 @@ class Recorder(Protocol):
 
     def begin(self, cache: KVCache) -> Done | None:
         """Start to keep it, or fill the empty `cache` with what an earlier process has kept; returns that."""
-        ...
 
     def show_clip(self, frames: Frames) -> None:
         """Take frames `[n, height, width, 3]` uint8 of the clip that the video begins with."""
-        ...
 
 
 class Engine:

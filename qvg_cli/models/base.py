@@ -50,20 +50,16 @@ class Extension(Protocol):
 
     def default_frames(self, given: int) -> int:
         """Latent frames to make where no length is asked for, after `given` ones; 0 if none can follow."""
-        ...
 
     def frames_of_segments(self, count: int) -> int | None:
         """Latent frames of a video with `count` segments after its first clip, or after what is given; None
         for a family whose videos have no segments."""
-        ...
 
     def fit_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in which a clip of another size is gone on from."""
-        ...
 
     def clip_frames(self, num_frames: int) -> int:
         """Latent frames of a clip's end that the model sees, of so many pixel frames at the run's rate."""
-        ...
 
 
 class Family(ABC, Generic[ConfigT]):
@@ -151,7 +147,6 @@ class Planner(Protocol):
     @property
     def geometry(self) -> Geometry:
         """The shape of the video's frames."""
-        ...
 
     def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
         """The next chunk of a video that has no end yet, after chunks that only change the cache, if any.
@@ -160,7 +155,6 @@ class Planner(Protocol):
             pose: How the camera goes on; a `UsageError` for a family that has none.
             is_new_prompt: Whether another prompt begins with this chunk.
         """
-        ...
 
     @property
     def viewmats(self) -> NDArray[float64] | None:
@@ -188,15 +182,12 @@ class Denoiser(Protocol):
     @property
     def device(self) -> device:
         """Where the model computes."""
-        ...
 
     def set_prompt(self, prompt_embeds: Tensor) -> None:
         """Take `[rows, text_tokens, C]` prompt embeddings for the calls that follow; the history stays."""
-        ...
 
     def update_cache(self, chunk: ChunkPlan, frames: Frames, latents: Tensor, commit: Commit) -> None:
         """Pass finished latents `[B, C, F, h, w]` of `frames`, and store keys and values by `commit`."""
-        ...
 
     def denoise(
         self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]
@@ -207,7 +198,6 @@ class Denoiser(Protocol):
             draw_noise: Fresh noise `[B, C, F, h, w]` at every call: the starting noise first.
             on_step: Called after every model call.
         """
-        ...
 
 
 class Pipeline(Protocol):
@@ -215,38 +205,29 @@ class Pipeline(Protocol):
 
     def with_config(self, config: Any) -> Pipeline:
         """The same weights for a video of other settings; `UsageError` if they ask for other weights."""
-        ...
 
     def share(self, tokens: Tokens, rows: Rows) -> None:
         """Compute with other processes: some tokens and heads, or rows of the guidance, of every call."""
-        ...
 
     @property
     def cache_shape(self) -> CacheShape:
         """Keys and values of one video, of the heads that are computed here."""
-        ...
 
     @property
     def latents_dtype(self) -> dtype:
         """Dtype of noise and latents between denoising steps."""
-        ...
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
         """Encode prompts that will be asked for, so that the text encoder is loaded once for all of them."""
-        ...
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """Prompt embeddings `[rows, text_tokens, C]`; two rows for a family with guidance."""
-        ...
 
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """Latents `[B, C, F, h, w]` of `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1."""
-        ...
 
     def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> Denoiser:
         """What makes one video, with an empty cache and the family's own planner of it."""
-        ...
 
     def decoder(self) -> Decoder:
         """A decoder at the beginning of a video."""
-        ...

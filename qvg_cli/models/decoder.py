@@ -71,15 +71,12 @@ class Decoder(Protocol):
 
     def recall(self, latents: Tensor) -> Tensor:
         """What a prefill reads of frames that were made, or given, as `latents`; `[B, C, F, h, w]` both."""
-        ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels `[B, n, height, width, 3]` uint8, on the CPU, of the next latent frames."""
-        ...
 
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """The pixels of `decode` in parts; a GPU may compute them until somebody waits for them."""
-        ...
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         """Go on after a clip, as if its end had been decoded here.
@@ -88,11 +85,9 @@ class Decoder(Protocol):
             frames: `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1.
             latents: `[B, C, F, h, w]` that they were encoded to.
         """
-        ...
 
     def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
         """Come to where the first chunks of a video would have led, of which `num_shown` were followed."""
-        ...
 
 
 def redecode(

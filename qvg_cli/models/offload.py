@@ -30,11 +30,9 @@ class Offloadable(Protocol):
 
     def offload(self) -> None:
         """Free the device's memory."""
-        ...
 
     def onload(self) -> None:
         """Come back to the device."""
-        ...
 
 
 class OffloadedModule(Offloadable):

@@ -28,27 +28,21 @@ class Tokens(Protocol):
     @property
     def size(self) -> int:
         """How many processes there are."""
-        ...
 
     def split(self, states: Tensor, frame_tokens: int) -> Tensor:
         """Of `[B, F * P, C]` those of this process, `[B, F * p, C]`: some of every frame."""
-        ...
 
     def gather(self, states: Tensor, frame_tokens: int) -> Tensor:
         """All tokens `[B, F * P, C]` of those of every process."""
-        ...
 
     def to_heads(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
         """Each `[B, H, F * p, D]` of some tokens to `[B, H / N, F * P, D]` of some heads, in one exchange."""
-        ...
 
     def to_tokens(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
         """Each `[B, F * P, H / N, D]` of some heads to `[B, F * p, H * D]` of some tokens, in one too."""
-        ...
 
     def to_held(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Of each `[B, H / N, S, D]` the heads whose history is held here."""
-        ...
 
 
 class AllTokens(Tokens):
@@ -151,11 +145,9 @@ class Rows(Protocol):
     @property
     def together(self) -> Tokens | None:
         """Who computes a call that has one row, if not those that compute a row."""
-        ...
 
     def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
         """Predictions `[num_rows, ...]`; `predict` makes those of some rows."""
-        ...
 
 
 class AllRows(Rows):
