@@ -138,6 +138,23 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write UTF-8 text as `write_whole` does."""
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8", errors=errors))
+
+
+def take_lock(path: Path, busy: QvgError) -> FileLock:
+    """The lock at `path`, to be released; `busy` where another process has it."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise busy from error
+    except OSError as error:
+        raise QvgError(f"cannot write to {path.parent}: {error.strerror}") from error
+    return lock
+
+
 def sync(path: Path) -> None:
     """Let what is in a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

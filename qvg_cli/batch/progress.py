@@ -12,7 +12,7 @@ from qvg_cli.batch.manifest import Manifest, Row
 from qvg_cli.batch.store import Store
 from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
-from qvg_cli.files import write_whole
+from qvg_cli.files import write_text
 from qvg_cli.report.html import gallery_line, gallery_page
 from qvg_cli.report.run_files import find_results, read_result
 
@@ -99,9 +99,6 @@ class View:
     def _write_page(self, reload_seconds: int | None) -> None:
         started = time.monotonic()
         page = gallery_page(self._store.root, [*self._lines.values()][::-1], reload_seconds=reload_seconds)
-        write_whole(
-            self._store.root / PAGE,
-            lambda path: path.write_text(page, encoding="utf-8", errors="backslashreplace"),
-        )
+        write_text(self._store.root / PAGE, page, errors="backslashreplace")
         ended = time.monotonic()
         self._next_page = ended + max(_RELOAD_SECONDS / 2, _PAGE_SHARE * (ended - started))

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from qvg_cli.config.load import Request
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir, slug, write_whole
+from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir, slug, take_lock, write_text
 from qvg_cli.models.registry import load_config
 from qvg_cli.report.run_files import is_finished
 from qvg_cli.runs.identity import are_settings_equal
@@ -56,16 +54,11 @@ class Shard:
     def hold(self, folder: Path) -> Iterator[None]:
         """Keep other processes from making this part in `folder`; `UsageError` if one is at it."""
         manifest = self.manifest(folder)
-        lock = FileLock(manifest.with_name(f".{manifest.stem}.lock"), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UsageError(
-                f"another qvg process works on --shard {self.index}/{self.count} of {self.file} in {folder}",
-                hint="wait for it, or use another shard or another --out",
-            ) from error
-        except OSError as error:
-            raise QvgError(f"cannot write to {folder}: {error.strerror}") from error
+        busy = UsageError(
+            f"another qvg process works on --shard {self.index}/{self.count} of {self.file} in {folder}",
+            hint="wait for it, or use another shard or another --out",
+        )
+        lock = take_lock(manifest.with_name(f".{manifest.stem}.lock"), busy)
         try:
             yield
         finally:
@@ -85,8 +78,7 @@ class Shard:
             "videos": list(videos),
             "left_out": [str(error) for error in left_out],
         }
-        text = json.dumps(content, indent=1) + "\n"
-        write_whole(self.manifest(folder), lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.manifest(folder), json.dumps(content, indent=1) + "\n")
 
 
 def find_begun(folder: Path, video: Planned) -> RunDir | None:

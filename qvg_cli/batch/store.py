@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
-from filelock import FileLock, Timeout
 
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir, prepare_folder, write_whole
+from qvg_cli.files import RunDir, prepare_folder, take_lock, write_text
 from qvg_cli.report.run_files import MEMORY, is_finished
 
 _LOCK = ".batch.lock"
@@ -67,14 +66,9 @@ class Store:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep other batches out of a folder, by a `UsageError`; an address cannot be held."""
-        lock = FileLock(self.root / _LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UsageError(
-                f"another qvg batch process is working in {self.place}",
-                hint="wait for it, or use another --out",
-            ) from error
+        message = f"another qvg batch process is working in {self.place}"
+        busy = UsageError(message, hint="wait for it, or use another --out")
+        lock = take_lock(self.root / _LOCK, busy)
         try:
             yield
         finally:
@@ -119,7 +113,7 @@ class Store:
         if self.is_address:
             self._fs.pipe_file(f"{self._address}/{name}", text.encode())
         else:
-            write_whole(self.root / name, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(self.root / name, text)
 
 
 def _scratch(place: str) -> Path:

@@ -122,7 +122,7 @@ def _layers_text(result: Result) -> str:
 
 
 def _write_gallery(folder: Path) -> None:
-    from qvg_cli.files import write_whole
+    from qvg_cli.files import write_text
     from qvg_cli.report.html import gallery_line, gallery_page
     from qvg_cli.report.run_files import find_results, read_result
     from qvg_cli.report.unfinished import find_unfinished
@@ -138,7 +138,6 @@ def _write_gallery(folder: Path) -> None:
     if not lines:
         raise UsageError(f"no run in {folder}", hint="create one with qvg generate --out FOLDER")
     page = folder / "index.html"
-    text = gallery_page(folder, lines)
-    write_whole(page, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    write_text(page, gallery_page(folder, lines), errors="backslashreplace")
     console.note(f"{len(lines)} results")
     show_data(str(page))

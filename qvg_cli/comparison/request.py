@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import slug, unique_names, write_whole
+from qvg_cli.files import slug, unique_names, write_text
 from qvg_cli.models.registry import find_family, plan_video
 
 BEGUN = "begun.json"
@@ -47,8 +47,7 @@ class Begun:
             for row in self.rows
         ]
         content = {"schema": SCHEMA, "names": self.names, "lpips": self.has_lpips, "rows": rows}
-        text = json.dumps(content, indent=1) + "\n"
-        write_whole(folder / BEGUN, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(folder / BEGUN, json.dumps(content, indent=1) + "\n")
 
 
 def read_begun(folder: Path) -> Begun:

@@ -13,7 +13,7 @@ import torch
 from qvg_cli.comparison.quality import DIVERGENCE_DB, WINDOW_SECONDS, mean_figures
 from qvg_cli.comparison.video import ComparedVideo
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.files import write_whole
+from qvg_cli.files import write_text, write_whole
 from qvg_cli.report.comparison import SCHEMA, attention_losses, variant_costs, with_baseline
 from qvg_cli.report.html import comparison_page
 from qvg_cli.report.plots import save_attention_plot, save_cost_plot, save_quality_plot
@@ -80,14 +80,12 @@ class ComparisonWriter:
     def write(self, status: str) -> dict[str, Any]:
         """Write compare.json, whose content is returned, its plots and report.html."""
         content = self._content(status)
-        text = json.dumps(content, indent=1) + "\n"
-        write_whole(self.folder / COMPARISON, lambda path: _write_text(path, text))
+        write_text(self.folder / COMPARISON, json.dumps(content, indent=1) + "\n")
         write_whole(self.folder / "quality.png", lambda path: save_quality_plot(content, path))
         write_whole(self.folder / "costs.png", lambda path: save_cost_plot(content, path))
         if has_attention(content["arms"]):
             write_whole(self.folder / "attention.png", lambda path: save_attention_plot(content, path))
-        page = comparison_page(self.folder, content, self._pages)
-        write_whole(self.folder / "report.html", lambda path: _write_text(path, page))
+        write_text(self.folder / "report.html", comparison_page(self.folder, content, self._pages))
         return content
 
     def _content(self, status: str) -> dict[str, Any]:
@@ -130,7 +128,3 @@ class ComparisonWriter:
 
     def _relative(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.folder)).as_posix()
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -26,7 +26,7 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.session import Chunk
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir, remove_folder, sync, write_whole
+from qvg_cli.files import RunDir, remove_folder, sync, write_text, write_whole
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.html import run_page
@@ -83,11 +83,11 @@ class WalkFolder:
         write_whole(self.run.latents, lambda part: part.write_bytes(content))
         details = family_of(config).run_details(config)
         values = {**_settings(config, self._device), **({"details": details.about} if details.about else {})}
-        self._write_text(self.run.config, format_yaml(values))
+        write_text(self.run.config, format_yaml(values))
         for name, write_file in details.files.items():
             write_whole(self.run.path / name, write_file)
         if (pose := option_value(config, "--pose")) is not None:
-            self._write_text(self.run.path / POSE, f"{pose}\n")
+            write_text(self.run.path / POSE, f"{pose}\n")
         self._write_report(config, num_frames)
 
     def finish(self) -> None:
@@ -123,11 +123,11 @@ class WalkFolder:
             "memory": asdict(chunk.memory),
         }
         write_whole(stem.with_suffix(".safetensors"), lambda part: part.write_bytes(latents))
-        self._write_text(stem.with_suffix(".json"), json.dumps(about))
+        write_text(stem.with_suffix(".json"), json.dumps(about))
         # The video last: a chunk is known by it.
         encode = partial(encode_part, frames=chunk.frames, fps=config.video.fps)
         write_whole(stem.with_suffix(".mp4"), encode)
-        self._write_text(self.run.config, format_yaml(_settings(config, self._device)))
+        write_text(self.run.config, format_yaml(_settings(config, self._device)))
         sync(self._parts)
 
     def _write_report(self, config: RunConfig, num_frames: int) -> None:
@@ -139,13 +139,9 @@ class WalkFolder:
             plan_video(config), samples, config.video.fps, f"{cache_label(config.cache)} cache"
         )
         about = _about(config, self._device, num_frames, records)
-        self._write_text(self.run.memory, json.dumps(report.to_json(about), indent=1) + "\n")
+        write_text(self.run.memory, json.dumps(report.to_json(about), indent=1) + "\n")
         write_whole(self.run.plot, report.save_plot)
-        page = run_page(read_result(self.run.path))
-        self._write_text(self.run.page, page)
-
-    def _write_text(self, path: Path, text: str) -> None:
-        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(self.run.page, run_page(read_result(self.run.path)))
 
 
 def recover(folder: Path, device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
@@ -28,7 +28,7 @@ from qvg_cli.cache.snapshot import block_tensors, is_kept, matrix_tensors, read_
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
-from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync, write_whole
+from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync, take_lock, write_text, write_whole
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import LayerLosses, MemorySample
@@ -118,8 +118,7 @@ class Checkpoint:
         except OSError as error:
             raise _cannot_write(folder, error) from error
         lock = _take(folder)
-        text = identity.model_dump_json(indent=1)
-        write_whole(folder / IDENTITY, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(folder / IDENTITY, identity.model_dump_json(indent=1))
         sync(folder)
         sync(folder.parent)
         return cls(folder, identity, lock)
@@ -257,8 +256,7 @@ class Checkpoint:
         """Make a chunk count, and drop the history files of which the last two chunks held no block."""
         text = record.model_dump_json()
         content = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "record": text})
-        path = self.path(record.chunk, "json")
-        write_whole(path, lambda part: part.write_text(content, encoding="utf-8"))
+        write_text(self.path(record.chunk, "json"), content)
         sync(self.folder)
         # One chunk longer than needed: should this record be damaged, the one before it is still of use.
         alive = {held.chunk for held in record.held}
@@ -397,16 +395,8 @@ def read_identity(folder: Path) -> Identity:
 
 
 def _take(folder: Path) -> FileLock:
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BusyError(
-            f"another qvg process is working on {folder.parent}", hint="wait for it, or stop it"
-        ) from error
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    return lock
+    message = f"another qvg process is working on {folder.parent}"
+    return take_lock(folder / LOCK, BusyError(message, hint="wait for it, or stop it"))
 
 
 def _cannot_write(folder: Path, error: OSError) -> QvgError:

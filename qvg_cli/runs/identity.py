@@ -23,7 +23,7 @@ from qvg_cli.config.resources import qvg_home, weights_folder
 from qvg_cli.config.schema import CacheConfig, Config, LayerCodecs, RunConfig
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import write_whole
+from qvg_cli.files import write_text
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import find_family
 
@@ -170,7 +170,7 @@ def hash_file(path: Path) -> str:
     # A home that cannot be written costs the time again, and nothing else.
     with suppress(OSError, QvgError):
         known.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(known, lambda part: part.write_text(found, encoding="utf-8"))
+        write_text(known, found)
     return found
 
 

@@ -25,7 +25,7 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
-from qvg_cli.files import RunDir, write_whole
+from qvg_cli.files import RunDir, write_text, write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
 from qvg_cli.report.html import run_page
@@ -168,9 +168,9 @@ class Run:
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
             summary.status = "failed"
-        attempt(lambda: _write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n"))
+        attempt(lambda: write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n"))
         # The last: it shows what the other files hold.
-        attempt(lambda: _write_text(run.page, run_page(read_result(run.path))))
+        attempt(lambda: write_text(run.page, run_page(read_result(run.path))))
         if failures:
             summary.status = "failed"
             checkpoint.close()
@@ -280,8 +280,4 @@ class Run:
                 "attention": attention_words(self.video.config, self.device),
             },
         }
-        _write_text(self.folder.config, format_yaml(values))
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(self.folder.config, format_yaml(values))
