@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
@@ -28,6 +26,7 @@ from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.opening import read_latents
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.files import RunDir
@@ -312,11 +311,7 @@ def _measure(
 
 def _decode_run(variant: FinishedVariant, engine: Engine, spool: FrameSpool) -> None:
     """Decode the latents of a run chunk by chunk, as the rollout that made them did."""
-    path = variant.run.folder / "latents.safetensors"
-    try:
-        latents = load_file(path)["latents"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise QvgError(f"cannot read {path}: {error}") from error
+    latents = read_latents(variant.run.folder / "latents.safetensors")
     for frames in redecode(engine.pipeline.decoder(), variant.video.plan.chunks, latents):
         spool.write(frames[0].numpy())
 

@@ -18,10 +18,9 @@ from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
-from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.opening import Opening, load_latents, open_video
 from qvg_cli.engine.parallel import NoDecoder, Parallel, SharedDecoder, start
-from qvg_cli.engine.rollout import ChunkResult, Done, rollout
+from qvg_cli.engine.rollout import ChunkResult, Done, rollout, seeded_noise
 from qvg_cli.engine.session import Session
 from qvg_cli.engine.sources import Start, find_start
 from qvg_cli.engine.video import Video
@@ -320,7 +319,7 @@ class Engine:
             plan.chunks[len(done.chunks) if done else 0 :],
             denoiser,
             opening.decoder,
-            SeededNoise(plan, config.seed, pipeline.latents_dtype, denoiser.device),
+            seeded_noise(plan, config.seed, pipeline.latents_dtype, denoiser.device),
             prompt_at=lambda index: prompt_embeds[max(begin for begin in begins if begin <= index)],
             context=opening.context,
             num_shown=opening.num_shown,

@@ -92,12 +92,17 @@ def _to_tensor(frames: Frames) -> Tensor:
     return torch.tensor(frames, dtype=torch.float32).permute(3, 0, 1, 2)[None] / 127.5 - 1
 
 
-def load_latents(path: Path, num_frames: int, geometry: Geometry) -> Tensor:
-    """The first `num_frames` latents `[1, C, F, h, w]` of a run; `QvgError` if of another shape."""
+def read_latents(path: Path) -> Tensor:
+    """The latents `[1, C, F, h, w]` in a run's file; `QvgError` if it cannot be read."""
     try:
-        latents = load_file(path)["latents"]
+        return load_file(path)["latents"]
     except (OSError, KeyError, SafetensorError) as error:
         raise QvgError(f"cannot read {path}: {error}") from error
+
+
+def load_latents(path: Path, num_frames: int, geometry: Geometry) -> Tensor:
+    """The first `num_frames` latents `[1, C, F, h, w]` of a run; `QvgError` if of another shape."""
+    latents = read_latents(path)
     channels, height, width = geometry.latent_shape
     expected = (1, channels, num_frames, height, width)
     found = tuple(latents.shape)

@@ -16,8 +16,9 @@ from qvg_cli.cache.probe import Probe
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.planning.cache_plan import Commit
-from qvg_cli.planning.chunks import ChunkPlan, Frames
+from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry
 from qvg_cli.planning.ledger import LayerLosses, MemorySample
+from qvg_cli.randomness import derive_seed
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,20 @@ class Done:
     has_history: bool = True
 
 
+def seeded_noise(
+    geometry: Geometry, seed: int, dtype: torch.dtype, device: torch.device, *, batch: int = 1
+) -> Callable[[ChunkPlan], Callable[[], Tensor]]:
+    """For a chunk, what draws its noise `[B, C, F, h, w]` from (seed, index) at every call, on the CPU."""
+
+    def of_chunk(chunk: ChunkPlan) -> Callable[[], Tensor]:
+        channels, height, width = geometry.latent_shape
+        shape = (batch, channels, len(chunk.makes), height, width)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "noise", chunk.index))
+        return lambda: torch.randn(shape, generator=generator).to(device, dtype)
+
+    return of_chunk
+
+
 def rollout(
     chunks: Iterable[ChunkPlan],
     denoiser: Denoiser,
@@ -104,7 +119,7 @@ def rollout(
 
     Args:
         chunks: Those still to be made; one that is not known yet may come when it is asked for.
-        noise: For a chunk, a function that draws `[B, C, F, h, w]` anew at every call, such as `SeededNoise`.
+        noise: For a chunk, a function that draws `[B, C, F, h, w]` anew at every call; see `seeded_noise`.
         prompt_at: The prompt embeddings of a chunk, by its index; `None` leaves the denoiser's.
         context: `[B, C, F, h, w]` given latents of the first frames.
         num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.

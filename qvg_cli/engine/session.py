@@ -14,9 +14,8 @@ from torch import Tensor
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import PromptChange, RunConfig
 from qvg_cli.engine.lengths import with_video
-from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.opening import open_video
-from qvg_cli.engine.rollout import Done, rollout
+from qvg_cli.engine.rollout import Done, rollout, seeded_noise
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample
@@ -93,7 +92,7 @@ class Session:
             self._take_planned(),
             denoiser,
             opening.decoder,
-            SeededNoise(geometry, config.seed, pipeline.latents_dtype, denoiser.device),
+            seeded_noise(geometry, config.seed, pipeline.latents_dtype, denoiser.device),
             prompt_at=lambda index: self._prompts[max(begin for begin in self._prompts if begin <= index)],
             context=opening.context,
             num_shown=opening.num_shown,

@@ -31,14 +31,6 @@ _TOO_MUCH = 1.25
 """A run is refused where it needs more than so many times all of a card's memory: no estimate is as wrong."""
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """Options of a command with which a video fits, and its bytes at the fullest moment then."""
-
-    options: str
-    device_bytes: int
-
-
 def check_processes(config: RunConfig, num_processes: int) -> tuple[int, int]:
     """How many processes share the guidance, and how many the tokens of a call; or a `UsageError`."""
     if config.memory.weights_sharded and num_processes == 1:
@@ -89,21 +81,21 @@ def find_suggestions(
     is_gpu: bool,
     has_text: bool = True,
     num_processes: int = 1,
-) -> list[Suggestion]:
-    """The first smaller cache, the first place for weights, and the longest video that stay within a limit;
-    where neither of the first two does, both together. Prompts may have been read.
+) -> dict[str, int]:
+    """Options with which a video stays within a limit, to the bytes that it needs then: the first smaller
+    cache, the first place for weights or else both, and the longest video. Prompts may have been read.
     """
     trial = _Trial(limit_bytes, is_gpu, has_text, num_processes)
-    found = []
+    found: dict[str, int] = {}
     known = _CHANGES if num_processes == 1 else _CHANGES_OF_SEVERAL
     smaller = list(_smaller_caches(config, plan, trial))
     places = list(_places(config, known)) if is_gpu else []
     both = [(f"{cache} {place}", moved) for cache, small in smaller for place, moved in _places(small, known)]
     for choices in (smaller, places):
-        found += trial.first(choices, plan)
+        found |= trial.first(choices, plan)
     if not found and is_gpu:
         found = trial.first(both, plan)
-    return found + trial.longest(config, plan)
+    return found | trial.longest(config, plan)
 
 
 def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: int = 1) -> str | None:
@@ -154,9 +146,7 @@ def _in_words(
     )
     if not suggestions:
         return no_suggestion(found, limit_bytes, has_text=has_text)
-    tried = ", or ".join(
-        f"{suggestion.options} ({suggestion.device_bytes / MIB:.0f} MiB)" for suggestion in suggestions
-    )
+    tried = ", or ".join(f"{options} ({needed / MIB:.0f} MiB)" for options, needed in suggestions.items())
     return f"settings that need less: {tried}"
 
 
@@ -209,25 +199,25 @@ class _Trial:
         found = self.forecast(config, plan)
         return found.device_bytes if self.has_text else found.peak.total_bytes
 
-    def first(self, choices: Sequence[tuple[str, RunConfig]], plan: VideoPlan) -> list[Suggestion]:
+    def first(self, choices: Sequence[tuple[str, RunConfig]], plan: VideoPlan) -> dict[str, int]:
         """The first choice within the limit, if any."""
         for options, config in choices:
             needed = self.needed(config, plan)
             if needed <= self.limit_bytes:
-                return [Suggestion(options, needed)]
-        return []
+                return {options: needed}
+        return {}
 
-    def longest(self, config: RunConfig, plan: VideoPlan) -> list[Suggestion]:
+    def longest(self, config: RunConfig, plan: VideoPlan) -> dict[str, int]:
         """The longest shorter video within the limit, if any; a longer one never needs less."""
         shorter = shorter_lengths(config, plan)
-        low, high, found = 0, len(shorter), []
+        low, high, found = 0, len(shorter), dict[str, int]()
         while low < high:
             middle = (low + high) // 2
             cut = plan_video(shorter[middle])
             needed = self.needed(shorter[middle], cut)
             if needed <= self.limit_bytes:
                 new_frames = cut.num_pixel_frames - given_pixel_frames(config)
-                found = [Suggestion(f"--frames {new_frames}", needed)]
+                found = {f"--frames {new_frames}": needed}
                 low = middle + 1
             else:
                 high = middle

@@ -37,14 +37,6 @@ class PromptWarning(UserWarning):
     """Something about a prompt; its text is shown to the user."""
 
 
-class PromptCutWarning(PromptWarning):
-    """A prompt is longer than the model reads."""
-
-
-class PromptNotKeptWarning(PromptWarning):
-    """Prompt embeddings could not be written; the encoder will be loaded again next time."""
-
-
 def clean_prompt(prompt: str) -> str:
     """Repair the text's encoding, undo HTML escapes and collapse white space, as the model's training did."""
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
@@ -67,13 +59,13 @@ class PromptEmbeds:
         """`[1, num_rows, C]`, zero after the prompt.
 
         Warns:
-            PromptCutWarning: The prompt has more tokens; the last ones are left out.
+            PromptWarning: The prompt has more tokens; the last ones are left out.
         """
         if self.num_tokens > num_rows:
             warnings.warn(
                 f"the prompt has {self.num_tokens} tokens, but the model reads only {num_rows}: "
                 "the rest is ignored",
-                PromptCutWarning,
+                PromptWarning,
                 stacklevel=3,
             )
         return functional.pad(self.rows, (0, 0, 0, num_rows - len(self.rows)))[None]
@@ -130,8 +122,7 @@ class PromptEncoder:
         """Embeddings `[1, num_tokens, C]` of a prompt, on the device.
 
         Warns:
-            PromptCutWarning: The prompt has more tokens; the last ones are left out.
-            PromptNotKeptWarning: As `prepare`.
+            PromptWarning: The prompt has more tokens, the last of which are left out; and as `prepare`.
         """
         self.prepare([prompt])
         return self._known[clean_prompt(prompt)].padded(self._num_tokens).to(self._device)
@@ -140,7 +131,7 @@ class PromptEncoder:
         """Make the embeddings of prompts known; the encoder is loaded once for those that are not.
 
         Warns:
-            PromptNotKeptWarning: The embeddings could not be written to the disk.
+            PromptWarning: The embeddings could not be written to the disk.
         """
         texts = [clean_prompt(prompt) for prompt in prompts]
         for text in texts:
@@ -188,7 +179,7 @@ class PromptEncoder:
             warnings.warn(
                 f"cannot save prompt embeddings in {path.parent}: {error.strerror or error}; "
                 "the encoder is loaded again next time",
-                PromptNotKeptWarning,
+                PromptWarning,
                 stacklevel=3,
             )
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
+from qvg_cli.engine.opening import read_latents
 from qvg_cli.engine.session import Chunk
-from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.errors import UsageError
 from qvg_cli.files import RunDir, remove_folder, sync, write_text, write_whole
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.planning.ledger import MemorySample
@@ -104,15 +104,8 @@ class WalkFolder:
         for video in sorted(self._parts.glob("*.mp4"), key=lambda part: (part.stem != _GIVEN, part.stem)):
             if sum(part.shape[2] for part in latents) < num_latents:
                 videos.append(video)
-                latents.append(self._latents(video))
+                latents.append(read_latents(video.with_suffix(".safetensors")))
         return videos, torch.cat(latents, dim=2)
-
-    def _latents(self, video: Path) -> torch.Tensor:
-        path = video.with_suffix(".safetensors")
-        try:
-            return load_file(path)["latents"]
-        except (OSError, KeyError, SafetensorError) as error:
-            raise QvgError(f"cannot read {path}: {error}") from error
 
     def _write_chunk(self, number: int, chunk: Chunk, config: RunConfig) -> None:
         stem = self._parts / f"{number:05}"

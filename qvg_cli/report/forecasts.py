@@ -159,12 +159,7 @@ def _forecast_cache(video: Planned, card: Card | None, num_gpus: int) -> CacheFo
     said = None if card is None else verdict(found, card)
     suggestions = {}
     if card is not None and said != "fits":
-        suggestions = {
-            suggestion.options: suggestion.device_bytes
-            for suggestion in find_suggestions(
-                config, plan, card.usable_bytes, is_gpu=is_gpu, num_processes=num_gpus
-            )
-        }
+        suggestions = find_suggestions(config, plan, card.usable_bytes, is_gpu=is_gpu, num_processes=num_gpus)
     duration, name = None, CARD if card is None else card.name
     if is_gpu and name in RATES and num_gpus == 1:
         sizes = family_of(config).sizes(config, is_gpu=True)

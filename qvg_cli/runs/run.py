@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
 from qvg_cli.runs.identity import identify
 from qvg_cli.runs.summary import Summary, Times, chunk_line
-from qvg_cli.runs.writer import Writer, copy_to_host
 from qvg_cli.video.io import Frames, VideoWriter
 from qvg_cli.video.parts import append_parts, join_parts
 
@@ -70,7 +69,9 @@ class Run:
             self._checkpoint = Checkpoint.open(folder.state, identify(video.config, device.type), note)
         self._cache: KVCache | None = None
         self._clip: VideoWriter | None = None
-        self._writer: Writer[ChunkRecord] = Writer()
+        # One chunk at most is under way: whoever hands over the next one waits for it.
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._writing: Future[ChunkRecord] | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._has_clip = False
         self._num_previewed = 0
@@ -116,9 +117,11 @@ class Run:
             self._wait()
             seconds = self._earlier_seconds + self.summary.times.loop_seconds
             record, blocks = self._checkpoint.describe(result, self.video.plan, self._cache, seconds=seconds)
-            copies = copy_to_host({**blocks, "latents": result.latents}, self._stream)
+            copies = _copy_to_host({**blocks, "latents": result.latents}, self._stream)
             earlier = tuple(self.summary.records)
-            self._writer.start(partial(self._write, self._checkpoint, record, earlier, copies, result))
+            self._writing = self._writer.submit(
+                self._write, self._checkpoint, record, earlier, copies, result
+            )
             self.summary.records.append(record)
             self.summary.seconds = self._earlier_seconds + self.summary.times.loop_seconds
 
@@ -220,13 +223,14 @@ class Run:
 
     def _wait(self) -> None:
         """Let the chunk that is being written become whole."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
         try:
-            record = self._writer.wait()
+            self.summary.records[-1] = writing.result()
         except BaseException:
             self.summary.records.pop()
             raise
-        if record is not None:
-            self.summary.records[-1] = record
 
     def _write(
         self,
@@ -281,3 +285,30 @@ class Run:
             },
         }
         write_text(self.folder.config, format_yaml(values))
+
+
+def _copy_to_host(
+    tensors: Mapping[str, Tensor], stream: torch.cuda.Stream | None
+) -> Callable[[], dict[str, Tensor]]:
+    """Begin to copy tensors to the host, and return a function that gives the copies once they are whole.
+
+    Args:
+        tensors: Not changed any more; their memory may be given to others as soon as nothing here needs it.
+        stream: Copies beside what the device computes, into pinned memory; `None` where the tensors are on
+            the host, which are taken as they are.
+    """
+    if stream is None:
+        return lambda: dict(tensors)
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        copies = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
+        for tensor in tensors.values():
+            tensor.record_stream(stream)
+        copied = torch.cuda.Event(blocking=True)
+        copied.record(stream)
+
+    def whole() -> dict[str, Tensor]:
+        copied.synchronize()
+        return copies
+
+    return whole
