@@ -84,9 +84,9 @@ class Family(ABC, Generic[ConfigT]):
     def plan(self, config: ConfigT) -> VideoPlan:
         """The plan of a run, without weights; a `UsageError` names the nearest request that would fit."""
 
-    @abstractmethod
     def planner(self, config: ConfigT) -> Planner:
         """What has planned the video of a run, for its denoiser."""
+        return self.open_planner(config)
 
     @abstractmethod
     def open_planner(self, config: ConfigT) -> Planner:

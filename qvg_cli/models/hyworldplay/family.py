@@ -85,14 +85,14 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
         return plan_video(config)
 
     def planner(self, config: HyWorldPlayConfig) -> Planner:
-        from qvg_cli.models.hyworldplay.plan import planner
+        from qvg_cli.models.hyworldplay.plan import WalkPlanner, fit_path
 
-        return planner(config)
+        return WalkPlanner(config, fit_path(config)[0])
 
     def open_planner(self, config: HyWorldPlayConfig) -> Planner:
-        from qvg_cli.models.hyworldplay.plan import open_planner
+        from qvg_cli.models.hyworldplay.plan import WalkPlanner
 
-        return open_planner(config)
+        return WalkPlanner(config)
 
     def sizes(self, config: HyWorldPlayConfig, *, is_gpu: bool) -> ModelSizes:
         from qvg_cli.models.wan.sizes import WanLayout, wan_sizes

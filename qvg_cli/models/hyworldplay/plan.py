@@ -130,17 +130,6 @@ class WalkPlanner(Planner):
         return (chunk,)
 
 
-def open_planner(config: HyWorldPlayConfig) -> WalkPlanner:
-    """The planner of a walk that goes on move by move."""
-    return WalkPlanner(config)
-
-
-def planner(config: HyWorldPlayConfig) -> WalkPlanner:
-    """The planner of a walk whose whole path is known."""
-    path, _ = fit_path(config)
-    return WalkPlanner(config, path)
-
-
 def _chunk(index: int, context: Context, reads: Frames, cached: Frames, needed: Collection[int]) -> ChunkPlan:
     """One chunk that looks back at `reads`; it or a later one may look back at those `needed`."""
     own = tuple(range(index * CHUNK_FRAMES, (index + 1) * CHUNK_FRAMES))

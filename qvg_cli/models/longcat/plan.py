@@ -9,11 +9,13 @@ Source: meituan-longcat/LongCat-Video, `run_demo_long_video.py` and `longcat_vid
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from qvg_cli.errors import UsageError
-from qvg_cli.models.base import Planner
+from qvg_cli.models.base import Extension, Planner
 from qvg_cli.models.longcat.config import LongCatConfig
 from qvg_cli.models.wan.plan import refuse_unpacked, wan_geometry
-from qvg_cli.planning.chunks import ChunkPlan, Geometry, VideoPlan, length_text
+from qvg_cli.planning.chunks import ChunkPlan, Geometry, VideoPlan, length_text, pixel_frames
 
 MAX_FRAMES = 100_000
 """The model has no longest video. This one takes 7 hours to watch."""
@@ -32,11 +34,6 @@ def fit_size(height: int, width: int) -> tuple[int, int]:
     """The 480p size `(height, width)` whose ratio is nearest to that of a given clip; the first on a tie."""
     ratio = height / width
     return _SIZES_480P[min(_SIZES_480P, key=lambda listed: abs(listed - ratio))]
-
-
-def is_480p(height: int, width: int) -> bool:
-    """Whether a size is one of the 480p class."""
-    return (height, width) in _SIZES_480P.values()
 
 
 def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
@@ -98,7 +95,37 @@ class SegmentPlanner(Planner):
         return chunks
 
 
-planner = open_planner = SegmentPlanner
+@dataclass(frozen=True)
+class LongCatExtension(Extension):
+    """Segments of a fixed number of frames, from a fixed number of frames."""
+
+    config: LongCatConfig
+
+    def default_frames(self, given: int) -> int:
+        return self.config.sampler.frames_per_chunk
+
+    def frames_of_segments(self, count: int) -> int:
+        source = self.config.source
+        start = self.config.sampler.window if source is None or source.image is not None else source.frames
+        return start + count * self.config.sampler.frames_per_chunk
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        # The trained size of the clip's shape; a size of another class is left as it is configured.
+        video = self.config.video
+        own = video.height, video.width
+        return fit_size(height, width) if own in _SIZES_480P.values() else own
+
+    def clip_frames(self, num_frames: int) -> int:
+        count = self.config.sampler.condition_frames
+        needed = pixel_frames(count)
+        if num_frames < needed:
+            fps = self.config.video.fps
+            raise UsageError(
+                f"the clip has {num_frames} frames at {fps} fps; this model continues from {needed} "
+                f"({needed / fps:.2f} s, {count} latent frames)",
+                hint="use a longer clip; a larger sampler.frames_per_chunk needs fewer frames",
+            )
+        return count
 
 
 def _geometry(config: LongCatConfig) -> Geometry:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from qvg_cli.config.schema import LoraConfig
     from qvg_cli.models.base import Planner
     from qvg_cli.models.self_forcing.config import SelfForcingConfig
-    from qvg_cli.models.self_forcing.extend import SelfForcingExtension
     from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
+    from qvg_cli.models.self_forcing.plan import SelfForcingExtension
     from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
     from qvg_cli.planning.sizes import ModelSizes
 
@@ -86,11 +86,6 @@ class SelfForcing(Family["SelfForcingConfig"]):
 
         return plan_video(config)
 
-    def planner(self, config: SelfForcingConfig) -> Planner:
-        from qvg_cli.models.self_forcing.plan import planner
-
-        return planner(config)
-
     def open_planner(self, config: SelfForcingConfig) -> Planner:
         from qvg_cli.models.self_forcing.plan import open_planner
 
@@ -111,7 +106,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
         return len((chunk.is_first_made and sampler.first_chunk_steps) or sampler.steps)
 
     def extension(self, config: SelfForcingConfig) -> SelfForcingExtension:
-        from qvg_cli.models.self_forcing.extend import SelfForcingExtension
+        from qvg_cli.models.self_forcing.plan import SelfForcingExtension
 
         return SelfForcingExtension(config)
 
@@ -129,7 +124,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
         weights_key: str = "auto",
         lora: Sequence[LoraConfig] = (),
     ) -> None:
-        from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+        from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
         from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
         from qvg_cli.models.wan.lora import Lora
 

@@ -14,8 +14,7 @@ from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.base import Planner
 from qvg_cli.models.self_forcing.config import CheckpointModelConfig, SelfForcingConfig
-from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
-from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser, SelfForcingTransformer
 from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, Checkpoint, open_wan, read_published
 from qvg_cli.models.wan.lora import Lora
 from qvg_cli.models.wan.pipeline import Models, WanPipeline

@@ -11,12 +11,12 @@ positions and prompt changes: SOTAMak1r/Infinite-Forcing at b8feaf5, NVlabs/Long
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from qvg_cli.errors import UsageError
-from qvg_cli.models.base import Planner
-from qvg_cli.models.self_forcing.config import BlockSamplerConfig, SelfForcingConfig
+from qvg_cli.models.base import Extension, Planner
+from qvg_cli.models.self_forcing.config import TRAINED_FRAMES, BlockSamplerConfig, SelfForcingConfig
 from qvg_cli.models.wan.plan import wan_geometry
 from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, length_text, pixel_frames
 
@@ -53,9 +53,6 @@ def open_planner(config: SelfForcingConfig) -> BlockPlanner:
     """The planner of a video without an end; `UsageError` if size, window or context do not fit."""
     context_frames = 0 if config.source is None else config.source.frames
     return BlockPlanner(config.sampler, _geometry(config), context_frames, is_begun=_is_begun(config))
-
-
-planner = open_planner
 
 
 def _is_begun(config: SelfForcingConfig) -> bool:
@@ -242,6 +239,44 @@ class BlockPlanner(Planner):
         first = (self._given or [self.first_length])[0] % size
         grouped = groupby(frames, lambda frame: (frame in self._sink, (frame - first) // size))
         return tuple(tuple(group) for _, group in grouped)
+
+
+@dataclass(frozen=True)
+class SelfForcingExtension(Extension):
+    """Whole chunks from the end of the clip, within the positions of the model."""
+
+    config: SelfForcingConfig
+
+    @property
+    def _trained_frames(self) -> int:
+        return self.config.model.trained_frames or TRAINED_FRAMES
+
+    def default_frames(self, given: int) -> int:
+        # As many as the model was trained to make, in whole chunks, or what its positions leave.
+        size = self.config.sampler.frames_per_chunk
+        chunks = max(1, self._trained_frames // size)
+        if self.config.sampler.position_span is None:
+            chunks = min(chunks, (MAX_FRAMES - given) // size)
+        return chunks * size
+
+    def frames_of_segments(self, count: int) -> None:
+        return None
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        # Whatever the clip's.
+        return self.config.video.height, self.config.video.width
+
+    def clip_frames(self, num_frames: int) -> int:
+        # The longest end in whole chunks that leaves the first new chunk inside the trained length.
+        size = self.config.sampler.frames_per_chunk
+        longest = max(1, self._trained_frames // size - 1) * size
+        for count in range(longest, 0, -size):
+            if pixel_frames(count) <= num_frames:
+                return count
+        raise UsageError(
+            f"the clip has {num_frames} frames at {self.config.video.fps} fps; this model continues from "
+            f"{pixel_frames(size)} or more ({size} latent frames)"
+        )
 
 
 def _context_blocks(context_frames: int, size: int) -> list[int]:
