@@ -68,7 +68,12 @@ def download(
     chosen = [known[name] for name in dict.fromkeys(known[name].weights_of or name for name in names)]
     revisions = _parse_revisions(revision or (), chosen)
     if dry_run:
-        _show_plans(chosen, revisions)
+        from qvg_cli.hub.plan import check_space, plan_download
+        from qvg_cli.hub.record import read_record
+
+        plans = [plan_download(each, read_record(each.name), revisions) for each in chosen]
+        show_data("\n\n".join("\n".join(_plan_lines(plan)) for plan in plans))
+        check_space(plans)
     else:
         _download_all(chosen, revisions, console, is_quiet=quiet)
 
@@ -85,15 +90,6 @@ def _parse_revisions(texts: Sequence[str], chosen: Sequence[Download]) -> dict[s
             )
         revisions[repository] = revision
     return revisions
-
-
-def _show_plans(chosen: Sequence[Download], revisions: Mapping[str, str]) -> None:
-    from qvg_cli.hub.plan import check_space, plan_download
-    from qvg_cli.hub.record import read_record
-
-    plans = [plan_download(each, read_record(each.name), revisions) for each in chosen]
-    show_data("\n\n".join("\n".join(_plan_lines(plan)) for plan in plans))
-    check_space(plans)
 
 
 def _download_all(

@@ -70,7 +70,11 @@ def play(
     also with Ctrl-C: qvg generate --config with its run.yaml reproduces the video. The paths of the videos go
     to stdout.
     """
-    _check_installed()
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise MissingModelError(
+            f"qvg play needs {', '.join(missing)}", hint='install with: pip install "qvg[play]"'
+        )
     from qvg_cli.play.access import is_loopback, page_address
 
     console = Console(is_quiet=output.quiet)
@@ -82,7 +86,10 @@ def play(
         model = replace(model, backend=_DEFAULT_BACKEND, pocket=True)
     request = model.request(size, family, seed, cache, prompt=prompt)
     if resume is not None:
-        request = replace(request, file=_settings_of(resume))
+        settings = resume / "run.yaml"
+        if not settings.is_file():
+            raise UsageError(f"{resume} is not the folder of a run", hint="use one that contains run.yaml")
+        request = replace(request, file=settings)
 
     from qvg_cli.play.server import listen, serve
 
@@ -107,22 +114,6 @@ def play(
             server.close()
             for run in server.player.saved:
                 show_data(str(run.video))
-
-
-def _check_installed() -> None:
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise MissingModelError(
-            f"qvg play needs {', '.join(missing)}", hint='install with: pip install "qvg[play]"'
-        )
-
-
-def _settings_of(folder: Path) -> Path:
-    """The settings of a run to go on with."""
-    file = folder / "run.yaml"
-    if not file.is_file():
-        raise UsageError(f"{folder} is not the folder of a run", hint="use one that contains run.yaml")
-    return file
 
 
 def _open(

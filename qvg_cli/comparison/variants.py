@@ -5,7 +5,7 @@ All variants have the same prompts, seeds, sizes and settings; only the cache ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from qvg_cli.errors import UsageError, unknown_name
 from qvg_cli.files import run_name, slug, unique_names
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.report.run_files import Result, read_result
+from qvg_cli.runs.identity import leaves
 
-_MAY_DIFFER = ("cache", "device")
+_MAY_DIFFER = {"cache", "device"}
 
 
 @dataclass(frozen=True)
@@ -123,26 +124,13 @@ def _read_run(folder: Path) -> Result:
 
 
 def _check_same(first: RunConfig, other: RunConfig, first_folder: Path, folder: Path) -> None:
-    pairs = zip(_flat(first.model_dump()), _flat(other.model_dump()), strict=False)
-    for (key, value), (other_key, other_value) in pairs:
-        if (key, value) != (other_key, other_value):
+    one, two = (dict(leaves(config.model_dump(exclude=_MAY_DIFFER))) for config in (first, other))
+    for key in {**one, **two}:
+        if one.get(key) != two.get(key):
             raise UsageError(
-                f"the runs differ in {key}: {value!r} in {first_folder}, {other_value!r} in {folder}",
+                f"the runs differ in {key}: {one.get(key)!r} in {first_folder}, {two.get(key)!r} in {folder}",
                 hint="runs can be compared if they differ in the cache only",
             )
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Dotted settings and their values, but for those that runs of a comparison may differ in."""
-    settings = []
-    for key, value in values.items():
-        if not path and key in _MAY_DIFFER:
-            continue
-        if isinstance(value, Mapping):
-            settings += _flat(value, f"{path}{key}.")
-        else:
-            settings.append((f"{path}{key}", value))
-    return settings
 
 
 def comparison_name(variants: Sequence[str], videos: Sequence[Planned]) -> str:

@@ -21,7 +21,6 @@ from qvg_cli.hub.errors import hub_errors
 from qvg_cli.hub.remote import RemoteFile, patiently
 
 Note = Callable[[str], None]
-_READ_BYTES = 16 * 2**20
 _DAMAGED = "{} in the Hugging Face cache is damaged; downloading it again"
 
 
@@ -41,11 +40,8 @@ def fetch(file: RemoteFile, note: Note) -> Path:
 
 def sha256(path: Path) -> str:
     """Of the whole file, read in parts."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while part := stream.read(_READ_BYTES):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _place(file: RemoteFile, *, is_anew: bool = False) -> Path:

@@ -36,10 +36,6 @@ class WantedRepository:
     files: tuple[WantedFile, ...]
     is_same_commit: bool
 
-    def path_of(self, path: str) -> RemoteFile:
-        """The file at `path` in the repository."""
-        return self.snapshot.files[path]
-
 
 @dataclass(frozen=True)
 class DownloadPlan:

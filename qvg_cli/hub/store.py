@@ -83,7 +83,7 @@ def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callabl
         converted = []
         for repository in plan.repositories:
             if (convert := repository.config.convert) is not None:
-                inputs = [repository.path_of(path) for path in convert.inputs]
+                inputs = [repository.snapshot.files[path] for path in convert.inputs]
                 local = [(file, paths[file]) for file in inputs]
                 converted.append(_convert(plan.download, convert, local, old, note))
         record = _record(plan, tuple(converted))

@@ -23,7 +23,7 @@ from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import check_prompt, unknown_words
-from qvg_cli.play.walk import WalkFolder, find_saved, option_value, with_option
+from qvg_cli.play.walk import WalkFolder, option_value, with_option
 from qvg_cli.video.io import Frames, count_frames_and_seconds, read_frames
 from qvg_cli.video.picture import fill_frame, open_image
 
@@ -134,10 +134,6 @@ class Player:
     def take_up(self, run: RunDir) -> None:
         """Go on with a saved run; the walk before is saved."""
         self._do(lambda: self._take_up(run))
-
-    def take_up_by_name(self, name: str) -> None:
-        """Go on with a run of the results folder."""
-        self.take_up(find_saved(self._out, name))
 
     def save(self) -> None:
         """Write the files of the walk so far, which goes on."""

@@ -201,7 +201,7 @@ class PlayServer:
             case World():
                 player.begin(message.prompt, self._find_picture(message.picture), message.seed)
             case TakeUp():
-                player.take_up_by_name(message.name)
+                player.take_up(find_saved(self._out, message.name))
             case Save():
                 player.save()
 

@@ -125,10 +125,6 @@ class Audience:
                 # One thread, so in their order.
                 self._encoder.submit(self._encode, frame)
 
-    def expect(self, chunk_frames: int) -> None:
-        """Say how many frames a chunk has."""
-        self._chunk_frames = max(1, chunk_frames)
-
     def has_shown(self, viewer: Viewer, number: int) -> None:
         """A browser has come to a frame."""
         viewer.has_shown(number)
@@ -155,7 +151,7 @@ class Audience:
             for viewer in self._viewers:
                 viewer.forget_frames()
         if message["type"] == "state":
-            self.expect(message.get("chunk_frames", 1))
+            self._chunk_frames = max(1, message.get("chunk_frames", 1))
         for viewer in self._viewers:
             viewer.tell(message)
 

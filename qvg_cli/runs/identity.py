@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
@@ -112,7 +113,7 @@ def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:
 def differences(begun: Identity, now: Identity) -> list[str]:
     """In what two identities differ so that their frames would, in words; empty if they do not."""
     found: list[str] = []
-    before, after = (dict(_leaves({**_known_settings(each), **each.extra})) for each in (begun, now))
+    before, after = (dict(leaves({**_known_settings(each), **each.extra})) for each in (begun, now))
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
             found.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
@@ -196,10 +197,11 @@ def _versions(device: str) -> dict[str, str]:
     return found
 
 
-def _leaves(values: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]]:
+def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted settings and their values."""
     if isinstance(values, dict):
         for name, value in values.items():
-            yield from _leaves(value, f"{path}.{name}" if path else name)
+            yield from leaves(value, f"{path}.{name}" if path else name)
     else:
         yield path, values
 
