@@ -12,7 +12,7 @@ from qvg_cli.commands.options import RunOptions
 from qvg_cli.config.load import Request
 from qvg_cli.console import Console, show_data
 from qvg_cli.engine.jobs import Planned, check_weights
-from qvg_cli.engine.lengths import fit_pixel_frames, fit_seconds, rounding_note
+from qvg_cli.engine.lengths import fit_length, rounding_note
 from qvg_cli.errors import UsageError
 from qvg_cli.files import RunDir, finish_removal
 from qvg_cli.models.registry import load_config, plan_video
@@ -67,10 +67,7 @@ def resume_run(
             hint=f"generate it again with --config {run.config}",
         )
     config = load_config(replace(request, file=run.config)).config
-    if frames is not None:
-        config = fit_pixel_frames(config, frames)
-    if seconds is not None:
-        config = fit_seconds(config, seconds)
+    config = fit_length(config, seconds=seconds, frames=frames)
     plan = plan_video(config)
     if note := rounding_note(config, plan, seconds=seconds, frames=frames):
         console.note(note)

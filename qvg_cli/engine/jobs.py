@@ -10,13 +10,7 @@ from typing import Any
 from qvg_cli.config import resources
 from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.engine.lengths import (
-    fit_pixel_frames,
-    fit_seconds,
-    fit_segments,
-    given_pixel_frames,
-    rounding_note,
-)
+from qvg_cli.engine.lengths import fit_length, given_pixel_frames, rounding_note
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
@@ -90,7 +84,7 @@ def plan_jobs(
         config = take_up(start, config, note, is_size_given=has_size(request))
     elif config.source is not None and config.source.image is not None:
         config = take_picture(config, note, is_size_given=has_size(request))
-    config = _with_length(config, seconds=seconds, frames=frames, segments=segments)
+    config = fit_length(config, seconds=seconds, frames=frames, segments=segments)
     plan = plan_video(config)
     if rounding := rounding_note(config, plan, seconds=seconds, frames=frames):
         note(rounding)
@@ -143,16 +137,6 @@ def check_weights(video: Planned) -> None:
     """Notice missing weights before torch is loaded; `MissingModelError` if they are not there."""
     model = video.config.model
     resources.check_weights(model.weights, getattr(model, "checkpoint", None))
-
-
-def _with_length(
-    config: RunConfig, *, seconds: float | None, frames: int | None, segments: int | None
-) -> RunConfig:
-    if segments is not None:
-        return fit_segments(config, segments)
-    if frames is not None:
-        return fit_pixel_frames(config, frames)
-    return config if seconds is None else fit_seconds(config, seconds)
 
 
 def _prompt_after(start: Start, schedule: Path | Sequence[ScheduledPrompt] | None) -> str:

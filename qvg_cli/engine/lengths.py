@@ -24,6 +24,17 @@ def given_pixel_frames(config: RunConfig) -> int:
     return 0 if source is None or source.image is not None else pixel_frames(source.frames)
 
 
+def fit_length(
+    config: RunConfig, *, seconds: float | None = None, frames: int | None = None, segments: int | None = None
+) -> RunConfig:
+    """`config` with the length that was asked for, if one was."""
+    if segments is not None:
+        return fit_segments(config, segments)
+    if frames is not None:
+        return fit_pixel_frames(config, frames)
+    return config if seconds is None else fit_seconds(config, seconds)
+
+
 def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
     """`config` with `wanted` segments after the first clip or the input; `UsageError` if it makes none."""
     if wanted < 1:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan
     from qvg_cli.planning.sizes import ModelSizes
 
+    Loras = Sequence[LoraConfig]
+
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
@@ -118,13 +120,7 @@ class Family(ABC, Generic[ConfigT]):
         """The model of a run; `MissingModelError` if the weights are not there or not whole."""
 
     def convert_checkpoint(
-        self,
-        source: Path,
-        config: Mapping[str, object],
-        folder: Path,
-        *,
-        weights_key: str = "auto",
-        lora: Sequence[LoraConfig] = (),
+        self, source: Path, config: Mapping[str, object], folder: Path, weights_key: str, lora: Loras = ()
     ) -> None:
         """Write the published checkpoint `source` to `folder` as safetensors with a config.json.
 

@@ -30,7 +30,7 @@ from qvg_cli.files import RunDir, remove_folder, sync, write_text, write_whole
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.html import run_page
-from qvg_cli.report.memory import MemoryReport
+from qvg_cli.report.memory import MemoryReport, about_run
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.video.io import count_frames
@@ -204,24 +204,13 @@ def _about(
 ) -> Mapping[str, Any]:
     """What the walk was, in front of the figures of its memory."""
     chunk_seconds = [record["seconds"] for record in records]
-    seconds, num_made = sum(chunk_seconds), sum(record["frames"] for record in records)
-    return {
-        "status": "complete",
-        "backend": config.backend,
-        "model": config.model.name,
-        "prompt": config.prompt,
-        "seed": config.seed,
-        "cache": cache_label(config.cache),
-        "device": str(device),
-        "height": config.video.height,
-        "width": config.video.width,
-        "fps": config.video.fps,
-        "latent_frames": config.video.frames,
-        "pixel_frames": num_frames,
-        "video_seconds": num_frames / config.video.fps,
-        "given_frames": num_frames - num_made,
-        "seconds": round(seconds, 3),
-        "frames_per_second": round(num_made / seconds, 3),
-        "resumed_after": None,
-        "chunk_seconds": chunk_seconds,
-    }
+    about = about_run(
+        config,
+        device,
+        status="complete",
+        num_latents=config.video.frames,
+        num_frames=num_frames,
+        num_given=num_frames - sum(record["frames"] for record in records),
+        seconds=sum(chunk_seconds),
+    )
+    return {**about, "resumed_after": None, "chunk_seconds": chunk_seconds}

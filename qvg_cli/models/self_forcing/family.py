@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,7 @@ from qvg_cli.models.base import Family
 if TYPE_CHECKING:
     import torch
 
-    from qvg_cli.config.schema import LoraConfig
-    from qvg_cli.models.base import Planner
+    from qvg_cli.models.base import Loras, Planner
     from qvg_cli.models.self_forcing.config import SelfForcingConfig
     from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
     from qvg_cli.models.self_forcing.plan import SelfForcingExtension
@@ -116,13 +115,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
         return load_pipeline(config, device)
 
     def convert_checkpoint(
-        self,
-        source: Path,
-        config: Mapping[str, object],
-        folder: Path,
-        *,
-        weights_key: str = "auto",
-        lora: Sequence[LoraConfig] = (),
+        self, source: Path, config: Mapping[str, object], folder: Path, weights_key: str, lora: Loras = ()
     ) -> None:
         from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
         from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
