@@ -8,32 +8,21 @@ from pathlib import Path
 
 import typer
 
-from qvg_cli.commands.options import (
-    OUTPUT,
-    WORKERS,
-    CacheOptions,
-    FamilyOptions,
-    LengthOptions,
-    ModelOptions,
-    OutputOptions,
-    SeedOptions,
-    SizeOptions,
-    option,
-    with_options,
-)
+from qvg_cli.commands import options
+from qvg_cli.commands.options import OUTPUT, WORKERS, option, with_options
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError
 
 
 @with_options
 def batch(
-    model: ModelOptions,
-    length: LengthOptions,
-    size: SizeOptions,
-    family: FamilyOptions,
-    seed: SeedOptions,
-    cache: CacheOptions,
-    output: OutputOptions,
+    model: options.Model,
+    length: options.Length,
+    size: options.Size,
+    family: options.Family,
+    seed: options.Seed,
+    cache: options.Cache,
+    output: options.Output,
     prompts: Path | None = typer.Argument(
         None,
         metavar="PROMPTS",
@@ -66,10 +55,7 @@ def batch(
         "--status FOLDER", "Show the progress of the batch in FOLDER, from any machine, and exit."
     ),
     json_: bool = option(
-        "--json",
-        "Print one JSON object per video to stdout, or with --status a single one.",
-        default=False,
-        panel=OUTPUT,
+        "--json", "Print one JSON object per video to stdout, or with --status a single one.", panel=OUTPUT
     ),
 ) -> None:
     """Generate the videos of a prompt file, on many workers.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _OUT = option("--out -o FOLDER", "Results folder to search for unfinished runs.", default=Path("results"))
-_JSON = option("--json", "Print the list as JSON.", default=False)
+_JSON = option("--json", "Print the list as JSON.")
 
 
 def disk(out: Path = _OUT, json_: bool = _JSON, debug: bool = DEBUG) -> None:
@@ -36,7 +36,7 @@ def clean(
         None, metavar="NAME", help="Names of what to delete, as listed by qvg disk."
     ),
     out: Path = _OUT,
-    yes: bool = option("--yes", "Delete; otherwise only show what would be.", default=False),
+    yes: bool = option("--yes", "Delete; otherwise only show what would be."),
     json_: bool = _JSON,
     debug: bool = DEBUG,
 ) -> None:

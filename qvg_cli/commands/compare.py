@@ -7,31 +7,21 @@ from pathlib import Path
 
 import typer
 
+from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_presets_and_runs, complete_runs
-from qvg_cli.commands.options import (
-    OUTPUT,
-    FamilyOptions,
-    LengthOptions,
-    ModelOptions,
-    OutputOptions,
-    PromptOptions,
-    SizeOptions,
-    option,
-    refuse_beside_resume,
-    with_options,
-)
+from qvg_cli.commands.options import OUTPUT, option, refuse_beside_resume, with_options
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError
 
 
 @with_options
 def compare(
-    model: ModelOptions,
-    length: LengthOptions,
-    size: SizeOptions,
-    family: FamilyOptions,
-    prompting: PromptOptions,
-    output: OutputOptions,
+    model: options.Model,
+    length: options.Length,
+    size: options.Size,
+    family: options.Family,
+    prompting: options.Prompting,
+    output: options.Output,
     variants: list[str] | None = typer.Argument(
         None,
         metavar="A B [C ...]",
@@ -42,7 +32,7 @@ def compare(
     seeds: int | None = option(
         "--seeds N", "Generate every prompt with N consecutive seeds [default: 1].", panel="Prompts"
     ),
-    lpips: bool = option("--lpips", "Also measure LPIPS; needs qvg download lpips (528 MiB).", default=False),
+    lpips: bool = option("--lpips", "Also measure LPIPS; needs qvg download lpips (528 MiB)."),
     resume: Path | None = option(
         "--resume FOLDER",
         "Resume the interrupted comparison in FOLDER.",
@@ -54,9 +44,7 @@ def compare(
         "Write results to FOLDER/compare/<name>/; existing results are never overwritten.",
         default=Path("results"),
     ),
-    json_: bool = option(
-        "--json", "Print the content of compare.json, with paths, to stdout.", default=False, panel=OUTPUT
-    ),
+    json_: bool = option("--json", "Print the content of compare.json, with paths, to stdout.", panel=OUTPUT),
 ) -> None:
     """Compare KV-cache presets against a baseline.
 

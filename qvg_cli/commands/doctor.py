@@ -14,7 +14,7 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 def doctor(
     out: Path = option("--out FOLDER", "Results folder to check.", default=Path("results")),
-    json_: bool = option("--json", "Print JSON for a bug report.", default=False),
+    json_: bool = option("--json", "Print JSON for a bug report."),
     debug: bool = DEBUG,
 ) -> None:
     """Check the environment (GPU, kernels, ffmpeg, disk, Hub).

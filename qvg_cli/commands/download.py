@@ -28,10 +28,8 @@ def download(
         help="Models, e.g. self-forcing; or lpips, for qvg compare --lpips.",
         autocompletion=complete_backends,
     ),
-    list_: bool = option(
-        "--list", "List models, their sizes and what is downloaded (works offline).", default=False
-    ),
-    dry_run: bool = option("--dry-run", "Show files, sizes and free space, and exit.", default=False),
+    list_: bool = option("--list", "List models, their sizes and what is downloaded (works offline)."),
+    dry_run: bool = option("--dry-run", "Show files, sizes and free space, and exit."),
     revision: list[str] | None = option(
         "--revision REPOSITORY=REVISION",
         "Branch, tag or commit of a repository (repeatable) [default: the commit of the last download, or "

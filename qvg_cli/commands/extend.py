@@ -7,31 +7,22 @@ from pathlib import Path
 
 import typer
 
+from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_runs
-from qvg_cli.commands.options import (
-    ExtendFamilyOptions,
-    LengthOptions,
-    ModelOptions,
-    OutputOptions,
-    PromptOptions,
-    RunOptions,
-    SizeOptions,
-    refuse_beside_resume,
-    with_options,
-)
+from qvg_cli.commands.options import refuse_beside_resume, with_options
 from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
 
 
 @with_options
 def extend(
-    model: ModelOptions,
-    length: LengthOptions,
-    size: SizeOptions,
-    family: ExtendFamilyOptions,
-    prompting: PromptOptions,
-    run: RunOptions,
-    output: OutputOptions,
+    model: options.Model,
+    length: options.Length,
+    size: options.Size,
+    family: options.ExtendFamily,
+    prompting: options.Prompting,
+    run: options.Run,
+    output: options.Output,
     video: Path | None = typer.Argument(
         None,
         metavar="VIDEO",

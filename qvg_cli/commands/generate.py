@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from qvg_cli.commands.options import (
-    FamilyOptions,
-    LengthOptions,
-    ModelOptions,
-    OutputOptions,
-    PromptOptions,
-    RunOptions,
-    SizeOptions,
-    option,
-    refuse_beside_resume,
-    with_options,
-)
+from qvg_cli.commands import options
+from qvg_cli.commands.options import option, refuse_beside_resume, with_options
 from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
 
 
 @with_options
 def generate(
-    model: ModelOptions,
-    length: LengthOptions,
-    size: SizeOptions,
-    family: FamilyOptions,
-    prompting: PromptOptions,
-    run: RunOptions,
-    output: OutputOptions,
+    model: options.Model,
+    length: options.Length,
+    size: options.Size,
+    family: options.Family,
+    prompting: options.Prompting,
+    run: options.Run,
+    output: options.Output,
     prompt: str | None = typer.Argument(
         None,
         metavar="PROMPT",

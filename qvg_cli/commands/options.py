@@ -59,13 +59,15 @@ def option(
     """The default of a parameter that is an option of the command line.
 
     Args:
-        form: As `--help` shows it: names, and what stands for its value.
+        form: As `--help` shows it: names, and what stands for its value, which a switch has not.
         parse: From the option's value to that of its setting; a wrong one is a `UsageError`.
         known: What else Typer knows of options.
     """
     words = form.split()
     names = [word for word in words if word.startswith("-")]
     metavar = " ".join(words[len(names) :]) or None
+    if metavar is None:
+        default = False
     return _Option(
         setting,
         parse,
@@ -84,14 +86,11 @@ OUT = option(
     "Write results to FOLDER/<model>/<name>/; existing results are never overwritten.",
     default=Path("results"),
 )
-QUIET = option("--quiet -q", "Show errors only.", default=False, panel=OUTPUT)
+QUIET = option("--quiet -q", "Show errors only.", panel=OUTPUT)
 VERBOSE = option(
-    "--verbose -v",
-    "Also print the log, with timings (QVG_LOG=debug prints more).",
-    default=False,
-    panel=OUTPUT,
+    "--verbose -v", "Also print the log, with timings (QVG_LOG=debug prints more).", panel=OUTPUT
 )
-DEBUG = option("--debug", "Show the traceback of errors.", default=False, panel=OUTPUT)
+DEBUG = option("--debug", "Show the traceback of errors.", panel=OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class ModelOptions(Options):
+class Model(Options):
     """The model and its settings."""
 
     backend: str | None = option(
@@ -134,7 +133,7 @@ class ModelOptions(Options):
         "built-in demo model].",
         complete=complete_backends,
     )
-    pocket: bool = option("--pocket", "Use the small built-in demo weights of the model.", default=False)
+    pocket: bool = option("--pocket", "Use the small built-in demo weights of the model.")
     device: str | None = option(
         "--device NAME",
         "Device: auto, cpu, cuda or cuda:N [default: auto].",
@@ -165,15 +164,15 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True)
-class LengthOptions(Options):
+class Length(Options):
     """How much is made."""
 
     seconds: float | None = option(
-        "--seconds",
+        "--seconds <float>",
         "Video length in seconds, rounded up to a whole chunk [default: the length of the model].",
     )
     frames: int | None = option(
-        "--frames --num-frames",
+        "--frames --num-frames <int>",
         "Video length in frames, rounded up to a whole chunk (for latent frames: --set video.frames=N).",
         panel=SIZE,
     )
@@ -199,7 +198,7 @@ def _parse_size(text: str) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class SizeOptions(Options):
+class Size(Options):
     """The shape of a frame, and how many are shown in a second."""
 
     size: str | None = option(
@@ -222,14 +221,14 @@ class SizeOptions(Options):
 
 
 @dataclass(frozen=True)
-class SeedOptions(Options):
+class Seed(Options):
     """What a video's noise is drawn from."""
 
     seed: int | None = option("--seed N", "Random seed [default: 0].", setting="seed")
 
 
 @dataclass(frozen=True)
-class PromptOptions(SeedOptions):
+class Prompting(Seed):
     """Which videos are made."""
 
     prompts: Path | None = option(
@@ -245,7 +244,7 @@ class PromptOptions(SeedOptions):
         panel=PROMPTS,
     )
 
-    def check(self, prompt: str | None, length: LengthOptions, *, prompt_option: str = "PROMPT") -> None:
+    def check(self, prompt: str | None, length: Length, *, prompt_option: str = "PROMPT") -> None:
         """Refuse prompts that are given twice."""
         if prompt is not None and self.prompts is not None:
             raise UsageError(
@@ -258,7 +257,7 @@ class PromptOptions(SeedOptions):
 
 
 @dataclass(frozen=True)
-class CacheOptions(Options):
+class Cache(Options):
     """How the history is kept."""
 
     cache: str | None = option(
@@ -270,13 +269,11 @@ class CacheOptions(Options):
 
 
 @dataclass(frozen=True)
-class RunOptions(CacheOptions):
+class Run(Cache):
     """Where a run is kept, and whether it is made at all."""
 
     out: Path = OUT
-    dry_run: bool = option(
-        "--dry-run", "Print the plan (memory, disk, chunks) and exit, like qvg plan.", default=False
-    )
+    dry_run: bool = option("--dry-run", "Print the plan (memory, disk, chunks) and exit, like qvg plan.")
     gpu: str | None = option(
         "--gpu --card NAME|SIZE",
         'With --dry-run: GPU to plan for, e.g. "RTX 4090" or 24GiB [default: the GPU of this machine].',
@@ -290,10 +287,7 @@ class RunOptions(CacheOptions):
         complete=complete_runs,
     )
     json_: bool = option(
-        "--json",
-        "Print one JSON object per video, with paths and statistics, to stdout.",
-        default=False,
-        panel=OUTPUT,
+        "--json", "Print one JSON object per video, with paths and statistics, to stdout.", panel=OUTPUT
     )
 
     def check(self) -> None:
@@ -308,7 +302,7 @@ class RunOptions(CacheOptions):
 
 
 @dataclass(frozen=True)
-class OutputOptions(Options):
+class Output(Options):
     """What is said while a command works. The program reads `verbose` and `debug` before the command runs."""
 
     quiet: bool = QUIET
@@ -317,7 +311,7 @@ class OutputOptions(Options):
 
 
 @dataclass(frozen=True)
-class FamilyOptions(Options):
+class Family(Options):
     """Options that families declare; a command takes those of all, and a run those of its own."""
 
     values: Mapping[str, Any]
@@ -354,13 +348,13 @@ class FamilyOptions(Options):
         return declared
 
 
-class ExtendFamilyOptions(FamilyOptions):
+class ExtendFamily(Family):
     """Those of families that go on from a video."""
 
     command = "extend"
 
 
-class PlayFamilyOptions(FamilyOptions):
+class PlayFamily(Family):
     """Those of a video that is played."""
 
     command = "play"

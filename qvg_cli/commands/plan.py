@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 
+from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_cards, complete_presets
-from qvg_cli.commands.options import (
-    FamilyOptions,
-    LengthOptions,
-    ModelOptions,
-    OutputOptions,
-    SizeOptions,
-    option,
-    with_options,
-)
+from qvg_cli.commands.options import option, with_options
 from qvg_cli.console import Console, show_data
 
 
 @with_options
 def plan(
-    model: ModelOptions,
-    length: LengthOptions,
-    size: SizeOptions,
-    family: FamilyOptions,
-    output: OutputOptions,
+    model: options.Model,
+    length: options.Length,
+    size: options.Size,
+    family: options.Family,
+    output: options.Output,
     cache: list[str] | None = option(
         "--cache PRESET",
         "KV-cache preset to plan for (repeatable) [default: int2].",
@@ -37,7 +30,7 @@ def plan(
     gpus: int = option(
         "--gpus N", "Number of GPUs that share the video, as started by torchrun.", default=1, min=1
     ),
-    json_: bool = option("--json", "Print the plan as JSON, with every chunk, in bytes.", default=False),
+    json_: bool = option("--json", "Print the plan as JSON, with every chunk, in bytes."),
 ) -> None:
     """Estimate memory and disk for a video without generating it.
 

@@ -12,18 +12,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_runs
-from qvg_cli.commands.options import (
-    OUT,
-    CacheOptions,
-    ModelOptions,
-    OutputOptions,
-    PlayFamilyOptions,
-    SeedOptions,
-    SizeOptions,
-    option,
-    with_options,
-)
+from qvg_cli.commands.options import OUT, option, with_options
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import MissingModelError, UsageError
 
@@ -39,12 +30,12 @@ _NEEDED = ("starlette", "uvicorn", "websockets")
 
 @with_options
 def play(
-    model: ModelOptions,
-    size: SizeOptions,
-    family: PlayFamilyOptions,
-    seed: SeedOptions,
-    cache: CacheOptions,
-    output: OutputOptions,
+    model: options.Model,
+    size: options.Size,
+    family: options.PlayFamily,
+    seed: options.Seed,
+    cache: options.Cache,
+    output: options.Output,
     prompt: str | None = typer.Argument(
         None, metavar="PROMPT", help="Prompt of the first world [default: the demo prompt of the model]."
     ),
@@ -55,12 +46,14 @@ def play(
         "--resume FOLDER", "Continue a saved walk, or any run of the same model.", complete=complete_runs
     ),
     host: str = option(
-        "--host",
+        "--host <str>",
         "Address to listen on. If other machines can reach it, the URL gets a token.",
         default="127.0.0.1",
     ),
-    port: int = option("--port", "Port to listen on; 0 picks a free one.", default=8000, min=0, max=65535),
-    no_browser: bool = option("--no-browser", "Do not open a browser.", default=False),
+    port: int = option(
+        "--port <int range>", "Port to listen on; 0 picks a free one.", default=8000, min=0, max=65535
+    ),
+    no_browser: bool = option("--no-browser", "Do not open a browser."),
     out: Path = OUT,
 ) -> None:
     """Walk through a world in the browser.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qvg_cli.batch.shards import Shard
-from qvg_cli.commands.options import RunOptions
+from qvg_cli.commands import options
 from qvg_cli.config.load import Request
 from qvg_cli.console import Console, show_data
 from qvg_cli.engine.jobs import Planned, check_weights
@@ -22,7 +22,7 @@ from qvg_cli.report.run_files import is_finished
 
 def make_or_plan(
     planned: Sequence[Planned],
-    run: RunOptions,
+    run: options.Run,
     console: Console,
     *,
     bad: Sequence[UsageError] = (),

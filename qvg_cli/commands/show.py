@@ -33,10 +33,8 @@ def show(
     gallery: Path | None = option(
         "--gallery FOLDER", "Write FOLDER/index.html, a page with every video below FOLDER, and exit."
     ),
-    json_: bool = option(
-        "--json", "Print the content of memory.json or compare.json to stdout.", default=False
-    ),
-    layers: bool = option("--layers", "Also print the attention error of every layer.", default=False),
+    json_: bool = option("--json", "Print the content of memory.json or compare.json to stdout."),
+    layers: bool = option("--layers", "Also print the attention error of every layer."),
     debug: bool = DEBUG,
 ) -> None:
     """Show statistics of a run; list unfinished runs."""

@@ -29,7 +29,8 @@ def walk_weights(tiny_weights, tmp_path_factory):
         shutil.copytree(tiny_weights / part, folder / part)
     torch.manual_seed(0)
     torch.save({"generator": WalkTransformer(**TRANSFORMER).state_dict()}, folder / "model.pt")
-    find_family("hyworldplay").convert_checkpoint(folder / "model.pt", TRANSFORMER, folder / "transformer", "auto")
+    family, target = find_family("hyworldplay"), folder / "transformer"
+    family.convert_checkpoint(folder / "model.pt", TRANSFORMER, target, "auto")
     return folder
 
 
