@@ -149,8 +149,6 @@ class _Silent:
 
 
 class _Lines:
-    """One line per chunk."""
-
     def __init__(self, console: Console, num_chunks: int, num_done: int) -> None:
         self._console = console
         self._num_chunks = num_chunks

@@ -93,7 +93,6 @@ def interruption(stop: BaseException, message: str, *, hint: str | None = None) 
 
 
 def shown_error(error: BaseException) -> QvgError:
-    """What the user is told about `error`."""
     if isinstance(error, QvgError):
         return error
     if is_out_of_memory(error):

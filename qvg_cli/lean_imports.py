@@ -45,12 +45,9 @@ def without_compiler() -> Iterator[None]:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the libraries' modules as usual."""
-
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """See `MetaPathFinder.find_spec`."""
         hidden = _HIDDEN.get(fullname.partition(".")[0])
         if hidden is None:
             return None

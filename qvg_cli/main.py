@@ -195,7 +195,6 @@ def _follow(rank: int) -> int:
 
 
 def main() -> None:
-    """The entry point of the program `qvg`."""
     lean_imports.begin()
     try:
         launch = find_launch()

@@ -83,7 +83,6 @@ class Status:
         return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it for a program."""
         count, left_out = self.count(), self.start["left_out"]
         is_whole = count["complete"] == len(self.start["ids"]) and not left_out
         return {
@@ -116,13 +115,11 @@ class Manifest(Status):
         self.add(start)
 
     def add(self, row: Row) -> None:
-        """Add a line."""
         row = {"time": round(time.time(), 3), **row}
         self.take(row)
         self._write(json.dumps(row) + "\n")
 
     def end(self) -> None:
-        """Write the summary."""
         self._move()
         self._store.write(SUMMARY, json.dumps(self.to_json(), indent=1) + "\n")
 

@@ -124,7 +124,6 @@ class WorkerPlan:
     num_processes: int
 
     def video(self, job: Row) -> Planned:
-        """The video of a job."""
         config = self.base.config.model_copy(update={"prompt": job["prompt"], "seed": job["seed"]})
         return replace(self.base, config=config)
 

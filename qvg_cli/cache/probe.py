@@ -134,7 +134,6 @@ def keys_alone(config: CacheConfig) -> CacheConfig:
 
 
 def packs_keys(config: CacheConfig) -> bool:
-    """Whether keys of any layer are packed."""
     return config.k.packs or any(codecs.k.packs for codecs in config.layers.values())
 
 

@@ -183,7 +183,6 @@ def _size_and_state(download: Download) -> tuple[str, str]:
 
 
 def _about(download: Download) -> str:
-    """What `--list` says of one name."""
     from qvg_cli.config.resources import qvg_home
     from qvg_cli.hub.record import read_record
 

@@ -153,7 +153,6 @@ class Model(Options):
     )
 
     def request(self, *groups: Options, prompt: str | None = None, prompt_option: str = "PROMPT") -> Request:
-        """What these and other options ask for."""
         from qvg_cli.config.load import Layer, Request
         from qvg_cli.planning.prompts import prompt_of_argument
 

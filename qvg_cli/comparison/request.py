@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import slug, unique_names, write_text
+from qvg_cli.files import write_text
 from qvg_cli.models.registry import find_family, plan_video
 
 BEGUN = "begun.json"
@@ -29,16 +29,6 @@ class Begun:
     names: tuple[str, ...]
     rows: tuple[tuple[Planned, ...], ...]
     has_lpips: bool = False
-
-    @property
-    def row_folders(self) -> list[str]:
-        """Names of folders, one for each prompt and seed."""
-        return unique_names([row[0].name for row in self.rows], "{}-{}")
-
-    @property
-    def variant_folders(self) -> list[str]:
-        """Names of folders, one for each variant."""
-        return unique_names([slug(name) for name in self.names], "{}-{}")
 
     def write(self, folder: Path) -> None:
         """Keep it in the comparison's folder; `QvgError` if the file cannot be written."""

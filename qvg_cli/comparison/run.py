@@ -29,7 +29,7 @@ from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.opening import read_latents
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir
+from qvg_cli.files import RunDir, slug, unique_names
 from qvg_cli.interrupts import hold_interrupts, stop_if_asked
 from qvg_cli.models.decoder import redecode
 from qvg_cli.report.run_files import Result, is_finished, read_result
@@ -92,7 +92,6 @@ class Comparison:
 
     @property
     def report(self) -> Path:
-        """The page with everything."""
         return self.folder / "report.html"
 
     @property
@@ -208,12 +207,14 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
     writer = ComparisonWriter(
         folder, begun.names, [video.config for video in first], device, FROM_RUNS, is_probed=True
     )
+    row_names = unique_names([row[0].name for row in begun.rows], "{}-{}")
+    variant_names = unique_names([slug(name) for name in begun.names], "{}-{}")
     try:
-        for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):
+        for number, (row, name) in enumerate(zip(begun.rows, row_names, strict=True), start=1):
             if len(begun.rows) > 1:
                 seed, prompt = row[0].config.seed, short_prompt(row[0].config.prompt)
                 console.note(f"video {number}/{len(begun.rows)}, seed {seed}: {prompt!r}")
-            places = [folder / name / variant for variant in begun.variant_folders]
+            places = [folder / name / variant for variant in variant_names]
             _compare_row(row, places, writer, engine, perceptual, console)
     except BaseException as error:
         _keep_report(writer, error)

@@ -34,8 +34,6 @@ class Variant:
 
 @dataclass(frozen=True)
 class FinishedVariant:
-    """One run that is there already."""
-
     name: str
     video: Planned
     run: Result

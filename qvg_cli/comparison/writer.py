@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,46 +25,35 @@ from qvg_cli.report.tables import has_attention
 SIDE_BY_SIDE = "side-by-side.mp4"
 
 
+@dataclass
 class ComparisonWriter:
     """Collects compared videos, and writes the report on those there are.
 
-    Args:
+    Attributes:
         configs: Of every variant's first video, the baseline's first.
         compared: What exactly was compared, in words.
         is_probed: Whether the baseline's runs measured what the other variants do to attention.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str],
-        configs: Sequence[RunConfig],
-        device: torch.device,
-        compared: str,
-        *,
-        is_probed: bool,
-    ) -> None:
-        self.folder = folder
-        self.names = tuple(names)
-        self._configs = configs
-        self._device = device
-        self._compared = compared
-        self._is_probed = is_probed
-        self._videos: list[dict[str, Any]] = []
-        self._memories: list[list[Any]] = [[] for _ in names]
-        self._pages: list[ComparedVideo] = []
+    folder: Path
+    names: Sequence[str]
+    configs: Sequence[RunConfig]
+    device: torch.device
+    compared: str
+    is_probed: bool
+    _videos: list[dict[str, Any]] = field(default_factory=list)
+    _memories: list[list[Any]] = field(default_factory=list)
+    _pages: list[ComparedVideo] = field(default_factory=list)
 
     @property
     def num_videos(self) -> int:
-        """Videos compared so far."""
         return len(self._videos)
 
     def add(
         self, config: RunConfig, side_by_side: Path, runs: Sequence[Result], video: ComparedVideo
     ) -> None:
         """Take in one video: the settings of its baseline's run, and the runs of all variants."""
-        for memories, run in zip(self._memories, runs, strict=True):
-            memories.append(run.figures)
+        self._memories.append([run.figures for run in runs])
         self._pages.append(video)
         self._videos.append(
             {
@@ -89,12 +79,12 @@ class ComparisonWriter:
         return content
 
     def _content(self, status: str) -> dict[str, Any]:
-        config = self._configs[0]
+        config = self.configs[0]
         memory = self._memories[0][0]
         return {
             "schema": SCHEMA,
             "status": status,
-            "compared": self._compared,
+            "compared": self.compared,
             "backend": config.backend,
             "model": config.model.name,
             **{
@@ -106,7 +96,7 @@ class ComparisonWriter:
             "arms": self._variants(),
             "videos": self._videos,
             "settings": config.model_dump(mode="json", exclude={"cache"}),
-            "provenance": provenance(self._device),
+            "provenance": provenance(self.device),
         }
 
     def _variants(self) -> list[dict[str, Any]]:
@@ -116,11 +106,11 @@ class ComparisonWriter:
             variants.append(
                 {
                     "name": name,
-                    "cache": self._configs[index].cache.model_dump(mode="json"),
-                    **variant_costs(self._memories[index]),
+                    "cache": self.configs[index].cache.model_dump(mode="json"),
+                    **variant_costs([memories[index] for memories in self._memories]),
                     "quality": mean_figures(figures) if index else None,
-                    "attention": attention_losses(self._memories[0], name)
-                    if index and self._is_probed
+                    "attention": attention_losses([memories[0] for memories in self._memories], name)
+                    if index and self.is_probed
                     else None,
                 }
             )

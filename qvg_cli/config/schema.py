@@ -252,7 +252,6 @@ class RunConfig(Config):
 
     @property
     def family_name(self) -> str:
-        """Name of the model family."""
         return self.family or self.backend
 
     @property

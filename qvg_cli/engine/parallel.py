@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -25,7 +25,7 @@ from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.engine.suggestions import check_processes
 from qvg_cli.errors import NoAnswerError, QvgError, UsageError, is_out_of_memory
 from qvg_cli.launch import Launch, find_launch
-from qvg_cli.models.decoder import Decoder, Pixels
+from qvg_cli.models.decoder import Decoder, Pixels, WrappedDecoder
 from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
@@ -170,28 +170,16 @@ def join(config: RunConfig, launch: Launch, device: torch.device, control: dist.
     return Parallel(launch.rank, device, control, tokens, rows)
 
 
-class SharedDecoder(Decoder):
+class SharedDecoder(WrappedDecoder):
     """The decoder of the first process, which lets the others have what a prefill reads."""
 
     def __init__(self, decoder: Decoder, parallel: Parallel) -> None:
-        self._decoder = decoder
+        super().__init__(decoder, nullcontext)
         self._parallel = parallel
 
     def recall(self, latents: Tensor) -> Tensor:
-        recalled: Tensor = self._parallel.share_tensors(self._decoder.recall(latents))
+        recalled: Tensor = self._parallel.share_tensors(super().recall(latents))
         return recalled
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self._decoder.decode(latents)
-
-    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
-        return self._decoder.decode_each(latents)
-
-    def follow(self, frames: Tensor, latents: Tensor) -> None:
-        self._decoder.follow(frames, latents)
-
-    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
-        self._decoder.skip(chunks, latents, num_shown)
 
 
 class NoDecoder(Decoder):

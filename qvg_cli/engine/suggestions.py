@@ -191,7 +191,6 @@ class _Trial:
     num_processes: int
 
     def forecast(self, config: RunConfig, plan: VideoPlan) -> Forecast:
-        """What the fullest of the processes needs."""
         return forecast_run(config, plan, is_gpu=self.is_gpu, num_processes=self.num_processes)
 
     def needed(self, config: RunConfig, plan: VideoPlan) -> int:

@@ -46,7 +46,6 @@ class DownloadPlan:
 
     @property
     def files(self) -> tuple[WantedFile, ...]:
-        """Of all repositories."""
         return tuple(wanted for repository in self.repositories for wanted in repository.files)
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -88,6 +89,35 @@ class Decoder(Protocol):
 
     def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
         """Come to where the first chunks of a video would have led, of which `num_shown` were followed."""
+
+
+class WrappedDecoder(Decoder):
+    """Another decoder, with something around each of its calls."""
+
+    def __init__(self, decoder: Decoder, around: Callable[[], AbstractContextManager[object]]) -> None:
+        self._decoder = decoder
+        self._around = around
+
+    def recall(self, latents: Tensor) -> Tensor:
+        with self._around():
+            return self._decoder.recall(latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with self._around():
+            return self._decoder.decode(latents)
+
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
+        # Once around all parts.
+        with self._around():
+            yield from self._decoder.decode_each(latents)
+
+    def follow(self, frames: Tensor, latents: Tensor) -> None:
+        with self._around():
+            self._decoder.follow(frames, latents)
+
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        with self._around():
+            self._decoder.skip(chunks, latents, num_shown)
 
 
 def redecode(

@@ -5,21 +5,20 @@ Results do not depend on it, but for weights stored in fp8, which are rounded on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.decoder import Decoder, Pixels
-from qvg_cli.planning.chunks import ChunkPlan
+from qvg_cli.models.decoder import Decoder, WrappedDecoder
 
 STORAGE_DTYPE = torch.float8_e4m3fn
 _HOST = torch.device("cpu")
@@ -172,31 +171,8 @@ class Offload:
                 part.onload()
 
 
-class OffloadedDecoder(Decoder):
+class OffloadedDecoder(WrappedDecoder):
     """A decoder that makes room for itself on the device, and for `features`, and gives it back."""
 
     def __init__(self, decoder: Decoder, offload: Offload, features: Offloadable | None = None) -> None:
-        self._decoder = decoder
-        self._offload = offload
-        self._features = features
-
-    def recall(self, latents: Tensor) -> Tensor:
-        with self._offload.pixels(self._features):
-            return self._decoder.recall(latents)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        with self._offload.pixels(self._features):
-            return self._decoder.decode(latents)
-
-    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
-        """See `Decoder.decode_each`; room is made once for all parts."""
-        with self._offload.pixels(self._features):
-            yield from self._decoder.decode_each(latents)
-
-    def follow(self, frames: Tensor, latents: Tensor) -> None:
-        with self._offload.pixels(self._features):
-            self._decoder.follow(frames, latents)
-
-    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
-        with self._offload.pixels(self._features):
-            self._decoder.skip(chunks, latents, num_shown)
+        super().__init__(decoder, lambda: offload.pixels(features))

@@ -129,7 +129,6 @@ class CachePlan:
         self._is_first = True
 
     def advance(self, chunk: ChunkPlan) -> CacheStep:
-        """Plan the next chunk."""
         evicts = tuple(frame for frame in chunk.evicts if self.block_of.pop(frame, None) is not None)
         alive = set(self.block_of.values())
         drops = tuple(block for block in self.blocks if block not in alive)
@@ -235,7 +234,6 @@ class Versions:
 
     @property
     def held(self) -> frozenset[int]:
-        """Their numbers."""
         return frozenset(self._bytes)
 
     def _settle(self) -> None:

@@ -99,7 +99,6 @@ class VideoPlan(Geometry):
 
     @property
     def num_pixel_frames(self) -> int:
-        """Frames of the decoded video."""
         return pixel_frames(self.num_frames, self.pixel_frames_per_latent)
 
 

@@ -46,7 +46,6 @@ class Moment:
 
     @property
     def total_bytes(self) -> int:
-        """All kinds together."""
         return sum(self.bytes_by_kind.values())
 
 

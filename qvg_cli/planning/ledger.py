@@ -114,13 +114,11 @@ class Ledger:
         self.peak: PayloadBytes = {}
 
     def add(self, payload: PayloadBytes) -> None:
-        """Enter what was stored."""
         self.held = add(self.held, payload)
         if total(self.held) > total(self.peak):
             self.peak = dict(self.held)
 
     def remove(self, payload: PayloadBytes) -> None:
-        """Take out what was dropped."""
         left = {kind: count - payload.get(kind, 0) for kind, count in self.held.items()}
         self.held = {kind: count for kind, count in left.items() if count}
 

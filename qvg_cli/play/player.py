@@ -87,7 +87,6 @@ class Player:
 
     @property
     def has_camera(self) -> bool:
-        """Whether keys move a camera."""
         return option_value(self._engine.config, "--pose") is not None
 
     def start(self, first: Callable[[], None]) -> None:
@@ -119,7 +118,6 @@ class Player:
             self._wake.notify()
 
     def set_prompt(self, text: str) -> None:
-        """Change the prompt at the next chunk."""
         if self.has_camera:
             raise UsageError(
                 "this model uses one prompt for the whole walk", hint="start a new world with it"

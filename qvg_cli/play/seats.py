@@ -42,10 +42,8 @@ class Seats:
         return self.is_player(ticket)
 
     def leave(self, ticket: str) -> None:
-        """A browser is gone."""
         if ticket == self._player and self._left_at is None:
             self._left_at = self._clock()
 
     def is_player(self, ticket: str) -> bool:
-        """Whether a browser plays."""
         return ticket == self._player

@@ -54,7 +54,6 @@ class Viewer:
         self._frames.clear()
 
     def has_shown(self, number: int) -> None:
-        """The browser has come to a frame."""
         self._shown = max(self._shown, min(number, self._sent))
         self._is_ready.set()
 
@@ -92,11 +91,9 @@ class Audience:
         self._chunk_frames = 1
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Work in an event loop."""
         self._loop = loop
 
     def end(self) -> None:
-        """Take nothing more."""
         self._loop = None
         self._encoder.shutdown(cancel_futures=True)
 
@@ -110,7 +107,6 @@ class Audience:
             self._count_as_shown(self._made)
 
     def leave(self, viewer: Viewer) -> None:
-        """A browser is gone."""
         if viewer in self._viewers:
             self._viewers.remove(viewer)
 
@@ -126,7 +122,6 @@ class Audience:
                 self._encoder.submit(self._encode, frame)
 
     def has_shown(self, viewer: Viewer, number: int) -> None:
-        """A browser has come to a frame."""
         viewer.has_shown(number)
         if self._is_player(viewer.ticket):
             self._count_as_shown(min(number, self._made))

@@ -114,7 +114,6 @@ def window_label(window: Mapping[str, Any], fps: int) -> str:
 
 
 def frame_time(frame: int | None, fps: int) -> str:
-    """When a frame is shown."""
     return "never" if frame is None else f"{frame / fps:.2f} s"
 
 

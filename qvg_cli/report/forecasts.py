@@ -77,7 +77,6 @@ class Plan:
 
     @property
     def chunks(self) -> tuple[ChunkPlan, ...]:
-        """Chunks of the video."""
         return self.video.chunks
 
     @property

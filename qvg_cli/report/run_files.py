@@ -35,7 +35,6 @@ class Result:
 
     @property
     def is_comparison(self) -> bool:
-        """Whether this is a comparison."""
         return self.file == COMPARISON
 
 

@@ -31,12 +31,10 @@ class Unfinished:
 
     @property
     def suggestion(self) -> str:
-        """How to go on with it."""
         command = "qvg generate" if self.num_chunks is not None else "qvg compare"
         return f"resume with: {command} --resume {shlex.quote(str(self.folder))}"
 
     def line(self) -> str:
-        """All of it in a line."""
         state = "is in progress" if self.is_running else "was interrupted"
         what = "comparison" if self.num_chunks is None else "run"
         planned = "" if self.num_planned is None else f" of {self.num_planned}"
@@ -47,7 +45,6 @@ class Unfinished:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it for a program."""
         return {
             "folder": str(self.folder),
             "status": "running" if self.is_running else "cut off",

@@ -65,7 +65,6 @@ class Held(Config):
 
     @property
     def block(self) -> Block:
-        """The block of the record."""
         return Block(self.entry.frames, self.entry.is_packed, self.chunk)
 
 
@@ -143,7 +142,6 @@ class Checkpoint:
         return cls(folder, begun, lock)
 
     def path(self, chunk: int, kind: str) -> Path:
-        """Where a file of a chunk is."""
         return self.folder / f"{chunk:05}.{kind}"
 
     def restore(

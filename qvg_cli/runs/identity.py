@@ -65,7 +65,6 @@ class Identity(Config):
     versions: dict[str, str]
 
     def hash(self) -> str:
-        """A name for this identity."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 

@@ -114,7 +114,6 @@ class Summary:
 
     @property
     def samples(self) -> list[MemorySample]:
-        """The memory of every chunk."""
         return [record.memory for record in self.records]
 
     @property

@@ -59,7 +59,6 @@ class Renderer:
         return np.ascontiguousarray(picture, np.uint8) if tones is None else tones.to_sdr(picture)
 
     def look(self, frame: VideoFrame) -> None:
-        """Find out whether a frame is opaque."""
         if not self.has_alpha:
             self._on_white(frame, is_deep=False)
 

@@ -167,7 +167,6 @@ def _geometry(config: HyWorldPlayConfig) -> Geometry:
 
 
 def memory_of(path: Trajectory, sampler: WalkSamplerConfig) -> Memory:
-    """The memory of a walk along `path`."""
     return Memory(
         path.viewmats,
         ViewOverlap(ball_points()),

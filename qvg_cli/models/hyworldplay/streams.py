@@ -34,7 +34,6 @@ class Cameras:
 
     @classmethod
     def of(cls, trajectory: Trajectory, tokens_per_frame: int, device: torch.device) -> Cameras:
-        """The matrices of a path."""
         viewmats = torch.from_numpy(trajectory.viewmats)
         intrinsics = torch.from_numpy(trajectory.intrinsics)
         focal = torch.ones(len(trajectory), 4, dtype=torch.float64)

@@ -39,8 +39,6 @@ class WindowSamplerConfig(SamplerConfig):
 
 
 class LongCatConfig(RunConfig):
-    """One run, whole."""
-
     sampler: WindowSamplerConfig
 
     @property

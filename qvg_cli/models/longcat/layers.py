@@ -65,7 +65,6 @@ class TransformerConfig:
 
     @property
     def head_dim(self) -> int:
-        """Channels of an attention head."""
         return self.hidden_size // self.num_heads
 
     @property

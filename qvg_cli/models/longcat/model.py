@@ -65,7 +65,6 @@ class LongCatTransformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
         return self.x_embedder.proj.weight.device
 
     def share_tokens(self, tokens: Tokens) -> None:

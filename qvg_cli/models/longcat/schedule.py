@@ -71,12 +71,10 @@ class Sampling:
     guidance: float
 
     def schedule(self, chunk: ChunkPlan) -> Schedule:
-        """The schedule of `chunk`."""
         return self.continuation if len(chunk.prefill) > 1 else self.start
 
 
 def sampling_of(sampler: WindowSamplerConfig) -> Sampling:
-    """The sampling that is configured."""
     if sampler.mode == "distilled":
         start = continuation = distilled_schedule(sampler.steps, sampler.shift)
     else:

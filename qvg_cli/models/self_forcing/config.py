@@ -59,8 +59,6 @@ class CheckpointModelConfig(ModelConfig):
 
 
 class SelfForcingConfig(RunConfig):
-    """One run, whole."""
-
     model: CheckpointModelConfig
     sampler: BlockSamplerConfig
 
