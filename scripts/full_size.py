@@ -46,8 +46,8 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.parallel import start
 from qvg_cli.engine.rollout import Done, rollout, seeded_noise
+from qvg_cli.environment import find_launch
 from qvg_cli.files import write_whole
-from qvg_cli.launch import find_launch
 from qvg_cli.models.base import Pipeline
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser

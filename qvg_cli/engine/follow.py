@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.parallel import answered, connect, join
-from qvg_cli.launch import find_launch
+from qvg_cli.environment import find_launch
 
 _GRACE_SECONDS = 20.0
 """What the others leave to the first when all are asked to end: it ends the step, and saves."""

@@ -23,8 +23,8 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.engine.suggestions import check_processes
+from qvg_cli.environment import Launch, find_launch
 from qvg_cli.errors import NoAnswerError, QvgError, UsageError, is_out_of_memory
-from qvg_cli.launch import Launch, find_launch
 from qvg_cli.models.decoder import Decoder, Pixels, WrappedDecoder
 from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
 from qvg_cli.models.registry import family_of

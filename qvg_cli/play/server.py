@@ -43,8 +43,7 @@ from qvg_cli.play.messages import (
     read_message,
 )
 from qvg_cli.play.player import Player
-from qvg_cli.play.seats import HELD_SECONDS, Seats
-from qvg_cli.play.viewers import Audience, Viewer
+from qvg_cli.play.viewers import HELD_SECONDS, Audience, Seats, Viewer
 from qvg_cli.play.walk import downloads, find_saved, saved_runs
 from qvg_cli.video.picture import open_image
 

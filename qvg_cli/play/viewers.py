@@ -1,4 +1,4 @@
-"""The browsers that look on: frames as JPEG, no faster than each of them shows them.
+"""The browsers that look on: who of them plays, and frames as JPEG, no faster than each shows them.
 
 Invariant: a browser is sent at most `IN_FLIGHT` frames that it has not shown. One that only watches and falls
 behind misses frames; for the one that plays, the next chunk waits.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import secrets
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +23,50 @@ from qvg_cli.video.io import Frames
 
 IN_FLIGHT = 48
 """Three seconds at 16 frames a second."""
+HELD_SECONDS = 60.0
+"""How long the seat of a player who is gone stays theirs."""
 _MOST_WAITING = 128
 _QUALITY = 90
 _NUMBER = struct.Struct(">I")
+
+
+class Seats:
+    """The one seat, by the tickets of the browsers."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._player: str | None = None
+        self._left_at: float | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether anyone may sit down."""
+        if self._player is None:
+            return True
+        return self._left_at is not None and self._clock() - self._left_at >= HELD_SECONDS
+
+    def enter(self, ticket: str | None) -> str:
+        """A browser comes, perhaps with the ticket that it was given before; its ticket now.
+
+        The first to come plays, and so does the player who comes back in time.
+        """
+        if ticket is None or not ticket:
+            ticket = secrets.token_urlsafe(16)
+        self.sit(ticket)
+        return ticket
+
+    def sit(self, ticket: str) -> bool:
+        """Take the seat if it is free or one's own; whether it is theirs now."""
+        if self.is_free or ticket == self._player:
+            self._player, self._left_at = ticket, None
+        return self.is_player(ticket)
+
+    def leave(self, ticket: str) -> None:
+        if ticket == self._player and self._left_at is None:
+            self._left_at = self._clock()
+
+    def is_player(self, ticket: str) -> bool:
+        return ticket == self._player
 
 
 class Viewer:

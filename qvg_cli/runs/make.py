@@ -17,9 +17,9 @@ from qvg_cli.device import attention_words
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import check_memory, suggestions_after
+from qvg_cli.environment import find_launch
 from qvg_cli.errors import MissingModelError, QvgError, interruption, is_out_of_memory
 from qvg_cli.interrupts import Stopped, choose_moments, hold_interrupts, stop_if_asked
-from qvg_cli.launch import find_launch
 from qvg_cli.logs import run_log, timed
 from qvg_cli.models.registry import model_calls
 from qvg_cli.models.text import PromptWarning

@@ -202,7 +202,7 @@ def test_pixel_frames():
 
 
 def test_camera_stream():
-    from qvg_cli.models.hyworldplay.streams import Cameras
+    from qvg_cli.models.hyworldplay.model import Cameras
     from qvg_cli.models.hyworldplay.trajectory import Trajectory
 
     golden = load_golden(FOLDER, "prope.safetensors")

@@ -16,8 +16,7 @@ from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.config.schema import SamplerConfig
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.hyworldplay.config import WalkSamplerConfig
-from qvg_cli.models.hyworldplay.model import WalkTransformer
-from qvg_cli.models.hyworldplay.streams import Cameras
+from qvg_cli.models.hyworldplay.model import Cameras, WalkTransformer
 from qvg_cli.models.hyworldplay.trajectory import Trajectory
 from qvg_cli.models.wan.schedule import NUM_TRAIN_TIMESTEPS, Step
 from qvg_cli.planning.cache_plan import Commit

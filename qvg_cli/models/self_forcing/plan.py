@@ -24,26 +24,14 @@ MAX_FRAMES = 1024
 """Positions of the temporal rotary table that the models were built with."""
 
 
-def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_last: bool = False) -> VideoPlan:
-    """Plan a run.
-
-    Args:
-        context_frames: Given latent frames at the start, part of `config.video.frames`; those of
-            `config.source` if it has one.
-        commit_last: Whether the last chunk's keys and values are kept, for a video that will go on.
-
-    Raises:
-        UsageError: Size, length, window or context do not fit; the message names the nearest that do.
-    """
+def plan_video(config: SelfForcingConfig) -> VideoPlan:
+    """Plan a run; a `UsageError` names the nearest size, length, window or context that fits."""
     geometry = _geometry(config)
-    if config.source is not None:
-        context_frames = config.source.frames
     chunks = plan_chunks(
         config.video.frames,
         config.sampler,
-        context_frames=context_frames,
+        context_frames=0 if config.source is None else config.source.frames,
         is_begun=_is_begun(config),
-        commit_last=commit_last,
         prompt_begins=[change.frame for change in config.prompt_changes],
     )
     return VideoPlan(**vars(geometry), chunks=chunks, notes=_about_length(config))
