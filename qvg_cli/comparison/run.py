@@ -180,7 +180,7 @@ def compare_presets(
     begun = Begun(tuple(variant.name for variant in variants), rows, has_lpips)
     resolve_device(begun.rows[0][0].config.device)
     name = comparison_name(begun.names, [row[0] for row in begun.rows])
-    with _new_folder(out / "compare", name) as folder:
+    with _kept_if_filled(RunDir.create(out, "compare", name).path) as folder:
         begun.write(folder)
         return _compare(begun, folder, console, engine)
 
@@ -233,7 +233,8 @@ def compare_runs(
     device = resolve_device(device_name)
     names = [variant.name for variant in variants]
     perceptual = load_perceptual_distance() if has_lpips else None
-    with _new_folder(out / "compare", comparison_name(names, [video])) as folder:
+    name = comparison_name(names, [video])
+    with _kept_if_filled(RunDir.create(out, "compare", name).path) as folder:
         _check_space(folder, len(variants), video)
         console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
         engine = Engine.load_config(video.config, device)
@@ -259,6 +260,7 @@ def _compare_row(
     """Make one prompt and seed with every variant, as far as it is not in `places`, and compare them."""
     folder = places[0].parent
     prompt_embeds: Mapping[int, Tensor] | None = None
+    folder.mkdir(exist_ok=True)
     with _kept_if_filled(folder), _spools(folder, len(row), row[0]) as spools:
         runs = []
         for name, path, video, spool in zip(writer.names, places, row, spools, strict=True):
@@ -333,24 +335,13 @@ def _spools(folder: Path, count: int, video: Planned) -> Iterator[list[FrameSpoo
 
 
 @contextmanager
-def _new_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder, removed again if nothing was made in it."""
-    folder = RunDir.create(parent, ".", name).path
+def _kept_if_filled(folder: Path) -> Iterator[Path]:
+    """A folder, removed again if nothing was made in it."""
     try:
         yield folder
     finally:
         if all(path.name == BEGUN for path in folder.iterdir()):
             shutil.rmtree(folder)
-
-
-@contextmanager
-def _kept_if_filled(folder: Path) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)
-    try:
-        yield
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _keep_report(writer: ComparisonWriter, error: BaseException) -> None:

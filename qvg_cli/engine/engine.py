@@ -182,15 +182,8 @@ class Engine:
         Args:
             video: The folder of a run, whose latents are used, so that nothing is lost; or any video file.
             prompt: What comes next; `None` takes the last one of the run.
-            seconds: New length, rounded up to the next that the model can make.
-            frames: New length in pixel frames, instead of `seconds`.
-            segments: New length in segments, for a model that makes such.
-            seed: Seed of the noise and the codecs.
-            schedule: Prompts that come later, by the second after the given video at which each begins.
-            settings: Other settings by their dotted names.
-            progress: Show a bar, in a terminal or a notebook.
-            on_chunk: Called with every chunk when it is complete.
-            options: Options of the model's family.
+            seconds: And `frames` and `segments`: what is added; `schedule` counts from there. All else is
+                as for `generate`.
 
         Raises:
             UsageError: The model cannot go on from it.
