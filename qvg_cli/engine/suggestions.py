@@ -73,31 +73,6 @@ def verdict(found: Forecast, card: Card) -> str:
     return "tight" if found.device_bytes <= card.memory_bytes else "does not fit"
 
 
-def find_suggestions(
-    config: RunConfig,
-    plan: VideoPlan,
-    limit_bytes: int,
-    *,
-    is_gpu: bool,
-    has_text: bool = True,
-    num_processes: int = 1,
-) -> dict[str, int]:
-    """Options with which a video stays within a limit, to the bytes that it needs then: the first smaller
-    cache, the first place for weights or else both, and the longest video. Prompts may have been read.
-    """
-    trial = _Trial(limit_bytes, is_gpu, has_text, num_processes)
-    found: dict[str, int] = {}
-    known = _CHANGES if num_processes == 1 else _CHANGES_OF_SEVERAL
-    smaller = list(_smaller_caches(config, plan, trial))
-    places = list(_places(config, known)) if is_gpu else []
-    both = [(f"{cache} {place}", moved) for cache, small in smaller for place, moved in _places(small, known)]
-    for choices in (smaller, places):
-        found |= trial.first(choices, plan)
-    if not found and is_gpu:
-        found = trial.first(both, plan)
-    return found | trial.longest(config, plan)
-
-
 def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: int = 1) -> str | None:
     """What to tell before a run that may not fit such a card a process; `None` if it fits.
 
@@ -114,7 +89,7 @@ def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: 
         f"{what} needs about {found.device_bytes / MIB:.0f} MiB of GPU memory (estimated); "
         f"{card.usable_bytes / MIB:.0f} of the {card.memory_bytes / MIB:.0f} MiB on {card.name} are usable"
     )
-    suggestions = _in_words(config, plan, found, card.usable_bytes, is_gpu=True, num_processes=num_processes)
+    suggestions = Trial(card.usable_bytes, True, num_processes).in_words(config, plan, found)
     # Not for the text stage: a prompt that was read before needs none.
     if found.peak.total_bytes > _TOO_MUCH * card.memory_bytes:
         raise OutOfMemoryError(message, hint=suggestions)
@@ -126,31 +101,10 @@ def suggestions_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool, num_p
     found = forecast_run(config, plan, is_gpu=is_gpu, num_processes=num_processes)
     # A tenth less than what was too much; prompts have been read.
     limit_bytes = int(0.9 * found.peak.total_bytes)
-    return _in_words(
-        config, plan, found, limit_bytes, is_gpu=is_gpu, has_text=False, num_processes=num_processes
-    )
+    return Trial(limit_bytes, is_gpu, num_processes, has_text=False).in_words(config, plan, found)
 
 
-def _in_words(
-    config: RunConfig,
-    plan: VideoPlan,
-    found: Forecast,
-    limit_bytes: int,
-    *,
-    is_gpu: bool,
-    has_text: bool = True,
-    num_processes: int,
-) -> str:
-    suggestions = find_suggestions(
-        config, plan, limit_bytes, is_gpu=is_gpu, has_text=has_text, num_processes=num_processes
-    )
-    if not suggestions:
-        return no_suggestion(found, limit_bytes, has_text=has_text)
-    tried = ", or ".join(f"{options} ({needed / MIB:.0f} MiB)" for options, needed in suggestions.items())
-    return f"settings that need less: {tried}"
-
-
-def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: _Trial) -> Iterator[tuple[str, RunConfig]]:
+def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: Trial) -> Iterator[tuple[str, RunConfig]]:
     now = trial.forecast(config, plan)
     for preset in _PRESETS:
         smaller = config.model_copy(update={"cache": take_preset(config.cache, preset)})
@@ -182,13 +136,45 @@ def _placed(config: RunConfig, changes: _Changes) -> tuple[str, RunConfig]:
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """Tries settings against a limit."""
+class Trial:
+    """Tries settings against a limit, for several processes that make the video together.
+
+    Attributes:
+        has_text: Whether prompts are still to be read.
+    """
 
     limit_bytes: int
     is_gpu: bool
-    has_text: bool
-    num_processes: int
+    num_processes: int = 1
+    has_text: bool = True
+
+    def find(self, config: RunConfig, plan: VideoPlan) -> dict[str, int]:
+        """Options with which a video stays within the limit, to the bytes that it needs then.
+
+        The first smaller cache, the first place for weights or else both, and the longest video.
+        """
+        found: dict[str, int] = {}
+        known = _CHANGES if self.num_processes == 1 else _CHANGES_OF_SEVERAL
+        smaller = list(_smaller_caches(config, plan, self))
+        places = list(_places(config, known)) if self.is_gpu else []
+        for choices in (smaller, places):
+            found |= self.first(choices, plan)
+        if not found and self.is_gpu:
+            both = [
+                (f"{cache} {place}", moved)
+                for cache, small in smaller
+                for place, moved in _places(small, known)
+            ]
+            found = self.first(both, plan)
+        return found | self.longest(config, plan)
+
+    def in_words(self, config: RunConfig, plan: VideoPlan, found: Forecast) -> str:
+        """The same for a message; `found` is what the run needs as it is."""
+        suggestions = self.find(config, plan)
+        if not suggestions:
+            return no_suggestion(found, self.limit_bytes, has_text=self.has_text)
+        tried = ", or ".join(f"{options} ({needed / MIB:.0f} MiB)" for options, needed in suggestions.items())
+        return f"settings that need less: {tried}"
 
     def forecast(self, config: RunConfig, plan: VideoPlan) -> Forecast:
         return forecast_run(config, plan, is_gpu=self.is_gpu, num_processes=self.num_processes)

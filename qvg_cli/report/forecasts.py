@@ -11,7 +11,7 @@ from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.resources import qvg_home
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.suggestions import find_suggestions, forecast_run, verdict
+from qvg_cli.engine.suggestions import Trial, forecast_run, verdict
 from qvg_cli.hub.spec import read_downloads
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.cards import Card, find_card, parse_card
@@ -158,7 +158,7 @@ def _forecast_cache(video: Planned, card: Card | None, num_gpus: int) -> CacheFo
     said = None if card is None else verdict(found, card)
     suggestions = {}
     if card is not None and said != "fits":
-        suggestions = find_suggestions(config, plan, card.usable_bytes, is_gpu=is_gpu, num_processes=num_gpus)
+        suggestions = Trial(card.usable_bytes, is_gpu, num_gpus).find(config, plan)
     duration, name = None, CARD if card is None else card.name
     if is_gpu and name in RATES and num_gpus == 1:
         sizes = family_of(config).sizes(config, is_gpu=True)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.suggestions import check_memory, find_suggestions, forecast_run, suggestions_after
+from qvg_cli.engine.suggestions import Trial, check_memory, forecast_run, suggestions_after
 from qvg_cli.errors import OutOfMemoryError, UsageError
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
@@ -107,7 +107,7 @@ def test_remedies_fit_when_they_are_taken():
     config, plan = load("self-forcing", "cache.preset=bf16", "video.frames=180")
     limit = 20 * GIB
     assert forecast_run(config, plan, is_gpu=True).device_bytes > limit
-    remedies = find_suggestions(config, plan, limit, is_gpu=True)
+    remedies = Trial(limit, is_gpu=True).find(config, plan)
     (option, preset), (other, frames) = (options.split() for options in remedies)
     assert (option, other) == ("--cache", "--frames")
     packed_bytes, cut_bytes = remedies.values()
