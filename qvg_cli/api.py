@@ -1,7 +1,5 @@
 """Functions of the Python API that need no torch; `import qvg_cli` offers them beside the engine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

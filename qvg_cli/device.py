@@ -1,7 +1,5 @@
 """The device that a run computes on, its dtype there, and how attention is computed on it."""
 
-from __future__ import annotations
-
 import os
 
 import torch

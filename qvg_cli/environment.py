@@ -1,7 +1,5 @@
 """Variables of the environment that decide what a run does, checked before anything is loaded. No torch."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

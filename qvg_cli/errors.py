@@ -3,8 +3,6 @@
 Everything below `main.py` raises; only `main.py` prints and exits.
 """
 
-from __future__ import annotations
-
 import errno
 import sys
 from collections.abc import Iterable

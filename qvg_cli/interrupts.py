@@ -5,8 +5,6 @@ video is made, and at once elsewhere. SIGUSR1 lets the chunk in hand be finished
 end by then is complete, and no signal makes it less.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ is imported they are not. This holds for the whole process, so it is for the pro
 imports qvg_cli may want the libraries as they are.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

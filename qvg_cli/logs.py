@@ -3,8 +3,6 @@
 What a person should know is said by the console. No secret is written.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

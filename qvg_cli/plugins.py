@@ -1,7 +1,5 @@
 """Packages that add model families (entry points `qvg.families`) or codecs (`qvg.codecs`). No torch."""
 
-from __future__ import annotations
-
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec

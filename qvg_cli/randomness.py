@@ -4,8 +4,6 @@ The noise of a chunk does not depend on the video's length or on the cache codec
 that it is the same on every device.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 

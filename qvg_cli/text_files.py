@@ -1,7 +1,5 @@
 """Text files as people's editors write them, and characters that no text can hold. No torch."""
 
-from __future__ import annotations
-
 import codecs
 import unicodedata
 from pathlib import Path

@@ -3,8 +3,6 @@
 The command's own process plans, writes the manifest, and shows how far all are. No torch.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """What has become of each job of a batch: manifest.jsonl, a line an event, and a summary. No torch."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -3,8 +3,6 @@
 No torch: only the workers load a model.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence

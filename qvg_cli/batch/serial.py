@@ -1,7 +1,5 @@
 """All videos of one command: the model is loaded once, and no video keeps the others from being made."""
 
-from __future__ import annotations
-
 import gc
 import json
 import traceback

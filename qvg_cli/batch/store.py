@@ -5,8 +5,6 @@ address, such as s3://bucket/videos, it is moved when it is whole; until then it
 that makes it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -4,8 +4,6 @@ The board is the one place that all workers and the command know: it counts the 
 that ended a worker, hands on what has happened, and says when all are to stop.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

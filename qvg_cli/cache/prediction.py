@@ -4,8 +4,6 @@ The exact keys are gone once they are packed, so this is found out when they are
 `e^T M e / D` of a squared logit, M the moment of the queries as the key meets them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache

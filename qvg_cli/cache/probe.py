@@ -5,8 +5,6 @@ keys. In some chunks a few queries of the last denoising step are asked of all o
 the run changes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

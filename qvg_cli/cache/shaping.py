@@ -7,8 +7,6 @@ through the model and in which order, not on the video's length or on which othe
 A codec that weighs queries has no versions: it gets what the queries of all earlier chunks asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 import torch

@@ -4,8 +4,6 @@ Invariants: a block is never changed, so it is saved once; what is restored has 
 account of what was held.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

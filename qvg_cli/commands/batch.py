@@ -1,7 +1,5 @@
 """`qvg batch`: a file of prompts over workers on Ray, on one machine or on many."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`qvg compare`: from the arguments to variants that are checked whole before anything heavy is loaded."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

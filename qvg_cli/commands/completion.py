@@ -1,7 +1,5 @@
 """What a shell completes after an option: names that are known without loading anything."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from glob import escape, glob
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`qvg doctor`: what this machine has of what a video needs, in one screen or for a bug report."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

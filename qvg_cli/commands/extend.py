@@ -1,7 +1,5 @@
 """`qvg extend`: a video that is there, and what comes after it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`qvg generate`: from the arguments to jobs that are checked whole before anything heavy is loaded."""
 
-from __future__ import annotations
-
 import typer
 
 from qvg_cli.commands import options

@@ -1,7 +1,5 @@
 """`qvg plan`: will it fit? Answered from the plan alone, without torch and without weights."""
 
-from __future__ import annotations
-
 import json
 
 from qvg_cli.commands import options

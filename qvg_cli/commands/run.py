@@ -1,7 +1,5 @@
 """What `qvg generate` and `qvg extend` do alike: make what was planned, or go on with a run. No torch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

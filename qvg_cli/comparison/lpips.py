@@ -7,8 +7,6 @@ fit one build of torch each: beside any other, such as one for CPUs, it does not
 Source: Zhang et al. 2018 (arXiv 1801.03924), https://github.com/richzhang/PerceptualSimilarity, version 0.1.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

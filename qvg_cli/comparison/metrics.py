@@ -4,8 +4,6 @@ Both follow scikit-image: PSNR over all values of a frame, SSIM with a Gaussian 
 pixels, population covariance, mean over the channels.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

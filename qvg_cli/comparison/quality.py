@@ -4,8 +4,6 @@ Autoregressive videos drift apart, so a mean over the whole video says little; t
 of several frames is taken from the mean of their squared errors. Only the frames being compared are held.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

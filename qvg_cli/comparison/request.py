@@ -1,7 +1,5 @@
 """A comparison under way: what it compares, in a file of its folder until it is complete. No torch."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A comparison: every video of every variant, frame against frame, and the report on all of them."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence

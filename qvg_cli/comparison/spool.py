@@ -1,7 +1,5 @@
 """Frames of one video on disk, as they are, while they are compared: a long video need not fit memory."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -3,8 +3,6 @@
 All variants have the same prompts, seeds, sizes and settings; only the cache may differ. No torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

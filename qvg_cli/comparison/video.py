@@ -1,7 +1,5 @@
 """One video of a comparison: every variant's frames against the baseline's, and all of them side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

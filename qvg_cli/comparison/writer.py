@@ -1,7 +1,5 @@
 """Everything a comparison leaves in its folder: compare.json, the plots and the page."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

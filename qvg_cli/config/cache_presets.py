@@ -5,8 +5,6 @@
 `cache.layers.2` or `cache.layers.2-5` holds changes the codecs of these layers alone, on top of all that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_args

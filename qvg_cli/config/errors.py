@@ -1,7 +1,5 @@
 """What pydantic found wrong, in the user's words: setting, value, source, limit, nearest name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args

@@ -5,8 +5,6 @@ are checked alike, and a message names the source of the value that it is about.
 data: its class of `RunConfig` and its options. No torch.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import re

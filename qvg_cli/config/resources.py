@@ -1,7 +1,5 @@
 """Where the files that ship with the package are, in a source checkout and in an installed wheel alike."""
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from pathlib import Path

@@ -5,8 +5,6 @@ keys. Each is refused here with its line. It also breaks lines at U+0085, U+2028
 YAML 1.2, they are characters of their text. Text written here is always read back equal.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from itertools import chain, islice

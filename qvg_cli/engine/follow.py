@@ -1,7 +1,5 @@
 """A process that makes the videos of another one with it, started by torchrun."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """All videos of one command, each with its configuration and plan, before anything is loaded. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

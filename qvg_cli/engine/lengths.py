@@ -1,7 +1,5 @@
 """From a length in seconds or pixel frames to latent frames that the model can make. No torch."""
 
-from __future__ import annotations
-
 import math
 
 from qvg_cli.config.schema import RunConfig

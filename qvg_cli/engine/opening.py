@@ -1,7 +1,5 @@
 """What of a video is there before a chunk is made: a clip to show, and latents to go on from."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass

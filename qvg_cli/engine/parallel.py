@@ -5,8 +5,6 @@ prompts, decodes, writes, prints and hears Ctrl-C; it tells the others which mod
 make.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """Where in a video its prompts change: from what a user wrote to frames at which chunks begin. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The video that `qvg extend` goes on from: a clip of any kind, or a run with its latents. No torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 No text of the hub's is passed on: it may hold signed addresses.
 """
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager

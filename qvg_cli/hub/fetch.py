@@ -5,8 +5,6 @@ this size. So a large file is gathered here beside its place in the cache, under
 library's own `http_get`; once its SHA-256 is right it is moved there, and the library finds it as its own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What the tool keeps on disk outside of results: weights folders, and what the hub's cache holds of them."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass

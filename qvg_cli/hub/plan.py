@@ -1,7 +1,5 @@
 """What a download fetches, from which commits, and whether the disks have room for it; nothing is written."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable, Mapping

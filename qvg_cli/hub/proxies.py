@@ -1,7 +1,5 @@
 """The proxies that the environment names: told before the HTTP library meets one that it cannot use."""
 
-from __future__ import annotations
-
 import os
 from importlib.util import find_spec
 from urllib.parse import urlsplit

@@ -1,7 +1,5 @@
 """What a weights folder holds and where it came from, in a small JSON beside the files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """What a repository on the hub holds at one commit. Names, sizes and hashes only; nothing is downloaded."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 All that `qvg download` knows about a model is said there; this module reads it. No torch, no network.
 """
 
-from __future__ import annotations
-
 import re
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath

@@ -1,7 +1,5 @@
 """From the latents of a chunk to pixels: what a decoder offers, and how chunks are decoded again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol

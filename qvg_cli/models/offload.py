@@ -3,8 +3,6 @@
 Results do not depend on it, but for weights stored in fp8, which are rounded once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol

@@ -7,8 +7,6 @@ history. A head's bytes depend on no other head, so a cache is the one of a sing
 Source: DeepSpeed-Ulysses, arXiv 2309.14509.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol

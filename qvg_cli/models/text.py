@@ -5,8 +5,6 @@ largest part of a model: a prompt that was encoded once needs it no more, since 
 of the prompt, the encoder's files and the dtype, and so is the name of the file that keeps them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import html
 import json

@@ -4,8 +4,6 @@ Sums a `CachePlan` as `kv_cache.KVCache` carries it out, with sizes in place of 
 same blocks, each in the sizes of its own codecs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """The memory of a graphics card: by its name, by a size, or of the one in this machine. No torch."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from dataclasses import dataclass

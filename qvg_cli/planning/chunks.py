@@ -4,8 +4,6 @@ A plan is made before a byte of weights is read. The same object drives the run,
 accounting and the tests, so everything that can be wrong with a request is found here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The cache is exact. The rest of the device's memory is an estimate: weights from
 passes from shapes, traced once (`planning/sizes.py`). docs/plan.md says how it compares with a GPU. No torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -4,8 +4,6 @@ Payload bytes are sums of tensor sizes and are ours; the device peak is the allo
 torch, so that a planned video can be accounted for as a real one is.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace

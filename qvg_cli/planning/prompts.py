@@ -1,7 +1,5 @@
 """Prompts from the command line and from files, and what the built-in model knows of them. No torch."""
 
-from __future__ import annotations
-
 import codecs
 import json
 import math

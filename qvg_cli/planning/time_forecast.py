@@ -6,8 +6,6 @@ former and exchange tokens for heads twice a layer. The rates were fitted to run
 start of the program, prompts, what is compiled at first and what is offloaded are left out.
 """
 
-from __future__ import annotations
-
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.sizes import ModelSizes

@@ -4,8 +4,6 @@ A page of another site can make a browser speak to 127.0.0.1, under a name that 
 request has that name in its Host or its Origin, and is refused.
 """
 
-from __future__ import annotations
-
 import hmac
 from ipaddress import ip_address
 from urllib.parse import parse_qs, urlsplit

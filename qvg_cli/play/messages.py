@@ -1,7 +1,5 @@
 """What a browser may say to the player, checked field by field: anything else is refused with one message."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError

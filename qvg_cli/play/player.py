@@ -4,8 +4,6 @@ Invariant: a chunk is made only while a move waits or a key is down, and nobody'
 whatever ends it, is saved first.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import deque

@@ -1,7 +1,5 @@
 """The page, its socket, uploads and downloads; everything that is made is the player's."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import errno

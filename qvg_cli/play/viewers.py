@@ -4,8 +4,6 @@ Invariant: a browser is sent at most `IN_FLIGHT` frames that it has not shown. O
 behind misses frames; for the one that plays, the next chunk waits.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import secrets

@@ -4,8 +4,6 @@ Invariant: a chunk that `add` was given survives whatever ends the program, and 
 latents and the settings of the same frames.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 The figures are built once, here; the table, the plots and the page read nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any

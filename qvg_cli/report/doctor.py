@@ -1,7 +1,5 @@
 """What this machine has of what a video needs, each point tried out where that is quick."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

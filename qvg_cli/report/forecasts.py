@@ -1,7 +1,5 @@
 """A forecast on the terminal and as JSON. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill

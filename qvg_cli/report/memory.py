@@ -4,8 +4,6 @@ Payload bytes are sums of the sizes of the tensors held, by kind, and always sta
 would hold for the same frames at the same moment. The device peak is the allocator's, and is none on a CPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

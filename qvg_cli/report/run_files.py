@@ -1,7 +1,5 @@
 """Reading what runs and comparisons have left in their folders. No torch."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping

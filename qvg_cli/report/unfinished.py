@@ -1,7 +1,5 @@
 """Runs and comparisons that are under way or were cut off, before they have a report. No torch."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Two runs of the same identity make the same frames, so one may go on where the o
 large file is remembered by its place, size, time of change and inode, so a changed file is read again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

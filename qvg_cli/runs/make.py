@@ -1,7 +1,5 @@
 """A planned video becomes a run, and the user is told. What was made survives whatever stops it."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping

@@ -4,8 +4,6 @@ Guarantee: a process that is killed loses at most the chunk in hand and the one 
 that fails, or is stopped, loses only the chunk in hand.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shlex

@@ -1,7 +1,5 @@
 """What one run has to say of itself, in figures and in words, while it is made and when it has ended."""
 
-from __future__ import annotations
-
 import resource
 import sys
 import time

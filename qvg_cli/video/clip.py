@@ -1,7 +1,5 @@
 """Any video file as frames of one size and rate: scaled to cover it, cut at the centre. No torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

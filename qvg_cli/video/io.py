@@ -1,7 +1,5 @@
 """MP4 files, a frame at a time: nothing is resized or held, and a file has its name only when whole."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

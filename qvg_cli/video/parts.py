@@ -4,8 +4,6 @@ Every part begins with a key frame and is coded on its own, so the joined video 
 its parts were made.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

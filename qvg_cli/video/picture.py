@@ -5,8 +5,6 @@ centre. The reference may leave the scaled picture one pixel short and pads it b
 the frame.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """Decoded frames as RGB pictures: upright, with square pixels, on white, in the tones of SDR. No torch."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 

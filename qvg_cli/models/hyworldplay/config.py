@@ -1,7 +1,5 @@
 """The settings of this family: those of every run, the walk, and what is looked back at. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

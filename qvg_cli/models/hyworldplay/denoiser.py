@@ -4,8 +4,6 @@ Source: Tencent-Hunyuan/HY-WorldPlay, `wan/inference`. The state between steps s
 rounds it to bf16 at every step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a walk adds to its run's folder: a picture of the camera's path, its poses in run.yaml. No torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

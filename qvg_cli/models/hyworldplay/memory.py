@@ -5,8 +5,6 @@ Cameras are known from the pose, so the choice is made while planning.
 Source: Tencent-Hunyuan/HY-WorldPlay, `hyvideo/utils/retrieval_context.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The loaded HY-WorldPlay family: a walk begins in a picture, and the VAE makes the latents as planned."""
 
-from __future__ import annotations
-
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor

@@ -7,8 +7,6 @@ Source: Tencent-Hunyuan/HY-WorldPlay, `wan/inference` (context "rebuild"); svg-p
 `experiments/HY-WorldPlay` ("append"). "incremental" is ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import replace
 

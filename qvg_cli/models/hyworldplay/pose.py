@@ -6,8 +6,6 @@ Source: Tencent-Hunyuan/HY-WorldPlay, the pose strings of `hyvideo/generate.py`.
 of no frames without a word; here they are noted.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

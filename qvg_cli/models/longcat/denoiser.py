@@ -7,8 +7,6 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`
 `generate_vc`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -6,8 +6,6 @@ so what they leave in the cache depends neither on the prompt nor on the step.
 Source: meituan-longcat/LongCat-Video, `longcat_video/modules/longcat_video_dit.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar

@@ -7,8 +7,6 @@ layer's depend on all frames of the window, and the window moves on.
 Source: meituan-longcat/LongCat-Video, `run_demo_long_video.py` and `longcat_video/utils/bukcet_config.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from qvg_cli.errors import UsageError

@@ -8,8 +8,6 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`
 `optimized_scale`; shift 12 from the checkpoint's `scheduler/scheduler_config.json`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

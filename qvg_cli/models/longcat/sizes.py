@@ -1,7 +1,5 @@
 """How large this family's model is. No torch."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from qvg_cli.config.resources import weights_folder

@@ -7,8 +7,6 @@ Source: meituan-longcat/LongCat-Video, `generate_vc` in `longcat_video/pipeline_
 condition frames are decoded anew with every segment, and rounded; here each frame is decoded once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Source: guandeh17/Self-Forcing at 33593df, `pipeline/causal_inference.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

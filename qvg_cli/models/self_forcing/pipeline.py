@@ -1,7 +1,5 @@
 """The loaded Self-Forcing family, and where its transformer is found."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
