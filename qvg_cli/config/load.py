@@ -69,7 +69,7 @@ class LoadedConfig:
     Attributes:
         has_default_backend: No source named a backend, so the built-in pocket model was taken.
         has_default_prompt: No source but the backend's YAML gave a prompt.
-        notes: What of the request has another name now, to be shown to the user.
+        notes: What of the request has another name now or no effect, to be shown to the user.
     """
 
     config: RunConfig
@@ -115,12 +115,22 @@ def resolve(request: Request, rules_of: Callable[[str], Rules]) -> LoadedConfig:
     layers = [_with_pocket(layer, is_pocket) for layer in (builtin, *user)]
     layers.append(Layer("--backend", {"backend": name, "family": None if family == name else family}))
     config = _check(layers, model)
+    notes = [note for layer in user for note in _old_words(layer)]
+    if config.cache.matrices is not None and not config.cache.is_shaped:
+        notes += [
+            f"cache.matrices={config.cache.matrices} ({layer.source}) has no effect: no codec of "
+            f"{config.cache.preset} is shaped"
+            for layer in user
+            if "matrices" in layer.values.get("cache", {})
+        ]
+        cache = config.cache.model_copy(update={"matrices": None})
+        config = config.model_copy(update={"cache": cache})
     _check_needs(given, options, config)
     return LoadedConfig(
         config=config,
         has_default_backend=is_default,
         has_default_prompt=not any("prompt" in layer.values for layer in user),
-        notes=tuple(note for layer in user for note in _old_words(layer)),
+        notes=tuple(notes),
     )
 
 

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from qvg_cli.environment import expand_user
-from qvg_cli.errors import MissingModelError
+from qvg_cli.errors import MissingModelError, UsageError
 from qvg_cli.plugins import plugin_configs
 
 _PACKAGE = Path(__file__).parents[1]
@@ -24,16 +24,30 @@ def configs_dir() -> Path:
     raise FileNotFoundError(f"no configs at {candidates[0]} or {candidates[1]}; reinstall qvg")
 
 
-def config_files(part: str = ".") -> dict[str, Path]:
-    """The YAMLs in a part of the package's folder, and in that of each plugin, by name; the package's win."""
+def config_files(part: str = ".", suffix: str = "yaml") -> dict[str, Path]:
+    """Files in a part of the package's folder, and in that of each plugin, by name; the package's win."""
     folders = [*reversed(plugin_configs()), configs_dir()]
-    found = {path.stem: path for folder in folders for path in (folder / part).glob("*.yaml")}
+    found = {path.stem: path for folder in folders for path in (folder / part).glob(f"*.{suffix}")}
     return dict(sorted(found.items()))
 
 
 def preset_names() -> tuple[str, ...]:
     """Names that `--cache` takes."""
     return tuple(config_files("cache"))
+
+
+def matrices_file(name: str) -> Path:
+    """The file with the matrices `cache.matrices`: one that ships with a model, by its name, or the user's.
+
+    Raises:
+        UsageError: It is not there.
+    """
+    shipped = config_files("cache/shaped", "safetensors")
+    path = shipped.get(name) or expand_user(name)
+    if not path.is_file():
+        hint = f"give a file, null to let the session learn them, or one that ships: {', '.join(shipped)}"
+        raise UsageError(f"cache.matrices={name}: there is no such file", hint=hint)
+    return path
 
 
 def qvg_home() -> Path:

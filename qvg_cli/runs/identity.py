@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import Field, JsonValue, ValidationError
 
 from qvg_cli import __version__
-from qvg_cli.config.resources import qvg_home, weights_folder
+from qvg_cli.config.resources import matrices_file, qvg_home, weights_folder
 from qvg_cli.config.schema import CacheConfig, Config, LayerCodecs, RunConfig
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import QvgError, UsageError
@@ -69,12 +69,14 @@ class Identity(Config):
 def identify(config: RunConfig, device: str) -> Identity:
     """The identity of a run of `config` on a kind of device."""
     settings = config.model_dump(mode="json", exclude=_PLACES)
-    files = sorted({text for text in _texts(settings) if _is_file(text)})
+    inputs = {name: hash_file(expand_user(name)) for name in sorted(_texts(settings)) if _is_file(name)}
+    if config.cache.matrices is not None:
+        inputs[config.cache.matrices] = hash_file(matrices_file(config.cache.matrices))
     return Identity(
         settings=settings,
         device=device,
         weights=_hash_weights(config),
-        inputs={name: hash_file(expand_user(name)) for name in files},
+        inputs=inputs,
         versions=_versions(device),
     )
 
@@ -89,6 +91,8 @@ def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
     found = []
     for config in configs:
         settings = config.model_dump(mode="json", exclude={**_PLACES, **_LABELS}, exclude_defaults=True)
+        if config.cache.matrices is not None:
+            settings["cache"]["matrices"] = hash_file(matrices_file(config.cache.matrices))
         prompts = [settings.pop("prompt"), settings.pop("prompt_changes", [])]
         caches: list[CacheConfig | LayerCodecs] = [config.cache, *config.cache.layers.values()]
         codecs = [(cache.k.scheme, cache.v.scheme) for cache in caches]

@@ -101,10 +101,13 @@ class Models(Generic[ModelT]):
 
 def place_transformer(model: Any, offload: Offload, dtype: torch.dtype, tokens: Tokens) -> None:
     """Make a transformer that was just read ready to be attached to a cache."""
+    is_wan = isinstance(model, CausalWanTransformer)
+    if is_wan and offload.device.type == "cuda" and not offload.memory.weights_sharded:
+        model.join_projections()
     offload.place_transformer(model, dtype)
     if tokens.size > 1:
         model.share_tokens(tokens)
-    if offload.is_fixed and isinstance(model, CausalWanTransformer):
+    if offload.is_fixed and is_wan:
         model.capture_blocks()
 
 
@@ -138,8 +141,8 @@ class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
     @property
     def cache_shape(self) -> CacheShape:
         whole = self.whole_cache()
-        num_parts = self._models.tokens.size
-        return replace(whole, heads=whole.heads // num_parts, num_parts=num_parts)
+        tokens = self._models.tokens
+        return replace(whole, heads=whole.heads // tokens.size, num_parts=tokens.size, part=tokens.rank)
 
     def whole_cache(self) -> CacheShape:
         """Keys and values of one video, of all heads."""
