@@ -4,8 +4,6 @@ Every file is written under a temporary name and moved when whole, but for log a
 Nothing from a prompt or a name can lead out of the folder. No torch.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -15,6 +13,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Self
 
 from filelock import FileLock, Timeout
 
@@ -41,7 +40,7 @@ class RunDir:
         self.log = path / "run.log"
 
     @classmethod
-    def create(cls, root: Path, backend: str, name: str) -> RunDir:
+    def create(cls, root: Path, backend: str, name: str) -> Self:
         """A new folder `root/backend/name`, numbered if that name is taken; else a `UsageError`."""
         parent = root / backend
         try:

@@ -1,14 +1,12 @@
 """`--shard i/n`: one machine's part of a file of prompts, begun again as often as it takes. No torch."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from qvg_cli.config.load import Request
 from qvg_cli.engine.jobs import Planned
@@ -31,7 +29,7 @@ class Shard:
     count: int
 
     @classmethod
-    def parse(cls, text: str, file: Path | None) -> Shard:
+    def parse(cls, text: str, file: Path | None) -> Self:
         """The part that `i/n` means; `UsageError` if it means none."""
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):

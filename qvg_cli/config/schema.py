@@ -4,9 +4,7 @@ One `RunConfig` is resolved from the backend's YAML, the user's file, `--set` an
 run.yaml beside the video, and enough to make the same video again. No torch.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -164,7 +162,7 @@ class SourceConfig(Config):
     image: str | None = None
 
     @model_validator(mode="after")
-    def _check_parts(self) -> SourceConfig:
+    def _check_parts(self) -> Self:
         if self.image is not None and (self.clip is not None or self.latents is not None):
             raise ValueError("image cannot be combined with clip or latents")
         if self.image is None and self.clip is None and self.latents is None:
@@ -212,7 +210,7 @@ class MemoryConfig(Config):
         return OLD_OFFLOAD_WORDS.get(value, value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _check_sharding(self) -> MemoryConfig:
+    def _check_sharding(self) -> Self:
         for name, plain in (("weights", "model"), ("transformer", "none")):
             if self.weights_sharded and getattr(self, name) != plain:
                 raise ValueError(f"weights_sharded=true needs {name}={plain}: blocks move in one way only")
@@ -246,7 +244,7 @@ class RunConfig(Config):
     memory: MemoryConfig = MemoryConfig()
 
     @model_validator(mode="after")
-    def _check_image(self) -> RunConfig:
+    def _check_image(self) -> Self:
         source = self.source
         if source is not None and source.image is not None and source.frames != self.image_frames:
             raise ValueError(

@@ -1,11 +1,9 @@
 """A loaded model: the one place that joins plan, cache, prompts, noise, decoder and loop to a video."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, Self
 
 import diffusers
 import torch
@@ -26,14 +24,12 @@ from qvg_cli.engine.sources import Start, find_start
 from qvg_cli.engine.video import Video
 from qvg_cli.errors import UsageError
 from qvg_cli.logs import timed
+from qvg_cli.models.base import Pipeline
 from qvg_cli.models.registry import family_of, load_config, load_pipeline, model_calls
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import ScheduledPrompt
-
-if TYPE_CHECKING:
-    from qvg_cli.models.base import Pipeline
-    from qvg_cli.video.io import Frames
+from qvg_cli.video.io import Frames
 
 
 class Recorder(Protocol):
@@ -81,7 +77,7 @@ class Engine:
         device: str | None = None,
         file: str | Path | None = None,
         settings: Mapping[str, Any] | None = None,
-    ) -> Engine:
+    ) -> Self:
         """Load the weights of a model.
 
         Args:
@@ -113,7 +109,7 @@ class Engine:
         device: torch.device,
         request: Request | None = None,
         parallel: Parallel | None = None,
-    ) -> Engine:
+    ) -> Self:
         """Load the weights that a resolved configuration names, in every process of torchrun's."""
         # Its loading bars and advice would stand among our own lines.
         diffusers.utils.logging.set_verbosity_error()

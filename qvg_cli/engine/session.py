@@ -1,14 +1,13 @@
 """An open-ended video: one step makes one chunk, from the prompt and the pose that the step is given."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from numpy import float64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import open_cache
@@ -17,15 +16,10 @@ from qvg_cli.engine.lengths import with_video
 from qvg_cli.engine.opening import open_video
 from qvg_cli.engine.rollout import Done, rollout, seeded_noise
 from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.models.base import Pipeline, Planner
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample
-
-if TYPE_CHECKING:
-    from numpy import float64
-    from numpy.typing import NDArray
-
-    from qvg_cli.models.base import Pipeline, Planner
-    from qvg_cli.video.io import Frames
+from qvg_cli.video.io import Frames
 
 
 @dataclass(frozen=True, eq=False)

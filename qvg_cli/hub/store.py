@@ -3,16 +3,13 @@
 It is put together beside its place and moved there when whole, under a lock: a folder that is there is whole.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
@@ -23,6 +20,7 @@ from qvg_cli.errors import MissingModelError, QvgError
 from qvg_cli.files import sync
 from qvg_cli.hub.errors import disk_error
 from qvg_cli.hub.fetch import sha256
+from qvg_cli.hub.plan import DownloadPlan
 from qvg_cli.hub.record import (
     RECORD,
     ConvertedRecord,
@@ -32,15 +30,10 @@ from qvg_cli.hub.record import (
     are_whole,
     read_record,
 )
+from qvg_cli.hub.remote import RemoteFile
 from qvg_cli.hub.spec import ConvertConfig, Download
 from qvg_cli.interrupts import hold_interrupts
 from qvg_cli.models.registry import find_family
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from qvg_cli.hub.plan import DownloadPlan
-    from qvg_cli.hub.remote import RemoteFile
 
 _LOCK_SECONDS = 0.1
 

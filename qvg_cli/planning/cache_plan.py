@@ -6,12 +6,11 @@ will hold are known in advance. Invariants: a chunk boundary never lies inside a
 share a packed block with no others (a rolling window would keep it alive for ever), a block is packed once.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Self
 
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -39,7 +38,7 @@ class PackPolicy:
     sink_frames: int = 0
 
     @classmethod
-    def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> PackPolicy:
+    def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> Self:
         """The policy of `config` for frames of so many tokens."""
         return cls(
             keep_recent_chunks=config.keep_recent_chunks,

@@ -4,14 +4,12 @@ Bytes are exact where they are sums over tensors. What a pass needs beside them 
 over the shapes of every intermediate tensor, and is given a token, a pixel.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from qvg_cli.errors import MissingModelError
 
@@ -85,7 +83,7 @@ class ModelSizes:
     num_processes: int = 1
     num_parts: int = 1
 
-    def share(self, num_rows: int, num_parts: int, *, is_first: bool) -> ModelSizes:
+    def share(self, num_rows: int, num_parts: int, *, is_first: bool) -> Self:
         """What one of several processes has of it: the first alone reads prompts and makes pixels.
 
         Args:

@@ -6,14 +6,13 @@ not there; nothing is read that does not have the bytes that were written; a run
 frames that it would have made.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import torch
 from filelock import FileLock
@@ -110,7 +109,7 @@ class Checkpoint:
         self._matrices: Matrices | None = None
 
     @classmethod
-    def create(cls, folder: Path, identity: Identity) -> Checkpoint:
+    def create(cls, folder: Path, identity: Identity) -> Self:
         """Begin the checkpoint of a new run in a new folder; `QvgError` if it cannot be written."""
         try:
             folder.mkdir()
@@ -123,7 +122,7 @@ class Checkpoint:
         return cls(folder, identity, lock)
 
     @classmethod
-    def open(cls, folder: Path, identity: Identity, note: Callable[[str], None]) -> Checkpoint:
+    def open(cls, folder: Path, identity: Identity, note: Callable[[str], None]) -> Self:
         """The checkpoint that another process has left; `UsageError` if it is not of this run."""
         lock = _take(folder)
         try:

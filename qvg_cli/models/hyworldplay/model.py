@@ -7,10 +7,8 @@ query, key and value of both streams, each stream has its own output projection.
 Source: Tencent-Hunyuan/HY-WorldPlay, `wan/models`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -49,7 +47,7 @@ class Cameras:
     tokens_per_frame: int
 
     @classmethod
-    def of(cls, trajectory: Trajectory, tokens_per_frame: int, device: torch.device) -> Cameras:
+    def of(cls, trajectory: Trajectory, tokens_per_frame: int, device: torch.device) -> Self:
         viewmats = torch.from_numpy(trajectory.viewmats)
         intrinsics = torch.from_numpy(trajectory.intrinsics)
         focal = torch.ones(len(trajectory), 4, dtype=torch.float64)

@@ -7,15 +7,13 @@ Source: Tencent-Hunyuan/HY-WorldPlay, `hyvideo/generate.py` (steps, lens, labels
 `hyvideo/generate_custom_trajectory.py` (the file format).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +57,7 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def take(self, num_frames: int) -> Trajectory:
+    def take(self, num_frames: int) -> Self:
         """The first `num_frames` poses; past the end the last one stays, labelled as no motion."""
         at = np.minimum(np.arange(num_frames), len(self) - 1)
         held = (0,) * max(0, num_frames - len(self))

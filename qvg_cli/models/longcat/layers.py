@@ -6,11 +6,9 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/modules/` (`longcat_video_
 `blocks.py`, `rope_3d.py`), for every formula and name in this file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -52,7 +50,7 @@ class TransformerConfig:
     text_tokens_zero_pad: bool
 
     @classmethod
-    def read(cls, values: Mapping[str, Any], source: object) -> TransformerConfig:
+    def read(cls, values: Mapping[str, Any], source: object) -> Self:
         """The fields of `values`, which come from `source`; `MissingModelError` if one is missing."""
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in values]
@@ -86,9 +84,9 @@ class ProjectedPrompt:
     states: Tensor
     mask: Tensor | None
 
-    def __getitem__(self, rows: slice) -> ProjectedPrompt:
+    def __getitem__(self, rows: slice) -> Self:
         """Some of the rows."""
-        return ProjectedPrompt(self.states[rows], None if self.mask is None else self.mask[rows])
+        return type(self)(self.states[rows], None if self.mask is None else self.mask[rows])
 
 
 class PatchEmbedder(nn.Module):
