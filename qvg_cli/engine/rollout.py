@@ -1,7 +1,5 @@
 """The loop that makes a video: for each chunk prefill, denoise, commit, decode, emit. It knows no model."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -205,36 +203,6 @@ def rollout(
         )
 
 
-class _DevicePeak:
-    """The allocator's peak of a chunk, without what a probe holds and does."""
-
-    def __init__(self, device: torch.device, probe: Probe | None) -> None:
-        self._device = device
-        self._probe = probe
-        self._so_far = 0
-        self._reset()
-
-    @property
-    def bytes(self) -> int | None:
-        """`None` on a CPU."""
-        if self._device.type != "cuda":
-            return None
-        held = 0 if self._probe is None else self._probe.held_bytes
-        return max(self._so_far, torch.cuda.max_memory_allocated(self._device) - held)
-
-    @contextmanager
-    def aside(self, watch: _Stopwatch) -> Iterator[None]:
-        """Leave out what is done here, and count its time as the probe's."""
-        self._so_far = self.bytes or 0
-        yield
-        watch.lap("probe")
-        self._reset()
-
-    def _reset(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-
-
 class _Stopwatch:
     """Times of a chunk's phases, on a GPU by what it has done; nothing waits for it before the end."""
 
@@ -270,6 +238,36 @@ class _Stopwatch:
         event = torch.cuda.Event(enable_timing=True, blocking=True)
         event.record()
         return event
+
+
+class _DevicePeak:
+    """The allocator's peak of a chunk, without what a probe holds and does."""
+
+    def __init__(self, device: torch.device, probe: Probe | None) -> None:
+        self._device = device
+        self._probe = probe
+        self._so_far = 0
+        self._reset()
+
+    @property
+    def bytes(self) -> int | None:
+        """`None` on a CPU."""
+        if self._device.type != "cuda":
+            return None
+        held = 0 if self._probe is None else self._probe.held_bytes
+        return max(self._so_far, torch.cuda.max_memory_allocated(self._device) - held)
+
+    @contextmanager
+    def aside(self, watch: _Stopwatch) -> Iterator[None]:
+        """Leave out what is done here, and count its time as the probe's."""
+        self._so_far = self.bytes or 0
+        yield
+        watch.lap("probe")
+        self._reset()
+
+    def _reset(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
 
 def _fill_cache(

@@ -1,7 +1,5 @@
 """The first settings with which a video fits a card, each tried with the same forecast. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -71,68 +69,6 @@ def verdict(found: Forecast, card: Card) -> str:
     if found.device_bytes <= card.usable_bytes:
         return "fits"
     return "tight" if found.device_bytes <= card.memory_bytes else "does not fit"
-
-
-def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: int = 1) -> str | None:
-    """What to tell before a run that may not fit such a card a process; `None` if it fits.
-
-    `OutOfMemoryError` if it needs far more than the card has.
-    """
-    found = forecast_run(config, plan, is_gpu=True, num_processes=num_processes)
-    if verdict(found, card) == "fits":
-        return None
-    if found.device_bytes == found.text_stage_bytes:
-        what = "the text encoder"
-    else:
-        what = f"chunk {found.peak.chunk + 1} of {len(plan.chunks)}"
-    message = (
-        f"{what} needs about {found.device_bytes / MIB:.0f} MiB of GPU memory (estimated); "
-        f"{card.usable_bytes / MIB:.0f} of the {card.memory_bytes / MIB:.0f} MiB on {card.name} are usable"
-    )
-    suggestions = Trial(card.usable_bytes, True, num_processes).in_words(config, plan, found)
-    # Not for the text stage: a prompt that was read before needs none.
-    if found.peak.total_bytes > _TOO_MUCH * card.memory_bytes:
-        raise OutOfMemoryError(message, hint=suggestions)
-    return f"{message}; {suggestions}"
-
-
-def suggestions_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool, num_processes: int = 1) -> str:
-    """What to try after a run that ran out of memory, whatever its forecast was."""
-    found = forecast_run(config, plan, is_gpu=is_gpu, num_processes=num_processes)
-    # A tenth less than what was too much; prompts have been read.
-    limit_bytes = int(0.9 * found.peak.total_bytes)
-    return Trial(limit_bytes, is_gpu, num_processes, has_text=False).in_words(config, plan, found)
-
-
-def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: Trial) -> Iterator[tuple[str, RunConfig]]:
-    now = trial.forecast(config, plan)
-    for preset in _PRESETS:
-        smaller = config.model_copy(update={"cache": take_preset(config.cache, preset)})
-        try:
-            peak = trial.forecast(smaller, plan).cache_peak
-        except UsageError:
-            # A head size that cannot be packed.
-            return
-        if total(peak.peak_bytes) < total(now.cache_peak.peak_bytes):
-            yield f"--cache {preset}", smaller
-
-
-def _places(config: RunConfig, known: _Changes) -> Iterator[tuple[str, RunConfig]]:
-    """Every place alone, then each together with those before it."""
-    changes = [(k, v) for k, v in known if getattr(config.memory, k.removeprefix("memory.")) != v]
-    for change in changes:
-        yield _placed(config, [change])
-    for count in range(2, len(changes) + 1):
-        yield _placed(config, changes[:count])
-
-
-def _placed(config: RunConfig, changes: _Changes) -> tuple[str, RunConfig]:
-    last = dict(changes)
-    memory = config.memory.model_copy(
-        update={key.removeprefix("memory."): value for key, value in last.items()}
-    )
-    options = " ".join(f"--set {key}={str(value).lower()}" for key, value in last.items())
-    return options, config.model_copy(update={"memory": memory})
 
 
 @dataclass(frozen=True)
@@ -207,3 +143,65 @@ class Trial:
             else:
                 high = middle
         return found
+
+
+def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: int = 1) -> str | None:
+    """What to tell before a run that may not fit such a card a process; `None` if it fits.
+
+    `OutOfMemoryError` if it needs far more than the card has.
+    """
+    found = forecast_run(config, plan, is_gpu=True, num_processes=num_processes)
+    if verdict(found, card) == "fits":
+        return None
+    if found.device_bytes == found.text_stage_bytes:
+        what = "the text encoder"
+    else:
+        what = f"chunk {found.peak.chunk + 1} of {len(plan.chunks)}"
+    message = (
+        f"{what} needs about {found.device_bytes / MIB:.0f} MiB of GPU memory (estimated); "
+        f"{card.usable_bytes / MIB:.0f} of the {card.memory_bytes / MIB:.0f} MiB on {card.name} are usable"
+    )
+    suggestions = Trial(card.usable_bytes, True, num_processes).in_words(config, plan, found)
+    # Not for the text stage: a prompt that was read before needs none.
+    if found.peak.total_bytes > _TOO_MUCH * card.memory_bytes:
+        raise OutOfMemoryError(message, hint=suggestions)
+    return f"{message}; {suggestions}"
+
+
+def suggestions_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool, num_processes: int = 1) -> str:
+    """What to try after a run that ran out of memory, whatever its forecast was."""
+    found = forecast_run(config, plan, is_gpu=is_gpu, num_processes=num_processes)
+    # A tenth less than what was too much; prompts have been read.
+    limit_bytes = int(0.9 * found.peak.total_bytes)
+    return Trial(limit_bytes, is_gpu, num_processes, has_text=False).in_words(config, plan, found)
+
+
+def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: Trial) -> Iterator[tuple[str, RunConfig]]:
+    now = trial.forecast(config, plan)
+    for preset in _PRESETS:
+        smaller = config.model_copy(update={"cache": take_preset(config.cache, preset)})
+        try:
+            peak = trial.forecast(smaller, plan).cache_peak
+        except UsageError:
+            # A head size that cannot be packed.
+            return
+        if total(peak.peak_bytes) < total(now.cache_peak.peak_bytes):
+            yield f"--cache {preset}", smaller
+
+
+def _places(config: RunConfig, known: _Changes) -> Iterator[tuple[str, RunConfig]]:
+    """Every place alone, then each together with those before it."""
+    changes = [(k, v) for k, v in known if getattr(config.memory, k.removeprefix("memory.")) != v]
+    for change in changes:
+        yield _placed(config, [change])
+    for count in range(2, len(changes) + 1):
+        yield _placed(config, changes[:count])
+
+
+def _placed(config: RunConfig, changes: _Changes) -> tuple[str, RunConfig]:
+    last = dict(changes)
+    memory = config.memory.model_copy(
+        update={key.removeprefix("memory."): value for key, value in last.items()}
+    )
+    options = " ".join(f"--set {key}={str(value).lower()}" for key, value in last.items())
+    return options, config.model_copy(update={"memory": memory})

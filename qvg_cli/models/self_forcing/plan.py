@@ -8,8 +8,6 @@ Source: guandeh17/Self-Forcing at 33593df, the rolling update of `causal_model.p
 positions and prompt changes: SOTAMak1r/Infinite-Forcing at b8feaf5, NVlabs/LongLive at e52d9ef.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -35,12 +33,6 @@ def plan_video(config: SelfForcingConfig) -> VideoPlan:
         prompt_begins=[change.frame for change in config.prompt_changes],
     )
     return VideoPlan(**vars(geometry), chunks=chunks, notes=_about_length(config))
-
-
-def open_planner(config: SelfForcingConfig) -> BlockPlanner:
-    """The planner of a video without an end; `UsageError` if size, window or context do not fit."""
-    context_frames = 0 if config.source is None else config.source.frames
-    return BlockPlanner(config.sampler, _geometry(config), context_frames, is_begun=_is_begun(config))
 
 
 def _is_begun(config: SelfForcingConfig) -> bool:
@@ -227,6 +219,12 @@ class BlockPlanner(Planner):
         first = (self._given or [self.first_length])[0] % size
         grouped = groupby(frames, lambda frame: (frame in self._sink, (frame - first) // size))
         return tuple(tuple(group) for _, group in grouped)
+
+
+def open_planner(config: SelfForcingConfig) -> BlockPlanner:
+    """The planner of a video without an end; `UsageError` if size, window or context do not fit."""
+    context_frames = 0 if config.source is None else config.source.frames
+    return BlockPlanner(config.sampler, _geometry(config), context_frames, is_begun=_is_begun(config))
 
 
 @dataclass(frozen=True)
