@@ -109,9 +109,7 @@ class WorkerPlan:
     Attributes:
         base: A video; those of the jobs differ by prompt and seed.
         jobs: What the manifest says of each: id, prompt, seed, folder.
-        place: Where the videos go.
         directory: In which the command was given, for names of files that are relative.
-        num_processes: That make each video together.
     """
 
     base: Planned

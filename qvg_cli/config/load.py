@@ -33,12 +33,7 @@ _NAMES_BACKEND = re.compile(r"^(backend|family):", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings of one source.
-
-    Attributes:
-        source: What messages call it.
-        values: By section and name; of a family's option, what was given under the flag.
-    """
+    """Settings of one source, by section and name, or what was given under the flag of a family's option."""
 
     source: str
     values: Mapping[str, Any]

@@ -43,12 +43,9 @@ class Recorder(Protocol):
 
 
 class Engine:
-    """One loaded model.
+    """One loaded model, its settings, which are the defaults of its videos, and what they were resolved from.
 
-    Args:
-        config: Settings of the model, and the defaults of its videos.
-        request: What `config` was resolved from.
-        parallel: The processes that make the videos together, if there are several.
+    Several processes may make its videos together.
     """
 
     def __init__(

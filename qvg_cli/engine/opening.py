@@ -23,13 +23,7 @@ from qvg_cli.video.picture import fill_frame, open_image
 
 @dataclass(frozen=True)
 class Opening:
-    """Where a rollout begins.
-
-    Attributes:
-        decoder: Behind the frames that were shown.
-        context: `[1, C, F, h, w]` given latents of the first frames; none where nothing is given.
-        num_shown: Of them, the latent frames whose pixels were shown.
-    """
+    """Where a rollout begins: a decoder behind `num_shown` of the given latent frames, `[1, C, F, h, w]`."""
 
     decoder: Decoder
     context: Tensor | None = None

@@ -72,11 +72,10 @@ class ChunkResult:
 
 @dataclass(frozen=True)
 class Done:
-    """What an earlier process has made of the same video.
+    """What an earlier process has made of the same video: its first chunks and their latents.
 
     Attributes:
-        chunks: The first ones of the plan.
-        latents: `[B, C, F, h, w]` of their frames, on the model's device.
+        latents: `[B, C, F, h, w]`, on the model's device.
         has_history: Whether the cache holds their keys and values; else they are computed again.
     """
 

@@ -24,15 +24,7 @@ from qvg_cli.video.io import Frames
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """What one step has made.
-
-    Attributes:
-        plan: Which latent frames it made, from which it read.
-        frames: `[n, height, width, 3]` uint8 pixels.
-        latents: `[1, C, F, h, w]`, on the CPU.
-        memory: The cache around this chunk.
-        seconds: From the step's call to its pixels.
-    """
+    """What one step has made: `[n, height, width, 3]` uint8 pixels, `[1, C, F, h, w]` latents on the CPU."""
 
     plan: ChunkPlan
     frames: Frames

@@ -23,7 +23,6 @@ class RemoteFile:
     """One file at one commit.
 
     Attributes:
-        path: In the repository.
         git_sha1: Of the file as git holds it; of the pointer where the file is kept apart.
         sha256: Of a file that is kept apart, as large ones are; the hub knows none of the others.
     """
@@ -66,13 +65,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository at one commit.
-
-    Attributes:
-        revision: What was asked for, which the commit came from.
-        licence: What its model card says; `None` if it says nothing.
-        files: By path.
-    """
+    """A repository at the commit of a revision: its files by path, and the licence of its model card."""
 
     repository: str
     revision: str

@@ -76,13 +76,9 @@ class DownloadConfig(Config):
 
 
 class Download(Config):
-    """What can be downloaded under one name.
+    """What can be downloaded under one name, that of a backend or of a model which measures.
 
     Attributes:
-        name: Of the YAML: a backend's, or that of a model which measures.
-        family: Of the backend.
-        summary: What the model is.
-        licence: What the weights' licence allows.
         use: A command that needs it.
         claims: What the authors say of it, and what nobody has shown; may be empty.
         weights_of: Name of the YAML whose weights these are; `None` where they are its own.

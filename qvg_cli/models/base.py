@@ -36,12 +36,7 @@ ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 @dataclass(frozen=True)
 class RunDetails:
-    """What a family adds to a run's folder.
-
-    Attributes:
-        about: What run.yaml says about the run beside its settings.
-        files: Name of a file to a function that writes it.
-    """
+    """What a family adds to a run's folder: to run.yaml, and files by name, each with what writes it."""
 
     about: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)

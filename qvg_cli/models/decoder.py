@@ -81,8 +81,7 @@ class Decoder(Protocol):
         """Go on after a clip, as if its end had been decoded here.
 
         Args:
-            frames: `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1.
-            latents: `[B, C, F, h, w]` that they were encoded to.
+            frames: `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1, encoded to `[B, C, F, h, w]` latents.
         """
 
     def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
@@ -125,9 +124,7 @@ def redecode(
 
     Args:
         decoder: Where the rollout's was in the beginning, and where it was after the last chunk in the end.
-        chunks: The first chunks of the video.
-        latents: `[B, C, F, h, w]` of all frames of the chunks.
-        num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
+        latents: `[B, C, F, h, w]` of all frames of the chunks, of which the first `num_shown` were followed.
     """
     start = 0
     for chunk in chunks:

@@ -75,11 +75,8 @@ class SequenceGroup:
     """Several processes, of which each has as many tokens of a frame; the last has zeros for those that lack.
 
     Attributes:
-        rank: Number of this process among them.
-        size: How many there are.
         twins: Processes that hold the history of the same heads, and share their passes; `None` if this one
             alone holds them.
-        num_twins: How many these are.
     """
 
     group: dist.ProcessGroup

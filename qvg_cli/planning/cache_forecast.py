@@ -36,13 +36,10 @@ class CacheShape:
     """The keys and values of a model.
 
     Attributes:
-        num_layers: Self-attention layers.
         heads: Heads of one layer, times the batch.
-        head_dim: Channels of one head.
         element_bytes: Size of a value as the model makes it.
         sink_frames: First latent frames that a window never drops.
         num_parts: Processes of which each has as many heads of every layer.
-        part: Number of this one.
     """
 
     num_layers: int

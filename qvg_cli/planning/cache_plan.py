@@ -75,12 +75,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Commit:
-    """What one pass through the model leaves in every layer, in this order.
-
-    Attributes:
-        stores: Blocks of frames that pass through the model.
-        packings: Waiting blocks, those just stored among them, that are packed then.
-    """
+    """What one pass leaves in every layer: blocks that it stores, then waiting ones that it packs."""
 
     stores: tuple[Block, ...]
     packings: tuple[Packing, ...] = ()
@@ -93,14 +88,12 @@ class Commit:
 
 @dataclass(frozen=True)
 class CacheStep:
-    """What one chunk does to the cache.
+    """What one chunk does to the cache: what leaves before it, and what its two passes leave, if anything.
 
     Attributes:
         evicts: Frames that are not held any more when the chunk begins.
         drops: Blocks that go with them: none of their frames is left.
         empties: Whether no block is left then.
-        prefill: What the prefill leaves, if anything.
-        commit: What the cache-update pass after denoising leaves, if anything.
     """
 
     evicts: Frames

@@ -61,13 +61,10 @@ class ChunkPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """The shape of a video's frames.
+    """The shape of a video's frames: latents `(C, h, w)`, and decoded frames in pixels.
 
     Attributes:
         tokens_per_frame: Attention tokens of one latent frame.
-        latent_shape: `(C, h, w)` of one latent frame.
-        height: Height of the decoded frames, in pixels.
-        width: Width of the decoded frames, in pixels.
         pixel_frames_per_latent: Pixel frames of every latent frame but the first, which gives one.
     """
 

@@ -24,15 +24,12 @@ class ProcessMemory:
 
 @dataclass(frozen=True)
 class MemorySample:
-    """The cache around one chunk, that of all processes.
+    """The cache around one chunk, that of all processes, at the chunk's fullest moment and after it.
 
     Attributes:
-        chunk: Index of the chunk in the plan.
         num_frames: Latent frames of the video so far.
-        peak_bytes: Payload by kind at the fullest moment of the chunk.
-        end_bytes: Payload by kind after the chunk.
-        bf16_peak_bytes: What a BF16 cache would hold for the same frames at its fullest moment.
-        bf16_end_bytes: What a BF16 cache would hold for the same frames after the chunk.
+        peak_bytes: Payload by kind.
+        bf16_peak_bytes: What a BF16 cache would hold for the same frames.
         device_peak_bytes: The allocator's peak during the chunk, on the fullest device; `None` on a CPU.
         processes: What each of them held, if there are several.
         logit_rms: Root mean squared error of the logits in nats that packing is predicted to bring, by layer;

@@ -39,11 +39,9 @@ class _Closed(Exception):
 
 
 class Player:
-    """One walk at a time.
+    """One walk at a time, saved under the name `record` or the prompt's words.
 
     Args:
-        out: Folder of the runs of the engine's backend.
-        record: Name of the walk's run; `None` takes the prompt's words.
         tell: Takes what a browser has to know, from any thread.
         show: Takes pixels `[n, height, width, 3]` uint8, in their order.
     """

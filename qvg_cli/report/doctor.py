@@ -42,12 +42,7 @@ _PACKAGES = ("torch", "triton", "diffusers", "transformers", "huggingface-hub", 
 
 @dataclass(frozen=True)
 class Finding:
-    """One point.
-
-    Attributes:
-        state: "problem" keeps videos from being made; "note" is worth knowing.
-        remedy: What to do about it.
-    """
+    """One point, and what to do about it; only a "problem" keeps videos from being made."""
 
     name: str
     state: Literal["ok", "note", "problem"]

@@ -65,8 +65,7 @@ class Memory:
 
     Attributes:
         viewmats: `[F, 4, 4]` world to camera, of the whole video.
-        num_frames: Frames looked back at; `None` means all.
-        num_recalled: How many of them are chosen by view; the others are the newest.
+        num_frames: Frames looked back at, of which some are recalled by view; `None` means all.
     """
 
     viewmats: Array

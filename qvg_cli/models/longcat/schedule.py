@@ -56,13 +56,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the chunks of a video are denoised.
-
-    Attributes:
-        start: Schedule of a clip that begins from text, or from text and one image.
-        continuation: Schedule of a segment that goes on from several frames.
-        guidance: Scale of the guidance, where a prompt has two rows.
-    """
+    """How chunks are denoised: a clip that starts from text, or an image too, and one that goes on."""
 
     start: Schedule
     continuation: Schedule
