@@ -4,6 +4,7 @@ Every file is written under a temporary name and moved when whole, but for log a
 Nothing from a prompt or a name can lead out of the folder. No torch.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -152,6 +153,12 @@ def take_lock(path: Path, busy: QvgError) -> FileLock:
     except OSError as error:
         raise QvgError(f"cannot write to {path.parent}: {error.strerror}") from error
     return lock
+
+
+def sha256(path: Path) -> str:
+    """The hash of a whole file, read in parts, as hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -15,6 +15,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from qvg_cli.errors import QvgError
+from qvg_cli.files import sha256
 from qvg_cli.hub.errors import hub_errors
 from qvg_cli.hub.remote import RemoteFile, patiently
 
@@ -34,12 +35,6 @@ def fetch(file: RemoteFile, note: Note) -> Path:
     if not _is_intact(path, file):
         raise _not_as_listed(file)
     return path
-
-
-def sha256(path: Path) -> str:
-    """Of the whole file, read in parts."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _place(file: RemoteFile, *, is_anew: bool = False) -> Path:

@@ -17,9 +17,8 @@ from safetensors import SafetensorError
 
 from qvg_cli.config.resources import qvg_home
 from qvg_cli.errors import MissingModelError, QvgError
-from qvg_cli.files import sync
+from qvg_cli.files import sha256, sync
 from qvg_cli.hub.errors import disk_error
-from qvg_cli.hub.fetch import sha256
 from qvg_cli.hub.plan import DownloadPlan
 from qvg_cli.hub.record import (
     RECORD,

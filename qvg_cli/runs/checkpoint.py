@@ -27,11 +27,11 @@ from qvg_cli.cache.snapshot import block_tensors, is_kept, matrix_tensors, read_
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
-from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync, take_lock, write_text, write_whole
+from qvg_cli.files import IDENTITY, LOCK, remove_folder, sha256, sync, take_lock, write_text, write_whole
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import LayerLosses, MemorySample
-from qvg_cli.runs.identity import Identity, differences, hash_content, other_versions
+from qvg_cli.runs.identity import Identity, differences, other_versions
 from qvg_cli.video.io import Frames
 from qvg_cli.video.parts import encode_part
 
@@ -291,7 +291,7 @@ class Checkpoint:
         path = self.path(chunk, kind)
         write_whole(path, write)
         try:
-            return StoredFile(size=path.stat().st_size, sha256=hash_content(path))
+            return StoredFile(size=path.stat().st_size, sha256=sha256(path))
         except OSError as error:
             raise QvgError(f"cannot read {path}: {error.strerror}") from error
 

@@ -22,7 +22,7 @@ from qvg_cli.config.resources import matrices_file, qvg_home, weights_folder
 from qvg_cli.config.schema import CacheConfig, Config, LayerCodecs, RunConfig
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import write_text
+from qvg_cli.files import sha256, write_text
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import find_family
 
@@ -162,24 +162,18 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file; that of a large one is remembered."""
     facts = path.stat()
     if facts.st_size < _REMEMBERED_BYTES:
-        return hash_content(path)
+        return sha256(path)
     about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
     known = qvg_home() / "hashes" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
     with suppress(OSError, UnicodeDecodeError):
         if re.fullmatch("[0-9a-f]{64}", text := known.read_text(encoding="utf-8")):
             return text
-    found = hash_content(path)
+    found = sha256(path)
     # A home that cannot be written costs the time again, and nothing else.
     with suppress(OSError, QvgError):
         known.parent.mkdir(parents=True, exist_ok=True)
         write_text(known, found)
     return found
-
-
-def hash_content(path: Path) -> str:
-    """SHA-256 of a file, read anew."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _versions(device: str) -> dict[str, str]:
