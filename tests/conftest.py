@@ -1,12 +1,15 @@
 """What every test stands on: one thread, fixed seeds, no network, and a tiny model of the real classes."""
 
+import json
 import os
 import pty
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
 # Read when torch and huggingface_hub are imported, here and in the programs that tests start.
@@ -80,6 +83,70 @@ def tiny_weights(tiny_wan, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def walk_weights(tiny_weights, tiny_wan, tmp_path_factory) -> Path:
+    """The same for HY-WorldPlay, with two heads, converted as its published checkpoint is."""
+    from qvg_cli.models.hyworldplay.model import WalkTransformer
+    from qvg_cli.models.registry import find_family
+
+    folder = copy_parts(tiny_weights, tmp_path_factory.mktemp("tiny-walk"))
+    layout = {**tiny_wan, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    torch.save({"generator": WalkTransformer(**layout).state_dict()}, folder / "model.pt")
+    find_family("hyworldplay").convert_checkpoint(folder / "model.pt", layout, folder / "transformer", "auto")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def longcat_weights(tiny_weights, tmp_path_factory) -> Path:
+    """The same for LongCat-Video, with an adapter."""
+    from safetensors.torch import save_file
+
+    from qvg_cli.models.longcat.layers import TransformerConfig
+    from qvg_cli.models.longcat.model import LongCatTransformer
+
+    config = TransformerConfig(
+        in_channels=16,
+        out_channels=16,
+        hidden_size=64,
+        depth=2,
+        num_heads=1,
+        caption_channels=16,
+        mlp_ratio=1,
+        adaln_tembed_dim=8,
+        frequency_embedding_size=16,
+        patch_size=(1, 2, 2),
+        text_tokens_zero_pad=True,
+    )
+    generator = torch.Generator().manual_seed(2)
+
+    def random(*shape):
+        return 0.2 * torch.randn(shape, generator=generator)
+
+    folder = copy_parts(tiny_weights, tmp_path_factory.mktemp("longcat"))
+    (folder / "dit").mkdir()
+    (folder / "dit" / "config.json").write_text(json.dumps(asdict(config)))
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in LongCatTransformer(config).state_dict().items()}
+    save_file({name: random(*shape) for name, shape in shapes.items()}, folder / "dit" / "model.safetensors")
+    (folder / "lora").mkdir()
+    stem = "lora___lorahyphen___blocks___lorahyphen___1___lorahyphen___attn___lorahyphen___proj"
+    adapter = {"lora_down.weight": random(4, 64), "lora_up.weight": random(64, 4)}
+    adapter["alpha_scale"] = torch.tensor(0.5)
+    save_file(
+        {f"{stem}.{leaf}": tensor for leaf, tensor in adapter.items()},
+        folder / "lora" / "cfg_step_lora.safetensors",
+    )
+    return folder
+
+
+def copy_parts(weights, folder):
+    """Text encoder, tokenizer and VAE of other weights."""
+    for part in ("vae", "text_encoder", "tokenizer"):
+        shutil.copytree(weights / part, folder / part)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def random_vgg(tmp_path_factory) -> Path:
     """A folder for downloads that has the network of LPIPS with random weights, its classifier left out."""
     from safetensors.torch import save_file
@@ -94,6 +161,38 @@ def random_vgg(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("vgg")
     (home / "lpips" / "vgg16").mkdir(parents=True)
     save_file(tensors, home / "lpips" / "vgg16" / "model.safetensors")
+    return home
+
+
+@pytest.fixture(scope="session")
+def random_taehv(tmp_path_factory) -> Path:
+    """A folder for downloads that has both small decoders with random weights, the second as in diffusers."""
+    from safetensors.torch import save_file
+
+    from qvg_cli.models.taehv import SmallNetwork
+
+    def in_diffusers(name: str) -> str:
+        _, index, *rest = name.split(".")
+        block, part = divmod(int(index) - 3, 6)
+        if int(index) in (1, 22):
+            return ".".join(["decoder", "conv_in" if index == "1" else "conv_out", *rest])
+        if part < 3:
+            return f"decoder.blocks.{block}.mem_blocks.{part}.conv{int(rest[1]) // 2 + 1}.{rest[2]}"
+        return f"decoder.blocks.{block}." + {4: "time_grow", 5: "conv_out"}[part] + ".weight"
+
+    home = tmp_path_factory.mktemp("taehv")
+    for channels, patch, place, rename in (
+        (16, 1, "wan21/taew2_1", str),
+        (48, 2, "wan22/diffusion_pytorch_model", in_diffusers),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        tensors = {"encoder.any.weight": torch.zeros(1)}
+        for name, tensor in sorted(SmallNetwork(channels, patch).state_dict().items()):
+            fan_in = tensor[0].numel() if tensor.ndim > 1 else 100
+            tensors[rename(name)] = torch.randn(tensor.shape, generator=generator) / fan_in**0.5
+        path = home / "taehv" / f"{place}.safetensors"
+        path.parent.mkdir(parents=True)
+        save_file(tensors, path)
     return home
 
 

@@ -25,7 +25,7 @@ def download(
     names: list[str] | None = typer.Argument(
         None,
         metavar="NAME",
-        help="Models, e.g. self-forcing; or lpips, for qvg compare --lpips.",
+        help="Models, e.g. self-forcing; lpips, for qvg compare --lpips; taehv, for video.decoder=taehv.",
         autocompletion=complete_backends,
     ),
     list_: bool = option("--list", "List models, their sizes and what is downloaded (works offline)."),

@@ -111,12 +111,15 @@ def resolve(request: Request, rules_of: Callable[[str], Rules]) -> LoadedConfig:
     layers.append(Layer("--backend", {"backend": name, "family": None if family == name else family}))
     config = _check(layers, model)
     notes = [note for layer in user for note in _old_words(layer)]
-    if config.cache.matrices is not None and not config.cache.is_shaped:
+    chosen = [layer.source for layer in user if "matrices" in layer.values.get("cache", {})]
+    is_other_model = not chosen and any(
+        {"weights", "checkpoint"} & set(layer.values.get("model", {})) for layer in user
+    )
+    if config.cache.matrices is not None and (is_other_model or not config.cache.is_shaped):
         notes += [
-            f"cache.matrices={config.cache.matrices} ({layer.source}) has no effect: no codec of "
+            f"cache.matrices={config.cache.matrices} ({source}) has no effect: no codec of "
             f"{config.cache.preset} is shaped"
-            for layer in user
-            if "matrices" in layer.values.get("cache", {})
+            for source in chosen
         ]
         cache = config.cache.model_copy(update={"matrices": None})
         config = config.model_copy(update={"cache": cache})

@@ -1,5 +1,6 @@
 """Where the files that ship with the package are, in a source checkout and in an installed wheel alike."""
 
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,11 @@ from qvg_cli.plugins import plugin_configs
 _PACKAGE = Path(__file__).parents[1]
 _OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
 """Families whose built-in model understands other prompts than the first one."""
+_TAEHV_FILES = {
+    (16, -0.7571): "wan21/taew2_1.safetensors",
+    (48, -0.2289): "wan22/diffusion_pytorch_model.safetensors",
+}
+"""In the folder of the download, by the channels of latents and the mean of the first: Wan 2.1 and 2.2 5B."""
 
 
 @cache
@@ -82,8 +88,11 @@ def weights_folder(name: str) -> Path:
     raise MissingModelError(f"no weights at {folders[-1]}", hint=hint)
 
 
-def check_weights(weights: str, checkpoint: str | None = None) -> None:
-    """Notice at once, by a `MissingModelError`, what would be missed after seconds of loading."""
+def check_weights(weights: str, checkpoint: str | None = None, decoder: str = "vae") -> None:
+    """Notice at once, by a `MissingModelError`, what would be missed after seconds of loading.
+
+    `UsageError` if there is no such decoder for this model.
+    """
     folder = weights_folder(weights)
     if not (folder / "vae").is_dir():
         raise MissingModelError(
@@ -92,6 +101,35 @@ def check_weights(weights: str, checkpoint: str | None = None) -> None:
         )
     if checkpoint is not None and not expand_user(checkpoint).is_file():
         raise MissingModelError(f"model.checkpoint={checkpoint} does not exist")
+    if decoder == "taehv":
+        find_taehv(folder)
+
+
+def find_taehv(weights: Path) -> Path:
+    """The file of the small decoder for the latents of the VAE in the folder `weights`.
+
+    Raises:
+        UsageError: There is none for these.
+        MissingModelError: It was not downloaded.
+    """
+    try:
+        layout = json.loads((weights / "vae" / "config.json").read_text(encoding="utf-8-sig"))
+        # diffusers' defaults are those of Wan 2.1.
+        kind = layout.get("z_dim", 16), layout.get("latents_mean", [-0.7571])[0]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise MissingModelError(f"cannot read {weights / 'vae' / 'config.json'}: {error}") from error
+    if kind not in _TAEHV_FILES:
+        raise UsageError(
+            f"video.decoder=taehv is for latents of Wan 2.1 and Wan 2.2 5B; the VAE in {weights} has others",
+            hint="use video.decoder=vae",
+        )
+    path = qvg_home() / "taehv" / _TAEHV_FILES[kind]
+    if not path.is_file():
+        raise MissingModelError(
+            f"video.decoder=taehv needs a small decoder, which is not at {path}",
+            hint="download it with: qvg download taehv (--dry-run shows from where)",
+        )
+    return path
 
 
 def pocket_grammar(family: str) -> Path:

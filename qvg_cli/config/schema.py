@@ -89,12 +89,14 @@ class VideoConfig(Config):
         width: Frame width in pixels.
         frames: Length in latent frames: the first gives one video frame, each other four.
         fps: Frames per second.
+        decoder: "vae": the model's own. "taehv": a small decoder, much faster, its pictures slightly worse.
     """
 
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     frames: int = Field(gt=0, description="latent frames")
     fps: int = Field(16, gt=0)
+    decoder: Literal["vae", "taehv"] = "vae"
 
 
 class SamplerConfig(Config):

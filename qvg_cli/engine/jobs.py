@@ -132,9 +132,10 @@ def plan_caches(
 
 
 def check_weights(video: Planned) -> None:
-    """Notice missing weights before torch is loaded; `MissingModelError` if they are not there."""
-    model = video.config.model
-    resources.check_weights(model.weights, getattr(model, "checkpoint", None))
+    """Notice missing weights, and a decoder that is not there, before torch is loaded."""
+    config = video.config
+    checkpoint = getattr(config.model, "checkpoint", None)
+    resources.check_weights(config.model.weights, checkpoint, config.video.decoder)
 
 
 def _prompt_after(start: Start, schedule: Path | Sequence[ScheduledPrompt] | None) -> str:

@@ -89,8 +89,10 @@ def check_matrices(config: CacheConfig, shape: CacheShape) -> Path | None:
 def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[MemorySample]:
     """What `memory.json` of a run will say of the cache, a sample a chunk; the device's peak is `None`.
 
-    `ValueError` if the codecs do not take the head size, `UsageError` if a layer is named that is not there.
+    `ValueError` if the codecs do not take the head size, `UsageError` if a layer is named that is not there,
+    or matrices do not fit.
     """
+    check_matrices(config, shape)
     layers = _block_bytes(config, plan, shape)
     frame_bytes = bf16_frame_bytes(plan.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers)
     ledger = Ledger()
@@ -192,10 +194,18 @@ def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> lis
     return [of_layer(layer) for layer in config.of_layers(shape.num_layers)]
 
 
+def shipped_bytes(config: CacheConfig, shape: CacheShape) -> int:
+    """Bytes of the matrices that come with the model, and of their inverses; no cache counts them."""
+    return 0 if config.matrices is None else 2 * sum(_matrix_bytes(config, shape))
+
+
 def _version_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
     """Bytes of one version of the matrices that each layer learns."""
-    if config.matrices is not None:
-        return [0] * shape.num_layers
+    return _matrix_bytes(config, shape) if config.matrices is None else [0] * shape.num_layers
+
+
+def _matrix_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
+    """Bytes of the matrices of each layer."""
     return [
         sum(spec.matrix_bytes(shape.heads, shape.head_dim) for spec in (layer.k, layer.v))
         for layer in config.of_layers(shape.num_layers)

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import Field, JsonValue, ValidationError
 
 from qvg_cli import __version__
-from qvg_cli.config.resources import matrices_file, qvg_home, weights_folder
+from qvg_cli.config.resources import find_taehv, matrices_file, qvg_home, weights_folder
 from qvg_cli.config.schema import CacheConfig, Config, LayerCodecs, RunConfig
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import QvgError, UsageError
@@ -48,7 +48,7 @@ class Identity(Config):
     Attributes:
         settings: The resolved configuration, without what says where things are held.
         device: Its kind, such as "cuda"; another kind computes other bits.
-        weights: Hash of the weights folder, over the names and every byte.
+        weights: Hash of the weights folder, over the names and every byte; then that of a small decoder.
         inputs: SHA-256 of every file that a setting names.
         extra: Empty; part of the hash since the first format.
         versions: Of the packages that compute, and the name of the GPU; others may round otherwise.
@@ -102,8 +102,10 @@ def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
 
 
 def _hash_weights(config: RunConfig) -> str:
+    folder = weights_folder(config.model.weights)
     with timed("hashing the weights"):
-        return hash_folder(weights_folder(config.model.weights))
+        found = hash_folder(folder)
+        return found if config.video.decoder == "vae" else f"{found} {hash_file(find_taehv(folder))}"
 
 
 def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:

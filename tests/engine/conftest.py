@@ -1,24 +1,44 @@
-"""Engines of the three families: the built-in weights, on pictures of 32 x 64 pixels."""
+"""Engines of the three families: random weights of two layers, on pictures of 32 x 64 pixels."""
 
 import pytest
+from PIL import Image
 
 from qvg_cli.engine.engine import Engine
 
-TINY = {"video.height": 32, "video.width": 64, "sampler.steps": [1000, 500]}
+
+@pytest.fixture(scope="session")
+def text_settings(tiny_weights):
+    return {
+        "model.weights": str(tiny_weights),
+        "model.text_tokens": 32,
+        "video.height": 32,
+        "video.width": 64,
+        "sampler.steps": [1000, 500],
+    }
 
 
 @pytest.fixture(scope="session")
-def walk_engine():
-    return Engine.load("hyworldplay", pocket=True, device="cpu", settings=TINY)
+def text_engine(text_settings):
+    return Engine.load("self-forcing", device="cpu", settings=text_settings)
 
 
 @pytest.fixture(scope="session")
-def text_engine():
-    return Engine.load("self-forcing", pocket=True, device="cpu", settings=TINY)
+def walk_engine(walk_weights, text_settings):
+    """Its walks begin in a picture."""
+    picture = walk_weights / "picture.png"
+    Image.new("RGB", (64, 32), (90, 140, 80)).save(picture)
+    settings = {**text_settings, "model.weights": str(walk_weights), "walk.image": str(picture)}
+    settings |= {"model.latent_channels": 16, "model.spatial_factor": 8, "sampler.context": "incremental"}
+    return Engine.load("hyworldplay", device="cpu", settings=settings)
 
 
 @pytest.fixture(scope="session")
-def segment_engine():
-    settings = {"video.height": 32, "video.width": 64, "sampler.guided_steps": 2}
-    settings |= {"sampler.window": 4, "sampler.frames_per_chunk": 2}
-    return Engine.load("longcat", pocket=True, device="cpu", settings=settings)
+def segment_engine(longcat_weights, text_settings):
+    settings = {**text_settings, "model.weights": str(longcat_weights), "sampler.guided_steps": 2}
+    settings |= {
+        "sampler.negative_prompt": "",
+        "video.frames": 4,
+        "sampler.window": 4,
+        "sampler.frames_per_chunk": 2,
+    }
+    return Engine.load("longcat", device="cpu", settings=settings)

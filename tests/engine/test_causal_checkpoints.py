@@ -84,10 +84,10 @@ def test_a_prompt_that_changes_where_a_run_ended_passes_the_cache_again(text_eng
         *(pytest.param(rule, 4, marks=pytest.mark.slow) for rule in RULES if rule not in QUICK),
     ],
 )
-def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(go_on, rule, cut):
+def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(go_on, text_settings, rule, cut):
     """Where there is a recache it is the fifth chunk: cut off before it, and after it."""
     settings = RULES[rule]
-    values = {"video.height": 32, "video.width": 64, "video.frames": 18, **settings}
+    values = {**text_settings, "video.frames": 18, **settings}
     if schedule_of(settings):
         values["prompt_changes"] = [{"frame": 45, "prompt": THEN}]
     layers = []
@@ -95,7 +95,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(go_on, rule, cut):
         for key in reversed(name.split(".")):
             value = {key: value}
         layers.append(Layer(name, value))
-    config = load_config(Request("self-forcing", pocket=True, options=layers)).config
+    config = load_config(Request("self-forcing", options=layers)).config
     rest_of_whole, rest = go_on(config, cut)
     assert len(rest) == len(rest_of_whole) > 0
     for ours, theirs in zip(rest, rest_of_whole, strict=True):
@@ -106,8 +106,9 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(go_on, rule, cut):
 @pytest.mark.parametrize(
     "name", ["longlive", "causal-forcing-2step", pytest.param("sgf-chunk", marks=pytest.mark.slow)]
 )
-def test_a_session_is_the_video_of_its_checkpoint(name):
-    engine = Engine.load(name, pocket=True, device="cpu", settings={"video.height": 32, "video.width": 64})
+def test_a_session_is_the_video_of_its_checkpoint(text_settings, name):
+    settings = {key: value for key, value in text_settings.items() if key != "sampler.steps"}
+    engine = Engine.load(name, device="cpu", settings=settings)
     session = engine.session(FIRST)
     count = 5 if name != "causal-forcing-2step" else 3
     chunks = [session.step() for _ in range(count)] + [session.step(prompt=THEN), session.step()]
@@ -129,8 +130,8 @@ def picture(tmp_path):
 @pytest.mark.parametrize(("name", "num_still"), [("causal-forcing-frame", 1), ("sgf-chunk", 9)])
 def test_a_video_begins_with_its_picture(picture, name, num_still):
     engine = Engine.load(name, pocket=True, device="cpu", settings={"video.height": 64, "video.width": 128})
-    video = engine.generate(FIRST, frames=num_still + 24, image=picture)
-    assert len(video.frames) == num_still + 24
+    video = engine.generate(FIRST, frames=num_still + 12, image=picture)
+    assert len(video.frames) == num_still + 12
     (note,) = [line for line in video.notes if "box.png" in line]
     assert "cropped" in note
     shown = np.asarray(Image.open(picture))[:, 16:144].astype(int)
@@ -138,14 +139,13 @@ def test_a_video_begins_with_its_picture(picture, name, num_still):
     for frame in video.frames[:num_still].astype(int):
         assert np.abs(frame - shown).mean() < np.abs(frame - shown[::-1]).mean() / 3
     given = 1 + (num_still - 1) // 4
-    other = engine.generate(FIRST, frames=num_still + 24, image=picture, seed=5)
+    other = engine.generate(FIRST, frames=num_still + 12, image=picture, seed=5)
     assert other.latents[:, :, :given].equal(video.latents[:, :, :given])
     assert not other.latents[:, :, given:].equal(video.latents[:, :, given:])
 
 
-def test_a_video_with_a_picture_is_extended_with_the_same_bits(picture, tmp_path):
-    settings = {"video.height": 32, "video.width": 64}
-    engine = Engine.load("causal-forcing-2step", pocket=True, device="cpu", settings=settings)
+def test_a_video_with_a_picture_is_extended_with_the_same_bits(text_settings, picture, tmp_path):
+    engine = Engine.load("causal-forcing-2step", device="cpu", settings=text_settings)
     half = engine.generate(FIRST, frames=13, image=picture)
     longer = engine.generate(FIRST, frames=21, image=picture)
     extended = engine.extend(save(tmp_path / "half", half), frames=8)

@@ -76,18 +76,30 @@ class Case:
         return load_config(Request(backend=self.family, pocket=is_pocket, sets=sets)).config
 
 
-BASIC_CASES = [
+QUICK_CASES = [
     *(Case(family) for family in FAMILIES),
-    *(Case(family, "int2-shaped") for family in FAMILIES),
-    *(Case("hyworldplay", more=(("sampler.context", context),)) for context in ("rebuild", "incremental")),
+    Case("self-forcing", "int2-shaped"),
+    Case("hyworldplay", more=(("sampler.context", "incremental"),)),
 ]
-CASES = [*BASIC_CASES, *(Case("self-forcing", preset) for preset in ("int2-qvg", "trit", "bf16"))]
+# Guidance takes two groups of processes, here of two.
+QUICK_FOUR = [Case("longcat")]
+MORE_CASES = [
+    *(Case(family, "int2-shaped") for family in ("hyworldplay", "longcat")),
+    Case("hyworldplay", more=(("sampler.context", "rebuild"),)),
+    *(Case("self-forcing", preset) for preset in ("int2-qvg", "trit", "bf16")),
+]
+CASES = [*QUICK_CASES, *MORE_CASES]
+MORE_FOUR = [case for case in CASES if case not in QUICK_FOUR]
 SLOW_CASES = [
     *(Case(family, preset) for family in FAMILIES for preset in preset_names()),
     *(Case(f, preset, is_pocket=True) for f in FAMILIES for preset in ("int2", "int2-qvg", "trit")),
 ]
 SHARDED_CASES = [Case(family, more=SHARDED) for family in FAMILIES]
-RESUMES = [(family, *counts) for family in FAMILIES for counts in ((1, 2), (4, 2), (2, 1))]
+QUICK_RESUMES = [("self-forcing", 1, 2), ("self-forcing", 2, 1)]
+MORE_RESUMES = [
+    *((family, *counts) for family in ("hyworldplay", "longcat") for counts in ((1, 2), (2, 1))),
+    *((family, 4, 2) for family in FAMILIES),
+]
 
 
 class OneByOne(AllRows):
@@ -224,20 +236,23 @@ def weights(tiny_weights, tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(weights):
     """The folder with what one, two and four processes made."""
-    cases, families = tuple(CASES), tuple(FAMILIES)
-    Work(weights, 1, cases, cuts=families).start()
-    Work(weights, 4, tuple(BASIC_CASES), cuts=families).start()
-    resumes = tuple((family, count) for family in families for count in (1, 4))
-    Work(weights, 2, (*cases, *SHARDED_CASES), cuts=families, resumes=resumes).start()
-    Work(weights, 1, (), resumes=tuple((family, 2) for family in families)).start()
+    cut = ("self-forcing",)
+    Work(weights, 1, tuple(QUICK_CASES), cuts=cut).start()
+    Work(weights, 4, tuple(QUICK_FOUR)).start()
+    Work(weights, 2, (*QUICK_CASES, SHARDED_CASES[0]), cuts=cut, resumes=(("self-forcing", 1),)).start()
+    Work(weights, 1, (), resumes=(("self-forcing", 2),)).start()
     return weights
 
 
 @pytest.fixture(scope="module")
 def made_slowly(made):
-    """The same of every preset, of the built-in models and of eight processes."""
-    for num_processes in (1, 2):
-        Work(made, num_processes, tuple(SLOW_CASES)).start()
+    """The same of every family and preset, of the built-in models and of eight processes."""
+    others = ("hyworldplay", "longcat")
+    Work(made, 1, (*MORE_CASES, *SLOW_CASES), cuts=others).start()
+    Work(made, 4, tuple(MORE_FOUR), cuts=tuple(FAMILIES)).start()
+    resumes = (*((family, 4) for family in FAMILIES), *((family, 1) for family in others))
+    Work(made, 2, (*MORE_CASES, *SLOW_CASES, *SHARDED_CASES[1:]), cuts=others, resumes=resumes).start()
+    Work(made, 1, (), resumes=tuple((family, 2) for family in others)).start()
     Work(made, 8, tuple(CASES)).start()
     return made
 
@@ -266,7 +281,7 @@ def assert_same(parts, alone, case):
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "case"), [*((2, case) for case in CASES), *((4, case) for case in BASIC_CASES)]
+    ("num_processes", "case"), [*((2, case) for case in QUICK_CASES), *((4, case) for case in QUICK_FOUR)]
 )
 def test_several_processes_make_the_video_of_one(made, num_processes, case):
     (alone,) = read(made, case, 1)
@@ -275,19 +290,25 @@ def test_several_processes_make_the_video_of_one(made, num_processes, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_processes", "case"), [*((8, case) for case in CASES), *((2, case) for case in SLOW_CASES)]
+    ("num_processes", "case"),
+    [
+        *((2, case) for case in (*MORE_CASES, *SLOW_CASES)),
+        *((4, case) for case in MORE_FOUR),
+        *((8, case) for case in CASES),
+    ],
 )
 def test_eight_processes_every_preset_and_the_built_in_models(made_slowly, num_processes, case):
     (alone,) = read(made_slowly, case, 1)
     assert_same(read(made_slowly, case, num_processes), alone, case)
 
 
-@pytest.mark.parametrize(("family", "begun_by", "num_processes"), RESUMES)
-def test_a_run_goes_on_with_another_number_of_processes(made, family, begun_by, num_processes):
+def assert_goes_on(folder, family, begun_by, num_processes):
     case = Case(family)
-    (alone,) = read(made, case, 1)
+    (alone,) = read(folder, case, 1)
     name = f"resumed-{family}-{begun_by}-{num_processes}"
-    parts = [load_file(made / f"{name}-{num_processes}-{rank}.safetensors") for rank in range(num_processes)]
+    parts = [
+        load_file(folder / f"{name}-{num_processes}-{rank}.safetensors") for rank in range(num_processes)
+    ]
     made_after = parts[0]["latents"].shape[2]
     assert 0 < made_after < alone["latents"].shape[2]
     alone["latents"] = alone["latents"][:, :, -made_after:]
@@ -295,14 +316,34 @@ def test_a_run_goes_on_with_another_number_of_processes(made, family, begun_by, 
     assert_same(parts, alone, case)
 
 
-@pytest.mark.parametrize("case", SHARDED_CASES, ids=lambda case: case.name)
-def test_sharded_weights_are_divided_and_make_the_same_video(made, case):
-    (alone,) = read(made, Case(case.family), 1)
-    parts = read(made, case, 2)
+@pytest.mark.parametrize(("family", "begun_by", "num_processes"), QUICK_RESUMES)
+def test_a_run_goes_on_with_another_number_of_processes(made, family, begun_by, num_processes):
+    assert_goes_on(made, family, begun_by, num_processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "begun_by", "num_processes"), MORE_RESUMES)
+def test_runs_of_every_family_go_on_with_fewer_and_more(made_slowly, family, begun_by, num_processes):
+    assert_goes_on(made_slowly, family, begun_by, num_processes)
+
+
+def assert_divided(folder, case):
+    (alone,) = read(folder, Case(case.family), 1)
+    parts = read(folder, case, 2)
     assert sum(part["weights"] for part in parts) == alone["weights"]
     # Dimensions that do not divide differ by one.
     assert int(parts[0]["weights"]) == pytest.approx(int(alone["weights"]) / 2, rel=0.02)
     assert_same(parts, alone, Case(case.family))
+
+
+def test_sharded_weights_are_divided_and_make_the_same_video(made):
+    assert_divided(made, SHARDED_CASES[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SHARDED_CASES[1:], ids=lambda case: case.name)
+def test_sharded_weights_of_the_other_families(made_slowly, case):
+    assert_divided(made_slowly, case)
 
 
 def test_sharded_weights_are_refused_where_nothing_shares_them():

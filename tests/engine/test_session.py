@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from qvg_cli.config.yaml_text import format_yaml
+from qvg_cli.engine.engine import Engine
 from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.video.io import VideoWriter
 
@@ -98,7 +100,7 @@ def test_a_saved_video_goes_on_as_if_it_had_not_ended(family, preset, steps, req
 def test_a_run_of_another_model_is_not_taken_up(text_engine, walk_engine, tmp_path):
     session = text_engine.session()
     run = save(tmp_path / "run", session, [session.step()])
-    with pytest.raises(UsageError, match=r"was made with demo model"):
+    with pytest.raises(UsageError, match=r"was made with Self-Forcing"):
         walk_engine.take_up(run)
 
 
@@ -139,9 +141,10 @@ def test_what_a_model_call_raises_ends_the_session(walk_engine):
     assert first.latents.shape[2] == 4
 
 
-def test_a_session_takes_its_own_picture_and_sampler(walk_engine, tmp_path):
-    from PIL import Image
-
+def test_a_session_takes_its_own_picture_and_sampler(tmp_path):
+    # A trained VAE, which keeps colours.
+    size = {"video.height": 32, "video.width": 64, "sampler.steps": [1000, 500]}
+    walk_engine = Engine.load("hyworldplay", pocket=True, device="cpu", settings=size)
     picture = tmp_path / "red.png"
     Image.new("RGB", (64, 32), (200, 30, 30)).save(picture)
     red = walk_engine.session(settings={"walk.image": str(picture)}).step(pose="w-3")

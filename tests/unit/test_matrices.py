@@ -11,7 +11,7 @@ from qvg_cli.cache.shaping import read_shipped
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.registry import load_config
+from qvg_cli.models.registry import family_of, load_config
 from qvg_cli.planning.cache_forecast import CacheShape, predict_payload
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
 from qvg_cli.runs.identity import differences, identify, video_ids
@@ -133,3 +133,20 @@ def test_a_cache_without_shaped_codecs_has_none_and_says_so(file):
     assert loaded.notes == (
         f"cache.matrices={file} (--set cache.matrices) has no effect: no codec of int2 is shaped",
     )
+
+
+def test_those_of_the_demo_model_go_with_its_weights(tmp_path):
+    def named(*sets):
+        return load_config(
+            Request(pocket=True, sets=("cache.preset=int2-shaped", *sets))
+        ).config.cache.matrices
+
+    assert named() == "self-forcing-pocket"
+    assert named(f"model.weights={tmp_path}") is None
+    assert named("cache.matrices=null") is None
+    assert named("cache.preset=int2") is None
+    config = load_config(Request(pocket=True, sets=("cache.preset=bit1-shaped",))).config
+    sizes = family_of(config).sizes(config, is_gpu=False)
+    shape = CacheShape(sizes.num_layers, sizes.heads, sizes.head_dim)
+    assert len(read_shipped(config.cache, shape)) == sizes.num_layers
+    assert "self-forcing-pocket" in identify(config, "cpu").inputs
