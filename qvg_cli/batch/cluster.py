@@ -63,16 +63,10 @@ class Cluster:
         return workers
 
     def make(self, plan: WorkerPlan, num_workers: int, hear: Callable[[Row], None]) -> BaseException | None:
-        """Make every job of `plan`.
+        """Make every job of `plan`; returns what stopped it before its end: Ctrl-C or a signal.
 
         Args:
             hear: Takes lines of the manifest, and how far videos are, as they come; empty while nothing does.
-
-        Returns:
-            What stopped it before its end: Ctrl-C or a signal.
-
-        Raises:
-            QvgError: The model cannot be loaded, or Ray has gone.
         """
         ray = self._ray
         node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(

@@ -149,11 +149,8 @@ class LayerCache:
             query: `[B, H, S, D]`, rotated.
             key: `[B, H, S, D]` of the chunk's own `frames`, not rotated.
             value: `[B, H, S, D]` of the chunk.
-            reads: Frames of the history, all held.
+            reads: Frames of the history, all held; else a `QvgError`.
             value_rotation: Rotation of the values; `None` leaves them as they are.
-
-        Raises:
-            QvgError: A frame of `reads` is not held.
         """
         history = self._history(reads, rotation, value_rotation)
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
@@ -179,13 +176,11 @@ class LayerCache:
     def commit(self, key: Tensor, value: Tensor, frames: Frames, commit: Commit) -> None:
         """Store blocks of the frames that pass through the model, and pack those that are due.
 
+        A `QvgError` names layer, frame and head of the first value that is NaN or infinite.
+
         Args:
             key: `[B, H, S, D]` of `frames`, after the key norm, before rotation.
             value: `[B, H, S, D]`.
-
-        Raises:
-            QvgError: A value is NaN or infinite, or the codecs do not take the head size; the message names
-                the layer, and the frame and head of the first such value.
         """
         for block in commit.stores:
             codecs = self.packed if block.is_packed else self.unpacked

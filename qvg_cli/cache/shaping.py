@@ -146,11 +146,7 @@ class Shaping:
 
 
 def read_shipped(config: CacheConfig, shape: CacheShape) -> list[Matrices] | None:
-    """The matrices `[H, D, D]` of every layer that came with the model, of the heads that are here.
-
-    Raises:
-        UsageError: The file is not of a model of this shape, or damaged.
-    """
+    """The shipped matrices `[H, D, D]` of every layer, of the heads here; `UsageError` if they do not fit."""
     path = check_matrices(config, shape)
     if path is None:
         return None

@@ -18,8 +18,6 @@ class FamilyOption:
     Attributes:
         flag: As it is written, such as "--window". Families may share a flag, each with its own setting.
         setting: Dotted name of the setting.
-        help: For `--help`.
-        metavar: What `--help` shows in the value's place.
         type: That the command line is read as.
         parse: From that value to the setting's; a wrong one is a `UsageError`.
         needs: Another setting and the value without which the option has no effect, and is refused.

@@ -43,11 +43,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def matrices_file(name: str) -> Path:
-    """The file with the matrices `cache.matrices`: one that ships with a model, by its name, or the user's.
-
-    Raises:
-        UsageError: It is not there.
-    """
+    """The file of `cache.matrices`: shipped with a model, by its name, or the user's; else a `UsageError`."""
     shipped = config_files("cache/shaped", "safetensors")
     path = shipped.get(name) or expand_user(name)
     if not path.is_file():
@@ -108,9 +104,7 @@ def check_weights(weights: str, checkpoint: str | None = None, decoder: str = "v
 def find_taehv(weights: Path) -> Path:
     """The file of the small decoder for the latents of the VAE in the folder `weights`.
 
-    Raises:
-        UsageError: There is none for these.
-        MissingModelError: It was not downloaded.
+    `UsageError` if there is none for these, `MissingModelError` if it was not downloaded.
     """
     try:
         layout = json.loads((weights / "vae" / "config.json").read_text(encoding="utf-8-sig"))

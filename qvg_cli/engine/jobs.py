@@ -51,18 +51,14 @@ def plan_jobs(
     bad: list[UsageError] | None = None,
     is_made: bool = True,
 ) -> list[Planned]:
-    """Resolve and plan every video of a command, and say what was chosen for the user.
+    """Resolve and plan every video of a command, and tell `note` what was chosen for the user.
 
     Args:
-        note: Takes a line for the user.
         prompts: A file with a prompt a video; with `segments`, a prompt a segment of one video.
         start: The video that all of them go on from.
         schedule: The prompts of every video and where they begin, or the file that has them.
         bad: Takes what is wrong with lines of `prompts`; `None` refuses them all for one such line.
         is_made: Whether prompts matter: the videos are made and not only planned.
-
-    Raises:
-        UsageError: Something does not fit; nothing was made.
     """
     loaded = load_config(request)
     config = loaded.config

@@ -117,15 +117,10 @@ class Family(ABC, Generic[ConfigT]):
     def convert_checkpoint(
         self, source: Path, config: Mapping[str, object], folder: Path, weights_key: str, lora: Loras = ()
     ) -> None:
-        """Write the published checkpoint `source` to `folder` as safetensors with a config.json.
+        """Write the published checkpoint `source`, adapters merged, as safetensors with a config.json.
 
-        Args:
-            config: What the model is built from.
-            weights_key: Which of its weights: "ema", "raw" or "auto", those that the authors run.
-            lora: Adapters to merge.
-
-        Raises:
-            MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
+        Of its weights those named by `weights_key`: "ema", "raw" or "auto", which the authors run. A
+        `MissingModelError` names what is wrong with it.
         """
         raise MissingModelError(
             f"a checkpoint of {self.name} is used as it is published", hint="leave convert out of the YAML"

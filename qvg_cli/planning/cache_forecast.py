@@ -52,11 +52,7 @@ class CacheShape:
 
 
 def check_matrices(config: CacheConfig, shape: CacheShape) -> Path | None:
-    """The file whose matrices shape errors, if any does; only its header is read.
-
-    Raises:
-        UsageError: It is not there, or not of a model of this shape.
-    """
+    """The file whose matrices shape errors, if any does, by its header; `UsageError` if it does not fit."""
     layers = config.of_layers(shape.num_layers)
     wanted = [
         f"layer{number}.{side}"

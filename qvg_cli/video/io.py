@@ -42,10 +42,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
     """Writes one H.264 file that plays up to where the writing stopped, whatever stopped it.
 
     Frames go to `<name>.part` until `finish` gives the file its name. If this process dies, ffmpeg closes the
-    part; if ffmpeg dies or the disk is full, the part plays up to its last whole group of frames.
-
-    Raises:
-        UsageError: The height or the width is odd, which the yuv420p of H.264 players cannot hold.
+    part; if ffmpeg dies or the disk is full, the part plays up to its last whole group of frames. Height and
+    width are even, as the yuv420p of H.264 players needs, or a `UsageError`.
     """
 
     def __init__(self, path: Path, *, height: int, width: int, fps: int, comment: str = "") -> None:

@@ -35,15 +35,11 @@ def fit_size(height: int, width: int) -> tuple[int, int]:
 
 
 def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
-    """Plan a run.
+    """Plan a run; a `UsageError` names the nearest size, length, window or cache that fits.
 
     Args:
-        config: The resolved configuration.
         context_frames: Given latent frames at the start, part of `config.video.frames`; see `plan_chunks`.
             `config.source` says it if it is there.
-
-    Raises:
-        UsageError: Size, length, window or cache do not fit; the message names what would.
     """
     geometry = _geometry(config)
     source, finished_frames = config.source, 0
@@ -152,9 +148,6 @@ def plan_chunks(
             the end of a given clip.
         finished_frames: Latent frames of a video that was made before, the context's among them. Chunks of
             it are shown again: their condition is recalled for the decoder, and the model does not run.
-
-    Raises:
-        UsageError: The length or the given clip does not fit; the message names the nearest that do.
     """
     if context_frames not in (0, 1, condition_frames):
         raise UsageError(
