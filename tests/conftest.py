@@ -92,7 +92,7 @@ def walk_weights(tiny_weights, tiny_wan, tmp_path_factory) -> Path:
     layout = {**tiny_wan, "num_attention_heads": 2}
     torch.manual_seed(0)
     torch.save({"generator": WalkTransformer(**layout).state_dict()}, folder / "model.pt")
-    find_family("hyworldplay").convert_checkpoint(folder / "model.pt", layout, folder / "transformer")
+    find_family("hyworldplay").convert_checkpoint(folder / "model.pt", layout, folder / "transformer", "auto")
     return folder
 
 

@@ -4,8 +4,6 @@ The exact keys are gone once they are packed, so this is found out when they are
 `e^T M e / D` of a squared logit, M the moment of the queries as the key meets them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -52,11 +50,7 @@ def draw_tokens(seed: int, chunk: int, count: int, device: torch.device) -> Tens
 
 
 class LogitErrors:
-    """What one layer's blocks of a chunk bring.
-
-    Attributes:
-        squared: Mean squared error of the logits of each block, on the device.
-    """
+    """What one layer's blocks of a chunk bring: the mean squared error of logits, on the device."""
 
     def __init__(self) -> None:
         self.squared: list[Tensor] = []

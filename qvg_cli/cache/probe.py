@@ -5,8 +5,6 @@ keys. In some chunks a few queries of the last denoising step are asked of all o
 the run changes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,13 +43,7 @@ class _Asked:
 
 
 class Probe(Watcher):
-    """Asks the same of an exact cache and of packed ones.
-
-    Args:
-        cache: Of the run.
-        others: Empty caches by name, of `keys_alone` of what is measured.
-        seed: Of the draws.
-    """
+    """Asks the same of the exact cache of a run and of packed ones, each empty and made by `keys_alone`."""
 
     def __init__(self, cache: KVCache, others: Mapping[str, KVCache], seed: int) -> None:
         self._cache = cache
@@ -143,7 +135,6 @@ def keys_alone(config: CacheConfig) -> CacheConfig:
 
 
 def packs_keys(config: CacheConfig) -> bool:
-    """Whether keys of any layer are packed."""
     return config.k.packs or any(codecs.k.packs for codecs in config.layers.values())
 
 

@@ -5,8 +5,6 @@ keys. Each is refused here with its line. It also breaks lines at U+0085, U+2028
 YAML 1.2, they are characters of their text. Text written here is always read back equal.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -36,18 +34,10 @@ _TRUTH_TRAP = re.compile(r"y|yes|n|no|on|off", re.IGNORECASE)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The one document in `text`.
-
-    Args:
-        source: Name of the text in messages.
-
-    Raises:
-        UsageError: The text is not YAML, has two equal keys, or a value that YAML readers take differently.
-    """
+    """The one document in `text`, which messages call `source`; `UsageError` if YAML readers differ on it."""
     if len(text) > _MAX_CHARACTERS:
         raise UsageError(
-            f"{source} has {len(text)} characters; the limit is {_MAX_CHARACTERS}",
-            hint="use a settings file",
+            f"{source} has {len(text)} characters; the limit is {_MAX_CHARACTERS}", hint="use a settings file"
         )
     text, hidden = _hide_old_breaks(text)
     try:

@@ -3,8 +3,6 @@
 All that `qvg download` knows about a model is said there; this module reads it. No torch, no network.
 """
 
-from __future__ import annotations
-
 import re
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -78,13 +76,9 @@ class DownloadConfig(Config):
 
 
 class Download(Config):
-    """What can be downloaded under one name.
+    """What can be downloaded under one name, that of a backend or of a model which measures.
 
     Attributes:
-        name: Of the YAML: a backend's, or that of a model which measures.
-        family: Of the backend.
-        summary: What the model is.
-        licence: What the weights' licence allows.
         use: A command that needs it.
         claims: What the authors say of it, and what nobody has shown; may be empty.
         weights_of: Name of the YAML whose weights these are; `None` where they are its own.
@@ -126,11 +120,7 @@ def _read(name: str, values: dict[str, Any], files: dict[str, dict[str, Any]]) -
 
 
 def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
-    """Where the needed ones of a repository's `paths` go: path there to path in the weights folder.
-
-    Raises:
-        MissingModelError: A pattern fits no path, or a path leads out of the folder.
-    """
+    """By needed path of a repository the path in the weights folder; `MissingModelError` if one lacks."""
     found: dict[str, str] = {}
     for folder, patterns in config.files.items():
         for pattern in patterns:

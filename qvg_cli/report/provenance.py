@@ -1,7 +1,5 @@
 """Where a result comes from: versions, commit, hardware and command, for run.yaml."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shlex

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.suggestions import check_memory, find_suggestions, forecast_run, suggestions_after
+from qvg_cli.engine.suggestions import Trial, check_memory, forecast_run, suggestions_after
 from qvg_cli.errors import OutOfMemoryError, UsageError
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
@@ -107,14 +107,15 @@ def test_remedies_fit_when_they_are_taken():
     config, plan = load("self-forcing", "cache.preset=bf16", "video.frames=180")
     limit = 20 * GIB
     assert forecast_run(config, plan, is_gpu=True).device_bytes > limit
-    remedies = find_suggestions(config, plan, limit, is_gpu=True)
-    assert [remedy.options.split()[0] for remedy in remedies] == ["--cache", "--frames"]
-    preset, frames = (remedy.options.split()[1] for remedy in remedies)
+    remedies = Trial(limit, is_gpu=True).find(config, plan)
+    (option, preset), (other, frames) = (options.split() for options in remedies)
+    assert (option, other) == ("--cache", "--frames")
+    packed_bytes, cut_bytes = remedies.values()
     taken, _ = load("self-forcing", f"cache.preset={preset}", "video.frames=180")
-    assert forecast_run(taken, plan, is_gpu=True).device_bytes == remedies[0].device_bytes <= limit
+    assert forecast_run(taken, plan, is_gpu=True).device_bytes == packed_bytes <= limit
     latent = 1 + (int(frames) - 1) // 4
     cut, shorter = load("self-forcing", "cache.preset=bf16", f"video.frames={latent}")
-    assert forecast_run(cut, shorter, is_gpu=True).device_bytes == remedies[1].device_bytes <= limit
+    assert forecast_run(cut, shorter, is_gpu=True).device_bytes == cut_bytes <= limit
     cut, longer = load("self-forcing", "cache.preset=bf16", f"video.frames={latent + 3}")
     assert forecast_run(cut, longer, is_gpu=True).device_bytes > limit
 
