@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -44,6 +46,12 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         UsageError: The text is not YAML, has two equal keys, or a value that YAML readers take differently.
     """
+    # One command asks for the same preset ten times, and reading it takes longer than copying what was read.
+    return deepcopy(_parse(text, source))
+
+
+@lru_cache(maxsize=64)
+def _parse(text: str, source: str) -> Any:
     if len(text) > _MAX_CHARACTERS:
         raise UsageError(
             f"{source} has {len(text)} characters; the limit is {_MAX_CHARACTERS}",

@@ -5,7 +5,6 @@ import struct
 import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -15,12 +14,6 @@ import pytest
 from qvg_cli.engine.engine import Engine
 
 TINY = {"video.height": 32, "video.width": 64, "sampler.steps": [1000]}
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.allow_hosts(["127.0.0.1"]))
 
 
 @pytest.fixture(scope="session")
