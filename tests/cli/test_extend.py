@@ -228,7 +228,7 @@ def test_the_pocket_model_goes_on_from_a_clip(qvg, tmp_path, monkeypatch):
         assert np.abs(tones[9] - tones[8]).max() < 4
 
 
-@pytest.mark.parametrize("has_clip", [True, False])
+@pytest.mark.parametrize("has_clip", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_extension_that_was_cut_off_goes_on(finished, clip, qvg, tiny, tmp_path, monkeypatch, has_clip):
     start = clip if has_clip else finished[1]["folder"]
     arguments = ("extend", start, "a red ball", *tiny.arguments, "--frames", 36, "--out", tmp_path, "--json")

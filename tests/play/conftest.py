@@ -17,7 +17,13 @@ TINY = {"video.height": 32, "video.width": 64, "sampler.steps": [1000]}
 
 
 @pytest.fixture(scope="session")
-def walk_engine():
+def walk_engine(walk_settings):
+    return Engine.load("hyworldplay", device="cpu", settings={**walk_settings, "sampler.steps": [1000]})
+
+
+@pytest.fixture(scope="session")
+def pocket_engine():
+    """The built-in walk: it keeps colours, packs to less than BF16, and knows its words."""
     return Engine.load("hyworldplay", pocket=True, device="cpu", settings=TINY)
 
 

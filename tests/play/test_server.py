@@ -36,8 +36,8 @@ def made_again(run):
     return engine.generate(engine.config.prompt if not engine.config.prompt_changes else None).latents
 
 
-def test_a_key_makes_one_chunk_and_then_nothing(play, walk_engine):
-    browser = play(walk_engine).browser()
+def test_a_key_makes_one_chunk_and_then_nothing(play, pocket_engine):
+    browser = play(pocket_engine).browser()
     browser.wait(lambda: browser.is_ready() and browser.frames)
     # The picture that the walk begins in.
     assert len(browser.frames) == 1
@@ -211,8 +211,8 @@ def test_the_page_runs_its_own_script_alone(play, walk_engine):
     assert b"https://" not in body
 
 
-def test_an_uploaded_picture_begins_a_world_that_can_be_made_again(play, walk_engine):
-    session = play(walk_engine)
+def test_an_uploaded_picture_begins_a_world_that_can_be_made_again(play, pocket_engine):
+    session = play(pocket_engine)
     browser = session.browser()
     browser.wait(browser.is_ready)
     status, body, _ = session.fetch("/picture", png((200, 30, 30)))
@@ -321,8 +321,8 @@ def test_a_walk_has_one_prompt(play, walk_engine):
     assert "one prompt" in browser.last("error")["message"]
 
 
-def test_an_unknown_word_of_a_pocket_prompt_is_told(play, walk_engine):
-    browser = play(walk_engine).browser()
+def test_an_unknown_word_of_a_pocket_prompt_is_told(play, pocket_engine):
+    browser = play(pocket_engine).browser()
     browser.wait(browser.is_ready)
     browser.send(type="world", prompt="A dragon on grass")
     browser.wait(lambda: browser.last("notice"))
