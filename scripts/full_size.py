@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from safetensors.torch import save_file
 
@@ -113,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record["arms"].append(arm.record)
         is_whole &= arm.run(pipeline, lambda: save(record, options.out))
     print(table([record]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return 0 if is_whole else 1
 
 

@@ -23,6 +23,7 @@ from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.offload import STORAGE_DTYPE, Offload
 from qvg_cli.models.parallel import AllRows, AllTokens, Rows, Tokens
 from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+from qvg_cli.models.taehv import SmallNetwork, network_dtype
 from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix, put_tensor
 from qvg_cli.models.wan.pipeline import place_transformer, place_vae
 
@@ -153,6 +154,15 @@ class RandomModels:
         self._fill(vae, lambda name: self.dtype, self.offload.vae_load_device)
         place_vae(vae, self.offload)
         return vae
+
+    @cached_property
+    def small_decoder(self) -> SmallNetwork:
+        """What decodes in place of the VAE, if the run says so."""
+        channels = self.layout.vae.get("z_dim", 16)
+        with torch.device("meta"):
+            network = SmallNetwork(channels, patch=1 if channels == 16 else 2)
+        self._fill(network, lambda name: network_dtype(self.dtype), self.device)
+        return network
 
     def text_states(self, rows: int, num_tokens: int) -> Tensor:
         """`[rows, num_tokens, C]` in place of a prompt's states: random, and zero after the prompt."""

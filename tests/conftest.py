@@ -183,6 +183,38 @@ def random_vgg(tmp_path_factory) -> Path:
     return home
 
 
+@pytest.fixture(scope="session")
+def random_taehv(tmp_path_factory) -> Path:
+    """A folder for downloads that has both small decoders with random weights, the second as in diffusers."""
+    from safetensors.torch import save_file
+
+    from qvg_cli.models.taehv import SmallNetwork
+
+    def in_diffusers(name: str) -> str:
+        _, index, *rest = name.split(".")
+        block, part = divmod(int(index) - 3, 6)
+        if int(index) in (1, 22):
+            return ".".join(["decoder", "conv_in" if index == "1" else "conv_out", *rest])
+        if part < 3:
+            return f"decoder.blocks.{block}.mem_blocks.{part}.conv{int(rest[1]) // 2 + 1}.{rest[2]}"
+        return f"decoder.blocks.{block}." + {4: "time_grow", 5: "conv_out"}[part] + ".weight"
+
+    home = tmp_path_factory.mktemp("taehv")
+    for channels, patch, place, rename in (
+        (16, 1, "wan21/taew2_1", str),
+        (48, 2, "wan22/diffusion_pytorch_model", in_diffusers),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        tensors = {"encoder.any.weight": torch.zeros(1)}
+        for name, tensor in sorted(SmallNetwork(channels, patch).state_dict().items()):
+            fan_in = tensor[0].numel() if tensor.ndim > 1 else 100
+            tensors[rename(name)] = torch.randn(tensor.shape, generator=generator) / fan_in**0.5
+        path = home / "taehv" / f"{place}.safetensors"
+        path.parent.mkdir(parents=True)
+        save_file(tensors, path)
+    return home
+
+
 @pytest.fixture
 def go_on(tmp_path):
     """A function: the chunks after the first `cut` of a run made in one go, and of one cut off there."""

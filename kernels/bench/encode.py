@@ -19,8 +19,9 @@ from peer import encode_by_peer
 from presets import load_preset
 from timing import copy_bandwidth, time_alone
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from qvg_kernels.codec import Codec, FiniteCheck, PackedTensor, encode_pair
+from qvg_kernels.codec import Codec, FiniteCheck, PackedTensor, Shaper, encode_pair
 from qvg_kernels.codecs.registry import build_codec
 
 SHAPES = {
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--presets", default=",".join(PRESETS), help="cache presets, separated by commas")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
+    parser.add_argument("--profile", action="store_true", help="print the longest kernels of a call")
     parser.add_argument("--peer", action="store_true", help="time quant-videogen too, which tunes for 31 s")
     options = parser.parse_args()
     bandwidth = copy_bandwidth()
@@ -48,7 +50,10 @@ def main() -> None:
         for preset in options.presets.split(","):
             specs = load_preset(preset)
             codecs = build_codec(specs.key), build_codec(specs.value)
-            rows.append({"shape": name, "preset": preset, **measure(codecs, key, value, bandwidth)})
+            if options.profile:
+                print(f"{name}, {preset}")
+            measured = measure(codecs, key, value, bandwidth, is_profiled=options.profile)
+            rows.append({"shape": name, "preset": preset, **measured})
         if options.peer:
             rows.append({"shape": name, "preset": "quant-videogen", **time_peer(key, value)})
     result = {
@@ -75,16 +80,18 @@ def make_span(batch: int, heads: int, tokens: int, head_dim: int, *, seed: int) 
     return span.transpose(1, 2)
 
 
-def measure(codecs: tuple[Codec, Codec], key: Tensor, value: Tensor, bandwidth: float) -> dict[str, Any]:
+def measure(
+    codecs: tuple[Codec, Codec], key: Tensor, value: Tensor, bandwidth: float, *, is_profiled: bool
+) -> dict[str, Any]:
     """Error in dB beside the reference's, and medians in milliseconds of keys and values together."""
     checks: list[FiniteCheck] = []
     packed: list[PackedTensor] = []
-    shapes = [learn(codec, span) for codec, span in zip(codecs, (key, value), strict=True)]
-    matrices, inverses = zip(*shapes, strict=True)
+    shapers = learn(codecs[0], key), learn(codecs[1], value)
+    learning = time_alone(lambda: (learn(codecs[0], key), learn(codecs[1], value)), 3) if shapers[0] else None
 
     def encode() -> None:
         checks.clear()
-        packed[:] = encode_pair(codecs, (key, value), (1, 1), checks, matrices, inverses)
+        packed[:] = encode_pair(codecs, (key, value), (1, 1), checks, shapers)
 
     started = time.perf_counter()
     encode()
@@ -99,9 +106,15 @@ def measure(codecs: tuple[Codec, Codec], key: Tensor, value: Tensor, bandwidth: 
     moved = 2 * (key.numel() + value.numel()) + stored
     median = time_alone(encode, ROUNDS)
     replay = time_replay(encode)
+    if is_profiled:
+        with profile(activities=[ProfilerActivity.CUDA]) as trace:
+            encode()
+            torch.cuda.synchronize()
+        print(trace.key_averages().table(sort_by="cuda_time_total", row_limit=15, max_name_column_width=40))
     return {
         "difference_db": difference,
         "first_ms": 1000 * first,
+        "learn_ms": learning,
         "eager_ms": median,
         "graph_ms": replay,
         "floor_ms": 1000 * moved / bandwidth,
@@ -109,13 +122,13 @@ def measure(codecs: tuple[Codec, Codec], key: Tensor, value: Tensor, bandwidth: 
     }
 
 
-def learn(codec: Codec, span: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The matrix of a spec that is shaped, and its inverse: as a layer has them before it packs a chunk."""
+def learn(codec: Codec, span: Tensor) -> Shaper | None:
+    """What a layer has before it packs a chunk, of a spec that is shaped."""
     if not codec.spec.is_shaped:
-        return None, None
+        return None
     query = torch.stack([head.float().T @ head.float() for head in span.flatten(0, 1)])
     matrix = codec.shaping_matrix(codec.residual_moment(span, seed=1), query.unflatten(0, span.shape[:2]))
-    return matrix, codec.inverse_of(matrix)
+    return codec.shaper_of(matrix)
 
 
 def error_of(codec: Codec, span: Tensor, kernels: str) -> float:
@@ -152,9 +165,10 @@ def time_peer(key: Tensor, value: Tensor) -> dict[str, float]:
 def print_table(result: dict[str, Any]) -> None:
     """One row a shape and preset."""
     print(f"{result['device']}, copies at {result['copy_bandwidth_tb_per_second']:.2f} TB/s")
-    print("| shape | preset | dB | first ms | ms | graph ms | floor ms |\n|---|---|---|---|---|---|---|")
+    print("| shape | preset | dB | first ms | learn ms | ms | graph ms | floor ms |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in result["rows"]:
-        names = ("difference_db", "first_ms", "eager_ms", "graph_ms", "floor_ms")
+        names = ("difference_db", "first_ms", "learn_ms", "eager_ms", "graph_ms", "floor_ms")
         cells = ["" if row.get(name) is None else f"{row[name]:.3f}" for name in names]
         print(f"| {row['shape']} | {row['preset']} | {' | '.join(cells)} |")
 

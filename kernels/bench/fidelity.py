@@ -17,7 +17,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from figures import Row, write_differences, write_plot, write_table
 from measures import AttentionProbe, HeadLosses, error_db, gain, rope_3d, rope_at
 from presets import Preset, load_presets
 from safetensors import safe_open
+from safetensors.torch import load_file
 from synthetic import FRAME, LEVELS, make_sample
 from torch import Tensor
 
@@ -53,6 +54,7 @@ class Case:
         scales: Of the logits, by what heads are called at it; "" is the model's own.
         asked: Queries before any rotation, `[1, H, Q, D]`, each with the first token of its chunk: what a
             codec may know of when it packs later ones.
+        shipped: `[1, H, D, D]` matrices of "key" and "value" that take the place of learnt ones.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Case:
     probes: list[tuple[AttentionProbe, Tensor]]
     scales: Mapping[str, float]
     asked: list[tuple[int, Tensor]]
+    shipped: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def require_whole_frames(span: int, frame_tokens: int) -> None:
@@ -96,8 +99,13 @@ def synthetic_cases(spans: list[int], history: int, samples: int, device: str) -
                 yield Case(level, f"seed {seed}", span, key, value, FRAME, [(probe, every)], scales, asked)
 
 
-def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
-    """Every layer and prompt of a recording at every span, which is a chunk if none is given."""
+def recorded_cases(path: Path, spans: list[int], device: str, matrices: Path | None = None) -> Iterator[Case]:
+    """Every layer and prompt of a recording at every span, which is a chunk if none is given.
+
+    Args:
+        matrices: File of those of its model, for the presets that are shaped.
+    """
+    every = {} if matrices is None else load_file(matrices, device)
     with safe_open(path, "pt", device=device) as file:
         about = json.loads((file.metadata() or {}).get("recording", "null"))
         if about is None:
@@ -142,7 +150,10 @@ def recorded_cases(path: Path, spans: list[int], device: str) -> Iterator[Case]:
                     name, scales = f"layer {layer}, prompt {prompt}", {"": key.shape[3] ** -0.5}
                     own = [(first, query[one].float()) for first, query in asked]
                     states = (key[one], value[one])
-                    yield Case("recorded", name, span, *states, about["frame"], probes, scales, own)
+                    shipped = {
+                        side: every[f"layer{layer}.{side}"].unsqueeze(0) for side in ("key", "value") if every
+                    }
+                    yield Case("recorded", name, span, *states, about["frame"], probes, scales, own, shipped)
 
 
 def _judging_chunks(about: Mapping[str, Any], span_frames: int) -> dict[int, int]:
@@ -194,13 +205,15 @@ def pack(codec: Codec, states: Tensor, case: Case, num_packed: int, seed: int) -
     seeds = [2 * number + seed for number in range(len(spans))]
     matrices: Sequence[Tensor | None] = [None]
     if codec.spec.is_shaped:
-        matrices = learn(codec, spans, seeds, case)
+        shipped = case.shipped.get(codec.spec.shaping)
+        matrices = learn(codec, spans, seeds, case) if shipped is None else [shipped]
     if codec.spec.weighs_queries:
         matrices = [earlier_queries(case, number) for number in range(len(spans))]
+    shapers = [None if matrix is None else codec.shaper_of(matrix) for matrix in matrices]
     parts = []
     for number, (span, own_seed) in enumerate(zip(spans, seeds, strict=True)):
-        matrix = matrices[min(number, len(matrices) - 1)]
-        parts.append(codec.decode(codec.encode(span, seed=own_seed, matrix=matrix)))
+        shaper = shapers[min(number, len(shapers) - 1)]
+        parts.append(codec.decode(codec.encode(span, seed=own_seed, shaper=shaper)))
     return torch.cat([*parts, states[:, :, num_packed:]], dim=2)
 
 
@@ -266,6 +279,7 @@ def main() -> None:
     add("--history", type=int, default=14040, help="tokens of a synthetic history, if a span is not longer")
     add("--samples", type=int, default=2, help="seeds of each synthetic cell")
     add("--recorded", type=Path, help="safetensors file of scripts/bench/record.py")
+    add("--matrices", type=Path, help="file of scripts/bench/shape.py for presets that are shaped")
     add("--table", type=Path, help="markdown file to write")
     add("--json", type=Path, help="file for the figures of every head")
     add("--plot", type=Path, help="image to write")
@@ -278,7 +292,7 @@ def main() -> None:
         spans = options.spans or [4680, 9360, 37440]
         cases = synthetic_cases(spans, options.history, options.samples, options.device)
     else:
-        cases = recorded_cases(options.recorded, options.spans, options.device)
+        cases = recorded_cases(options.recorded, options.spans, options.device, options.matrices)
     rows: list[Row] = []
     for case in cases:
         rows += measure(case, presets)

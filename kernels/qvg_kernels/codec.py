@@ -49,6 +49,31 @@ class PackedTensor:
         return total
 
 
+@dataclass(frozen=True, eq=False)
+class Shaper:
+    """What a layer's codec knows of how its errors are heard, for every head.
+
+    Attributes:
+        matrix: `[B, H, D, D]`: of a spec that is shaped, bf16 that blocks are decoded by; of one that weighs
+            queries, the sum of the products of those of earlier chunks.
+        inverse: Of a spec that is shaped, float16 that values are multiplied by before they are rounded.
+    """
+
+    matrix: Tensor
+    inverse: Tensor | None = None
+
+    def by_head(self) -> list[Shaper]:
+        """Those of single heads, `[D, D]`."""
+        matrices = self.matrix.flatten(0, 1).unbind(0)
+        if self.inverse is None:
+            return [Shaper(matrix) for matrix in matrices]
+        return list(map(Shaper, matrices, self.inverse.flatten(0, 1).unbind(0)))
+
+
+Shapers = tuple[Shaper | None, Shaper | None]
+"""Of a layer's keys and values; `None` for a codec that knows nothing."""
+
+
 class Codec(ABC):
     """Packs blocks of keys or values; holds settings only, never data."""
 
@@ -64,8 +89,7 @@ class Codec(ABC):
         *,
         seed: int,
         checks: list[FiniteCheck] | None = None,
-        matrix: Tensor | None = None,
-        inverse: Tensor | None = None,
+        shaper: Shaper | None = None,
     ) -> PackedTensor:
         """Pack `[B, H, S, D]` values; `seed` serves codecs that draw starting points.
 
@@ -75,9 +99,8 @@ class Codec(ABC):
         Args:
             checks: Where a check that would wait for a GPU is added instead; the caller settles it with
                 `first_error` before it uses the block. On a CPU, and without a list, nothing is put off.
-            matrix: What `shaping_matrix` gave for the layer, of a spec that is shaped; without it the errors
-                of such a spec are not shaped.
-            inverse: `inverse_of` that matrix, if it is kept: it takes longer than packing a chunk.
+            shaper: Of a spec that is shaped or weighs queries; without it errors are not shaped, and all
+                channels weigh alike.
 
         Raises:
             ValueError: The block is empty or its head size is not one the codec takes.
@@ -105,9 +128,9 @@ class Codec(ABC):
         """
         raise NotImplementedError
 
-    def inverse_of(self, matrix: Tensor) -> Tensor:
-        """What values are multiplied by before they are rounded, `[B, H, D, D]` float16."""
-        raise NotImplementedError
+    def shaper_of(self, matrix: Tensor) -> Shaper:
+        """What blocks are packed by if a matrix `[B, H, D, D]` shapes errors; takes longer than a chunk."""
+        return Shaper(matrix)
 
     def reader(self, head_dim: int) -> BlockReader | None:
         """What reads blocks of heads of `head_dim` channels by kernels; `None` where only torch does."""
@@ -144,14 +167,12 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
     def encode_head(self, points: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Pack `[S, D]` float32 values of one head."""
 
-    def encode_shaped_head(
-        self, points: Tensor, draws: Draws, matrix: Tensor, inverse: Tensor
-    ) -> dict[str, Tensor]:
-        """What `encode_head` does, with errors shaped by `[D, D]`."""
+    def encode_shaped_head(self, points: Tensor, draws: Draws, shaper: Shaper) -> dict[str, Tensor]:
+        """What `encode_head` does, by what is known of the head."""
         raise NotImplementedError
 
     def encode_by_kernels(
-        self, block: Tensor, seed: int, matrices: tuple[Tensor, Tensor] | None
+        self, block: Tensor, seed: int, shaper: Shaper | None
     ) -> tuple[dict[str, Tensor], FiniteCheck] | None:
         """Pack all heads by kernels, and whether their values are finite; `None` where only torch packs."""
         return None
@@ -162,19 +183,15 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
         *,
         seed: int,
         checks: list[FiniteCheck] | None = None,
-        matrix: Tensor | None = None,
-        inverse: Tensor | None = None,
+        shaper: Shaper | None = None,
     ) -> PackedTensor:
         batch, heads, tokens, head_dim = block.shape
         check_packed_shape(self.spec.scheme, tokens, head_dim)
-        if self.spec.is_shaped and matrix is None:
+        if self.spec.is_shaped and shaper is None:
             one = torch.eye(head_dim, dtype=torch.bfloat16, device=block.device)
-            matrix = one.expand(batch, heads, -1, -1).contiguous()
-            inverse = matrix.half()
-        shape = None
-        if matrix is not None:
-            shape = matrix, self.inverse_of(matrix) if inverse is None else inverse
-        found = self.encode_by_kernels(block, seed, shape) if uses_kernels(block.device) else None
+            one = one.expand(batch, heads, -1, -1).contiguous()
+            shaper = Shaper(one, one.half())
+        found = self.encode_by_kernels(block, seed, shaper) if uses_kernels(block.device) else None
         if found is not None:
             tensors, check = found
             _settle(check, checks)
@@ -182,19 +199,19 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
             require_finite(block, checks)
             draws = self.draw(tokens, head_dim, seed, block.device)
             points = [points.float() for points in block.flatten(0, 1)]
-            if shape is None:
+            if shaper is None:
                 packed = [self.encode_head(each, draws) for each in points]
             else:
-                own = (each.flatten(0, 1) for each in shape)
                 packed = [
-                    self.encode_shaped_head(each, draws, *pair)
-                    for each, *pair in zip(points, *own, strict=True)
+                    self.encode_shaped_head(each, draws, own)
+                    for each, own in zip(points, shaper.by_head(), strict=True)
                 ]
             stacked = {name: torch.stack([head[name] for head in packed]) for name in packed[0]}
             tensors = {
                 name: tensor.reshape(batch, heads, *tensor.shape[1:]) for name, tensor in stacked.items()
             }
         kinds = {name: self.kinds[name] for name in tensors}
+        matrix = shaper.matrix if shaper is not None and self.spec.is_shaped else None
         return PackedTensor((batch, heads, tokens, head_dim), block.dtype, tensors, kinds, matrix)
 
 
@@ -284,17 +301,16 @@ def encode_pair(
     blocks: tuple[Tensor, Tensor],
     seeds: tuple[int, int],
     checks: list[FiniteCheck] | None = None,
-    matrices: tuple[Tensor | None, Tensor | None] = (None, None),
-    inverses: tuple[Tensor | None, Tensor | None] = (None, None),
+    shapers: Shapers = (None, None),
 ) -> tuple[PackedTensor, PackedTensor]:
     """Pack a layer's keys and values, on a GPU at the same time: alone, a chunk's leave most of it idle.
 
     Args:
-        checks: As `Codec.encode` has it; `matrices` and `inverses` likewise.
+        checks: As `Codec.encode` has it; `shapers` likewise.
     """
     packings = [
-        partial(codec.encode, block, seed=seed, checks=checks, matrix=matrix, inverse=inverse)
-        for codec, block, seed, matrix, inverse in zip(codecs, blocks, seeds, matrices, inverses, strict=True)
+        partial(codec.encode, block, seed=seed, checks=checks, shaper=shaper)
+        for codec, block, seed, shaper in zip(codecs, blocks, seeds, shapers, strict=True)
     ]
     device = blocks[1].device
     if device.type != "cuda":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.prediction import LogitErrors, predicted_rms
-from qvg_cli.cache.shaping import Matrices, Shaping
+from qvg_cli.cache.shaping import Matrices, Shaping, read_shipped
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.planning.cache_forecast import CacheShape
@@ -38,6 +38,7 @@ from qvg_kernels.codec import (
     FiniteCheck,
     NonFiniteError,
     PackedTensor,
+    Shapers,
     encode_pair,
     first_error,
 )
@@ -107,7 +108,8 @@ class LayerCache:
         entries: What is held, in the order in which it was stored.
         entry_of: The entry that a held frame is read from. A frame that was evicted is in none, even while a
             block keeps its tokens beside those of other frames.
-        shaping: The matrices that shape the errors of packed blocks.
+        shipped: `[H, D, D]` matrices that came with the model and shape the errors of packed blocks.
+        shaping: Those that do.
         unsettled: Checks of new blocks that would have waited for the device.
         watcher: Sees every call, if there is one.
         errors: What the blocks of the chunk in hand bring to logits.
@@ -121,6 +123,7 @@ class LayerCache:
     workspace: Workspace
     ledger: Ledger
     arithmetic: Arithmetic = "auto"
+    shipped: Matrices | None = None
     entries: dict[Block, Entry] = field(default_factory=dict)
     entry_of: dict[int, Entry] = field(default_factory=dict)
     shaping: Shaping = field(init=False)
@@ -131,7 +134,7 @@ class LayerCache:
     _versions: Versions = field(init=False)
 
     def __post_init__(self) -> None:
-        self.shaping = Shaping(self.packed.key, self.packed.value)
+        self.shaping = self._new_shaping()
         self._versions = Versions(self.ledger)
 
     def attend(
@@ -210,7 +213,7 @@ class LayerCache:
             self._drop(block)
         if step.empties:
             self._versions.clear()
-            self.shaping = Shaping(self.packed.key, self.packed.value)
+            self.shaping = self._new_shaping()
 
     def restore(
         self, entries: Sequence[Entry], block_of: Mapping[int, Block], versions: Mapping[int, Matrices]
@@ -225,11 +228,14 @@ class LayerCache:
             self._hold(entry)
         for version, matrices in sorted(versions.items()):
             self.shaping.take(version, matrices)
-            self._versions.make(version, _bytes_of(matrices))
+            self._versions.make(version, self.shaping.num_bytes(version))
         self.shaping.keep(self._versions.held)
         self.entry_of = {
             frame: self.entries[block] for frame, block in block_of.items() if block in self.entries
         }
+
+    def _new_shaping(self) -> Shaping:
+        return Shaping(self.packed.key, self.packed.value, self.shipped)
 
     def _take(self, states: Tensor, frames: Frames, block: Block) -> Tensor:
         """The tokens of a block, out of `[B, H, S, D]` states of `frames`."""
@@ -295,17 +301,13 @@ class LayerCache:
         )
         seeds, states = (key_seed, value_seed), (key, value)
         checks: list[FiniteCheck] = []
-        matrices: Matrices = (None, None)
-        inverses: Matrices = (None, None)
+        shapers: Shapers = (None, None)
         try:
             if codecs is self.packed:
-                matrices = self.shaping.matrices(block.version, states, seeds, checks)
-                self._versions.make(block.version, _bytes_of(matrices))
+                shapers = self.shaping.shapers(block.version, states, seeds, checks)
+                self._versions.make(block.version, self.shaping.num_bytes(block.version))
                 self.shaping.keep(self._versions.held)
-                inverses = self.shaping.inverses
-                if self.shaping.earlier is not None:
-                    matrices = self.shaping.earlier, matrices[1]
-            pair = encode_pair((codecs.key, codecs.value), states, seeds, checks, matrices, inverses)
+            pair = encode_pair((codecs.key, codecs.value), states, seeds, checks, shapers)
         except NonFiniteError as error:
             raise self.refuse(block.frames, error) from error
         except ValueError as error:
@@ -336,10 +338,6 @@ class LayerCache:
             self.shaping.keep(self._versions.held)
 
 
-def _bytes_of(matrices: Matrices) -> int:
-    return sum(each.numel() * each.element_size() for each in matrices if each is not None)
-
-
 class KVCache:
     """The history of all layers; carries out a `CachePlan`.
 
@@ -352,6 +350,7 @@ class KVCache:
         seed: Seed of the codecs' starting points.
         workspace_bytes: Size of decoded keys and values of all layers together.
         arithmetic: How packed history is multiplied.
+        shipped: Matrices that shape errors, of each layer; without them they are learnt.
 
     Attributes:
         is_whole: Whether all heads are here, not only those of one of several processes.
@@ -368,6 +367,7 @@ class KVCache:
         seed: int,
         workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
         arithmetic: Arithmetic = "auto",
+        shipped: Sequence[Matrices] | None = None,
     ) -> None:
         self.plan = plan
         self.ledger = Ledger()
@@ -380,7 +380,15 @@ class KVCache:
         workspace = Workspace(workspace_bytes)
         self.layers = [
             LayerCache(
-                index, seed, geometry.tokens_per_frame, own, unpacked, workspace, self.ledger, arithmetic
+                index,
+                seed,
+                geometry.tokens_per_frame,
+                own,
+                unpacked,
+                workspace,
+                self.ledger,
+                arithmetic,
+                None if shipped is None else shipped[index],
             )
             for index, own in enumerate(packed)
         ]
@@ -477,4 +485,5 @@ def open_cache(config: CacheConfig, geometry: Geometry, shape: CacheShape, seed:
         seed=seed,
         workspace_bytes=config.workspace_mib * 2**20,
         arithmetic=config.arithmetic,
+        shipped=read_shipped(config, shape),
     )

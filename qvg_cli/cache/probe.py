@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache, Rotation, Watcher
-from qvg_cli.cache.prediction import draw_tokens, head_groups, is_measured
+from qvg_cli.cache.prediction import chosen_heads, draw_tokens, is_measured
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.planning.cache_plan import CacheStep
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -32,10 +32,12 @@ class _Asked:
     """What a layer was asked in its last call.
 
     Attributes:
-        query: `[B, H, Q, D]`, placed.
-        own: `[B, H, Q]`, the logarithm of the summed exponentials of the chunk's own keys.
+        heads: That were looked at.
+        query: `[B, h, Q, D]` of these heads, placed.
+        own: `[B, h, Q]`, the logarithm of the summed exponentials of the chunk's own keys.
     """
 
+    heads: slice
     query: Tensor
     own: Tensor
     reads: Frames
@@ -81,13 +83,12 @@ class Probe(Watcher):
     ) -> None:
         if self._chunk is None or frames != self._chunk.makes:
             return
-        count = query.shape[2]
-        chosen = query[:, :, draw_tokens(self._seed, self._chunk.index, count, query.device)].float()
-        placement, own = rotation.placement(frames), list[Tensor]()
-        for heads in head_groups(key.shape[1], count * key.shape[3]):
-            placed = placement.apply(key[:, heads], slice(0, count))
-            own.append(_logits(chosen[:, heads], placed).logsumexp(-1))
-        self._asked[layer.index] = _Asked(chosen, torch.cat(own, dim=1), reads, rotation)
+        count, heads = query.shape[2], chosen_heads(self._chunk, query.shape[1])
+        tokens = draw_tokens(self._seed, self._chunk.index, count, query.device)
+        chosen = query[:, heads, tokens].float()
+        placed = rotation.placement(frames).apply(key[:, heads], slice(0, count))
+        own = _logits(chosen, placed).logsumexp(-1)
+        self._asked[layer.index] = _Asked(heads, chosen, own, reads, rotation)
 
     def see_queries(self, layer: LayerCache, query: Tensor, placements: Sequence[Placement]) -> None:
         for other in self._others.values():
@@ -150,24 +151,20 @@ def _losses(asked: _Asked, exact: LayerCache, packed: LayerCache) -> Tensor | No
     if not held:
         return None
     rest = tuple(frame for frame in asked.reads if frame not in held)
-    _, num_heads, num_queries, _ = asked.query.shape
-    found = []
-    for heads in head_groups(num_heads, num_queries * len(asked.reads) * exact.tokens_per_frame):
-        own = asked.own[:, heads]
-        if rest:
-            own = torch.logaddexp(own, _history_logits(asked, exact, rest, heads).logsumexp(-1))
-        right, changed = (_history_logits(asked, layer, held, heads) for layer in (exact, packed))
-        found.append(torch.stack(list(vars(logit_losses(right, changed, own)).values())))
-    return torch.cat(found, dim=2).mean((1, 2))
+    own = asked.own
+    if rest:
+        own = torch.logaddexp(own, _history_logits(asked, exact, rest).logsumexp(-1))
+    right, changed = (_history_logits(asked, layer, held) for layer in (exact, packed))
+    return torch.stack(list(vars(logit_losses(right, changed, own)).values())).mean((1, 2))
 
 
-def _history_logits(asked: _Asked, layer: LayerCache, frames: Frames, heads: slice) -> Tensor:
+def _history_logits(asked: _Asked, layer: LayerCache, frames: Frames) -> Tensor:
     """`[B, h, Q, S]` of the keys of `frames` as `layer` holds them."""
     parts = []
     for entry, tokens in _places(layer, frames):
-        key = entry.codecs.key.decode(entry.key, heads=heads)
+        key = entry.codecs.key.decode(entry.key, heads=asked.heads)
         placed = asked.rotation.placement(entry.block.frames).apply(key, slice(0, key.shape[2]))
-        parts.append(_logits(asked.query[:, heads], placed[:, :, tokens]))
+        parts.append(_logits(asked.query, placed[:, :, tokens]))
     return torch.cat(parts, dim=-1)
 
 

@@ -145,8 +145,11 @@ def _build(
 ) -> Entry:
     codecs = layer.packed if block.is_packed else layer.unpacked
     num_tokens = len(block.frames) * layer.tokens_per_frame
-    # Codecs without matrices have no versions.
-    matrices = versions[block.version] if versions and block.is_packed else (None, None)
+    matrices: Matrices = (None, None)
+    if block.is_packed:
+        # Codecs without matrices have no versions, and matrices that came with the model neither.
+        batch = sides["key"]["shape"][0]
+        matrices = layer.shaping.shipped_on(device, batch) or versions.get(block.version, matrices)
     key, value = (
         replace(_build_side(sides[side], f"{prefix}/{side}", tensors, num_tokens, device), matrix=matrix)
         for side, matrix in zip(_SIDES, matrices, strict=True)

@@ -26,7 +26,7 @@ def download(
         list[str] | None,
         typer.Argument(
             metavar="NAME",
-            help="Models, e.g. self-forcing; or lpips, for qvg compare --lpips.",
+            help="Models, e.g. self-forcing; lpips, for qvg compare --lpips; taehv, for video.decoder=taehv.",
             show_default=False,
             autocompletion=complete_backends,
         ),

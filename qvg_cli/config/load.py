@@ -72,7 +72,7 @@ class LoadedConfig:
     Attributes:
         has_default_backend: No source named a backend, so the built-in pocket model was taken.
         has_default_prompt: No source but the backend's YAML gave a prompt.
-        notes: What of the request has another name now, to be shown to the user.
+        notes: What of the request has another name now or no effect, to be shown to the user.
     """
 
     config: RunConfig
@@ -146,12 +146,25 @@ def resolve(
     family = None if backend.family == backend.name else backend.family
     layers.append(Layer("--backend", {"backend": backend.name, "family": family}))
     config = _check(layers, model)
+    notes = [note for layer in user for note in _old_words(layer)]
+    chosen = [layer.source for layer in user if "matrices" in layer.values.get("cache", {})]
+    is_other_model = not chosen and any(
+        {"weights", "checkpoint"} & set(layer.values.get("model", {})) for layer in user
+    )
+    if config.cache.matrices is not None and (is_other_model or not config.cache.is_shaped):
+        notes += [
+            f"cache.matrices={config.cache.matrices} ({source}) has no effect: no codec of "
+            f"{config.cache.preset} is shaped"
+            for source in chosen
+        ]
+        cache = config.cache.model_copy(update={"matrices": None})
+        config = config.model_copy(update={"cache": cache})
     _check_needs(backend.user, options, config)
     return LoadedConfig(
         config=config,
         has_default_backend=backend.is_default,
         has_default_prompt=not any("prompt" in layer.values for layer in user),
-        notes=tuple(note for layer in user for note in _old_words(layer)),
+        notes=tuple(notes),
     )
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cache
 from pathlib import Path
 
 from qvg_cli.environment import expand_user
-from qvg_cli.errors import MissingModelError
+from qvg_cli.errors import MissingModelError, UsageError
 from qvg_cli.plugins import plugin_configs
 
 _PACKAGE = Path(__file__).parents[1]
 _OWN_GRAMMARS = {"hyworldplay": "world/grammar.yaml"}
 """Families whose built-in model understands other prompts than the first one."""
+_TAEHV_FILES = {
+    (16, -0.7571): "wan21/taew2_1.safetensors",
+    (48, -0.2289): "wan22/diffusion_pytorch_model.safetensors",
+}
+"""In the folder of the download, by the channels of latents and the mean of the first: Wan 2.1 and 2.2 5B."""
 
 
 @cache
@@ -30,16 +36,30 @@ def configs_dir() -> Path:
     raise FileNotFoundError(f"no configs at {candidates[0]} or {candidates[1]}; reinstall qvg")
 
 
-def config_files(part: str = ".") -> dict[str, Path]:
-    """The YAMLs in a part of the package's folder, and in that of each plugin, by name; the package's win."""
+def config_files(part: str = ".", suffix: str = "yaml") -> dict[str, Path]:
+    """Files in a part of the package's folder, and in that of each plugin, by name; the package's win."""
     folders = [*reversed(plugin_configs()), configs_dir()]
-    found = {path.stem: path for folder in folders for path in (folder / part).glob("*.yaml")}
+    found = {path.stem: path for folder in folders for path in (folder / part).glob(f"*.{suffix}")}
     return dict(sorted(found.items()))
 
 
 def preset_names() -> tuple[str, ...]:
     """Names that `--cache` takes."""
     return tuple(config_files("cache"))
+
+
+def matrices_file(name: str) -> Path:
+    """The file with the matrices `cache.matrices`: one that ships with a model, by its name, or the user's.
+
+    Raises:
+        UsageError: It is not there.
+    """
+    shipped = config_files("cache/shaped", "safetensors")
+    path = shipped.get(name) or expand_user(name)
+    if not path.is_file():
+        hint = f"give a file, null to let the session learn them, or one that ships: {', '.join(shipped)}"
+        raise UsageError(f"cache.matrices={name}: there is no such file", hint=hint)
+    return path
 
 
 def qvg_home() -> Path:
@@ -77,14 +97,16 @@ def weights_folder(name: str) -> Path:
     raise MissingModelError(f"no weights at {folders[-1]}", hint=hint)
 
 
-def check_weights(weights: str, checkpoint: str | None = None) -> None:
+def check_weights(weights: str, checkpoint: str | None = None, decoder: str = "vae") -> None:
     """Notice in no time what would be missed after seconds of loading.
 
     Args:
         checkpoint: A file that takes the place of the transformer.
+        decoder: What makes the pixels.
 
     Raises:
         MissingModelError: There is no such folder, or no model in it, or no such file.
+        UsageError: There is no such decoder for this model.
     """
     folder = weights_folder(weights)
     if not (folder / "vae").is_dir():
@@ -94,6 +116,35 @@ def check_weights(weights: str, checkpoint: str | None = None) -> None:
         )
     if checkpoint is not None and not expand_user(checkpoint).is_file():
         raise MissingModelError(f"model.checkpoint={checkpoint} does not exist")
+    if decoder == "taehv":
+        find_taehv(folder)
+
+
+def find_taehv(weights: Path) -> Path:
+    """The file of the small decoder for the latents of the VAE in the folder `weights`.
+
+    Raises:
+        UsageError: There is none for these.
+        MissingModelError: It was not downloaded.
+    """
+    try:
+        layout = json.loads((weights / "vae" / "config.json").read_text(encoding="utf-8-sig"))
+        # diffusers' defaults are those of Wan 2.1.
+        kind = layout.get("z_dim", 16), layout.get("latents_mean", [-0.7571])[0]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise MissingModelError(f"cannot read {weights / 'vae' / 'config.json'}: {error}") from error
+    if kind not in _TAEHV_FILES:
+        raise UsageError(
+            f"video.decoder=taehv is for latents of Wan 2.1 and Wan 2.2 5B; the VAE in {weights} has others",
+            hint="use video.decoder=vae",
+        )
+    path = qvg_home() / "taehv" / _TAEHV_FILES[kind]
+    if not path.is_file():
+        raise MissingModelError(
+            f"video.decoder=taehv needs a small decoder, which is not at {path}",
+            hint="download it with: qvg download taehv (--dry-run shows from where)",
+        )
+    return path
 
 
 def pocket_grammar(family: str) -> Path:

@@ -43,6 +43,8 @@ class CacheConfig(Config):
         k: Codec of the keys.
         v: Codec of the values.
         layers: Codecs of single layers, by layer number from 0.
+        matrices: Matrices that shape the errors of shaped codecs: the name of those that ship with a model,
+            or a file; `None` learns them from the video itself.
         keep_recent_chunks: Number of newest finished chunks kept in BF16.
         keep_sink: Whether the first chunk is kept in BF16.
         span_tokens: Finished chunks are quantized together once they have this many tokens; 1 quantizes each
@@ -55,6 +57,7 @@ class CacheConfig(Config):
     preset: str
     k: CodecSetting
     v: CodecSetting
+    matrices: str | None = None
     # Numbers are texts where they are names in JSON.
     layers: dict[Annotated[int, Field(strict=False)], LayerCodecs] = Field(default_factory=dict)
     keep_recent_chunks: int = Field(0, ge=0)
@@ -62,6 +65,12 @@ class CacheConfig(Config):
     span_tokens: int = Field(1, ge=1)
     workspace_mib: int = Field(256, ge=16)
     arithmetic: Literal["auto", "int8", "fp8", "bf16"] = "auto"
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether matrices shape the errors of any codec."""
+        codecs = [self.k, self.v, *(codec for own in self.layers.values() for codec in (own.k, own.v))]
+        return any(codec.is_shaped for codec in codecs)
 
     def of_layers(self, num_layers: int) -> list[LayerCodecs]:
         """The codecs of each of a model's layers.
@@ -86,12 +95,14 @@ class VideoConfig(Config):
         width: Frame width in pixels.
         frames: Length in latent frames: the first gives one video frame, each other four.
         fps: Frames per second.
+        decoder: "vae": the model's own. "taehv": a small decoder, much faster, its pictures slightly worse.
     """
 
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     frames: int = Field(gt=0, description="latent frames")
     fps: int = Field(16, gt=0)
+    decoder: Literal["vae", "taehv"] = "vae"
 
 
 class SamplerConfig(Config):

@@ -152,9 +152,11 @@ def check_weights(video: Planned) -> None:
 
     Raises:
         MissingModelError: They are not there.
+        UsageError: There is no decoder as asked for.
     """
-    model = video.config.model
-    resources.check_weights(model.weights, getattr(model, "checkpoint", None))
+    config = video.config
+    checkpoint = getattr(config.model, "checkpoint", None)
+    resources.check_weights(config.model.weights, checkpoint, config.video.decoder)
 
 
 def _with_length(

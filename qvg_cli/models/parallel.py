@@ -30,6 +30,11 @@ class Tokens(Protocol):
         """How many processes there are."""
         ...
 
+    @property
+    def rank(self) -> int:
+        """Number of this process among them."""
+        ...
+
     def split(self, states: Tensor, frame_tokens: int) -> Tensor:
         """Of `[B, F * P, C]` those of this process, `[B, F * p, C]`: some of every frame."""
         ...
@@ -55,6 +60,7 @@ class AllTokens(Tokens):
     """All tokens and all heads here."""
 
     size = 1
+    rank = 0
 
     def split(self, states: Tensor, frame_tokens: int) -> Tensor:
         return states

@@ -8,6 +8,7 @@ and differs by the rounding of the convolutions where they are large.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,39 +23,38 @@ from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.planning.sizes import PASS_PIXELS
 
 
-class StreamingDecoder(Decoder):
-    """Decodes one video, a few latent frames at a time.
+class FrameDecoder(Decoder, ABC):
+    """Decodes one video, a few latent frames at a time, and remembers what its network has seen.
 
     Args:
-        vae: Not changed; several decoders may share it.
-        is_beside: Compute on a stream of its own, beside the model; for a VAE that stays on a GPU.
+        device: Of the network.
+        num_features: How many tensors it remembers.
+        reach: Latent frames of the past that it can see.
+        side: Pixels to a side of a latent position.
+        is_beside: Compute on a stream of its own, beside the model; for a network that stays on a GPU.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, *, is_beside: bool = False) -> None:
-        self._vae = vae
-        self._stream = torch.cuda.Stream(vae.device) if is_beside else None
-        shape = (1, -1, 1, 1, 1)
-        self._mean = torch.tensor(vae.config.latents_mean).view(shape)
-        self._std = torch.tensor(vae.config.latents_std).view(shape)
-        num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
-        self._features: list[Tensor | str | None] = [None] * num_convolutions
-        self._num_adding = 1 + max(
-            index
-            for index, block in enumerate(vae.decoder.up_blocks)
-            if any(isinstance(part, WanResample) and part.mode == "upsample3d" for part in block.modules())
-        )
+    def __init__(
+        self, device: torch.device, *, num_features: int, reach: int, side: int, is_beside: bool
+    ) -> None:
+        self._stream = torch.cuda.Stream(device) if is_beside else None
+        self._features: list[Tensor | str | None] = [None] * num_features
+        self._reach, self._side = reach, side
         self._is_first = True
         self._seam: Seam | None = None
         self._device = torch.device("cpu")
         self._copies: dict[int, Tensor] = {}
+
+    @abstractmethod
+    def decode_float(self, latents: Tensor) -> Tensor:
+        """As `decode`, but `[B, 3, n, height, width]` in -1 .. 1 and the network's dtype."""
 
     def recall(self, latents: Tensor) -> Tensor:
         return latents
 
     def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
         """Come to where the first chunks would have led; decodes only frames within reach of what follows."""
-        # A convolution sees two frames of the past, so this is the farthest that all of them together see.
-        reach = 2 * len(self._features)
+        reach = self._reach
         if self._seam is not None:
             self._seam.skip(pixel_frames(latents.shape[2]) - pixel_frames(num_shown))
         if latents.shape[2] > reach:
@@ -80,7 +80,7 @@ class StreamingDecoder(Decoder):
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """As `decode`, a latent frame at a time."""
         if not latents.shape[2]:
-            yield Pixels(no_pixels(latents, self._vae))
+            yield Pixels(no_pixels(latents, self._side))
             return
         for frame in latents.split(1, dim=2):
             with self._own_stream(latents) as began:
@@ -111,9 +111,58 @@ class StreamingDecoder(Decoder):
         with torch.cuda.stream(self._stream):
             yield began
 
+    def offload(self) -> None:
+        """Keep what the decoder remembers in CPU memory, until `onload`."""
+        for index, feature in enumerate(self._features):
+            if isinstance(feature, Tensor):
+                copy = self._copies.get(index)
+                if copy is None or copy.shape != feature.shape:
+                    # Pinned: a GPU reads and writes it at full speed. Made once, since that takes long.
+                    is_gpu = feature.device.type == "cuda"
+                    copy = torch.empty(feature.shape, dtype=feature.dtype, pin_memory=is_gpu)
+                    self._copies[index] = copy
+                self._device = feature.device
+                self._features[index] = copy.copy_(feature, non_blocking=True)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def onload(self) -> None:
+        """Bring what the decoder remembers back to its device."""
+        for index, feature in enumerate(self._features):
+            if isinstance(feature, Tensor):
+                self._features[index] = feature.to(self._device, non_blocking=True, copy=True)
+
+
+class StreamingDecoder(FrameDecoder):
+    """The VAE's decoder.
+
+    Args:
+        vae: Not changed; several decoders may share it.
+        is_beside: See `FrameDecoder`.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, *, is_beside: bool = False) -> None:
+        num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+        super().__init__(
+            vae.device,
+            num_features=num_convolutions,
+            # A convolution sees two frames of the past: this is the farthest that all of them together see.
+            reach=2 * num_convolutions,
+            side=vae.config.scale_factor_spatial,
+            is_beside=is_beside,
+        )
+        self._vae = vae
+        shape = (1, -1, 1, 1, 1)
+        self._mean = torch.tensor(vae.config.latents_mean).view(shape)
+        self._std = torch.tensor(vae.config.latents_std).view(shape)
+        self._num_adding = 1 + max(
+            index
+            for index, block in enumerate(vae.decoder.up_blocks)
+            if any(isinstance(part, WanResample) and part.mode == "upsample3d" for part in block.modules())
+        )
+
     @torch.no_grad()
     def decode_float(self, latents: Tensor) -> Tensor:
-        """As `decode`, but `[B, 3, n, height, width]` in -1 .. 1 and the VAE's dtype."""
         mean, std = (numbers.to(latents.device, non_blocking=True) for numbers in (self._mean, self._std))
         latents = (latents.to(mean) * std + mean).to(self._vae.dtype)
         decoded = []
@@ -139,8 +188,7 @@ class StreamingDecoder(Decoder):
         for block in decoder.up_blocks[: self._num_adding]:
             states = block(states, **memory)
         first, parts = at[0], []
-        side: int = self._vae.config.scale_factor_spatial
-        together = max(1, PASS_PIXELS // (latents.shape[-2] * latents.shape[-1] * side**2))
+        together = max(1, PASS_PIXELS // (latents.shape[-2] * latents.shape[-1] * self._side**2))
         for part in states.split(together, dim=2):
             at[0] = first
             for block in decoder.up_blocks[self._num_adding :]:
@@ -159,27 +207,6 @@ class StreamingDecoder(Decoder):
         self._features[at[0]] = newest
         at[0] += 1
         return convolved
-
-    def offload(self) -> None:
-        """Keep what the decoder remembers in CPU memory, until `onload`."""
-        for index, feature in enumerate(self._features):
-            if isinstance(feature, Tensor):
-                copy = self._copies.get(index)
-                if copy is None or copy.shape != feature.shape:
-                    # Pinned: a GPU reads and writes it at full speed. Made once, since that takes long.
-                    is_gpu = feature.device.type == "cuda"
-                    copy = torch.empty(feature.shape, dtype=feature.dtype, pin_memory=is_gpu)
-                    self._copies[index] = copy
-                self._device = feature.device
-                self._features[index] = copy.copy_(feature, non_blocking=True)
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
-
-    def onload(self) -> None:
-        """Bring what the decoder remembers back to its device."""
-        for index, feature in enumerate(self._features):
-            if isinstance(feature, Tensor):
-                self._features[index] = feature.to(self._device, non_blocking=True, copy=True)
 
 
 @torch.no_grad()
@@ -203,9 +230,8 @@ def encode_frames(vae: AutoencoderKLWan, frames: Tensor, generator: torch.Genera
     return normalised
 
 
-def no_pixels(latents: Tensor, vae: AutoencoderKLWan) -> Tensor:
-    """`[B, 0, height, width, 3]` uint8 pixels: those of no latent frame."""
-    side: int = vae.config.scale_factor_spatial
+def no_pixels(latents: Tensor, side: int) -> Tensor:
+    """`[B, 0, height, width, 3]` uint8 pixels: those of no latent frame, of `side` pixels to a position."""
     height, width = latents.shape[-2] * side, latents.shape[-1] * side
     return torch.empty(len(latents), 0, height, width, 3, dtype=torch.uint8)
 

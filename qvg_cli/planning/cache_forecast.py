@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+from qvg_cli.config.resources import matrices_file
 from qvg_cli.config.schema import CacheConfig, LayerCodecs
+from qvg_cli.errors import UsageError
 from qvg_cli.planning.cache_plan import (
     NUM_VERSIONS,
     Block,
@@ -39,6 +44,7 @@ class CacheShape:
         element_bytes: Size of a value as the model makes it.
         sink_frames: First latent frames that a window never drops.
         num_parts: Processes of which each has as many heads of every layer.
+        part: Number of this one.
     """
 
     num_layers: int
@@ -47,6 +53,42 @@ class CacheShape:
     element_bytes: int = 2
     sink_frames: int = 0
     num_parts: int = 1
+    part: int = 0
+
+
+def check_matrices(config: CacheConfig, shape: CacheShape) -> Path | None:
+    """The file whose matrices shape errors, if any does; only its header is read.
+
+    Raises:
+        UsageError: It is not there, or not of a model of this shape.
+    """
+    layers = config.of_layers(shape.num_layers)
+    wanted = [
+        f"layer{number}.{side}"
+        for number, layer in enumerate(layers)
+        for side, spec in (("key", layer.k), ("value", layer.v))
+        if spec.is_shaped
+    ]
+    if config.matrices is None or not wanted:
+        return None
+    path = matrices_file(config.matrices)
+    hint = "leave it to the session with --set cache.matrices=null, or use a file that was made of this model"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if missing := set(wanted).difference(file.keys()):
+                raise UsageError(f"{path} has no matrices {min(missing)}", hint=hint)
+            slices = {name: file.get_slice(name) for name in wanted}
+            shapes = {name: (*each.get_shape(), each.get_dtype()) for name, each in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot read the matrices {path}: {error}", hint=hint) from error
+    for name, (heads, *others) in shapes.items():
+        if others != [shape.head_dim, shape.head_dim, "BF16"] or shape.heads * shape.num_parts % heads:
+            raise UsageError(
+                f"{path}: {name} has {heads} matrices {others}, the model has "
+                f"{shape.heads * shape.num_parts} heads of {shape.head_dim} channels",
+                hint=hint,
+            )
+    return path
 
 
 def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[MemorySample]:
@@ -54,8 +96,9 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
 
     Raises:
         ValueError: The codecs do not take the head size.
-        UsageError: Codecs are given for a layer that the model has not.
+        UsageError: Codecs are given for a layer that the model has not, or matrices do not fit it.
     """
+    check_matrices(config, shape)
     layers = _block_bytes(config, plan, shape)
     frame_bytes = bf16_frame_bytes(plan.tokens_per_frame, shape.heads * shape.head_dim, shape.num_layers)
     ledger = Ledger()
@@ -160,8 +203,18 @@ def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> lis
     return [of_layer(layer) for layer in config.of_layers(shape.num_layers)]
 
 
+def shipped_bytes(config: CacheConfig, shape: CacheShape) -> int:
+    """Bytes of the matrices that come with the model, and of their inverses; no cache counts them."""
+    return 0 if config.matrices is None else 2 * sum(_matrix_bytes(config, shape))
+
+
 def _version_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
-    """Bytes of one version of the matrices of each layer."""
+    """Bytes of one version of the matrices that each layer learns."""
+    return _matrix_bytes(config, shape) if config.matrices is None else [0] * shape.num_layers
+
+
+def _matrix_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
+    """Bytes of the matrices of each layer."""
     return [
         sum(spec.matrix_bytes(shape.heads, shape.head_dim) for spec in (layer.k, layer.v))
         for layer in config.of_layers(shape.num_layers)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from qvg_cli.config.schema import MemoryConfig, RunConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
+from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload, shipped_bytes
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.planning.sizes import PASS_PIXELS, ModelSizes, element_bytes
@@ -125,7 +125,7 @@ def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: b
     channels, height, width = plan.latent_shape
     latents_bytes = plan.num_frames * channels * height * width * sizes.latent_bytes
     beside_text = sizes.vae_bytes if sizes.text_beside_vae and config.memory.vae == "none" else 0
-    device = _Device(config, plan, sizes, size)
+    device = _Device(config, plan, sizes, size, shipped_bytes(config.cache, shape))
     found = Forecast(
         text_stage_bytes=sizes.text_encoder_bytes + beside_text,
         moments=[device.moment(chunk, sample) for chunk, sample in zip(plan.chunks, samples, strict=True)],
@@ -158,11 +158,14 @@ def _host_bytes(
 class _Device:
     """The memory of the device, chunk by chunk."""
 
-    def __init__(self, config: RunConfig, plan: VideoPlan, sizes: ModelSizes, element_bytes: int) -> None:
+    def __init__(
+        self, config: RunConfig, plan: VideoPlan, sizes: ModelSizes, element_bytes: int, shipped_bytes: int
+    ) -> None:
         self._memory: MemoryConfig = config.memory
         self._plan = plan
         self._sizes = sizes
         self._element_bytes = element_bytes
+        self._shipped_bytes = shipped_bytes
         self._workspace_bytes = config.cache.workspace_mib * 2**20
         self._working_bytes, self._idle_bytes = _transformer_bytes(sizes, config.memory, element_bytes)
         self._pixels = plan.height * plan.width
@@ -180,7 +183,7 @@ class _Device:
         tokens = max(prefilled, len(chunk.makes) * self._sizes.rows) * self._plan.tokens_per_frame
         working = {
             **common,
-            "transformer": self._working_bytes,
+            "transformer": self._working_bytes + self._shipped_bytes,
             "VAE": 0 if is_offloaded else self._sizes.vae_bytes,
             "pass": int(tokens * self._sizes.token_bytes),
             # Nothing is remembered before the first frames are decoded.
@@ -189,7 +192,7 @@ class _Device:
         decoding = {
             **common,
             "cache": total(sample.end_bytes),
-            "transformer": self._idle_bytes,
+            "transformer": self._idle_bytes + self._shipped_bytes,
             "VAE": self._sizes.vae_bytes,
             "pass": 0,
             "decoding": self._decoding_bytes(chunk),

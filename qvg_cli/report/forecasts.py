@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from qvg_cli.config.cache_presets import cache_label
-from qvg_cli.config.resources import qvg_home
+from qvg_cli.config.resources import matrices_file, qvg_home
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import find_suggestions, forecast_run, verdict
@@ -121,6 +121,7 @@ class Plan:
             "height": plan.height,
             "width": plan.width,
             "fps": config.video.fps,
+            "decoder": config.video.decoder,
             "videos": self.num_videos,
             "gpus": self.num_gpus,
             "latent_frames": plan.num_frames,
@@ -221,6 +222,8 @@ def _duration_text(caches: Sequence[CacheForecast]) -> str:
     each = ", ".join(f"{model + vae:.0f} s with {name}" for name, _, model, vae in known)
     _, card, _, vae = known[0]
     basis = "from rates measured there" if card == CARD else "not measured there"
+    if caches[0].config.video.decoder != "vae":
+        basis += ", decoding as its authors say"
     return f"about {each} on one {card} ({vae:.0f} s of it decoding; {basis}), without start-up and compiling"
 
 
@@ -246,8 +249,14 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
     return [
         ("model", config.model.name),
         ("video", video if num_videos == 1 else f"{num_videos} videos, each {video}"),
+        *([("decoder", config.video.decoder)] if config.video.decoder != "vae" else []),
         ("download", _download_text(_download(config))),
         ("disk", folder),
+        *[
+            ("matrices", f"{matrices}, {memory_text(matrices_file(matrices).stat().st_size)} with the model")
+            for matrices in dict.fromkeys(each.config.cache.matrices for each in planned.caches)
+            if matrices is not None
+        ],
         ("GPU", shown),
         *([("GPUs", f"{count}; the tables are for the first one, which decodes")] if count > 1 else []),
         *([("time", _duration_text(planned.caches))] if count == 1 else []),

@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import Field, JsonValue, ValidationError
 
 from qvg_cli import __version__
-from qvg_cli.config.resources import qvg_home, weights_folder
+from qvg_cli.config.resources import find_taehv, matrices_file, qvg_home, weights_folder
 from qvg_cli.config.schema import CacheConfig, Config, LayerCodecs, RunConfig
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import QvgError, UsageError
@@ -49,7 +49,7 @@ class Identity(Config):
     Attributes:
         settings: The resolved configuration, without what says where things are held.
         device: Its kind, such as "cuda"; another kind computes other bits.
-        weights: Hash of the weights folder, over the names and every byte.
+        weights: Hash of the weights folder, over the names and every byte; then that of a small decoder.
         inputs: SHA-256 of every file that a setting names.
         extra: Empty; part of the hash since the first format.
         versions: Of the packages that compute, and the name of the GPU; others may round otherwise.
@@ -78,12 +78,14 @@ def identify(config: RunConfig, device: str) -> Identity:
         MissingModelError: The weights are not there.
     """
     settings = config.model_dump(mode="json", exclude=_PLACES)
-    files = sorted({text for text in _texts(settings) if _is_file(text)})
+    inputs = {name: hash_file(expand_user(name)) for name in sorted(_texts(settings)) if _is_file(name)}
+    if config.cache.matrices is not None:
+        inputs[config.cache.matrices] = hash_file(matrices_file(config.cache.matrices))
     return Identity(
         settings=settings,
         device=device,
         weights=_hash_weights(config),
-        inputs={name: hash_file(expand_user(name)) for name in files},
+        inputs=inputs,
         versions=_versions(device),
     )
 
@@ -104,6 +106,8 @@ def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
     found = []
     for config in configs:
         settings = config.model_dump(mode="json", exclude={**_PLACES, **_LABELS}, exclude_defaults=True)
+        if config.cache.matrices is not None:
+            settings["cache"]["matrices"] = hash_file(matrices_file(config.cache.matrices))
         prompts = [settings.pop("prompt"), settings.pop("prompt_changes", [])]
         caches: list[CacheConfig | LayerCodecs] = [config.cache, *config.cache.layers.values()]
         codecs = [(cache.k.scheme, cache.v.scheme) for cache in caches]
@@ -113,8 +117,10 @@ def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
 
 
 def _hash_weights(config: RunConfig) -> str:
+    folder = weights_folder(config.model.weights)
     with timed("hashing the weights"):
-        return hash_folder(weights_folder(config.model.weights))
+        found = hash_folder(folder)
+        return found if config.video.decoder == "vae" else f"{found} {hash_file(find_taehv(folder))}"
 
 
 def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:

@@ -53,6 +53,8 @@ def load(config: RunConfig, device: torch.device, console: Console) -> Engine:
     """The engine of `config`, with a word to the user before the wait."""
     attention = attention_words(config, device)
     cache = cache_label(config.cache)
+    if config.cache.matrices is not None:
+        cache += f" with the matrices {config.cache.matrices}"
     console.note(f"loading {config.model.name} on {device}, cache {cache}, attention: {attention}")
     return Engine.load_config(config, device)
 

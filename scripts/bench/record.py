@@ -29,7 +29,7 @@ from qvg_cli.cache.kv_cache import KVCache, LayerCache, Rotation, Watcher
 from qvg_cli.config.load import Layer, Request, option_layers
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
-from qvg_cli.engine.jobs import plan_jobs
+from qvg_cli.engine.jobs import Planned, plan_jobs
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import ChunkPlan, Frames, VideoPlan
@@ -142,36 +142,35 @@ def choose_layers(
     return sorted({round(last * index / max(1, fitting - 1)) for index in range(fitting)})
 
 
-def main() -> None:
-    """Make the videos and save what was seen."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which videos of which model are made."""
     add = parser.add_argument
     add("--out", type=Path, required=True, help="safetensors file to write")
     add("--backend", help="published weights of this backend instead of the pocket model")
+    add("--pocket", action="store_true", help="the pocket model of --backend")
     add("--prompts", type=int, default=4, help="how many prompts, a video each")
     add("--first-prompt", type=int, default=0, help="of those in prompts.txt")
     add("--frames", type=int, help="pixel frames; 165 of the pocket model")
     add("--pose", help="as in qvg generate")
-    add("--queries", type=int, default=24, help="drawn from each model call")
-    add("--layers", type=int, help="how many; all if none is given")
-    add("--size-mib", type=float, default=1024, help="limit of the file; fewer layers if it is too small")
     add("--seed", type=int, default=0)
     add("--device", default="auto")
     add("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="as in qvg generate")
-    options = parser.parse_args()
 
-    is_pocket = options.backend is None
+
+def plan_videos(options: argparse.Namespace) -> list[Planned]:
+    """The videos that the options ask for, with a cache that rounds nothing."""
+    backend = options.backend or "self-forcing"
+    is_pocket = options.pocket or options.backend is None
+    is_longest = is_pocket and backend == "self-forcing"
     sets = ("cache.preset=none", f"seed={options.seed}", f"device={options.device}")
     pose = option_layers({"pose": options.pose} if options.pose else {})
-    frames = options.frames or (POCKET_FRAMES if is_pocket else None)
-    videos = [
+    frames = options.frames or (POCKET_FRAMES if is_longest else None)
+    return [
         plan_jobs(
             Request(
-                backend=options.backend or "self-forcing",
+                backend=backend,
                 pocket=is_pocket,
-                sets=(*sets, *(POCKET if is_pocket else ()), *options.sets),
+                sets=(*sets, *(POCKET if is_longest else ()), *options.sets),
                 options=[Layer("prompt", {"prompt": prompt}), *pose],
             ),
             print,
@@ -179,6 +178,20 @@ def main() -> None:
         )[0]
         for prompt in read_prompts(options.first_prompt + options.prompts)[options.first_prompt :]
     ]
+
+
+def main() -> None:
+    """Make the videos and save what was seen."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--queries", type=int, default=24, help="drawn from each model call")
+    add("--layers", type=int, help="how many; all if none is given")
+    add("--size-mib", type=float, default=1024, help="limit of the file; fewer layers if it is too small")
+    add_options(parser)
+    options = parser.parse_args()
+    videos = plan_videos(options)
     config = videos[0].config
     engine = Engine.load_config(config, resolve_device(config.device))
     chosen = choose_layers(options, videos[0].plan, engine.pipeline.cache_shape, len(videos))

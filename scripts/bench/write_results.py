@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(BENCH))
 import figures  # noqa: E402
 
+MATRICES = ROOT / "configs" / "cache" / "shaped" / "self-forcing-pocket.safetensors"
 # Tables that give the k-means schemes the bits of int2 at each of these spans of the pocket model.
 POCKET_SPANS = {336: 6, 1008: 16, 2352: 32}
 POCKET_PRESETS = (
@@ -51,9 +52,10 @@ def make_figures(name: str, work: Path, device: str, dtype: str, threads: int) -
         run(fidelity, *common, "--samples", 3)
     elif name == "recorded":
         if not recorded.exists():
-            # Videos that the shipped matrices, if a preset has any, were not made of.
+            # Videos that the shipped matrices were not made of.
             run(HERE / "record.py", "--device", device, "--seed", 5, "--first-prompt", 4, "--out", recorded)
-        run(fidelity, *common, "--recorded", recorded, "--spans", *POCKET_SPANS, "--presets", *POCKET_PRESETS)
+        about = ("--recorded", recorded, "--matrices", MATRICES)
+        run(fidelity, *common, *about, "--spans", *POCKET_SPANS, "--presets", *POCKET_PRESETS)
     else:
         # A GPU's integer products would add errors of their own, and it makes all videos side by side.
         gpu = () if device == "cpu" else ("--batch", 20, "--set", "cache.arithmetic=bf16")

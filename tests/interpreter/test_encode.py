@@ -49,14 +49,15 @@ def poison(monkeypatch):
 
 def both(spec, span, monkeypatch, seed=3):
     """The span packed by the reference and by the kernels, with the same matrix if its errors are shaped."""
-    codec, matrix = build_codec(spec), None
+    codec, shaper = build_codec(spec), None
     monkeypatch.setenv("QVG_KERNELS", "reference")
     if spec.is_shaped:
         noise = torch.randn(*span.shape[:2], 40, span.shape[3], generator=torch.Generator().manual_seed(1))
         matrix = codec.shaping_matrix(codec.residual_moment(span, seed=seed), (noise.mT @ noise).double())
-    expected = codec.encode(span, seed=seed, matrix=matrix)
+        shaper = codec.shaper_of(matrix)
+    expected = codec.encode(span, seed=seed, shaper=shaper)
     monkeypatch.setenv("QVG_KERNELS", "triton")
-    return codec, expected, codec.encode(span, seed=seed, matrix=matrix)
+    return codec, expected, codec.encode(span, seed=seed, shaper=shaper)
 
 
 def assert_alike(codec, expected, found, span):

@@ -40,7 +40,7 @@ def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batc
     """Blocks of `lengths` tokens; of the second one only tokens 7 on, as after an eviction."""
     codec = build_codec(spec)
     blocks = []
-    matrices = [None, None]
+    shapers = [None, None]
     for index, tokens in enumerate(lengths):
         generator = torch.Generator().manual_seed(index)
         span = torch.randn(batch, heads, tokens, head_dim, generator=generator)
@@ -52,10 +52,11 @@ def history_of(spec, *, head_dim, lengths=(24, 41, 12), placement="rotary", batc
         if spec.is_shaped and index < 2:
             # Two versions, as a layer has them.
             moments = [codec.residual_moment(each, seed=index) for each in spans]
-            matrices = [codec.shaping_matrix(moment, moments[0].double()) for moment in moments]
+            shapers = [
+                codec.shaper_of(codec.shaping_matrix(moment, moments[0].double())) for moment in moments
+            ]
         key, value = (
-            codec.encode(each, seed=index, matrix=matrix)
-            for each, matrix in zip(spans, matrices, strict=True)
+            codec.encode(each, seed=index, shaper=shaper) for each, shaper in zip(spans, shapers, strict=True)
         )
         value_placement = placed if placement == "matrices" else None
         blocks.append(StoredBlock(codec, codec, key, value, placed, value_placement, first, tokens - first))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qvg_kernels.codec import Shaper
 from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.runtime import launch
 from qvg_kernels.spec import AsymSpec, FittedSpec, QvgSpec
@@ -32,8 +33,8 @@ def launches_of(capability, patch):
             with recorded_launches() as made:
                 block = torch.zeros(1, 2, tokens, head_dim, dtype=dtype)
                 one = torch.eye(head_dim).repeat(1, 2, 1, 1)
-                shape = (one.bfloat16(), one.half()) if spec.is_shaped else None
-                build_codec(spec).encode_by_kernels(block, 1, shape)
+                shaper = Shaper(one.bfloat16(), one.half()) if spec.is_shaped else None
+                build_codec(spec).encode_by_kernels(block, 1, shaper)
             launches |= {launched.key(): launched for launched in made}
     return list(launches.values())
 

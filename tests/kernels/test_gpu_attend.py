@@ -57,10 +57,11 @@ def values_of(frames, heads, seed):
 
 def packed_by(codec, span, seed):
     """The span, its errors shaped by what it is itself if they are."""
-    matrix = None
+    shaper = None
     if codec.spec.is_shaped:
         matrix = codec.shaping_matrix(codec.residual_moment(span, seed=seed), span.float().mT @ span.float())
-    return codec.encode(span, seed=seed, matrix=matrix)
+        shaper = codec.shaper_of(matrix)
+    return codec.encode(span, seed=seed, shaper=shaper)
 
 
 def make_call(spec, *, spans, heads=12, placement="rotary"):

@@ -30,12 +30,13 @@ SPECS = [
 
 def errors_of(spec, span, monkeypatch):
     """Energies of the errors that the reference's and the kernels' bytes decode to, by the reference."""
-    codec, found, matrix = build_codec(spec), [], None
+    codec, found, shaper = build_codec(spec), [], None
     if spec.is_shaped:
         matrix = codec.shaping_matrix(codec.residual_moment(span, seed=3), span.float().mT @ span.float())
+        shaper = codec.shaper_of(matrix)
     for choice in ("reference", "triton"):
         monkeypatch.setenv("QVG_KERNELS", choice)
-        packed = codec.encode(span, seed=3, matrix=matrix)
+        packed = codec.encode(span, seed=3, shaper=shaper)
         monkeypatch.setenv("QVG_KERNELS", "reference")
         found.append((codec.decode(packed).float() - span.float()).square().sum().item())
     return found
@@ -65,6 +66,18 @@ def test_a_heads_bytes_depend_on_it_alone_and_are_the_same_every_time(spec):
     for name, tensor in first.tensors.items():
         assert torch.equal(tensor, second.tensors[name]), name
         assert torch.equal(tensor[:, 1:3], part.tensors[name]), name
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_blocks_packed_again_and_again_keep_their_own_bytes(spec):
+    codec = build_codec(spec)
+    spans = [make_span(1, 3, 720, 128, dtype=torch.bfloat16).roll(turn, 2).cuda() for turn in range(4)]
+    # With more and more heads: what is packed for the first time is launched kernel by kernel.
+    alone = [codec.encode(span.repeat(1, 2 + seed, 1, 1), seed=seed) for seed, span in enumerate(spans)]
+    packed = [codec.encode(span, seed=seed) for seed, span in enumerate(spans)]
+    for expected, found in zip(alone, packed, strict=True):
+        for name, tensor in found.tensors.items():
+            assert torch.equal(tensor, expected.tensors[name][:, :3]), name
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qvg_kernels.codec import Shaper
 from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.quant.kmeans import kmeans
 from qvg_kernels.spec import QuantWmSpec
@@ -24,7 +25,8 @@ def queries():
 def decoded(spec, moment):
     """Keys, what they decode to, and what is stored, of one head."""
     codec, span = build_codec(spec), make_span(1, 1, TOKENS, HEAD_DIM)
-    packed = codec.encode(span, seed=3, matrix=moment)
+    shaper = None if moment is None else Shaper(moment)
+    packed = codec.encode(span, seed=3, shaper=shaper)
     return span[0, 0], codec.decode(packed)[0, 0], {name: kept[0, 0] for name, kept in packed.tensors.items()}
 
 

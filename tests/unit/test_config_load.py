@@ -147,7 +147,7 @@ def test_another_scheme_starts_from_its_own_defaults():
         (
             ["video=3"],
             "video=3 (--set video): video is a group of settings",
-            "set one of video.height, video.width, video.frames, video.fps",
+            "set one of video.height, video.width, video.frames, video.fps, video.decoder",
         ),
         (["video.frames=0"], "video.frames=0 (--set video.frames): must be greater than 0", None),
         (["video.frames=true"], "video.frames=True (--set video.frames): must be a whole number", None),

@@ -1,7 +1,10 @@
-"""`norm_silu` as a kernel: a program reads some pixels with all their channels and writes them once."""
+"""Norms as kernels: a program reads some pixels, or a token, with all their channels and writes them once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -76,3 +79,141 @@ def launch_norm_silu(states: Tensor, gamma: Tensor, scale: float, out: Tensor) -
         BLOCK_C=block_c,
         BLOCK_P=block_p,
     )
+
+
+@triton.jit
+def add_norm_kernel(
+    hidden,
+    change,
+    gate,
+    factor,
+    shift,
+    added,
+    normed,
+    item_tokens,
+    gate_stride,
+    factor_stride,
+    shift_stride,
+    eps,
+    CHANNELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ADDS: tl.constexpr,
+    GATES: tl.constexpr,
+    NORMS: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    item = token // item_tokens
+    channel = tl.arange(0, BLOCK_C)
+    mask = channel < CHANNELS
+    place = token * CHANNELS + channel
+    # [BLOCK_C]
+    value = tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
+    if ADDS:
+        more = tl.load(change + place, mask=mask, other=0.0).to(tl.float32)
+        if GATES:
+            more *= tl.load(gate + item * gate_stride + channel, mask=mask, other=0.0).to(tl.float32)
+        rounded = (value + more).to(added.dtype.element_ty)
+        tl.store(added + place, rounded, mask=mask)
+        value = rounded.to(tl.float32)
+    if NORMS:
+        mean = tl.sum(value, axis=0) / CHANNELS
+        value = tl.where(mask, value - mean, 0.0)
+        value = value / tl.sqrt(tl.sum(value * value, axis=0) / CHANNELS + eps)
+        scale = tl.load(factor + item * factor_stride + channel, mask=mask, other=0.0).to(tl.float32)
+        value = value * scale + tl.load(shift + item * shift_stride + channel, mask=mask, other=0.0).to(
+            tl.float32
+        )
+        tl.store(normed + place, value.to(normed.dtype.element_ty), mask=mask)
+
+
+def launch_add_norm(
+    hidden: Tensor,
+    change: Tensor | None,
+    gate: Tensor | None,
+    factor: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`add_norm`; without a change the sum, and without a factor the norm, are `hidden` itself."""
+    items, tokens, channels = hidden.shape
+    hidden = hidden.contiguous()
+    added = hidden if change is None else torch.empty_like(hidden)
+    normed = hidden if factor is None else torch.empty_like(hidden)
+
+    def rows(vector: Tensor | None) -> tuple[Tensor, int]:
+        """A vector an item, or one for all of them, and how far the next is."""
+        if vector is None:
+            return hidden, 0
+        assert vector.stride(-1) == 1
+        return vector, vector.stride(0) if vector.ndim == 3 and len(vector) > 1 else 0
+
+    (gate_, gate_stride), (factor_, factor_stride), (shift_, shift_stride) = map(rows, (gate, factor, shift))
+    add_norm_kernel[(items * tokens,)](
+        hidden,
+        hidden if change is None else change.contiguous(),
+        gate_,
+        factor_,
+        shift_,
+        added,
+        normed,
+        tokens,
+        gate_stride,
+        factor_stride,
+        shift_stride,
+        float(eps),
+        CHANNELS=channels,
+        BLOCK_C=triton.next_power_of_2(channels),
+        ADDS=change is not None,
+        GATES=gate is not None,
+        NORMS=factor is not None,
+    )
+    return added, normed
+
+
+@triton.jit
+def norm_joined_kernel(
+    joined,
+    query_weight,
+    key_weight,
+    query,
+    key,
+    value,
+    eps,
+    CHANNELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    channel = tl.arange(0, BLOCK_C)
+    mask = channel < CHANNELS
+    place = token * CHANNELS + channel
+    # [BLOCK_C]
+    row = tl.load(joined + (3 * token + part) * CHANNELS + channel, mask=mask, other=0.0).to(tl.float32)
+    normed = row / tl.sqrt(tl.sum(row * row, axis=0) / CHANNELS + eps)
+    if part == 0:
+        weight = tl.load(query_weight + channel, mask=mask, other=0.0).to(tl.float32)
+        tl.store(query + place, (normed * weight).to(query.dtype.element_ty), mask=mask)
+    elif part == 1:
+        weight = tl.load(key_weight + channel, mask=mask, other=0.0).to(tl.float32)
+        tl.store(key + place, (normed * weight).to(key.dtype.element_ty), mask=mask)
+    else:
+        tl.store(value + place, row.to(value.dtype.element_ty), mask=mask)
+
+
+def launch_norm_joined(
+    joined: Tensor, query_weight: Tensor, key_weight: Tensor, eps: float, out: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """`norm_joined`, to three tensors without gaps."""
+    *shape, width = joined.shape
+    channels = width // 3
+    parts = tuple(part.view(*shape, channels) for part in out or joined.new_empty(3, *shape, channels))
+    assert joined.is_contiguous()
+    norm_joined_kernel[(joined.numel() // width, 3)](
+        joined,
+        query_weight,
+        key_weight,
+        *parts,
+        float(eps),
+        CHANNELS=channels,
+        BLOCK_C=triton.next_power_of_2(channels),
+    )
+    return parts

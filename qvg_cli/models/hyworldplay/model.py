@@ -79,14 +79,10 @@ class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # di
 class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
     """Self-attention processor of a layer: both streams attend to the cache, a cache-update pass fills it."""
 
-    def project(self, attn: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values `[B, H, F * P, D]` of `[B * F, P, C]`."""
-        return self.call.to_heads(
-            self.layer,
-            self._join_frames(attn.norm_q(attn.to_q(hidden_states)), attn.heads),
-            self._join_frames(attn.norm_k(attn.to_k(hidden_states)), attn.heads),
-            self._join_frames(attn.to_v(hidden_states), attn.heads),
-        )
+    def by_head(self, states: Tensor, heads: int) -> Tensor:
+        """`[B * F, P, H * D]` to `[B, H, F * P, D]`."""
+        joined = states.unflatten(0, (-1, len(self.call.frames))).flatten(1, 2)
+        return split_heads(joined, heads)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
@@ -108,11 +104,6 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
         timed, seen = (each.unflatten(1, (len(self.call.frames), -1)).flatten(0, 1) for each in joined)
         output: Tensor = attn.to_out[0](timed) + attn.to_out_prope[0](seen)
         return output
-
-    def _join_frames(self, states: Tensor, heads: int) -> Tensor:
-        """`[B * F, P, H * D]` to `[B, H, F * P, D]`."""
-        joined = states.unflatten(0, (-1, len(self.call.frames))).flatten(1, 2)
-        return split_heads(joined, heads)
 
 
 class FramewiseCrossAttention(TextCrossAttention):

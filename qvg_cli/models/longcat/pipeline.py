@@ -53,7 +53,8 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
         return LongCatDenoiser(self._models.transformer, cache, prompt_embeds, sampling, self._models.rows)
 
     def decoder(self) -> OffloadedDecoder:
-        decoder = WindowDecoder(self._models.vae, self._config.sampler.condition_frames)
+        condition_frames = self._config.sampler.condition_frames
+        decoder = WindowDecoder(self._models.vae, condition_frames, self.open_decoder)
         return OffloadedDecoder(decoder, self._models.offload)
 
 

@@ -14,6 +14,7 @@ from qvg_cli.planning.sizes import (
     element_bytes,
     read_layout,
     read_vae,
+    with_decoder,
 )
 
 _DEPTH, _HEADS, _HEAD_DIM = 48, 32, 128
@@ -34,6 +35,7 @@ def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
     """
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
     width, text_rows = _HEADS * _HEAD_DIM, config.num_rows
+    vae = with_decoder(replace(WAN_21_VAE, keeps_features=False), config.video.decoder, 16)
     published = ModelSizes(
         num_layers=_DEPTH,
         heads=_HEADS,
@@ -45,8 +47,8 @@ def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
         token_bytes=_TOKEN_VALUES * width * size,
         text_bytes=text_rows * config.model.text_tokens * width * size,
         latent_bytes=4,
-        vae=replace(WAN_21_VAE, keeps_features=False),
-        vae_bytes=WAN_21_VAE.values * size,
+        vae=vae,
+        vae_bytes=vae.values * size,
         rows=config.num_rows,
     )
     if config.has_published_weights:
@@ -54,6 +56,7 @@ def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
     folder = weights_folder(config.model.weights)
     layout, values = read_layout(folder / "dit"), count_values(folder / "dit")
     vae = replace(read_vae(folder / "vae"), keeps_features=False)
+    vae = with_decoder(vae, config.video.decoder, 16)
     part, width = values / _VALUES, layout["hidden_size"]
     return replace(
         published,

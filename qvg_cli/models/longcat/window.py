@@ -9,7 +9,8 @@ condition frames are decoded anew with every segment, and rounded; here each fra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from qvg_cli.models.decoder import Decoder, Pixels, redecode
 from qvg_cli.models.seam import Seam
-from qvg_cli.models.vae import StreamingDecoder, encode_frames, no_pixels, to_pixels
+from qvg_cli.models.vae import FrameDecoder, StreamingDecoder, encode_frames, no_pixels, to_pixels
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.randomness import derive_seed
 
@@ -28,10 +29,17 @@ class WindowDecoder(Decoder):
     Args:
         vae: Not changed; several decoders may share it.
         condition_frames: Latent frames that a segment goes on from.
+        open_decoder: What decodes a window instead of `vae`.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, condition_frames: int) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        condition_frames: int,
+        open_decoder: Callable[[], FrameDecoder] | None = None,
+    ) -> None:
         self._vae = vae
+        self._open_decoder = open_decoder or partial(StreamingDecoder, vae)
         self._num_kept = pixel_frames(condition_frames)
         self._shown: Tensor | None = None
         self._condition: Tensor | None = None
@@ -70,8 +78,8 @@ class WindowDecoder(Decoder):
     def decode(self, latents: Tensor) -> Tensor:
         """Decode the frames of a window that are new; rounded to nearest."""
         if not latents.shape[2]:
-            return no_pixels(latents, self._vae)
-        decoder = StreamingDecoder(self._vae)
+            return no_pixels(latents, self._vae.config.scale_factor_spatial)
+        decoder = self._open_decoder()
         if self._condition is not None:
             # Decoded for the decoder's memory alone.
             rendered = decoder.decode_float(self._condition)

@@ -93,7 +93,7 @@ class Checkpoint(Generic[ModelT]):
         self._adapters = adapters
         expected = self._empty().state_dict()
         self._tensors = {model_name(name, expected): tensor for name, tensor in tensors.items()}
-        _check_tensors(self._tensors, expected, place)
+        check_tensors(self._tensors, expected, place)
         for adapter in adapters:
             adapter.fit(expected, lambda name: model_name(name, expected))
 
@@ -224,7 +224,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         raise MissingModelError(f"cannot read {index}: {error}") from error
     tensors: dict[str, Tensor] = {}
     for path in files:
-        tensors.update(_read_file(path))
+        tensors.update(read_file(path))
     return tensors
 
 
@@ -248,7 +248,7 @@ def read_published(
             raise MissingModelError(
                 f"{path} does not say which weights it has", hint="set model.weights_key=auto"
             )
-        return _read_file(path)
+        return read_file(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -314,14 +314,24 @@ def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
     module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped.
+
+    Raises:
+        MissingModelError: It is missing or broken.
+    """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise MissingModelError(f"cannot read {path}: {error}") from error
 
 
-def _check_tensors(found: Tensors, expected: Tensors, place: object) -> None:
+def check_tensors(found: Tensors, expected: Tensors, place: object) -> None:
+    """Refuse a file whose tensors are not those of a model, by the first that is not.
+
+    Raises:
+        MissingModelError: It is missing, unknown or has another shape.
+    """
     missing = [name for name in expected if name not in found]
     if missing:
         others = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"

@@ -1,4 +1,4 @@
-"""The blocks of a Wan transformer as CUDA graphs, but for the attention to the history.
+"""The blocks of a Wan transformer with fewer kernels, and as CUDA graphs around the attention.
 
 At short histories a model call waits for the host, which launches some 3,000 kernels. Everything in a block
 but its self-attention has the same shapes and addresses in every step of every chunk, so it is captured once
@@ -8,7 +8,7 @@ processes are a part of both. The same kernels run in the same order, so the res
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 
 from qvg_cli.models.wan.rope import FrameRotation
+from qvg_kernels.norm.modulate import add_gated, add_norm, norm_modulate
 
 
 class BlockGraphs:
@@ -77,11 +78,53 @@ class BlockGraphs:
         return graph
 
 
-class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no types
-    """A block whose parts before and after the self-attention are graphs.
+class FusedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no types
+    """A block that takes one kernel on a GPU, not six, for what lies between matrices and attention.
 
     The self-attention processor has three parts: `project`, `attend` and `output`.
     """
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: FrameRotation
+    ) -> Tensor:
+        """`[B, S, C]` to `[B, S, C]`."""
+        if temb.ndim == 4:
+            # Every token has a timestep of its own, as in no call of ours.
+            states: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
+            return states
+        modulation = self.modulation(temb)
+        attended = self.attn1.processor.attend(*self.before_attention(hidden_states, modulation), rotary_emb)
+        return self.after_attention(hidden_states, modulation, attended, encoder_hidden_states)
+
+    def modulation(self, time: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the self-attention, then those of the feed-forward part."""
+        modulation: tuple[Tensor, ...] = (self.scale_shift_table + time.float()).chunk(6, dim=1)
+        return modulation
+
+    def before_attention(
+        self, hidden: Tensor, modulation: Sequence[Tensor], out: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        """Queries, keys and values, in `out` where that saves a copy."""
+        shift, scale, *_ = modulation
+        normed = norm_modulate(hidden, 1 + scale, shift, self.norm1.eps)
+        projected: tuple[Tensor, ...] = self.attn1.processor.project(self.attn1, normed, out)
+        return projected
+
+    def after_attention(
+        self, hidden: Tensor, modulation: Sequence[Tensor], attended: Sequence[Tensor], text: Tensor
+    ) -> Tensor:
+        """What the block gives, from what its self-attention has gathered."""
+        _, _, gate, shift, scale, ffn_gate = modulation
+        change = self.attn1.processor.output(self.attn1, *attended)
+        norm = self.norm2
+        hidden, normed = add_norm(hidden, change, gate, norm.weight, norm.bias, norm.eps)
+        change = self.attn2(normed, text, None, None)
+        hidden, normed = add_norm(hidden, change, None, 1 + scale, shift, self.norm3.eps)
+        return add_gated(hidden, self.ffn(normed), ffn_gate)
+
+
+class GraphedBlock(FusedBlock):
+    """A block whose parts before and after the self-attention are graphs."""
 
     graphs: BlockGraphs
     is_first: bool
@@ -89,7 +132,7 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
 
     @classmethod
     def take(cls, blocks: Any) -> BlockGraphs:
-        """Turn stock blocks into such; what they share is returned."""
+        """Turn blocks into such; what they share is returned."""
         graphs = BlockGraphs()
         for index, block in enumerate(blocks):
             block.__class__ = cls
@@ -111,7 +154,7 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
         if captured.pool is not graphs.pool:
             self.captured = captured = _Captured(graphs.pool)
         if captured.before is None:
-            captured.before = graphs.capture(self._before_attention)
+            captured.before = graphs.capture(self._capture_before)
         captured.before.replay()
         processor, projected = self.attn1.processor, graphs.projected
         if processor.call.commit is not None:
@@ -123,43 +166,27 @@ class GraphedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has 
         for buffer, part in zip(graphs.attended, attended, strict=True):
             buffer.copy_(part)
         if captured.after is None:
-            captured.after = graphs.capture(lambda: self._after_attention(encoder_hidden_states))
+            captured.after = graphs.capture(lambda: self._capture_after(encoder_hidden_states))
         captured.after.replay()
         return graphs.hidden
 
-    def _modulation(self) -> tuple[Tensor, ...]:
-        """Shift, scale and gate of the self-attention, then those of the feed-forward part."""
-        assert self.graphs.time is not None
-        modulation: tuple[Tensor, ...] = (self.scale_shift_table + self.graphs.time.float()).chunk(6, dim=1)
-        return modulation
-
-    def _before_attention(self) -> None:
+    def _capture_before(self) -> None:
         graphs = self.graphs
         assert graphs.hidden is not None
-        shift, scale, *_ = self._modulation()
-        hidden = graphs.hidden
-        normed = (self.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        projected = self.attn1.processor.project(self.attn1, normed)
-        if not graphs.projected:
-            # Outside the graphs' pool, with the same strides.
-            graphs.projected = tuple(
-                torch.empty_strided(part.shape, part.stride(), dtype=part.dtype, device=part.device)
-                for part in projected
-            )
+        assert graphs.time is not None
+        projected = self.before_attention(graphs.hidden, self.modulation(graphs.time), graphs.projected)
+        # Those of the first block stay: as long as they are held, no other graph uses their memory.
+        graphs.projected = graphs.projected or projected
         for buffer, part in zip(graphs.projected, projected, strict=True):
-            buffer.copy_(part)
+            if buffer.data_ptr() != part.data_ptr():
+                buffer.copy_(part)
 
-    def _after_attention(self, encoder_hidden_states: Tensor) -> None:
+    def _capture_after(self, encoder_hidden_states: Tensor) -> None:
         graphs = self.graphs
         assert graphs.hidden is not None
-        _, _, gate, ffn_shift, ffn_scale, ffn_gate = self._modulation()
-        hidden = graphs.hidden
-        attended = self.attn1.processor.output(self.attn1, *graphs.attended)
-        hidden = (hidden.float() + attended * gate).type_as(hidden)
-        normed = self.norm2(hidden.float()).type_as(hidden)
-        hidden = hidden + self.attn2(normed, encoder_hidden_states, None, None)
-        normed = (self.norm3(hidden.float()) * (1 + ffn_scale) + ffn_shift).type_as(hidden)
-        hidden = (hidden.float() + self.ffn(normed).float() * ffn_gate).type_as(hidden)
+        assert graphs.time is not None
+        modulation = self.modulation(graphs.time)
+        hidden = self.after_attention(graphs.hidden, modulation, graphs.attended, encoder_hidden_states)
         graphs.hidden.copy_(hidden)
 
 

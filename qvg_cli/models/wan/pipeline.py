@@ -18,7 +18,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from qvg_cli.cache.kv_cache import KVCache
-from qvg_cli.config.resources import weights_folder
+from qvg_cli.config.resources import find_taehv, weights_folder
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import model_dtype
 from qvg_cli.errors import MissingModelError
@@ -26,8 +26,9 @@ from qvg_cli.models.base import Denoiser, Pipeline, Planner
 from qvg_cli.models.decoder import Decoder
 from qvg_cli.models.offload import STORAGE_DTYPE, Offload, OffloadedDecoder
 from qvg_cli.models.parallel import AllRows, AllTokens, Rows, Tokens
+from qvg_cli.models.taehv import SmallDecoder, SmallNetwork, network_dtype, read_network
 from qvg_cli.models.text import PromptEncoder
-from qvg_cli.models.vae import StreamingDecoder, encode_frames
+from qvg_cli.models.vae import FrameDecoder, StreamingDecoder, encode_frames
 from qvg_cli.models.vae_gpu import speed_up
 from qvg_cli.models.wan.checkpoint import Checkpoint
 from qvg_cli.models.wan.transformer import CausalWanTransformer
@@ -65,6 +66,9 @@ class Models(Generic[ModelT]):
         self.tokens: Tokens = AllTokens()
         self.rows: Rows = AllRows()
         self._checkpoint = open_checkpoint(self.weights)
+        if config.video.decoder == "taehv":
+            # Read at once, being small: what is missing or broken is found before a prompt is encoded.
+            _ = self.small_decoder
 
     @cached_property
     def transformer(self) -> ModelT:
@@ -88,6 +92,16 @@ class Models(Generic[ModelT]):
         place_vae(vae, self.offload)
         return vae
 
+    @cached_property
+    def small_decoder(self) -> SmallNetwork:
+        """What decodes in place of the VAE, on the device.
+
+        Raises:
+            UsageError: There is none for the latents of this VAE.
+            MissingModelError: It is missing or broken.
+        """
+        return read_network(find_taehv(self.weights)).to(self.device, network_dtype(self.dtype))
+
     def read_vae(self) -> AutoencoderKLWan:
         """The VAE in CPU memory."""
         folder = self.weights / "vae"
@@ -101,10 +115,13 @@ class Models(Generic[ModelT]):
 
 def place_transformer(model: Any, offload: Offload, dtype: torch.dtype, tokens: Tokens) -> None:
     """Make a transformer that was just read ready to be attached to a cache."""
+    is_wan = isinstance(model, CausalWanTransformer)
+    if is_wan and offload.device.type == "cuda" and not offload.memory.weights_sharded:
+        model.join_projections()
     offload.place_transformer(model, dtype)
     if tokens.size > 1:
         model.share_tokens(tokens)
-    if offload.is_fixed and isinstance(model, CausalWanTransformer):
+    if offload.is_fixed and is_wan:
         model.capture_blocks()
 
 
@@ -138,8 +155,8 @@ class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
     @property
     def cache_shape(self) -> CacheShape:
         whole = self.whole_cache()
-        num_parts = self._models.tokens.size
-        return replace(whole, heads=whole.heads // num_parts, num_parts=num_parts)
+        tokens = self._models.tokens
+        return replace(whole, heads=whole.heads // tokens.size, num_parts=tokens.size, part=tokens.rank)
 
     def whole_cache(self) -> CacheShape:
         """Keys and values of one video, of all heads."""
@@ -170,9 +187,15 @@ class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
         with self._models.offload.pixels():
             return encode_frames(vae, frames, generator).to(self.latents_dtype)
 
+    def open_decoder(self, *, is_beside: bool = False) -> FrameDecoder:
+        """What `video.decoder` names, at the beginning of a video."""
+        if self._config.video.decoder == "taehv":
+            return SmallDecoder(self._models.small_decoder, is_beside=is_beside)
+        return StreamingDecoder(self._models.vae, is_beside=is_beside)
+
     def decoder(self) -> Decoder:
         offload = self._models.offload
-        decoder = StreamingDecoder(self._models.vae, is_beside=offload.is_resident)
+        decoder = self.open_decoder(is_beside=offload.is_resident)
         return OffloadedDecoder(decoder, offload, features=decoder)
 
     @abstractmethod

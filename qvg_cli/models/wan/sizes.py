@@ -17,6 +17,7 @@ from qvg_cli.planning.sizes import (
     element_bytes,
     read_layout,
     read_vae,
+    with_decoder,
 )
 
 
@@ -126,6 +127,7 @@ def wan_sizes(
         folder = weights_folder(config.model.weights)
         layout = WanLayout.read(read_layout(folder / transformer), has_camera=layout.has_camera)
         vae, text_values = read_vae(folder / "vae"), count_values(folder / "text_encoder")
+    vae = with_decoder(vae, config.video.decoder, layout.in_channels)
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
     return ModelSizes(
         num_layers=layout.num_layers,

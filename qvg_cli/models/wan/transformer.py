@@ -1,12 +1,14 @@
 """diffusers' Wan transformer made causal: its self-attention on a cache, its positions those of a plan.
 
-Nothing of diffusers' forward is overridden. `rope` and the 2 x L attention processors are replaced; what
-`rope` returns reaches the self-attention processors untouched, so it carries the rotation of the call.
+diffusers' forward is not overridden. `rope`, the 2 x L attention processors and what a block computes between
+them are replaced; what `rope` returns reaches the self-attention processors untouched, so it carries the
+rotation of the call.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ClassVar, Generic, TypeVar
@@ -19,10 +21,11 @@ from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache, Rotation
 from qvg_cli.models.parallel import AllTokens, Tokens
-from qvg_cli.models.wan.graphs import BlockGraphs, GraphedBlock
+from qvg_cli.models.wan.graphs import BlockGraphs, FusedBlock, GraphedBlock
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
+from qvg_kernels.norm.modulate import norm_joined
 from qvg_kernels.rope.tables import RotaryTables
 
 CallT = TypeVar("CallT", bound="Call")
@@ -164,14 +167,26 @@ class CachedSelfAttention(Generic[CallT]):
         query, key, value = self.project(attn, hidden_states)
         return self.output(attn, *self.attend(query, key, value, rotary_emb))
 
-    def project(self, attn: WanAttention, hidden_states: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values `[B, H, S, D]` of the heads that attend here, not rotated."""
-        return self.call.to_heads(
-            self.layer,
-            split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads),
-            split_heads(attn.norm_k(attn.to_k(hidden_states)), attn.heads),
-            split_heads(attn.to_v(hidden_states), attn.heads),
-        )
+    def project(
+        self, attn: WanAttention, hidden_states: Tensor, out: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        """Queries, keys and values `[B, H, S, D]` of the heads that attend here, not rotated.
+
+        Args:
+            out: What an earlier call has returned, to be overwritten if nothing is exchanged.
+        """
+        if not attn.fused_projections:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            states: tuple[Tensor, ...] = (attn.norm_q(query), attn.norm_k(key), value)
+        else:
+            held = [join_heads(each) for each in out] if self.call.tokens.size == 1 else []
+            norms = attn.norm_q.weight, attn.norm_k.weight, attn.norm_q.eps
+            states = norm_joined(attn.to_qkv(hidden_states), *norms, held)
+        return self.call.to_heads(self.layer, *(self.by_head(each, attn.heads) for each in states))
+
+    def by_head(self, states: Tensor, heads: int) -> Tensor:
+        """`[B, S, H * D]` to `[B, H, S, D]`."""
+        return split_heads(states, heads)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
@@ -248,6 +263,8 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
         super().__init__(*arguments, **settings)
         self._graphs: BlockGraphs | None = None
         self._tokens: Tokens = AllTokens()
+        for block in self.blocks:
+            block.__class__ = FusedBlock
         config = self.config
         self.rope = FrameRope(config.attention_head_dim, config.rope_max_seq_len, tuple(config.patch_size))
         self.adapt()
@@ -289,6 +306,14 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
 
         self.blocks[0].register_forward_pre_hook(split)
         self.blocks[-1].register_forward_hook(gather)
+
+    def join_projections(self) -> None:
+        """Compute queries, keys and values of a block in one product from now on, in as much memory."""
+        for block in self.blocks:
+            attention = block.attn1
+            attention.fuse_projections()
+            # diffusers keeps them beside the joined ones.
+            del attention.to_q, attention.to_k, attention.to_v
 
     def capture_blocks(self) -> None:
         """Launch the blocks as CUDA graphs from now on; their weights stay where they are."""

@@ -12,7 +12,7 @@ from published import saved
 from safetensors.torch import load_file
 
 from qvg_cli.comparison.lpips import find_network
-from qvg_cli.config.resources import weights_folder
+from qvg_cli.config.resources import find_taehv, weights_folder
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.self_forcing.family import SelfForcing
 
@@ -83,6 +83,16 @@ def test_lpips_gets_its_network_and_nothing_else(hub, qvg_download, free_space, 
     assert result.stderr.endswith("lpips downloaded. Try: qvg compare bf16 int2 --lpips\n")
     assert fetched(hub) == {"model.safetensors"}
     assert find_network().read_bytes() == content
+
+
+def test_both_small_decoders_come_together(hub, qvg_download, free_space, tiny_weights, random_taehv):
+    paths = sorted((random_taehv / "taehv").rglob("*.safetensors"))
+    for name, path in zip(("OzzyGT/taew2_1", "YiYiXu/taew2_2-diffusers"), paths, strict=True):
+        hub.repository(name, {path.name: path.read_bytes(), "README.md": b"about it"})
+    result = qvg_download("taehv")
+    assert result.exit_code == 0, result.stderr
+    assert fetched(hub) == {path.name for path in paths}
+    assert find_taehv(tiny_weights).read_bytes() == paths[0].read_bytes()
 
 
 def test_the_record_says_where_everything_came_from(published, downloaded, checkpoint):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor
+from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor, Shaper
 from qvg_kernels.codecs.asym.spec import AsymSpec
 from qvg_kernels.quant import bitpack, e4m3
 from qvg_kernels.quant.kmeans import kmeans, random_starts
@@ -39,7 +39,7 @@ class AsymCodec(HeadwiseCodec[AsymSpec, Tensor]):
         return random_starts(tokens, min(self.spec.num_centroids, tokens), generator).to(device)
 
     def encode_by_kernels(
-        self, block: Tensor, seed: int, matrices: tuple[Tensor, Tensor] | None
+        self, block: Tensor, seed: int, shaper: Shaper | None
     ) -> tuple[dict[str, Tensor], FiniteCheck]:
         from qvg_kernels.codecs.asym.encode import encode
 

@@ -7,6 +7,7 @@ leaves of each channel into its offset.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qvg_kernels.codec import FiniteCheck, Shaper
 from qvg_kernels.codecs.encoding import Fill, Packed, encode_heads
 from qvg_kernels.codecs.fitted.residuals import TINY, round_residuals
 from qvg_kernels.codecs.fitted.spec import FittedSpec
@@ -31,28 +33,17 @@ from qvg_kernels.quant.numbers import (
 )
 from qvg_kernels.quant.points import Points, measure, round_scales
 from qvg_kernels.runtime import launch
+from qvg_kernels.runtime.replay import replay
 from qvg_kernels.runtime.warmup import kernel
 
 TABLE_TOP = tl.constexpr(116)
 """`reference.TABLE_TOP`."""
 
 
-def encode(block: Tensor, spec: FittedSpec, seed: int, matrices: tuple[Tensor, Tensor] | None) -> Packed:
-    """Pack `[B, H, S, D]` values, their errors shaped by a matrix `[B, H, D, D]` and its inverse if given."""
+def encode(block: Tensor, spec: FittedSpec, seed: int, shaper: Shaper | None) -> Packed:
+    """Pack `[B, H, S, D]` values, their errors shaped if that is given."""
     _, _, tokens, head_dim = block.shape
     count = spec.centroids(tokens)
-    phase = phase_of_seed(seed)
-
-    def begin() -> Fill:
-        starts = _spread(tokens, count, block.device) if count else None
-
-        def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
-            target["phase"].fill_(phase)
-            target["units"].zero_()
-            _encode_heads(values, target, found, spec, phase, starts)
-
-        return fill
-
     codebook = {
         "ids": (torch.uint8, (tokens,)),
         "table": (torch.int8, (count, head_dim)),
@@ -67,9 +58,31 @@ def encode(block: Tensor, spec: FittedSpec, seed: int, matrices: tuple[Tensor, T
         "units": (torch.float32, (3,)),
         "phase": (torch.uint8, (1,)),
     }
-    return encode_heads(
-        block, spec, shapes, begin, dict(zip(("matrix", "inverse"), matrices or (), strict=False))
-    )
+
+    def pack(inputs: Sequence[Tensor]) -> list[Tensor]:
+        values, phase, *matrices = inputs
+
+        def begin() -> Fill:
+            starts = _spread(tokens, count, values.device) if count else None
+
+            def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
+                target["phase"].copy_(phase)
+                target["units"].zero_()
+                _encode_heads(values, target, found, spec, starts)
+
+            return fill
+
+        given = dict(zip(("matrix", "inverse"), matrices, strict=False))
+        tensors, check = encode_heads(values, spec, shapes, begin, given)
+        return [*tensors.values(), check.found]
+
+    # All that a block has of its seed.
+    phase = torch.full((1,), phase_of_seed(seed), dtype=torch.uint8, device=block.device)
+    inputs = [block, phase]
+    if shaper is not None and shaper.inverse is not None:
+        inputs += [shaper.matrix, shaper.inverse]
+    *tensors, found = replay(spec, pack, inputs)
+    return dict(zip(shapes, tensors, strict=True)), FiniteCheck(head_dim, found)
 
 
 @cache
@@ -83,7 +96,6 @@ def _encode_heads(
     target: dict[str, Tensor],
     found: Tensor,
     spec: FittedSpec,
-    phase: int,
     starts: Tensor | None,
 ) -> None:
     points = Points(values)
@@ -99,7 +111,9 @@ def _encode_heads(
     if starts is not None and ids is not None and table is not None and steps is not None:
         centroids = kmeans_kernels.kmeans(points, starts, spec.iterations, ids)
         decoded = _round_table(centroids, table, steps, units)
-    scales, largest, errors = round_residuals(points, ids, table, decoded, spec, phase, target["codes"])
+    scales, largest, errors = round_residuals(
+        points, ids, table, decoded, spec, target["phase"], target["codes"]
+    )
     round_scales(scales, largest, target["scales"], units, 0)
     missed = kmeans_kernels.cluster_sums(errors, ids, 1 if table is None else table.shape[1])
     rests = _refit(points, missed, table, steps, units)
@@ -208,16 +222,6 @@ def _refit_kernel(
     tl.store(rests + (head * tl.num_programs(0) + tl.program_id(0)) * HEAD_DIM + channels, tl.sum(rest, 0))
 
 
-@triton.jit
-def _mean_rest(rests, channels, num_tiles, num_tokens, HEAD_DIM: tl.constexpr):
-    """What is left of some of the head's channels, for each token."""
-    at = rests + tl.program_id(1) * num_tiles * HEAD_DIM + channels
-    rest = tl.zeros(channels.shape, tl.float32)
-    for tile in range(num_tiles):
-        rest += tl.load(at + tile * HEAD_DIM)
-    return rest / num_tokens
-
-
 @kernel(do_not_specialize=["num_tiles", "num_tokens"])
 def _offset_kernel(
     rests, means, weights, units, matrix, offset, num_tiles, num_tokens,
@@ -226,26 +230,32 @@ def _offset_kernel(
     """A head's means, moved by the mean error of each channel.
 
     Args:
+        rests: `[H, num_tiles, HEAD_DIM]`, whose sums over tiles are what all tokens miss; spoilt.
         matrix: `[H, HEAD_DIM, HEAD_DIM]` by which errors are shaped if there are no weights: keys have their
             offset outside of it, and values inside, where its inverse brings their means.
     """
     head = tl.program_id(1)
     channels = tl.arange(0, HEAD_DIM)
     at = head * HEAD_DIM + channels
-    mean, missed = tl.load(means + at), _mean_rest(rests, channels, num_tiles, num_tokens, HEAD_DIM)
+    rests += head * num_tiles * HEAD_DIM
+    mean, missed = tl.load(means + at), tl.zeros([HEAD_DIM], tl.float32)
+    for tile in range(num_tiles):
+        missed += tl.load(rests + tile * HEAD_DIM + channels)
+    missed /= num_tokens
     if matrix is None:
         weight = e4m3_value(tl.load(weights + at)) * tl.load(units + head * 3 + 1)
         tl.store(offset + at, mean + weight * missed)
     else:
         moving = missed if IS_KEY else mean
-        for first in range(0, HEAD_DIM, 16):
-            some = first + tl.arange(0, 16)
+        if not IS_KEY:
+            tl.debug_barrier()
+            tl.store(rests + channels, missed)
+            tl.debug_barrier()
+        for first in range(0, HEAD_DIM, 64):
+            some = first + tl.arange(0, 64)
             rows = head * HEAD_DIM + some
-            if IS_KEY:
-                still = tl.load(means + rows)
-            else:
-                still = _mean_rest(rests, some, num_tiles, num_tokens, HEAD_DIM)
-            # [16, HEAD_DIM]
+            still = tl.load(means + rows) if IS_KEY else tl.load(rests + some)
+            # [64, HEAD_DIM]
             part = tl.load(matrix + rows[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
             tl.store(offset + rows, still + tl.sum(part * moving[None, :], 1))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor
+from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor, Shaper
 from qvg_kernels.codecs.fitted.grids import grid
 from qvg_kernels.codecs.fitted.shaping import inverse_of, shaping_matrix
 from qvg_kernels.codecs.fitted.spec import FittedSpec
@@ -66,11 +66,11 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
         return phase, sign_patterns(head_dim, device)[patterns]
 
     def encode_by_kernels(
-        self, block: Tensor, seed: int, matrices: tuple[Tensor, Tensor] | None
+        self, block: Tensor, seed: int, shaper: Shaper | None
     ) -> tuple[dict[str, Tensor], FiniteCheck]:
         from qvg_kernels.codecs.fitted.encode import encode
 
-        return encode(block, self.spec, seed, matrices)
+        return encode(block, self.spec, seed, shaper)
 
     def reader(self, head_dim: int) -> BlockReader:
         from qvg_kernels.codecs.fitted.reader import FittedReader
@@ -81,9 +81,10 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
         return self._encode_head(points, draws, None)
 
     def encode_shaped_head(
-        self, points: Tensor, draws: tuple[Tensor, Tensor], matrix: Tensor, inverse: Tensor
+        self, points: Tensor, draws: tuple[Tensor, Tensor], shaper: Shaper
     ) -> dict[str, Tensor]:
-        return self._encode_head(points, draws, (matrix.float(), inverse.float()))
+        assert shaper.inverse is not None
+        return self._encode_head(points, draws, (shaper.matrix.float(), shaper.inverse.float()))
 
     def _encode_head(
         self, points: Tensor, draws: tuple[Tensor, Tensor], matrices: tuple[Tensor, Tensor] | None
@@ -188,8 +189,8 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
     def shaping_matrix(self, residual: Tensor, query: Tensor | None) -> Tensor:
         return shaping_matrix(residual, query if self.spec.shaping == "key" else None)
 
-    def inverse_of(self, matrix: Tensor) -> Tensor:
-        return inverse_of(matrix)
+    def shaper_of(self, matrix: Tensor) -> Shaper:
+        return Shaper(matrix, inverse_of(matrix))
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

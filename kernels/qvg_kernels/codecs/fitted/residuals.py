@@ -114,11 +114,11 @@ def _store_codes(
             tl.store(at, indices[place].to(tl.uint8), mask=mask)
 
 
-@kernel(do_not_specialize=["phase", "count", "num_tokens", "num_chunks", "num_shifts", "unbiased"])
+@kernel(do_not_specialize=["phases", "count", "num_tokens", "num_chunks", "num_shifts", "unbiased"])
 def _residual_kernel(
     block, head_stride, token_stride, offset, inverse, ids, table, steps,
     flips, matrix, patterns, codes, scales, largest, errors,
-    phase, count, num_tokens, num_chunks, num_shifts, step, unbiased,
+    phases, count, num_tokens, num_chunks, num_shifts, step, unbiased,
     GRID: tl.constexpr, LEVELS: tl.constexpr, NUM_LEVELS: tl.constexpr,
     HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -128,6 +128,7 @@ def _residual_kernel(
         block: `[H, S, D]`; `offset` and `inverse` as `points.Points` has them.
         ids: `[H, S]` uint8, rows of `table`, `[H, count, D]` int8 in `steps`, `[H, D]`; `None` without a
             codebook.
+        phases: `[H]` uint8, of the sign patterns.
         flips: `numbers.sign_flips`; `matrix` is `hadamard_chunks`, `patterns` is `levels.pattern_codes`.
         codes: Receives the codes; `scales` `[H, S]`, `largest` `[H, tiles]` and `errors` `[H, S, D]`
             likewise.
@@ -141,6 +142,7 @@ def _residual_kernel(
     tokens = tl.program_id(0) * TILE_S + tl.arange(0, TILE_S)
     is_token = tokens < num_tokens
     channels = tl.arange(0, HEAD_DIM)
+    phase = tl.load(phases + head)
     # [TILE_S, HEAD_DIM]
     values = load_tokens(block, head_stride, token_stride, tokens, is_token, HEAD_DIM)
     residual = centred(values, offset, inverse, HEAD_DIM)
@@ -223,14 +225,14 @@ def _trit_kernel(indices, codes, num_tokens, num_rows, HEAD_DIM: tl.constexpr, T
 
 def round_residuals(
     points: Points, ids: Tensor | None, table: Tensor | None, steps: Tensor | None,
-    spec: FittedSpec, phase: int, codes: Tensor,
+    spec: FittedSpec, phases: Tensor, codes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Round what the table leaves of every token.
 
     Args:
         ids: `[H, S]` uint8; with `table` and `steps`, or all are `None`.
         steps: `[H, D]` float32, of the table.
-        phase: Of the block's sign patterns.
+        phases: `[H, 1]` uint8, contiguous, of the block's sign patterns.
         codes: `[H, rows, bytes]` uint8, contiguous; receives the codes.
 
     Returns:
@@ -255,7 +257,7 @@ def round_residuals(
     _residual_kernel[(tiles, points.heads)](
         points.block, *points.block.stride()[:2], points.offset, points.inverse, ids, table, steps,
         numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device), pattern_codes(device),
-        target, scales, largest, errors, phase, count, tokens, head_dim // launch.CHUNK, 2,
+        target, scales, largest, errors, phases, count, tokens, head_dim // launch.CHUNK, 2,
         form.step, spec.unbiased, name, levels, len(levels), head_dim, shape.rows, launch.CHUNK,
         num_warps=shape.warps, maxnreg=shape.registers,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import Codec, FiniteCheck, PackedTensor, require_finite
+from qvg_kernels.codec import Codec, FiniteCheck, PackedTensor, Shaper, require_finite
 from qvg_kernels.codecs.plain.spec import Bf16Spec, NoneSpec
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ class PlainCodec(Codec):
         *,
         seed: int,
         checks: list[FiniteCheck] | None = None,
-        matrix: Tensor | None = None,
-        inverse: Tensor | None = None,
+        shaper: Shaper | None = None,
     ) -> PackedTensor:
         require_finite(block, checks)
         dtype = torch.bfloat16 if isinstance(self.spec, Bf16Spec) else block.dtype

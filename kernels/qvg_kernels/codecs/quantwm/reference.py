@@ -6,13 +6,11 @@ block's size must be known before its values are.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor
+from qvg_kernels.codec import HeadwiseCodec, PackedTensor, Shaper
 from qvg_kernels.codecs.quantwm.spec import QuantWmSpec
 from qvg_kernels.quant import bitpack
 from qvg_kernels.quant.kmeans import kmeans, random_starts
@@ -37,7 +35,8 @@ class QuantWmCodec(HeadwiseCodec[QuantWmSpec, Tensor]):
     """K-means as in QVG, groups of four levels, and for keys what queries weigh.
 
     Source: QuantWM (arXiv 2609.26425): "QSAC" chooses the centroid, "PSAC" stores a key's error along the
-    directions that queries point to most. The base is QVG's (arXiv 2602.02958).
+    directions that queries point to most. The base is QVG's (arXiv 2602.02958). Without a shaper, in the
+    first chunk, all channels weigh alike and no error is stored.
     """
 
     kinds = KINDS
@@ -47,32 +46,11 @@ class QuantWmCodec(HeadwiseCodec[QuantWmSpec, Tensor]):
         count = min(self.spec.num_centroids, tokens)
         return random_starts(tokens, count, torch.Generator().manual_seed(seed)).to(device)
 
-    def encode(
-        self,
-        block: Tensor,
-        *,
-        seed: int,
-        checks: list[FiniteCheck] | None = None,
-        matrix: Tensor | None = None,
-        inverse: Tensor | None = None,
-    ) -> PackedTensor:
-        """Pack `[B, H, S, D]` values as `Codec.encode` has it.
-
-        Args:
-            matrix: `[B, H, D, D]`, the second moment of the queries of earlier chunks in any unit; it is not
-                kept. Without it, in the first chunk, all channels weigh alike and no error is stored.
-            inverse: Not of use here.
-        """
-        packed = super().encode(block, seed=seed, checks=checks, matrix=matrix, inverse=matrix)
-        return replace(packed, matrix=None)
-
     def encode_head(self, points: Tensor, draws: Tensor) -> dict[str, Tensor]:
         return self._encode(points, draws, None)
 
-    def encode_shaped_head(
-        self, points: Tensor, draws: Tensor, matrix: Tensor, inverse: Tensor
-    ) -> dict[str, Tensor]:
-        return self._encode(points, draws, matrix)
+    def encode_shaped_head(self, points: Tensor, draws: Tensor, shaper: Shaper) -> dict[str, Tensor]:
+        return self._encode(points, draws, shaper.matrix)
 
     def _encode(self, points: Tensor, starts: Tensor, moment: Tensor | None) -> dict[str, Tensor]:
         ids, centroids = kmeans(points, points[starts], self.spec.iterations)

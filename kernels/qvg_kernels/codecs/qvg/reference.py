@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor
+from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor, Shaper
 from qvg_kernels.codecs.qvg.spec import QvgSpec
 from qvg_kernels.quant import bitpack, e4m3
 from qvg_kernels.quant.kmeans import kmeans, random_starts
@@ -39,7 +39,7 @@ class QvgCodec(HeadwiseCodec[QvgSpec, list[Tensor]]):
         return [random_starts(tokens, count, generator).to(device) for _ in range(self.spec.stages)]
 
     def encode_by_kernels(
-        self, block: Tensor, seed: int, matrices: tuple[Tensor, Tensor] | None
+        self, block: Tensor, seed: int, shaper: Shaper | None
     ) -> tuple[dict[str, Tensor], FiniteCheck]:
         from qvg_kernels.codecs.qvg.encode import encode
 

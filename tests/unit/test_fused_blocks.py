@@ -1,0 +1,57 @@
+"""Blocks with fewer kernels compute what diffusers' own compute, for both families that have them."""
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+
+from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.models.registry import plan_video
+from scripts import full_size, random_models
+from scripts.random_models import TINY, RandomModels
+
+OPTIONS = {
+    "self-forcing": ["--frames", "12"],
+    "hyworldplay": ["--chunks", "3", "--context", "incremental"],
+}
+
+
+def latents(backend, device, change=lambda transformer: None):
+    arguments = ["--backend", backend, "--size", "tiny", "--out", "unused", *OPTIONS[backend]]
+    config = full_size.load_run(full_size.parse_options([*arguments, "--set", f"device={device}"]), "none")
+    models = RandomModels(config, TINY[backend], torch.device(device))
+    change(models.transformer)
+    engine = Engine(config, full_size.PIPELINES[backend](config, models), torch.device(device))
+    video = Planned(config, plan_video(config), backend)
+    embeds = models.text_states(1, config.model.text_tokens)
+    results = engine.rollout(video, prompt_embeds={0: embeds})
+    return torch.cat([result.latents for result in results], dim=2)
+
+
+@pytest.fixture
+def stock_blocks(monkeypatch):
+    """Take diffusers' blocks, without graphs, when this is called."""
+
+    def place(model, offload, dtype, tokens):
+        for block in model.blocks:
+            block.__class__ = WanTransformerBlock
+        offload.place_transformer(model, dtype)
+
+    return lambda: monkeypatch.setattr(random_models, "place_transformer", place)
+
+
+@pytest.mark.parametrize("backend", sorted(OPTIONS))
+def test_the_same_latents_on_a_cpu(backend, stock_blocks):
+    fused = latents(backend, "cpu", lambda transformer: transformer.join_projections())
+    stock_blocks()
+    torch.testing.assert_close(fused, latents(backend, "cpu"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", sorted(OPTIONS))
+def test_latents_on_a_gpu_differ_by_roundings_alone(backend, stock_blocks):
+    fused = latents(backend, "cuda").float()
+    stock_blocks()
+    stock = latents(backend, "cuda").float()
+    assert (fused - stock).norm() <= 0.02 * stock.norm()
