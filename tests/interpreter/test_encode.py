@@ -117,7 +117,7 @@ def test_channels_that_never_change_and_tokens_that_are_alike_are_packed(monkeyp
 
 def test_a_heads_bytes_do_not_depend_on_other_heads(monkeypatch, poison):
     monkeypatch.setenv("QVG_KERNELS", "triton")
-    span = clustered(2, 2, 70, 64)
+    span = clustered(2, 2, 40, 64)
     whole = build_codec(FittedSpec()).encode(span, seed=5)
     part = build_codec(FittedSpec()).encode(span[1:, 1:2], seed=5)
     for name, tensor in whole.tensors.items():

@@ -41,7 +41,11 @@ class Walk:
 
 @pytest.mark.parametrize(
     ("context", "cache"),
-    [*(("append", cache) for cache in ("none", "bf16", "int2-qvg")), *((each, "int2") for each in CONTEXTS)],
+    [
+        ("append", "none"),
+        *((each, "int2") for each in CONTEXTS),
+        *(pytest.param("append", cache, marks=pytest.mark.slow) for cache in ("bf16", "int2-qvg")),
+    ],
 )
 def test_every_context_runs_through_every_cache(walk_config, context, cache):
     config = walk_config(
