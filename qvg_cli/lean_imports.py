@@ -18,7 +18,8 @@ from typing import Any
 
 _COMPILER = "torch._dynamo"
 _HIDDEN = {
-    "diffusers": ("transformers", "scipy", _COMPILER),
+    # peft imports transformers.
+    "diffusers": ("transformers", "peft", "scipy", _COMPILER),
     "transformers": ("scipy", _COMPILER),
 }
 """From each of the libraries."""
@@ -66,8 +67,9 @@ class _Finder(MetaPathFinder):
                 try:
                     with _hiding(hidden):
                         execute(module)
-                except ImportError:
-                    # A version that cannot do without.
+                except (ImportError, RuntimeError):
+                    # Something that cannot do without, where a module that is being imported hides it, too.
+                    _show(hidden)
                     execute(module)
 
             loader.exec_module = execute_alone
@@ -88,8 +90,13 @@ def _hiding(hidden: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in names:
-            if modules.get(name, "") is None:
-                del modules[name]
+        _show(names)
         if disable is not None:
             compiler.disable = disable
+
+
+def _show(names: Sequence[str]) -> None:
+    modules: dict[str, Any] = sys.modules
+    for name in names:
+        if modules.get(name, "") is None:
+            del modules[name]

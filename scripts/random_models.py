@@ -134,6 +134,12 @@ class RandomModels:
     @cached_property
     def transformer(self) -> nn.Module:
         """Ready to be attached to a cache."""
+        model = self.draw_transformer()
+        place_transformer(model, self.offload, self.dtype, self.tokens)
+        return model
+
+    def draw_transformer(self) -> nn.Module:
+        """As it is read from files."""
         with torch.device("meta"):
             model = _build(self.backend, self.layout.transformer)
         self.offload.shard(model)
@@ -143,7 +149,6 @@ class RandomModels:
             return STORAGE_DTYPE if is_stored else dtype_of(model, name, self.dtype)
 
         self._fill(model, held_in, self.offload.load_device)
-        place_transformer(model, self.offload, self.dtype, self.tokens)
         return model
 
     @cached_property

@@ -35,6 +35,9 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
             f"{figures['fps']} fps, {figures['video_seconds']:.2f} s",
         ),
     ]
+    # Results of version 0.1 do not say it.
+    if (decoder := figures.get("decoder", "vae")) != "vae":
+        rows.append(("decoder", decoder))
     return rows + (_comparison_rows(figures) if result.is_comparison else _run_rows(figures))
 
 

@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-frames", type=int, nargs="+", default=[81, 81])
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
     parser.add_argument("--weights", type=Path, help="folder of the random weights; else within --out")
+    parser.add_argument("--text-layers", type=int, help="of the text encoder, if its time does not matter")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the figures")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights = (options.weights or options.out / "weights") / options.backend
     sets = [f"model.weights={weights.resolve()}", f"device={options.device}", *layout.sets, *options.sets]
     if not weights.exists():
-        write_weights(weights, layout, Request(backend=options.backend, sets=sets), options.size == "tiny")
+        text_encoder = dict(_TINY_TEXT_ENCODER if options.size == "tiny" else _TEXT_ENCODER)
+        if options.text_layers:
+            text_encoder["num_layers"] = options.text_layers
+        write_weights(weights, layout, Request(backend=options.backend, sets=sets), text_encoder)
     rows = []
     for number, num_frames in enumerate(options.num_frames):
         folder = options.out / f"{options.backend}-{number}"
@@ -66,19 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_weights(weights: Path, layout: Layout, request: Request, is_tiny: bool) -> None:
+def write_weights(weights: Path, layout: Layout, request: Request, text_encoder: Mapping[str, int]) -> None:
     """A folder as `qvg download` leaves it, with random values."""
     part = weights.with_name(f"{weights.name}.part")
     config = load_config(request).config
     device = resolve_device(config.device)
     models = RandomModels(config, layout, device)
-    transformer = models.transformer
+    transformer = models.draw_transformer()
     found = Checkpoint(lambda: type(transformer)(**layout.transformer), transformer.state_dict(), "random")
     found.write(part / "transformer", layout.transformer)
     # The published VAEs are float32.
     models.vae.float().save_pretrained(part / "vae")
     settings = UMT5Config(
-        **(_TINY_TEXT_ENCODER if is_tiny else _TEXT_ENCODER),
+        **text_encoder,
         **{"d_kv": 64, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     )
     torch.set_default_dtype(torch.bfloat16)

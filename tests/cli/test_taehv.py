@@ -9,13 +9,14 @@ import yaml
 CHOICE = ("--set", "video.decoder=taehv")
 
 
-def test_a_run_says_which_decoder_it_had(tiny, random_taehv, tmp_path, monkeypatch):
+def test_a_run_says_which_decoder_it_had(tiny, qvg, random_taehv, tmp_path, monkeypatch):
     monkeypatch.setenv("QVG_HOME", str(random_taehv))
     result = tiny("a red ball", "--frames", 9, *CHOICE, "--out", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
     folder = Path(json.loads(result.stdout)["folder"])
     assert yaml.safe_load((folder / "run.yaml").read_text())["video"]["decoder"] == "taehv"
     assert json.loads((folder / "memory.json").read_text())["decoder"] == "taehv"
+    assert "\ndecoder " in qvg("show", folder).stdout
 
 
 def test_without_the_download_the_command_for_it_is_named(tiny, tmp_path, monkeypatch):

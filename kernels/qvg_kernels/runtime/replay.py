@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 LARGEST_BYTES = 32 * 2**20
 """Of inputs: above it the kernels take longer than their launching, and a graph would hold much memory."""
-MOST_GRAPHS = 4
-"""Keys and values of two sizes of blocks."""
+MOST_GRAPHS = 2
+"""Of a stream: blocks of two sizes."""
 
 Compute = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -28,11 +30,24 @@ class _Captured:
     outputs: list[Tensor]
 
 
-_seen: OrderedDict[Hashable, _Captured | None] = OrderedDict()
+class _Stream:
+    """The graphs of one stream: one runs after the other, so they use the same memory."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.last: Hashable = None
+        self.captured: OrderedDict[Hashable, _Captured] = OrderedDict()
+
+
+@cache
+def _graphs_of(stream: torch.cuda.Stream) -> _Stream:
+    return _Stream()
 
 
 def replay(key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What `compute` makes of `inputs`, with the same bits; from the second such call on as one graph.
+    """What `compute` makes of `inputs`, with the same bits; the second such call in a row is captured.
+
+    It and those that follow are launched as one graph.
 
     Args:
         key: What `compute` depends on beside the shapes of its inputs.
@@ -43,35 +58,30 @@ def replay(key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> list[Te
     is_large = sum(each.numel() * each.element_size() for each in inputs) > LARGEST_BYTES
     if device.type != "cuda" or is_large or torch.cuda.is_current_stream_capturing():
         return compute(inputs)
-    stream = torch.cuda.current_stream(device)
-    # Calls on two streams run at the same time and need memory of their own.
-    key = (key, stream, *((each.shape, each.stride(), each.dtype) for each in inputs))
-    if key not in _seen:
-        _seen[key] = None
-        if len(_seen) > MOST_GRAPHS:
-            _seen.popitem(last=False)
-        return compute(inputs)
-    _seen.move_to_end(key)
-    captured = _seen[key]
-    if captured is None:
-        captured = _seen[key] = _capture(compute, inputs, stream)
+    stream = _graphs_of(torch.cuda.current_stream(device))
+    key = (key, *((each.shape, each.stride(), each.dtype) for each in inputs))
+    is_repeated, stream.last = stream.last == key, key
+    if key not in stream.captured:
+        if not is_repeated:
+            return compute(inputs)
+        stream.captured[key] = _capture(compute, inputs, stream.pool)
+        if len(stream.captured) > MOST_GRAPHS:
+            stream.captured.popitem(last=False)
+    stream.captured.move_to_end(key)
+    captured = stream.captured[key]
     for target, each in zip(captured.inputs, inputs, strict=True):
         target.copy_(each)
     captured.graph.replay()
     return [each.clone() for each in captured.outputs]
 
 
-def _capture(compute: Compute, inputs: Sequence[Tensor], stream: torch.cuda.Stream) -> _Captured:
+def _capture(compute: Compute, inputs: Sequence[Tensor], pool: Any) -> _Captured:
     # The same strides, for which the kernels have been compiled.
     own = [each.new_empty_strided(each.shape, each.stride()) for each in inputs]
     # Nothing is compiled or loaded while kernels are captured, whatever the addresses were aligned to.
     compute([target.copy_(each) for target, each in zip(own, inputs, strict=True)])
-    graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(stream.device)
-    aside.wait_stream(stream)
-    with torch.cuda.stream(aside):
-        # Other threads copy and allocate meanwhile.
-        graph.capture_begin(capture_error_mode="thread_local")
+    graph = torch.cuda.CUDAGraph()
+    # Waits for the device, once, and frees what is cached. Other threads copy and allocate meanwhile.
+    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
         outputs = compute(own)
-        graph.capture_end()
-    stream.wait_stream(aside)
     return _Captured(graph, own, outputs)
