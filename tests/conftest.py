@@ -97,6 +97,25 @@ def walk_weights(tiny_weights, tiny_wan, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def walk_settings(walk_weights):
+    """Settings of a walk with these weights, 32 x 64 pixels, that begins in a picture."""
+    from PIL import Image
+
+    picture = walk_weights / "picture.png"
+    Image.new("RGB", (64, 32), (90, 140, 80)).save(picture)
+    return {
+        "model.weights": str(walk_weights),
+        "model.text_tokens": 32,
+        "model.latent_channels": 16,
+        "model.spatial_factor": 8,
+        "video.height": 32,
+        "video.width": 64,
+        "sampler.context": "incremental",
+        "walk.image": str(picture),
+    }
+
+
+@pytest.fixture(scope="session")
 def longcat_weights(tiny_weights, tmp_path_factory) -> Path:
     """The same for LongCat-Video, with an adapter."""
     from safetensors.torch import save_file

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,12 @@ def pocket_examples(family: str) -> str:
 
 
 def _grammar(family: str) -> dict[str, Any]:
-    grammar: dict[str, Any] = yaml.safe_load(pocket_grammar(family).read_text(encoding="utf-8"))
+    return _read_grammar(pocket_grammar(family))
+
+
+@cache
+def _read_grammar(path: Path) -> dict[str, Any]:
+    grammar: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return grammar
 
 

@@ -10,7 +10,7 @@ from qvg_cli.config.resources import matrices_file, qvg_home
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import Trial, forecast_run, verdict
-from qvg_cli.hub.spec import read_downloads
+from qvg_cli.hub.spec import read_download
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.cards import Card, find_card, parse_card
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
@@ -254,7 +254,7 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
 def _download(config: RunConfig) -> dict[str, Any]:
     """What is known of the download without asking the hub."""
     weights = config.model.weights
-    known = read_downloads().get(weights)
+    known = read_download(weights)
     if known is None:
         return {"name": None, "is_there": True, "bytes": 0, "about_bytes": 0, "converted_bytes": 0}
     converts = [repository.convert for repository in known.config.repositories]

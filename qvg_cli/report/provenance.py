@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
+@cache
 def commit_text() -> str | None:
     """The checked-out commit, with a plus if tracked files differ from it; none outside a checkout."""
     root = checkout_dir()

@@ -133,8 +133,14 @@ BREAKAGES = [(damage, kind) for damage in (cut_in_half, Path.unlink) for kind in
 BREAKAGES += [(damage, kind) for damage in (flip_a_bit, swap) for kind in KINDS[:2]]
 
 
+QUICK = {(flip_a_bit, "latents.safetensors"), (cut_in_half, "mp4"), (Path.unlink, "cache.safetensors")}
+QUICK |= {(swap, "json"), (Path.unlink, "json")}
+
+
 @pytest.mark.parametrize(
-    ("damage", "kind"), BREAKAGES, ids=[f"{damage.__name__}-{kind}" for damage, kind in BREAKAGES]
+    ("damage", "kind"),
+    [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in BREAKAGES],
+    ids=[f"{damage.__name__}-{kind}" for damage, kind in BREAKAGES],
 )
 def test_what_is_damaged_is_made_again(run, whole, damage, kind):
     damage(run / "state" / f"00003.{kind}")

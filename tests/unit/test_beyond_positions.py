@@ -40,6 +40,7 @@ def test_without_a_span_the_positions_end():
     assert "--position-span" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_a_video_goes_on_past_them_with_a_cache_that_does_not_grow(tiny_wan):
     config = load(f"sampler.position_span={SPAN}")
     plan = plan_video(config)

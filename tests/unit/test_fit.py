@@ -32,18 +32,28 @@ def load(backend, *sets):
     ("backend", "preset", "options"),
     [
         ("self-forcing", "int2", ["--frames", "12"]),
-        ("self-forcing", "none", ["--frames", "6"]),
+        pytest.param("self-forcing", "none", ["--frames", "6"], marks=pytest.mark.slow),
         ("self-forcing", "int2-qvg", ["--frames", "15", *("--set", "cache.keep_recent_chunks=1")]),
         (
             "self-forcing",
             "trit",
             ["--frames", "18", *("--set", "sampler.window=12"), *("--set", "sampler.sink=3")],
         ),
-        ("self-forcing", "int2", ["--frames", "15", *("--set", "cache.span_tokens=48")]),
+        pytest.param(
+            "self-forcing",
+            "int2",
+            ["--frames", "15", *("--set", "cache.span_tokens=48")],
+            marks=pytest.mark.slow,
+        ),
         ("self-forcing", "int2", ["--frames", "9", *("--set", "cache.layers.1.v.preset=bit1")]),
         ("self-forcing", "int2-shaped", ["--frames", "15", *("--set", "sampler.window=6")]),
         ("self-forcing", "trit-shaped", ["--frames", "24", *("--set", "cache.span_tokens=48")]),
-        ("self-forcing", "int3", ["--frames", "9", *("--set", "cache.keep_sink=true")]),
+        pytest.param(
+            "self-forcing",
+            "int3",
+            ["--frames", "9", *("--set", "cache.keep_sink=true")],
+            marks=pytest.mark.slow,
+        ),
         ("hyworldplay", "int2", ["--chunks", "3", "--context", "append"]),
         ("hyworldplay", "bf16", ["--chunks", "3", "--context", "rebuild", *("--set", "sampler.window=12")]),
         ("longcat", "int2", ["--segments", "2", *("--set", "sampler.guided_steps=2")]),
@@ -173,9 +183,9 @@ def test_a_plan_loads_no_torch():
     ("preset", "sets"),
     [
         ("int2", ("sampler.window=12", "sampler.sink=3", "cache.keep_recent_chunks=1")),
-        ("int2", ("cache.span_tokens=48",)),
+        pytest.param("int2", ("cache.span_tokens=48",), marks=pytest.mark.slow),
         ("int2-shaped", ("sampler.window=12",)),
-        ("bf16", ()),
+        pytest.param("bf16", (), marks=pytest.mark.slow),
     ],
 )
 def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, keep_cache, preset, sets):
