@@ -54,15 +54,15 @@ class Batch:
     results: Iterator[ChunkResult]
 
 
-def read_prompts(count: int) -> list[str]:
-    """The first `count` prompts of prompts.txt.
+def read_prompts(count: int, path: Path = PROMPTS) -> list[str]:
+    """The first `count` prompts of a file.
 
     Raises:
         ValueError: There are fewer.
     """
-    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
+    prompts = path.read_text(encoding="utf-8").splitlines()
     if count > len(prompts):
-        raise ValueError(f"{count} prompts were asked for; {PROMPTS.name} has {len(prompts)}")
+        raise ValueError(f"{count} prompts were asked for; {path.name} has {len(prompts)}")
     return prompts[:count]
 
 

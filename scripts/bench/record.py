@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pocket_runs import read_prompts
+from pocket_runs import PROMPTS, read_prompts
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -149,7 +149,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--backend", help="published weights of this backend instead of the pocket model")
     add("--pocket", action="store_true", help="the pocket model of --backend")
     add("--prompts", type=int, default=4, help="how many prompts, a video each")
-    add("--first-prompt", type=int, default=0, help="of those in prompts.txt")
+    add("--first-prompt", type=int, default=0, help="of those in --prompt-file")
+    add("--prompt-file", type=Path, default=PROMPTS, help="a prompt a line; prompts.txt if none is given")
     add("--frames", type=int, help="pixel frames; 165 of the pocket model")
     add("--pose", help="as in qvg generate")
     add("--seed", type=int, default=0)
@@ -176,7 +177,9 @@ def plan_videos(options: argparse.Namespace) -> list[Planned]:
             print,
             frames=None if options.pose else frames,
         )[0]
-        for prompt in read_prompts(options.first_prompt + options.prompts)[options.first_prompt :]
+        for prompt in read_prompts(options.first_prompt + options.prompts, options.prompt_file)[
+            options.first_prompt :
+        ]
     ]
 
 

@@ -13,21 +13,32 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from record import add_options, plan_videos
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qvg_cli.cache.kv_cache import KVCache, LayerCache, Watcher
+from qvg_cli.cache.kv_cache import KVCache, LayerCache, Watcher, open_cache
 from qvg_cli.cache.shaping import Shaping
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
+from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.noise import SeededNoise
+from qvg_cli.engine.opening import open_video
+from qvg_cli.engine.rollout import rollout
+from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.randomness import derive_seed
 from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.rope.placement import Placement
 from qvg_kernels.spec import FittedSpec
+
+sys.path.append(str(Path(__file__).parents[1]))
+from full_size_clock import NoDecoder
 
 
 class Learner(Watcher):
@@ -49,9 +60,6 @@ class Learner(Watcher):
         for layer in cache.layers:
             layer.watcher = self
 
-    def show_clip(self, frames: object) -> None:
-        """Frames of a clip are of no interest."""
-
     def see_queries(self, layer: LayerCache, query: Tensor, placements: Sequence[Placement]) -> None:
         self.layers[layer.index].observe(query, placements)
 
@@ -63,6 +71,22 @@ class Learner(Watcher):
                 if block.chunk == chunk.index:
                     seed = derive_seed(layer.seed, "shaping", layer.index, block.frames[0])
                     shaping.add(entry.decode(), (seed, seed))
+
+
+def make_latents(engine: Engine, video: Planned, learner: Learner) -> Iterator[ChunkPlan]:
+    """Make a video that nobody looks at; its chunks as they are made."""
+    config, plan = video.config, video.plan
+    pipeline = engine.pipeline.with_config(config)
+    cache = open_cache(config.cache, plan, pipeline.cache_shape, config.seed)
+    learner.begin(cache)
+    planner, embeds = family_of(config).planner(config), engine.encode_prompts(video)[0]
+    denoiser = pipeline.denoiser(cache, planner, embeds, config.seed)
+    opening = open_video(config, plan, pipeline, denoiser.device, lambda frames: None)
+    noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, denoiser.device)
+    # Decoding takes three quarters of the time.
+    decoder: Any = NoDecoder()
+    for result in rollout(plan.chunks, denoiser, decoder, noise, context=opening.context):
+        yield result.chunk
 
 
 def main() -> None:
@@ -77,8 +101,8 @@ def main() -> None:
     engine = Engine.load_config(config, resolve_device(config.device))
     learner = Learner(engine.pipeline.cache_shape.num_layers)
     for video in videos:
-        for result in engine.rollout(video, learner):
-            learner.add(result.chunk)
+        for chunk in make_latents(engine, video, learner):
+            learner.add(chunk)
         print(f"{video.config.prompt}: {len(video.plan.chunks)} chunks", flush=True)
     tensors: dict[str, Tensor] = {}
     for number, layer in enumerate(learner.layers):

@@ -88,7 +88,7 @@ CASES = [*QUICK_CASES, *QUICK_FOUR, *MORE_CASES]
 MORE_FOUR = [case for case in CASES if case not in QUICK_FOUR]
 SLOW_CASES = [
     *(Case(family, preset) for family in FAMILIES for preset in preset_names()),
-    *(Case(f, preset, is_pocket=True) for f in FAMILIES for preset in ("int2", "int2-qvg", "trit")),
+    *(Case(f, preset, is_pocket=True) for f in FAMILIES for preset in ("int2", "int2-shaped", "trit")),
 ]
 SHARDED_CASES = [Case(family, more=SHARDED) for family in FAMILIES]
 QUICK_RESUMES = [("self-forcing", 1, 2), ("self-forcing", 2, 1)]

@@ -145,8 +145,13 @@ def test_those_of_the_demo_model_go_with_its_weights(tmp_path):
     assert named(f"model.weights={tmp_path}") is None
     assert named("cache.matrices=null") is None
     assert named("cache.preset=int2") is None
-    config = load_config(Request(pocket=True, sets=("cache.preset=bit1-shaped",))).config
+
+
+@pytest.mark.parametrize("backend", ["self-forcing", "hyworldplay"])
+def test_those_that_ship_fit_their_model(backend):
+    sets = ("cache.preset=bit1-shaped",)
+    config = load_config(Request(pocket=True, backend=backend, sets=sets)).config
     sizes = family_of(config).sizes(config, is_gpu=False)
     shape = CacheShape(sizes.num_layers, sizes.heads, sizes.head_dim)
     assert len(read_shipped(config.cache, shape)) == sizes.num_layers
-    assert "self-forcing-pocket" in identify(config, "cpu").inputs
+    assert f"{backend}-pocket" in identify(config, "cpu").inputs
