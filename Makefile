@@ -13,10 +13,11 @@ demo: $(VENV)/run.stamp  ## one video from the built-in pocket model, with its m
 
 test: $(VENV)/dev.stamp  ## every quick test, offline
 	$(BIN)/pytest -n 2 --dist loadscope -m "not slow and not gpu and not browser and not ray"
-	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/interpreter
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow" tests/interpreter
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/pytest -m "slow and not gpu and not browser and not ray"
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m slow tests/interpreter
 
 test-ray: $(VENV)/dev.stamp  ## qvg batch on a real Ray on this machine
 	$(INSTALL) --editable ".[ray]"

@@ -10,8 +10,6 @@ The Python API:
 Importing it loads nothing heavy: every name is imported on first use.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Functions of the Python API that need no torch; `import qvg_cli` offers them beside the engine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,12 +60,6 @@ def plan(
     )
     names = [cache] if cache is None or isinstance(cache, str) else cache
     videos = plan_caches(
-        request,
-        names,
-        lambda line: None,
-        seconds=seconds,
-        frames=frames,
-        segments=segments,
-        is_made=False,
+        request, names, lambda line: None, seconds=seconds, frames=frames, segments=segments, is_made=False
     )
     return make_plan([video for (video,) in videos], card, num_gpus=gpus)

@@ -34,19 +34,13 @@ class Progress(Protocol):
 
     def step(self) -> None:
         """A model call has ended."""
-        ...
 
     def chunk_done(self, status: str) -> None:
         """A chunk has ended; `status` tells how the run goes."""
-        ...
 
 
 class Console:
-    """Where a command talks to a person.
-
-    Args:
-        is_quiet: Only errors are shown.
-    """
+    """Where a command talks to a person; a quiet one shows errors alone."""
 
     def __init__(self, *, is_quiet: bool = False) -> None:
         self._is_quiet = is_quiet
@@ -63,12 +57,7 @@ class Console:
 
     @contextmanager
     def progress(self, calls: Sequence[int], num_done: int = 0) -> Iterator[Progress]:
-        """Progress of one video.
-
-        Args:
-            calls: Of the model, for each chunk.
-            num_done: Chunks that were made before.
-        """
+        """Progress of one video, by the model calls of each chunk, after those that were made before."""
         if self._is_quiet:
             yield _Silent()
             return
@@ -122,9 +111,6 @@ def show_data(text: str, stdout: TextIO | None = None) -> None:
 
     Args:
         stdout: The program's, where `sys.stdout` is another stream.
-
-    Raises:
-        QvgError: It cannot be written; what was made is on the disk.
     """
     stdout = stdout or sys.stdout
     if stdout is None:
@@ -163,8 +149,6 @@ class _Silent:
 
 
 class _Lines:
-    """One line per chunk."""
-
     def __init__(self, console: Console, num_chunks: int, num_done: int) -> None:
         self._console = console
         self._num_chunks = num_chunks

@@ -1,7 +1,5 @@
 """The device that a run computes on, its dtype there, and how attention is computed on it."""
 
-from __future__ import annotations
-
 import os
 
 import torch
@@ -15,11 +13,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `name` means here: "auto" is the first GPU, or the CPU where there is none.
-
-    Raises:
-        UsageError: The name is none of a device, or this machine does not have it.
-    """
+    """The device that `name` means here, "auto" being the first GPU or the CPU; else a `UsageError`."""
     device = _find_device(name)
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type == "cpu" and os.environ.get("QVG_KERNELS") == "triton" and not is_interpreted:
@@ -56,11 +50,7 @@ def model_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def attention_words(config: RunConfig, device: torch.device) -> str:
-    """How the run's attention reads its history on `device`, in words.
-
-    Raises:
-        UsageError: The arithmetic that is asked for is not the device's.
-    """
+    """How the run's attention reads its history on `device`; `UsageError` if it lacks the arithmetic."""
     cache = config.cache
     if cache.arithmetic == "fp8" and not has_fp8(device):
         raise UsageError(

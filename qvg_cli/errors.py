@@ -3,8 +3,6 @@
 Everything below `main.py` raises; only `main.py` prints and exits.
 """
 
-from __future__ import annotations
-
 import errno
 import sys
 from collections.abc import Iterable
@@ -28,11 +26,7 @@ _DISK_HINTS = {
 
 
 class QvgError(Exception):
-    """A failure while running; its text is shown to the user.
-
-    Attributes:
-        hint: What the user can do about it, shown on a line of its own.
-    """
+    """A failure while running; its text, and on a line of its own its hint what to do, are shown."""
 
     exit_code = 1
 
@@ -97,7 +91,6 @@ def interruption(stop: BaseException, message: str, *, hint: str | None = None) 
 
 
 def shown_error(error: BaseException) -> QvgError:
-    """What the user is told about `error`."""
     if isinstance(error, QvgError):
         return error
     if is_out_of_memory(error):

@@ -4,8 +4,7 @@ Every file is written under a temporary name and moved when whole, but for log a
 Nothing from a prompt or a name can lead out of the folder. No torch.
 """
 
-from __future__ import annotations
-
+import hashlib
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Self
 
 from filelock import FileLock, Timeout
 
@@ -26,11 +26,7 @@ _MAX_SLUG = 48
 
 
 class RunDir:
-    """The files of one run, by purpose.
-
-    Args:
-        path: An existing folder that holds nothing else.
-    """
+    """The files of one run, by purpose, in an existing folder that holds nothing else."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,12 +41,8 @@ class RunDir:
         self.log = path / "run.log"
 
     @classmethod
-    def create(cls, root: Path, backend: str, name: str) -> RunDir:
-        """A new folder `root/backend/name`, numbered if that name is taken.
-
-        Raises:
-            UsageError: The folder cannot be made.
-        """
+    def create(cls, root: Path, backend: str, name: str) -> Self:
+        """A new folder `root/backend/name`, numbered if that name is taken; else a `UsageError`."""
         parent = root / backend
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +92,7 @@ def find_states(root: Path) -> Iterator[Path]:
 
 
 def drop_state(folder: Path) -> None:
-    """Remove a state: its run cannot go on then; what the run's folder holds beside it stays.
-
-    Raises:
-        QvgError: A process works on the run, or the folder cannot be written.
-    """
+    """Remove a state: its run cannot go on then; `QvgError` if a process works on it."""
     try:
         if folder.name != STATE:
             shutil.rmtree(folder)
@@ -119,11 +107,7 @@ def drop_state(folder: Path) -> None:
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Make sure that `folder` is there and can be written to.
-
-    Raises:
-        UsageError: It cannot.
-    """
+    """Make sure that `folder` is there and can be written to; else a `UsageError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -138,11 +122,7 @@ def _cannot_write(folder: Path, error: OSError) -> UsageError:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, and move it there when whole.
-
-    Raises:
-        QvgError: The file cannot be written.
-    """
+    """Let `write` fill a temporary file beside `path`, and move it there when whole; else a `QvgError`."""
     part = path.with_name(f"{path.name}.part")
     try:
         write(part)
@@ -156,6 +136,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise QvgError(
             f"cannot write {path}: {error.strerror or error}", hint="free some space, or use another --out"
         ) from error
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write UTF-8 text as `write_whole` does."""
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8", errors=errors))
+
+
+def take_lock(path: Path, busy: QvgError) -> FileLock:
+    """The lock at `path`, to be released; `busy` where another process has it."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise busy from error
+    except OSError as error:
+        raise QvgError(f"cannot write to {path.parent}: {error.strerror}") from error
+    return lock
+
+
+def sha256(path: Path) -> str:
+    """The hash of a whole file, read in parts, as hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -173,11 +176,7 @@ def run_name(prompt: str, seed: int) -> str:
 
 
 def unique_names(names: Sequence[str], numbered: str) -> list[str]:
-    """The names, numbered from 2 where one was there before.
-
-    Args:
-        numbered: Form of a numbered name, such as "{}-{}".
-    """
+    """The names, in the form `numbered`, such as "{}-{}", from 2 on where one was there before."""
     unique: list[str] = []
     for name in names:
         candidates = (name if number == 1 else numbered.format(name, number) for number in count(1))

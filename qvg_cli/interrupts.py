@@ -5,8 +5,6 @@ video is made, and at once elsewhere. SIGUSR1 lets the chunk in hand be finished
 end by then is complete, and no signal makes it less.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator
@@ -55,14 +53,7 @@ def ask_to_stop(number: int) -> None:
 
 
 def stop_if_asked(*, in_chunk: bool = False) -> None:
-    """Follow a signal that has waited for this moment.
-
-    Args:
-        in_chunk: Whether a chunk is in hand, which SIGUSR1 lets end.
-
-    Raises:
-        Stopped: One has come.
-    """
+    """Follow a signal that has waited for this moment, by a `Stopped`; SIGUSR1 lets a chunk in hand end."""
     number = _Asked.number
     if number is None or (in_chunk and number != signal.SIGTERM):
         return

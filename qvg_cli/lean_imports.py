@@ -6,8 +6,6 @@ is imported they are not. This holds for the whole process, so it is for the pro
 imports qvg_cli may want the libraries as they are.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,12 +47,9 @@ def without_compiler() -> Iterator[None]:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the libraries' modules as usual."""
-
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """See `MetaPathFinder.find_spec`."""
         hidden = _HIDDEN.get(fullname.partition(".")[0])
         if hidden is None:
             return None

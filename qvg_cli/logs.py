@@ -3,8 +3,6 @@
 What a person should know is said by the console. No secret is written.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import platform
@@ -64,14 +62,7 @@ def command_began() -> float:
 
 
 def set_up(*, is_verbose: bool) -> None:
-    """Begin to log: to stderr what `QVG_LOG` asks for, or everything from "info" on.
-
-    Args:
-        is_verbose: Whether --verbose was given.
-
-    Raises:
-        UsageError: `QVG_LOG` is not a log level.
-    """
+    """Begin to log: to stderr what `QVG_LOG` asks for, or with --verbose everything from "info" on."""
     global _command_began
     _command_began = time.perf_counter()
     asked = os.environ.get(VARIABLE, "").strip().lower()

@@ -25,10 +25,9 @@ from qvg_cli.commands.plan import plan
 from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_error, visible
-from qvg_cli.environment import check_environment
+from qvg_cli.environment import check_environment, find_launch
 from qvg_cli.errors import NoAnswerError, UsageError, shown_error, unknown_name
 from qvg_cli.interrupts import stop_on_signals
-from qvg_cli.launch import find_launch
 from qvg_cli.logs import set_up
 from qvg_cli.models.registry import FAMILIES
 from qvg_cli.redaction import redact
@@ -195,7 +194,6 @@ def _follow(rank: int) -> int:
 
 
 def main() -> None:
-    """The entry point of the program `qvg`."""
     lean_imports.begin()
     try:
         launch = find_launch()

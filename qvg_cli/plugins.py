@@ -1,7 +1,5 @@
 """Packages that add model families (entry points `qvg.families`) or codecs (`qvg.codecs`). No torch."""
 
-from __future__ import annotations
-
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -26,11 +24,7 @@ def plugin_configs() -> tuple[Path, ...]:
 
 
 def load_plugin(entry: EntryPoint) -> object:
-    """What an entry point names.
-
-    Raises:
-        UsageError: It cannot be imported.
-    """
+    """What an entry point names; `UsageError` if it cannot be imported."""
     try:
         return entry.load()
     except Exception as error:

@@ -4,19 +4,10 @@ The noise of a chunk does not depend on the video's length or on the cache codec
 that it is the same on every device.
 """
 
-from __future__ import annotations
-
 import hashlib
-
-import torch
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed for one purpose: a hash of the run's seed and the purpose's parts."""
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def noise_generator(seed: int, chunk: int) -> torch.Generator:
-    """The CPU generator of one chunk's noise, at its beginning."""
-    return torch.Generator().manual_seed(derive_seed(seed, "noise", chunk))

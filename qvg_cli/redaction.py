@@ -1,7 +1,5 @@
 """Secrets out of what is written down or shown: tokens and passwords, wherever in a text they stand."""
 
-from __future__ import annotations
-
 import os
 import re
 

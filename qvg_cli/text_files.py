@@ -1,7 +1,5 @@
 """Text files as people's editors write them, and characters that no text can hold. No torch."""
 
-from __future__ import annotations
-
 import codecs
 import unicodedata
 from pathlib import Path
@@ -14,14 +12,7 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(path: Path, what: str = "") -> str:
-    """The UTF-8 text of a file, without a byte-order mark at its begin.
-
-    Args:
-        what: What messages call the file before its name, such as "the trajectory".
-
-    Raises:
-        UsageError: The file cannot be read, or is not UTF-8 text.
-    """
+    """The UTF-8 text of a file, which messages call `what`, without a byte-order mark at its begin."""
     named = f"{what} {path}".strip()
     try:
         return decode_text(path.read_bytes(), f"cannot read {named}").removeprefix("\ufeff")
@@ -32,14 +23,7 @@ def read_text(path: Path, what: str = "") -> str:
 
 
 def decode_text(content: bytes, place: str) -> str:
-    """`content` as UTF-8 text.
-
-    Args:
-        place: Begin of the message.
-
-    Raises:
-        UsageError: It is not UTF-8.
-    """
+    """`content` as UTF-8 text; else a `UsageError` that begins with `place`."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -45,11 +45,10 @@ from qvg_cli.cache.probe import Probe, keys_alone, packs_keys
 from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device
-from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.parallel import start
-from qvg_cli.engine.rollout import Done, rollout
+from qvg_cli.engine.rollout import Done, rollout, seeded_noise
+from qvg_cli.environment import find_launch
 from qvg_cli.files import write_whole
-from qvg_cli.launch import find_launch
 from qvg_cli.models.base import Pipeline
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
@@ -295,7 +294,7 @@ class Arm:
         cache = open_cache(config.cache, plan, pipeline.cache_shape, options.seed)
         denoiser = pipeline.denoiser(cache, family_of(config).planner(config), embeds, options.seed)
         decoder = TimedDecoder(pipeline.decoder() if options.decode else NoDecoder(), clock)
-        noise = SeededNoise(plan, options.seed, pipeline.latents_dtype, device)
+        noise = seeded_noise(plan, options.seed, pipeline.latents_dtype, device)
         first, done = plan.chunks[: options.done], None
         if first:
             shape = (1, plan.latent_shape[0], max(first[-1].frames) + 1, *plan.latent_shape[1:])

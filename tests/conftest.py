@@ -92,8 +92,27 @@ def walk_weights(tiny_weights, tiny_wan, tmp_path_factory) -> Path:
     layout = {**tiny_wan, "num_attention_heads": 2}
     torch.manual_seed(0)
     torch.save({"generator": WalkTransformer(**layout).state_dict()}, folder / "model.pt")
-    find_family("hyworldplay").convert_checkpoint(folder / "model.pt", layout, folder / "transformer")
+    find_family("hyworldplay").convert_checkpoint(folder / "model.pt", layout, folder / "transformer", "auto")
     return folder
+
+
+@pytest.fixture(scope="session")
+def walk_settings(walk_weights):
+    """Settings of a walk with these weights, 32 x 64 pixels, that begins in a picture."""
+    from PIL import Image
+
+    picture = walk_weights / "picture.png"
+    Image.new("RGB", (64, 32), (90, 140, 80)).save(picture)
+    return {
+        "model.weights": str(walk_weights),
+        "model.text_tokens": 32,
+        "model.latent_channels": 16,
+        "model.spatial_factor": 8,
+        "video.height": 32,
+        "video.width": 64,
+        "sampler.context": "incremental",
+        "walk.image": str(picture),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 The command's own process plans, writes the manifest, and shows how far all are. No torch.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
@@ -32,11 +30,7 @@ _QUIET = {
 
 
 class Cluster:
-    """A Ray that this process is connected to.
-
-    Attributes:
-        num_gpus: Of all machines.
-    """
+    """A Ray that this process is connected to; `num_gpus` counts those of all machines."""
 
     def __init__(self, ray: Any, *, is_local: bool) -> None:
         self._ray = ray
@@ -45,11 +39,7 @@ class Cluster:
         self.num_gpus, self._num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
 
     def device(self, asked: str) -> str:
-        """The kind of device of the workers: what was asked for, or GPUs where there are some.
-
-        Raises:
-            UsageError: There are none, or a single one was named.
-        """
+        """The kind of device of the workers; `UsageError` if there are no GPUs, or a single one is named."""
         if asked == "auto":
             return "cuda" if self.num_gpus else "cpu"
         if ":" in asked:
@@ -61,11 +51,7 @@ class Cluster:
         return asked
 
     def num_workers(self, asked: int | None, device: str, num_processes: int) -> int:
-        """How many workers there are to be: what was asked for, or as many as find room.
-
-        Raises:
-            UsageError: There is no room for them, and a Ray on one machine gets no more.
-        """
+        """As many workers as were asked for, or find room; `UsageError` if one machine has not the room."""
         what, count = ("GPUs", self.num_gpus) if device == "cuda" else ("CPUs", self._num_cpus)
         room = count // num_processes
         workers = asked or max(room, 1)
@@ -77,16 +63,10 @@ class Cluster:
         return workers
 
     def make(self, plan: WorkerPlan, num_workers: int, hear: Callable[[Row], None]) -> BaseException | None:
-        """Make every job of `plan`.
+        """Make every job of `plan`; returns what stopped it before its end: Ctrl-C or a signal.
 
         Args:
             hear: Takes lines of the manifest, and how far videos are, as they come; empty while nothing does.
-
-        Returns:
-            What stopped it before its end: Ctrl-C or a signal.
-
-        Raises:
-            QvgError: The model cannot be loaded, or Ray has gone.
         """
         ray = self._ray
         node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -155,9 +135,6 @@ def connect(address: str) -> Iterator[Cluster]:
 
     Args:
         address: "local" starts one on this machine; "auto" takes the one that runs here; else its address.
-
-    Raises:
-        UsageError: Ray is not installed, or does not answer.
     """
     is_local = address == "local"
     # Its messages are in its own logs; lines of ours say what has become of each job.

@@ -1,7 +1,5 @@
 """What has become of each job of a batch: manifest.jsonl, a line an event, and a summary. No torch."""
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -20,11 +18,7 @@ _MOVE_SECONDS = 10.0
 
 
 class Status:
-    """What the lines of a manifest say; the last line of a job counts.
-
-    Args:
-        text: The manifest. A line that was cut off is passed over.
-    """
+    """What the lines of a manifest say; the last line of a job counts, one that was cut off does not."""
 
     def __init__(self, text: str = "") -> None:
         self._start: Row | None = None
@@ -38,11 +32,7 @@ class Status:
             self.take(row)
 
     def take(self, row: Row) -> None:
-        """Take in a line: of a job, or of a start, after which every job that is not complete waits again.
-
-        Raises:
-            UsageError: A newer qvg has written it.
-        """
+        """Take in a line: of a job, or of a start, after which all that is not complete waits again."""
         self._last = row["time"]
         if "id" in row:
             self._jobs[row["id"]] = row
@@ -54,11 +44,7 @@ class Status:
 
     @property
     def start(self) -> Row:
-        """The last line of a start.
-
-        Raises:
-            UsageError: There is none.
-        """
+        """The last line of a start; `UsageError` if there is none."""
         if self._start is None:
             raise UsageError("no manifest of a batch", hint="qvg batch PROMPTS --out FOLDER writes one")
         return self._start
@@ -95,7 +81,6 @@ class Status:
         return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it for a program."""
         count, left_out = self.count(), self.start["left_out"]
         is_whole = count["complete"] == len(self.start["ids"]) and not left_out
         return {
@@ -111,11 +96,7 @@ class Status:
 
 
 class Manifest(Status):
-    """The manifest of a batch that is made; lines are only ever added.
-
-    Args:
-        store: Has the lines of earlier starts.
-    """
+    """The manifest of a batch that is made, after the lines of earlier starts; lines are only ever added."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -132,13 +113,11 @@ class Manifest(Status):
         self.add(start)
 
     def add(self, row: Row) -> None:
-        """Add a line."""
         row = {"time": round(time.time(), 3), **row}
         self.take(row)
         self._write(json.dumps(row) + "\n")
 
     def end(self) -> None:
-        """Write the summary."""
         self._move()
         self._store.write(SUMMARY, json.dumps(self.to_json(), indent=1) + "\n")
 

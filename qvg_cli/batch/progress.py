@@ -12,7 +12,7 @@ from qvg_cli.batch.manifest import Manifest, Row
 from qvg_cli.batch.store import Store
 from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
-from qvg_cli.files import write_whole
+from qvg_cli.files import write_text
 from qvg_cli.report.html import gallery_line, gallery_page
 from qvg_cli.report.run_files import find_results, read_result
 
@@ -26,12 +26,7 @@ _PAGE_SHARE = 20
 
 
 class View:
-    """What is shown of a batch while it is made.
-
-    Args:
-        manifest: Gets every line of a job.
-        show: Takes the line of each video that is whole.
-    """
+    """What is shown of a batch while it is made: `manifest` gets every line, `show` that of a whole video."""
 
     def __init__(
         self, store: Store, manifest: Manifest, console: Console, show: Callable[[Row], None]
@@ -104,9 +99,6 @@ class View:
     def _write_page(self, reload_seconds: int | None) -> None:
         started = time.monotonic()
         page = gallery_page(self._store.root, [*self._lines.values()][::-1], reload_seconds=reload_seconds)
-        write_whole(
-            self._store.root / PAGE,
-            lambda path: path.write_text(page, encoding="utf-8", errors="backslashreplace"),
-        )
+        write_text(self._store.root / PAGE, page, errors="backslashreplace")
         ended = time.monotonic()
         self._next_page = ended + max(_RELOAD_SECONDS / 2, _PAGE_SHARE * (ended - started))

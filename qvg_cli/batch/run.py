@@ -3,8 +3,6 @@
 No torch: only the workers load a model.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -35,17 +33,12 @@ def make_batch(
     num_processes: int,
     show: Callable[[Row], None],
 ) -> None:
-    """Make every video that is not there yet.
+    """Make every video that is not there yet; one that fails keeps no other from being made.
 
     Args:
         bad: What is wrong with lines that are no jobs.
-        address: Of Ray.
         num_processes: That make each video together.
         show: Takes the manifest's line of each video when it is whole.
-
-    Raises:
-        Interrupted: Ctrl-C or a signal; run the same command to continue.
-        QvgError: A video failed; all others were made.
     """
     check_weights(planned[0])
     check_processes(planned[0].config, num_processes)
@@ -90,11 +83,7 @@ def make_batch(
 
 
 def status_text(place: str, *, is_json: bool) -> str:
-    """How far the batch in `place` is.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """How far the batch in `place` is; `UsageError` if there is none."""
     status = Status(Store(place).read(MANIFEST))
     if is_json:
         return json.dumps(status.to_json())

@@ -1,11 +1,10 @@
 """All videos of one command: the model is loaded once, and no video keeps the others from being made."""
 
-from __future__ import annotations
-
 import gc
 import json
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -41,16 +40,12 @@ def make_videos(
     bad: Sequence[QvgError] = (),
     shard: Shard | None = None,
 ) -> None:
-    """Load the model once and make every video, each in its own folder.
+    """Load the model once and make every video, each in its own folder; one may fail or be stopped alone.
 
     Args:
         bad: What is wrong with videos that could not be planned.
         shard: Videos that are there are not made again, and those that were begun go on; a manifest, written
             last, says what has become of each.
-
-    Raises:
-        Interrupted: Ctrl-C; the videos before are whole, the part of this one is kept.
-        QvgError: A video failed; all others were made.
     """
     check_encoder()
     config = planned[0].config
@@ -77,12 +72,7 @@ def make_videos(
 
 
 def resume_video(video: Planned, folder: RunDir, console: Console, *, is_json: bool) -> None:
-    """Go on with a run that was cut off, from its last whole chunk.
-
-    Raises:
-        UsageError: It was another run.
-        QvgError: It failed again; what was made is kept.
-    """
+    """Go on with a run that was cut off, from its last whole chunk; `UsageError` if it was another run."""
     check_encoder()
     device = resolve_device(video.config.device)
     run = Run(video, folder, device, console.note, Times(command_began()))
@@ -100,69 +90,52 @@ def show_run(run: Run, *, is_json: bool) -> None:
     show_data(json.dumps(run.figures()) if is_json else str(run.folder.video))
 
 
+@dataclass
 class Batch:
-    """Videos that are made one after the other.
-
-    Args:
-        folder: Their runs go there.
-        is_restarted: Runs of these videos that are in `folder` already are used.
+    """Videos that are made one after the other, into runs in `folder`.
 
     Attributes:
+        is_restarted: Runs of these videos that are in `folder` already are used.
         videos: What has become of each: prompt, seed, folder and status.
         failures: Of the videos that were not made whole.
     """
 
-    def __init__(
-        self,
-        planned: Sequence[Planned],
-        folder: Path,
-        device: torch.device,
-        console: Console,
-        *,
-        is_json: bool,
-        is_restarted: bool,
-    ) -> None:
-        self.videos: list[dict[str, Any]] = []
-        self.failures: list[Exception] = []
-        self._planned = planned
-        self._folder = folder
-        self._device = device
-        self._console = console
-        self._is_json = is_json
-        self._is_restarted = is_restarted
-        self._engine: Engine | None = None
+    planned: Sequence[Planned]
+    folder: Path
+    device: torch.device
+    console: Console
+    is_json: bool
+    is_restarted: bool
+    videos: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    _engine: Engine | None = None
 
     def make(self) -> None:
-        """Make them all.
-
-        Raises:
-            Interrupted: Ctrl-C.
-            QvgError: The model cannot be loaded.
-        """
+        """Make them all; Ctrl-C, or a model that cannot be loaded, ends it."""
         times = Times(command_began())
-        for number, video in enumerate(self._planned, start=1):
+        for number, video in enumerate(self.planned, start=1):
             stop_if_asked()
-            if len(self._planned) > 1:
-                self._console.note(
-                    f"video {number}/{len(self._planned)}: {short_prompt(video.config.prompt)!r}"
+            if len(self.planned) > 1:
+                self.console.note(
+                    f"video {number}/{len(self.planned)}: {short_prompt(video.config.prompt)!r}"
                 )
-            begun = find_begun(self._folder, video) if self._is_restarted else None
-            if begun is not None and is_finished(begun):
+            begun = find_begun(self.folder, video) if self.is_restarted else None
+            is_done = begun is not None and is_finished(begun)
+            if self._engine is None and not is_done:
+                self._engine = load(video.config, self.device, self.console)
+                with times.measure("text"), prompts_heard(self.console):
+                    self._engine.read_prompts(self.planned[number - 1 :])
+                # While that took its time, a part that overlaps with this one may have begun it.
+                begun = find_begun(self.folder, video) if self.is_restarted else None
+                is_done = begun is not None and is_finished(begun)
+            if begun is not None and is_done:
                 self._show_finished(video, begun)
                 continue
-            if self._engine is None:
-                self._engine = load(video.config, self._device, self._console)
-                with times.measure("text"), prompts_heard(self._console):
-                    self._engine.read_prompts(self._planned[number - 1 :])
-                # While that took its time, a part that overlaps with this one may have begun it.
-                begun = find_begun(self._folder, video) if self._is_restarted else None
-                if begun is not None and is_finished(begun):
-                    self._show_finished(video, begun)
-                    continue
-            folder = begun or RunDir.create(self._folder.parent, self._folder.name, video.name)
+            assert self._engine is not None
+            folder = begun or RunDir.create(self.folder.parent, self.folder.name, video.name)
             try:
-                run = Run(video, folder, self._device, self._console.note, times)
-                make_video(run, self._engine, self._console, on_end=partial(show_run, is_json=self._is_json))
+                run = Run(video, folder, self.device, self.console.note, times)
+                make_video(run, self._engine, self.console, on_end=partial(show_run, is_json=self.is_json))
             except (Interrupted, KeyboardInterrupt):
                 raise
             except Exception as error:
@@ -173,24 +146,24 @@ class Batch:
             times = Times()
 
     def _show_finished(self, video: Planned, run: RunDir) -> None:
-        self._console.note(f"already done, skipping: {run.path}")
+        self.console.note(f"already done, skipping: {run.path}")
         self._add(video, run, "complete")
         shown = {"status": "complete", "folder": str(run.path), "video": str(run.video)}
-        show_data(json.dumps(shown) if self._is_json else str(run.video))
+        show_data(json.dumps(shown) if self.is_json else str(run.video))
 
     def _note_failure(self, number: int, video: Planned, run: RunDir, error: Exception) -> None:
         self._add(video, run, "running" if isinstance(error, BusyError) else "failed")
-        if len(self._planned) == 1:
+        if len(self.planned) == 1:
             self.failures.append(error)
             return
         told = "; ".join([str(shown_error(error)), *getattr(error, "__notes__", ())])
-        self._console.note(f"failed: {told}")
+        self.console.note(f"failed: {told}")
         self.failures.append(QvgError(f"video {number}, {video.config.prompt!r:.60}: {told}"))
         if is_out_of_memory(error):
             # What the traceback holds is freed before the next video needs it.
             error.__traceback__ = None
             gc.collect()
-            if self._device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _add(self, video: Planned, run: RunDir, status: str) -> None:

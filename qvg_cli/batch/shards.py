@@ -1,21 +1,17 @@
 """`--shard i/n`: one machine's part of a file of prompts, begun again as often as it takes. No torch."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from filelock import FileLock, Timeout
+from typing import Any, Self, TypeVar
 
 from qvg_cli.config.load import Request
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir, slug, write_whole
+from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir, slug, take_lock, write_text
 from qvg_cli.models.registry import load_config
 from qvg_cli.report.run_files import is_finished
 from qvg_cli.runs.identity import are_settings_equal
@@ -26,24 +22,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a file of prompts.
-
-    Attributes:
-        file: The whole file.
-        index: From 1 to `count`.
-    """
+    """A part of a file of prompts, by its `index` from 1 to `count`."""
 
     file: Path
     index: int
     count: int
 
     @classmethod
-    def parse(cls, text: str, file: Path | None) -> Shard:
-        """The part that `i/n` means.
-
-        Raises:
-            UsageError: It means none.
-        """
+    def parse(cls, text: str, file: Path | None) -> Self:
+        """The part that `i/n` means; `UsageError` if it means none."""
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise UsageError(
@@ -63,22 +50,13 @@ class Shard:
 
     @contextmanager
     def hold(self, folder: Path) -> Iterator[None]:
-        """Keep other processes from making this part in `folder`.
-
-        Raises:
-            UsageError: One is at it.
-        """
+        """Keep other processes from making this part in `folder`; `UsageError` if one is at it."""
         manifest = self.manifest(folder)
-        lock = FileLock(manifest.with_name(f".{manifest.stem}.lock"), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UsageError(
-                f"another qvg process works on --shard {self.index}/{self.count} of {self.file} in {folder}",
-                hint="wait for it, or use another shard or another --out",
-            ) from error
-        except OSError as error:
-            raise QvgError(f"cannot write to {folder}: {error.strerror}") from error
+        busy = UsageError(
+            f"another qvg process works on --shard {self.index}/{self.count} of {self.file} in {folder}",
+            hint="wait for it, or use another shard or another --out",
+        )
+        lock = take_lock(manifest.with_name(f".{manifest.stem}.lock"), busy)
         try:
             yield
         finally:
@@ -87,14 +65,7 @@ class Shard:
     def write_manifest(
         self, folder: Path, videos: Sequence[dict[str, Any]], left_out: Sequence[Exception]
     ) -> None:
-        """Say what has become of every video.
-
-        Args:
-            left_out: What is wrong with lines that name no video; every part names all of them.
-
-        Raises:
-            QvgError: The file cannot be written.
-        """
+        """Say what has become of every video, and why lines are left out: every part names all of these."""
         status = "complete" if all(video["status"] == "complete" for video in videos) else "partial"
         content = {
             "schema": SCHEMA,
@@ -105,8 +76,7 @@ class Shard:
             "videos": list(videos),
             "left_out": [str(error) for error in left_out],
         }
-        text = json.dumps(content, indent=1) + "\n"
-        write_whole(self.manifest(folder), lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.manifest(folder), json.dumps(content, indent=1) + "\n")
 
 
 def find_begun(folder: Path, video: Planned) -> RunDir | None:

@@ -5,8 +5,6 @@ address, such as s3://bucket/videos, it is moved when it is whole; until then it
 that makes it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
@@ -17,24 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
-from filelock import FileLock, Timeout
 
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir, prepare_folder, write_whole
+from qvg_cli.files import RunDir, prepare_folder, take_lock, write_text
 from qvg_cli.report.run_files import MEMORY, is_finished
 
 _LOCK = ".batch.lock"
 
 
 class Store:
-    """The place of a batch.
-
-    Args:
-        place: A path, or an address with `://` in it.
-
-    Raises:
-        UsageError: No such protocol is known here.
-    """
+    """The place of a batch: a path, or an address with `://` in it, of a protocol that is known here."""
 
     def __init__(self, place: str) -> None:
         self.place = place.rstrip("/") or place
@@ -48,11 +38,7 @@ class Store:
             self.root = _scratch(self.place)
 
     def prepare(self) -> None:
-        """Make sure that something can be written.
-
-        Raises:
-            UsageError: It cannot.
-        """
+        """Make sure that something can be written; else a `UsageError`."""
         if self.is_address:
             try:
                 self._fs.makedirs(self._address, exist_ok=True)
@@ -77,19 +63,10 @@ class Store:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other batches out of a folder; an address cannot be held.
-
-        Raises:
-            UsageError: Another one is at work in it.
-        """
-        lock = FileLock(self.root / _LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UsageError(
-                f"another qvg batch process is working in {self.place}",
-                hint="wait for it, or use another --out",
-            ) from error
+        """Keep other batches out of a folder, by a `UsageError`; an address cannot be held."""
+        message = f"another qvg batch process is working in {self.place}"
+        busy = UsageError(message, hint="wait for it, or use another --out")
+        lock = take_lock(self.root / _LOCK, busy)
         try:
             yield
         finally:
@@ -102,11 +79,7 @@ class Store:
         return RunDir(path)
 
     def deliver(self, run: RunDir) -> None:
-        """Move a whole run to its place.
-
-        Raises:
-            QvgError: A file did not arrive whole; all of them are still here.
-        """
+        """Move a whole run to its place; `QvgError` if a file did not arrive whole, while all are here."""
         if not self.is_address:
             return
         target = f"{self._address}/{run.path.relative_to(self.root).as_posix()}"
@@ -120,11 +93,7 @@ class Store:
         shutil.rmtree(run.path)
 
     def read(self, name: str) -> str:
-        """The text of a file in the place itself; empty if there is none.
-
-        Raises:
-            QvgError: The place cannot be read.
-        """
+        """The text of a file in the place itself; empty if there is none, `QvgError` if it cannot be read."""
         try:
             content = (
                 self._fs.cat_file(f"{self._address}/{name}")
@@ -142,7 +111,7 @@ class Store:
         if self.is_address:
             self._fs.pipe_file(f"{self._address}/{name}", text.encode())
         else:
-            write_whole(self.root / name, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(self.root / name, text)
 
 
 def _scratch(place: str) -> Path:

@@ -4,8 +4,6 @@ The board is the one place that all workers and the command know: it counts the 
 that ended a worker, hands on what has happened, and says when all are to stop.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal
@@ -41,11 +39,7 @@ LOG = getLogger(__name__)
 
 
 class Board:
-    """What the workers and the command tell each other.
-
-    Args:
-        num_workers: How many there are.
-    """
+    """What the workers and the command tell each other."""
 
     def __init__(self, num_workers: int) -> None:
         self._max_starts = MAX_TRIES * num_workers
@@ -115,10 +109,7 @@ class WorkerPlan:
     Attributes:
         base: A video; those of the jobs differ by prompt and seed.
         jobs: What the manifest says of each: id, prompt, seed, folder.
-        place: Where the videos go.
         directory: In which the command was given, for names of files that are relative.
-        device: Kind of device: "cpu" or "cuda".
-        num_processes: That make each video together.
     """
 
     base: Planned
@@ -129,7 +120,6 @@ class WorkerPlan:
     num_processes: int
 
     def video(self, job: Row) -> Planned:
-        """The video of a job."""
         config = self.base.config.model_copy(update={"prompt": job["prompt"], "seed": job["seed"]})
         return replace(self.base, config=config)
 
@@ -137,11 +127,7 @@ class WorkerPlan:
 class Worker(Console):
     """Makes jobs with one loaded model; Ray keeps it in a process of its own.
 
-    As a console it shows nothing, and lets the board know of every chunk.
-
-    Args:
-        board: Handle of the `Board`.
-
+    As a console it shows nothing, and lets the `board`, a handle of the `Board`, know of every chunk.
     """
 
     def __init__(self, plan: WorkerPlan, board: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qvg_cli.cache.prediction import LogitErrors, predicted_rms
+from qvg_cli.cache.prediction import LogitErrors, chosen_layers, predicted_rms
 from qvg_cli.cache.shaping import Matrices, Shaping, read_shipped
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
@@ -52,7 +52,6 @@ class Rotation(Protocol):
 
     def placement(self, frames: Frames) -> Placement:
         """Where the tokens of `frames` stand."""
-        ...
 
 
 class Watcher:
@@ -77,11 +76,7 @@ class CodecPair:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """Keys and values of one block in one layer, as a pair of codecs stores them.
-
-    Attributes:
-        codecs: The codecs that made `key` and `value`.
-    """
+    """Keys and values of one block in one layer, as the pair `codecs` stores them."""
 
     block: Block
     codecs: CodecPair
@@ -154,11 +149,8 @@ class LayerCache:
             query: `[B, H, S, D]`, rotated.
             key: `[B, H, S, D]` of the chunk's own `frames`, not rotated.
             value: `[B, H, S, D]` of the chunk.
-            reads: Frames of the history, all held.
+            reads: Frames of the history, all held; else a `QvgError`.
             value_rotation: Rotation of the values; `None` leaves them as they are.
-
-        Raises:
-            QvgError: A frame of `reads` is not held.
         """
         history = self._history(reads, rotation, value_rotation)
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
@@ -173,12 +165,7 @@ class LayerCache:
         return self.watcher is not None or self.shaping.is_learning or self.errors.is_observing
 
     def observe(self, query: Tensor, frames: Frames, *rotations: Rotation) -> None:
-        """Learn from the queries of a model call how errors of keys are heard.
-
-        Args:
-            query: `[B, H, S, D]` of `frames`, not rotated.
-            rotations: The ways in which keys are read.
-        """
+        """Learn from queries `[B, H, S, D]` of a call, not rotated, how errors of keys are heard."""
         placements = [rotation.placement(frames) for rotation in rotations]
         if self.shaping.is_learning:
             self.shaping.observe(query, placements)
@@ -189,13 +176,11 @@ class LayerCache:
     def commit(self, key: Tensor, value: Tensor, frames: Frames, commit: Commit) -> None:
         """Store blocks of the frames that pass through the model, and pack those that are due.
 
+        A `QvgError` names layer, frame and head of the first value that is NaN or infinite.
+
         Args:
             key: `[B, H, S, D]` of `frames`, after the key norm, before rotation.
             value: `[B, H, S, D]`.
-
-        Raises:
-            QvgError: A value is NaN or infinite, or the codecs do not take the head size; the message names
-                the layer, and the frame and head of the first such value.
         """
         for block in commit.stores:
             codecs = self.packed if block.is_packed else self.unpacked
@@ -218,12 +203,7 @@ class LayerCache:
     def restore(
         self, entries: Sequence[Entry], block_of: Mapping[int, Block], versions: Mapping[int, Matrices]
     ) -> None:
-        """Hold `entries` that this layer, or one like it, has made before.
-
-        Args:
-            block_of: The block that a frame is read from.
-            versions: The matrices that were held, by version.
-        """
+        """Hold `entries` that this layer, or one like it, has made before, and matrices by version."""
         for entry in entries:
             self._hold(entry)
         for version, matrices in sorted(versions.items()):
@@ -339,17 +319,13 @@ class LayerCache:
 
 
 class KVCache:
-    """The history of all layers; carries out a `CachePlan`.
+    """The history of all layers; carries out a `CachePlan`, which grows with the chunks that begin.
 
     Args:
-        plan: Grows with the chunks that begin.
-        geometry: Shape of the video's frames.
-        shape: Keys and values of the model.
         packed: Codecs of packed blocks, of each layer.
         unpacked: Codecs of the chunks that wait or stay unpacked.
-        seed: Seed of the codecs' starting points.
+        seed: Of the codecs' starting points.
         workspace_bytes: Size of decoded keys and values of all layers together.
-        arithmetic: How packed history is multiplied.
         shipped: Matrices that shape errors, of each layer; without them they are learnt.
 
     Attributes:
@@ -396,10 +372,11 @@ class KVCache:
     def begin(self, chunk: ChunkPlan) -> CacheStep:
         """Drop what `chunk` evicts, start its peak, and return what its passes leave in every layer."""
         step = self.plan.advance(chunk)
+        observed = chosen_layers(chunk, len(self.layers))
         for layer in self.layers:
             layer.evict(step)
             layer.shaping.begin()
-            layer.errors.begin(chunk)
+            layer.errors.begin(chunk if layer.index in observed else None)
         self.ledger.begin_peak()
         self._num_held -= len(step.evicts)
         self._bf16_start_bytes = self.bf16_bytes
@@ -411,11 +388,9 @@ class KVCache:
         layers: Sequence[Sequence[Entry]],
         versions: Sequence[Mapping[int, Matrices]],
     ) -> None:
-        """Hold what was held after the chunks `done`; the cache is empty before.
+        """Hold what was held after the chunks `done`: entries of each layer in stored order, and matrices.
 
-        Args:
-            layers: Entries of each layer, in stored order.
-            versions: The matrices that shape their errors, of each layer.
+        The cache is empty before.
         """
         for chunk in done:
             self.plan.advance(chunk)
@@ -424,11 +399,9 @@ class KVCache:
         self._num_held = len(self.plan.block_of)
 
     def settle(self, commit: Commit) -> None:
-        """Count the frames of a commit that has filled every layer.
+        """Count the frames of a commit that has filled every layer; `QvgError` if a value is not finite.
 
-        Raises:
-            QvgError: A value of them is NaN or infinite; kernels find out without waiting for the device, and
-                are asked here, once for all layers.
+        Kernels find that out without waiting for the device, and are asked here, once for all layers.
         """
         unsettled = [(layer, *item) for layer in self.layers for item in layer.unsettled]
         for layer in self.layers:

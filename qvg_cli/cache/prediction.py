@@ -4,8 +4,6 @@ The exact keys are gone once they are packed, so this is found out when they are
 `e^T M e / D` of a squared logit, M the moment of the queries as the key meets them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,14 +20,20 @@ EVERY, FIRST = 4, 1
 """Every fourth chunk is measured, from the second on: the first that has a history."""
 NUM_QUERIES = 16
 """Of a head and call. Over 360 heads the mean token shift of 16 has a deviation of 0.6 points."""
-NUM_HEADS = 2
-"""Of every layer in a chunk that is measured; other chunks look at others."""
+NUM_LAYERS, NUM_HEADS = 8, 4
+"""Of a chunk, or some more; heads of each layer. Other chunks look at others."""
 
 
 def is_measured(chunk: ChunkPlan) -> bool:
     """Whether queries of `chunk` are looked at: ever fewer, since the cost grows."""
     every = max(EVERY, 2 ** (chunk.index.bit_length() - 1) // 2)
     return bool(chunk.makes) and chunk.index % every == FIRST
+
+
+def chosen_layers(chunk: ChunkPlan, count: int) -> Sequence[int]:
+    """Those of `count` layers that are looked at, if any."""
+    every = max(1, count // NUM_LAYERS)
+    return range(chunk.index // EVERY % every, count, every) if is_measured(chunk) else ()
 
 
 def chosen_heads(chunk: ChunkPlan, count: int) -> slice:
@@ -46,11 +50,7 @@ def draw_tokens(seed: int, chunk: int, count: int, device: torch.device) -> Tens
 
 
 class LogitErrors:
-    """What one layer's blocks of a chunk bring.
-
-    Attributes:
-        squared: Mean squared error of the logits of each block, on the device.
-    """
+    """What one layer's blocks of a chunk bring: the mean squared error of logits, on the device."""
 
     def __init__(self) -> None:
         self.squared: list[Tensor] = []
@@ -63,9 +63,9 @@ class LogitErrors:
         """Whether queries of the chunk in hand are looked at."""
         return self._chunk is not None
 
-    def begin(self, chunk: ChunkPlan) -> None:
-        """Forget the chunk before."""
-        self._chunk = chunk if is_measured(chunk) else None
+    def begin(self, chunk: ChunkPlan | None) -> None:
+        """Forget the chunk before, and look at queries of `chunk`."""
+        self._chunk = chunk
         self.squared, self._asked = [], []
 
     def observe(self, query: Tensor, placements: Sequence[Placement], seed: int) -> None:
@@ -90,9 +90,10 @@ class LogitErrors:
 
 
 def predicted_rms(layers: Sequence[LogitErrors]) -> tuple[float, ...]:
-    """Root mean squared error of the logits of every layer, 0 of one that packs nothing; empty if nothing was
-    measured.
+    """Root mean squared error of the logits of every layer that was looked at, 0 of one that packs nothing;
+    empty if nothing was measured.
     """
-    found = [torch.stack(layer.squared).mean() for layer in layers if layer.squared]
-    squared = iter(torch.stack(found).tolist() if found else ())
-    return tuple(round(math.sqrt(next(squared)), 6) if layer.squared else 0.0 for layer in layers if found)
+    observed = [layer.squared for layer in layers if layer.is_observing]
+    found = [torch.stack(squared).mean() for squared in observed if squared]
+    known = iter(torch.stack(found).tolist() if found else ())
+    return tuple(round(math.sqrt(next(known)), 6) if squared else 0.0 for squared in observed if found)

@@ -5,8 +5,6 @@ keys. In some chunks a few queries of the last denoising step are asked of all o
 the run changes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import Entry, KVCache, LayerCache, Rotation, Watcher
-from qvg_cli.cache.prediction import chosen_heads, draw_tokens, is_measured
+from qvg_cli.cache.prediction import chosen_heads, chosen_layers, draw_tokens, is_measured
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.planning.cache_plan import CacheStep
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -45,13 +43,7 @@ class _Asked:
 
 
 class Probe(Watcher):
-    """Asks the same of an exact cache and of packed ones.
-
-    Args:
-        cache: Of the run.
-        others: Empty caches by name, of `keys_alone` of what is measured.
-        seed: Of the draws.
-    """
+    """Asks the same of the exact cache of a run and of packed ones, each empty and made by `keys_alone`."""
 
     def __init__(self, cache: KVCache, others: Mapping[str, KVCache], seed: int) -> None:
         self._cache = cache
@@ -82,6 +74,8 @@ class Probe(Watcher):
         self, layer: LayerCache, query: Tensor, key: Tensor, frames: Frames, reads: Frames, rotation: Rotation
     ) -> None:
         if self._chunk is None or frames != self._chunk.makes:
+            return
+        if layer.index not in chosen_layers(self._chunk, len(self._cache.layers)):
             return
         count, heads = query.shape[2], chosen_heads(self._chunk, query.shape[1])
         tokens = draw_tokens(self._seed, self._chunk.index, count, query.device)
@@ -141,7 +135,6 @@ def keys_alone(config: CacheConfig) -> CacheConfig:
 
 
 def packs_keys(config: CacheConfig) -> bool:
-    """Whether keys of any layer are packed."""
     return config.k.packs or any(codecs.k.packs for codecs in config.layers.values())
 
 

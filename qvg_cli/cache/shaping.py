@@ -9,8 +9,6 @@ are here.
 A codec that weighs queries has no versions: it gets what the queries of all earlier chunks asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 import torch
@@ -64,12 +62,7 @@ class Shaping:
             self.earlier = self._query
 
     def observe(self, query: Tensor, placements: Sequence[Placement]) -> None:
-        """Take the queries of a model call into account.
-
-        Args:
-            query: `[B, H, S, D]`, not placed.
-            placements: The ways in which keys are read.
-        """
+        """Take the queries of a model call into account, `[B, H, S, D]`, not placed."""
         spec = self._codecs[0].spec
         if not (self.is_learning and (spec.is_shaped or spec.weighs_queries)):
             return
@@ -153,11 +146,7 @@ class Shaping:
 
 
 def read_shipped(config: CacheConfig, shape: CacheShape) -> list[Matrices] | None:
-    """The matrices `[H, D, D]` of every layer that came with the model, of the heads that are here.
-
-    Raises:
-        UsageError: The file is not of a model of this shape, or damaged.
-    """
+    """The shipped matrices `[H, D, D]` of every layer, of the heads here; `UsageError` if they do not fit."""
     path = check_matrices(config, shape)
     if path is None:
         return None

@@ -4,8 +4,6 @@ Invariants: a block is never changed, so it is saved once; what is restored has 
 account of what was held.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,11 +47,7 @@ def matrix_tensors(cache: KVCache, held: Sequence[Block]) -> dict[str, Tensor]:
 
 
 def read_matrices(tensors: Mapping[str, Tensor], cache: KVCache, device: torch.device) -> list[Versions]:
-    """The matrices of each layer, by version, from what `matrix_tensors` gave.
-
-    Raises:
-        ValueError: They do not belong to `cache`.
-    """
+    """By layer and version what `matrix_tensors` gave; `ValueError` if not of `cache`."""
     found: list[Versions] = []
     for layer in cache.layers:
         codecs = layer.packed.key, layer.packed.value
@@ -111,15 +105,7 @@ def read_blocks(
     versions: Sequence[Versions],
     device: torch.device,
 ) -> dict[Block, list[Entry]]:
-    """Entries by block, one a layer, from what `block_tensors` gave.
-
-    Args:
-        chunk: Index of the chunk that stored them.
-        versions: As `read_matrices` gives them.
-
-    Raises:
-        ValueError: They do not belong to `cache`, or are not whole.
-    """
+    """Entries by block, one a layer, from what `block_tensors` gave; `ValueError` if not of `cache`."""
     found: dict[Block, list[Entry]] = {}
     try:
         for number, described in enumerate(about):

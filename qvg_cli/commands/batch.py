@@ -1,102 +1,60 @@
 """`qvg batch`: a file of prompts over workers on Ray, on one machine or on many."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from qvg_cli.commands.options import (
-    OUTPUT,
-    WORKERS,
-    CacheOptions,
-    FamilyOptions,
-    LengthOptions,
-    ModelOptions,
-    OutputOptions,
-    SeedOptions,
-    SizeOptions,
-    with_options,
-)
+from qvg_cli.commands import options
+from qvg_cli.commands.options import OUTPUT, WORKERS, option, with_options
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError
 
 
 @with_options
 def batch(
-    model: ModelOptions,
-    length: LengthOptions,
-    size: SizeOptions,
-    family: FamilyOptions,
-    seed: SeedOptions,
-    cache: CacheOptions,
-    output: OutputOptions,
-    prompts: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="PROMPTS",
-            help="A .jsonl file with one object per line (keys prompt, seed, name), or a .txt file with one "
-            "prompt per line.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Write results to FOLDER/<model>/: a folder that all workers can access, or an address "
-            "such as "
-            "s3://bucket/videos.",
-        ),
-    ] = "results",
-    ray: Annotated[
-        str,
-        typer.Option(
-            metavar="ADDRESS|auto|local",
-            help="Ray cluster: local starts one on this machine, auto connects to the one running here.",
-            rich_help_panel=WORKERS,
-        ),
-    ] = "local",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Number of workers [default: as many as fit].",
-            show_default=False,
-            rich_help_panel=WORKERS,
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        int,
-        typer.Option(
-            metavar="K",
-            min=1,
-            help="GPUs of one machine that share a video; on CPUs, processes.",
-            rich_help_panel=WORKERS,
-        ),
-    ] = 1,
-    status: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Show the progress of the batch in FOLDER, from any machine, and exit.",
-            show_default=False,
-        ),
-    ] = None,
-    json_: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print one JSON object per video to stdout, or with --status a single one.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    model: options.Model,
+    length: options.Length,
+    size: options.Size,
+    family: options.Family,
+    seed: options.Seed,
+    cache: options.Cache,
+    output: options.Output,
+    prompts: Path | None = typer.Argument(
+        None,
+        metavar="PROMPTS",
+        help="A .jsonl file with one object per line (keys prompt, seed, name), or a .txt file with one "
+        "prompt per line.",
+    ),
+    out: str = option(
+        "--out -o FOLDER",
+        "Write results to FOLDER/<model>/: a folder that all workers can access, or an address such as "
+        "s3://bucket/videos.",
+        default="results",
+    ),
+    ray: str = option(
+        "--ray ADDRESS|auto|local",
+        "Ray cluster: local starts one on this machine, auto connects to the one running here.",
+        default="local",
+        panel=WORKERS,
+    ),
+    workers: int | None = option(
+        "--workers N", "Number of workers [default: as many as fit].", min=1, panel=WORKERS
+    ),
+    gpus_per_worker: int = option(
+        "--gpus-per-worker K",
+        "GPUs of one machine that share a video; on CPUs, processes.",
+        default=1,
+        min=1,
+        panel=WORKERS,
+    ),
+    status: str | None = option(
+        "--status FOLDER", "Show the progress of the batch in FOLDER, from any machine, and exit."
+    ),
+    json_: bool = option(
+        "--json", "Print one JSON object per video to stdout, or with --status a single one.", panel=OUTPUT
+    ),
 ) -> None:
     """Generate the videos of a prompt file, on many workers.
 
@@ -113,17 +71,11 @@ def batch(
         return
     if prompts is None:
         raise UsageError("no PROMPTS given", hint="qvg batch PROMPTS --out FOLDER")
-    length.check()
+    wanted = length.asked()
     console = Console(is_quiet=output.quiet)
     bad: list[UsageError] = []
     planned = plan_jobs(
-        model.request(size, family, seed, cache),
-        console.note,
-        prompts=prompts,
-        seconds=length.seconds,
-        frames=length.frames,
-        segments=length.segments,
-        bad=bad,
+        model.request(size, family, seed, cache), console.note, prompts=prompts, **wanted, bad=bad
     )
     stdout = sys.stdout
     make_batch(

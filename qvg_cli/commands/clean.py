@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from qvg_cli.commands import options
+from qvg_cli.commands.options import DEBUG, option
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError, unknown_name
 
@@ -17,17 +17,11 @@ if TYPE_CHECKING:
     from qvg_cli.hub.kept import Kept
 
 
-Out = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Results folder to search for unfinished runs.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the list as JSON.")]
+_OUT = option("--out -o FOLDER", "Results folder to search for unfinished runs.", default=Path("results"))
+_JSON = option("--json", "Print the list as JSON.")
 
 
-def disk(
-    out: Out = Path("results"),
-    json_: Json = False,
-    debug: options.Debug = False,
-) -> None:
+def disk(out: Path = _OUT, json_: bool = _JSON, debug: bool = DEBUG) -> None:
     """Show disk usage of weights and unfinished runs.
 
     Lists weights, downloads, prompt embeddings and checkpoints of unfinished runs; qvg clean deletes them by
@@ -38,16 +32,13 @@ def disk(
 
 
 def clean(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAME", help="Names of what to delete, as listed by qvg disk.", show_default=False
-        ),
-    ] = None,
-    out: Out = Path("results"),
-    yes: Annotated[bool, typer.Option("--yes", help="Delete; otherwise only show what would be.")] = False,
-    json_: Json = False,
-    debug: options.Debug = False,
+    names: list[str] | None = typer.Argument(
+        None, metavar="NAME", help="Names of what to delete, as listed by qvg disk."
+    ),
+    out: Path = _OUT,
+    yes: bool = option("--yes", "Delete; otherwise only show what would be."),
+    json_: bool = _JSON,
+    debug: bool = DEBUG,
 ) -> None:
     """Delete weights, downloads and unfinished runs by name.
 

@@ -1,95 +1,48 @@
 """`qvg compare`: from the arguments to variants that are checked whole before anything heavy is loaded."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_presets_and_runs, complete_runs
-from qvg_cli.commands.options import (
-    OUTPUT,
-    FamilyOptions,
-    LengthOptions,
-    ModelOptions,
-    OutputOptions,
-    PromptOptions,
-    SizeOptions,
-    refuse_beside_resume,
-    with_options,
-)
+from qvg_cli.commands.options import OUTPUT, option, refuse_beside_resume, with_options
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError
 
 
 @with_options
 def compare(
-    model: ModelOptions,
-    length: LengthOptions,
-    size: SizeOptions,
-    family: FamilyOptions,
-    prompting: PromptOptions,
-    output: OutputOptions,
-    variants: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="A B [C ...]",
-            help="KV-cache presets, baseline first; or folders of finished runs.",
-            show_default=False,
-            autocompletion=complete_presets_and_runs,
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="Text prompt [default: the demo prompt of the model].", show_default=False
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Generate every prompt with N consecutive seeds [default: 1].",
-            show_default=False,
-            rich_help_panel="Prompts",
-        ),
-    ] = None,
-    lpips: Annotated[
-        bool,
-        typer.Option(
-            "--lpips",
-            help="Also measure LPIPS; needs qvg download lpips (528 MiB).",
-        ),
-    ] = False,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Resume the interrupted comparison in FOLDER.",
-            show_default=False,
-            rich_help_panel="Runs",
-            autocompletion=complete_runs,
-        ),
-    ] = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Write results to FOLDER/compare/<name>/; existing results are never overwritten.",
-        ),
-    ] = Path("results"),
-    json_: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print the content of compare.json, with paths, to stdout.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    model: options.Model,
+    length: options.Length,
+    size: options.Size,
+    family: options.Family,
+    prompting: options.Prompting,
+    output: options.Output,
+    variants: list[str] | None = typer.Argument(
+        None,
+        metavar="A B [C ...]",
+        help="KV-cache presets, baseline first; or folders of finished runs.",
+        autocompletion=complete_presets_and_runs,
+    ),
+    prompt: str | None = option("--prompt TEXT", "Text prompt [default: the demo prompt of the model]."),
+    seeds: int | None = option(
+        "--seeds N", "Generate every prompt with N consecutive seeds [default: 1].", panel="Prompts"
+    ),
+    lpips: bool = option("--lpips", "Also measure LPIPS; needs qvg download lpips (528 MiB)."),
+    resume: Path | None = option(
+        "--resume FOLDER",
+        "Resume the interrupted comparison in FOLDER.",
+        panel="Runs",
+        complete=complete_runs,
+    ),
+    out: Path = option(
+        "--out -o FOLDER",
+        "Write results to FOLDER/compare/<name>/; existing results are never overwritten.",
+        default=Path("results"),
+    ),
+    json_: bool = option("--json", "Print the content of compare.json, with paths, to stdout.", panel=OUTPUT),
 ) -> None:
     """Compare KV-cache presets against a baseline.
 
@@ -127,7 +80,7 @@ def compare(
         comparison = compare_runs(found, out, model.device or "auto", console, has_lpips=lpips)
     else:
         prompting.check(prompt, length, prompt_option="--prompt")
-        length.check()
+        wanted = length.asked()
         if seeds is not None and seeds < 1:
             raise UsageError(f"--seeds {seeds} is not a number of videos", hint="use 1 or more")
         for text in model.set_ or ():
@@ -142,9 +95,7 @@ def compare(
             console.note,
             num_seeds=seeds or 1,
             prompts=prompting.prompts,
-            seconds=length.seconds,
-            frames=length.frames,
-            segments=length.segments,
+            **wanted,
             schedule=prompting.schedule,
         )
 
@@ -154,9 +105,5 @@ def compare(
 
         comparison = compare_presets(planned, out, console, has_lpips=lpips)
     console.note(f"\n{comparison}\n")
-    shown = {
-        "folder": str(comparison.folder),
-        "report": str(comparison.report),
-        **comparison.figures,
-    }
+    shown = {"folder": str(comparison.folder), "report": str(comparison.report), **comparison.figures}
     show_data(json.dumps(shown) if json_ else str(comparison.report))

@@ -1,28 +1,23 @@
 """What a shell completes after an option: names that are known without loading anything."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from glob import escape, glob
 from pathlib import Path
 
 
 def complete_backends(incomplete: str) -> list[str]:
-    """Names of models."""
     from qvg_cli.config.load import backend_names
 
     return _beginning(backend_names(), incomplete)
 
 
 def complete_presets(incomplete: str) -> list[str]:
-    """Presets of the cache."""
     from qvg_cli.config.resources import preset_names
 
     return _beginning(preset_names(), incomplete)
 
 
 def complete_cards(incomplete: str) -> list[str]:
-    """Names of graphics cards."""
     from qvg_cli.planning.cards import CARDS
 
     return _beginning(CARDS, incomplete)

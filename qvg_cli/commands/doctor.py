@@ -1,14 +1,9 @@
 """`qvg doctor`: what this machine has of what a video needs, in one screen or for a bug report."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from qvg_cli.commands import options
+from qvg_cli.commands.options import DEBUG, option
 from qvg_cli.console import show_data
 from qvg_cli.errors import QvgError
 
@@ -16,9 +11,9 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 
 def doctor(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Results folder to check.")] = Path("results"),
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a bug report.")] = False,
-    debug: options.Debug = False,
+    out: Path = option("--out FOLDER", "Results folder to check.", default=Path("results")),
+    json_: bool = option("--json", "Print JSON for a bug report."),
+    debug: bool = DEBUG,
 ) -> None:
     """Check the environment (GPU, kernels, ffmpeg, disk, Hub).
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_backends
+from qvg_cli.commands.options import DEBUG, QUIET, VERBOSE, option
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError, unknown_name
 
@@ -22,33 +22,22 @@ _COMMIT_DIGITS = 12
 
 
 def download(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAME",
-            help="Models, e.g. self-forcing; lpips, for qvg compare --lpips; taehv, for video.decoder=taehv.",
-            show_default=False,
-            autocompletion=complete_backends,
-        ),
-    ] = None,
-    list_: Annotated[
-        bool, typer.Option("--list", help="List models, their sizes and what is downloaded (works offline).")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show files, sizes and free space, and exit.")
-    ] = False,
-    revision: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="REPOSITORY=REVISION",
-            help="Branch, tag or commit of a repository (repeatable) [default: the commit of the last "
-            "download, or else the revision in the YAML of the model].",
-            show_default=False,
-        ),
-    ] = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    names: list[str] | None = typer.Argument(
+        None,
+        metavar="NAME",
+        help="Models, e.g. self-forcing; lpips, for qvg compare --lpips; taehv, for video.decoder=taehv.",
+        autocompletion=complete_backends,
+    ),
+    list_: bool = option("--list", "List models, their sizes and what is downloaded (works offline)."),
+    dry_run: bool = option("--dry-run", "Show files, sizes and free space, and exit."),
+    revision: list[str] | None = option(
+        "--revision REPOSITORY=REVISION",
+        "Branch, tag or commit of a repository (repeatable) [default: the commit of the last download, or "
+        "else the revision in the YAML of the model].",
+    ),
+    quiet: bool = QUIET,
+    verbose: bool = VERBOSE,
+    debug: bool = DEBUG,
 ) -> None:
     """Download model weights.
 
@@ -77,7 +66,12 @@ def download(
     chosen = [known[name] for name in dict.fromkeys(known[name].weights_of or name for name in names)]
     revisions = _parse_revisions(revision or (), chosen)
     if dry_run:
-        _show_plans(chosen, revisions)
+        from qvg_cli.hub.plan import check_space, plan_download
+        from qvg_cli.hub.record import read_record
+
+        plans = [plan_download(each, read_record(each.name), revisions) for each in chosen]
+        show_data("\n\n".join("\n".join(_plan_lines(plan)) for plan in plans))
+        check_space(plans)
     else:
         _download_all(chosen, revisions, console, is_quiet=quiet)
 
@@ -94,15 +88,6 @@ def _parse_revisions(texts: Sequence[str], chosen: Sequence[Download]) -> dict[s
             )
         revisions[repository] = revision
     return revisions
-
-
-def _show_plans(chosen: Sequence[Download], revisions: Mapping[str, str]) -> None:
-    from qvg_cli.hub.plan import check_space, plan_download
-    from qvg_cli.hub.record import read_record
-
-    plans = [plan_download(each, read_record(each.name), revisions) for each in chosen]
-    show_data("\n\n".join("\n".join(_plan_lines(plan)) for plan in plans))
-    check_space(plans)
 
 
 def _download_all(
@@ -198,7 +183,6 @@ def _size_and_state(download: Download) -> tuple[str, str]:
 
 
 def _about(download: Download) -> str:
-    """What `--list` says of one name."""
     from qvg_cli.config.resources import qvg_home
     from qvg_cli.hub.record import read_record
 

@@ -1,56 +1,38 @@
 """`qvg extend`: a video that is there, and what comes after it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_runs
-from qvg_cli.commands.options import (
-    ExtendFamilyOptions,
-    LengthOptions,
-    ModelOptions,
-    OutputOptions,
-    PromptOptions,
-    RunOptions,
-    SizeOptions,
-    refuse_beside_resume,
-    with_options,
-)
+from qvg_cli.commands.options import refuse_beside_resume, with_options
 from qvg_cli.console import Console
 from qvg_cli.errors import UsageError
 
 
 @with_options
 def extend(
-    model: ModelOptions,
-    length: LengthOptions,
-    size: SizeOptions,
-    family: ExtendFamilyOptions,
-    prompting: PromptOptions,
-    run: RunOptions,
-    output: OutputOptions,
-    video: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="VIDEO",
-            help="Folder of a run, or its video.mp4 (continued losslessly from its latents); or any other "
-            "video file (its last frames are encoded).",
-            show_default=False,
-            autocompletion=complete_runs,
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PROMPT",
-            help="Prompt for the new part; - reads it from stdin [default: the prompt of the run].",
-            show_default=False,
-        ),
-    ] = None,
+    model: options.Model,
+    length: options.Length,
+    size: options.Size,
+    family: options.ExtendFamily,
+    prompting: options.Prompting,
+    run: options.Run,
+    output: options.Output,
+    video: Path | None = typer.Argument(
+        None,
+        metavar="VIDEO",
+        help="Folder of a run, or its video.mp4 (continued losslessly from its latents); or any other "
+        "video file (its last frames are encoded).",
+        autocompletion=complete_runs,
+    ),
+    prompt: str | None = typer.Argument(
+        None,
+        metavar="PROMPT",
+        help="Prompt for the new part; - reads it from stdin [default: the prompt of the run].",
+    ),
 ) -> None:
     """Continue a run losslessly, or any video clip.
 
@@ -59,11 +41,12 @@ def extend(
     input is left untouched: the output gets a folder of its own, with the same files as a run of qvg
     generate.
     """
-    from qvg_cli.engine.jobs import check_weights, plan_jobs
+    from qvg_cli.commands.run import make_or_plan, resume_run
+    from qvg_cli.engine.jobs import plan_jobs
     from qvg_cli.engine.sources import find_start
 
     prompting.check(prompt, length)
-    length.check()
+    wanted = length.asked()
     run.check()
     for text in model.set_ or ():
         if text.partition("=")[0].strip() == "video.frames":
@@ -74,9 +57,6 @@ def extend(
     if run.resume is not None:
         refused = ("--dry-run", *length.given(), "--prompts", "--config", "--schedule")
         refuse_beside_resume(run, length, prompting, model, own={"VIDEO": video}, only=refused)
-
-        from qvg_cli.commands.resume import resume_run
-
         resume_run(run.resume, request, console, seconds=None, frames=None, is_json=run.json_)
         return
     if video is None:
@@ -85,23 +65,6 @@ def extend(
     # A run of another family than the one that is asked for is a clip like any other.
     request = replace(request, file=model.config or start.settings_for(model.backend))
     planned = plan_jobs(
-        request,
-        console.note,
-        prompts=prompting.prompts,
-        seconds=length.seconds,
-        frames=length.frames,
-        segments=length.segments,
-        schedule=prompting.schedule,
-        start=start,
+        request, console.note, prompts=prompting.prompts, **wanted, schedule=prompting.schedule, start=start
     )
-    if run.dry_run:
-        from qvg_cli.commands.show_plan import show_plan
-
-        show_plan(planned[:1], run.gpu, num_videos=len(planned), is_json=run.json_)
-        return
-
-    check_weights(planned[0])
-
-    from qvg_cli.batch.serial import make_videos
-
-    make_videos(planned, run.out, console, is_json=run.json_)
+    make_or_plan(planned, run, console)

@@ -11,16 +11,11 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
 import typer
 
-from qvg_cli.commands.completion import (
-    complete_backends,
-    complete_cards,
-    complete_presets,
-    complete_runs,
-)
+from qvg_cli.commands.completion import complete_backends, complete_cards, complete_presets, complete_runs
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import families
 
@@ -36,17 +31,66 @@ PANELS = ("Arguments", "Options", SIZE, PROMPTS, FAMILY_PANEL, WORKERS, RUN, SET
 """Sections of `--help`, from what a newcomer needs to what few do."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The setting that an option becomes.
+class _Option(typer.models.OptionInfo):
+    """An option, and the dotted setting that it becomes; a group of settings if `parse` gives several."""
 
-    Attributes:
-        name: Dotted; of a group of settings if `parse` gives several.
-        parse: From the option's value to the setting's; a wrong one is a `UsageError`.
+    def __init__(self, setting: str | None, parse: Callable[[Any], object], **known: Any) -> None:
+        super().__init__(**known)
+        self.setting, self.parse = setting, parse
+
+    @property
+    def flag(self) -> str:
+        """Its first name."""
+        assert self.param_decls is not None
+        return self.param_decls[0]
+
+
+def option(
+    form: str,
+    help: str,
+    *,
+    default: Any = None,
+    panel: str | None = None,
+    complete: Callable[[str], list[str]] | None = None,
+    setting: str | None = None,
+    parse: Callable[[Any], object] = lambda value: value,
+    **known: Any,
+) -> Any:
+    """The default of a parameter that is an option of the command line.
+
+    Args:
+        form: As `--help` shows it: names, and what stands for its value, which a switch has not.
+        parse: From the option's value to that of its setting; a wrong one is a `UsageError`.
+        known: What else Typer knows of options.
     """
+    words = form.split()
+    names = [word for word in words if word.startswith("-")]
+    metavar = " ".join(words[len(names) :]) or None
+    if metavar is None:
+        default = False
+    return _Option(
+        setting,
+        parse,
+        default=default,
+        param_decls=names,
+        metavar=metavar,
+        help=help,
+        rich_help_panel=panel,
+        autocompletion=complete,
+        **known,
+    )
 
-    name: str
-    parse: Callable[[Any], object] = lambda value: value
+
+OUT = option(
+    "--out -o FOLDER",
+    "Write results to FOLDER/<model>/<name>/; existing results are never overwritten.",
+    default=Path("results"),
+)
+QUIET = option("--quiet -q", "Show errors only.", panel=OUTPUT)
+VERBOSE = option(
+    "--verbose -v", "Also print the log, with timings (QVG_LOG=debug prints more).", panel=OUTPUT
+)
+DEBUG = option("--debug", "Show the traceback of errors.", panel=OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -56,7 +100,7 @@ class Options:
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
         """One for each option, as Typer reads them."""
-        hints = get_type_hints(cls, include_extras=True)
+        hints = get_type_hints(cls)
         return [_keyword(field.name, hints[field.name], field.default) for field in fields(cls)]
 
     @classmethod
@@ -66,72 +110,49 @@ class Options:
 
     def given(self) -> dict[str, object]:
         """Values by option, of those that were given."""
-        return {
-            _flag(parameter): getattr(self, parameter.name)
-            for parameter in self.parameters()
-            if getattr(self, parameter.name) not in (parameter.default, None)
-        }
+        values = [(parameter.default, getattr(self, parameter.name)) for parameter in self.parameters()]
+        return {option.flag: value for option, value in values if value not in (option.default, None)}
 
     def layers(self) -> Iterator[Layer]:
         """The settings of options that were given, each with its option's name."""
         from qvg_cli.config.load import Layer, nest
 
         for parameter in self.parameters():
-            value = getattr(self, parameter.name)
-            for setting in parameter.annotation.__metadata__:
-                if isinstance(setting, Setting) and value is not None:
-                    yield Layer(_flag(parameter), nest(setting.name, setting.parse(value)))
+            option, value = parameter.default, getattr(self, parameter.name)
+            if option.setting is not None and value is not None:
+                yield Layer(option.flag, nest(option.setting, option.parse(value)))
 
 
 @dataclass(frozen=True)
-class ModelOptions(Options):
+class Model(Options):
     """The model and its settings."""
 
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Model, e.g. self-forcing, hyworldplay or longcat; qvg download --list shows all [default: "
-            "the built-in demo model].",
-            show_default=False,
-            autocompletion=complete_backends,
-        ),
-    ] = None
-    pocket: Annotated[
-        bool, typer.Option("--pocket", help="Use the small built-in demo weights of the model.")
-    ] = False
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Device: auto, cpu, cuda or cuda:N [default: auto].",
-            show_default=False,
-            rich_help_panel=SETTINGS,
-        ),
-        Setting("device", str.lower),
-    ] = None
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Load settings from a YAML file; the run.yaml of a run reproduces it.",
-            show_default=False,
-            rich_help_panel=SETTINGS,
-        ),
-    ] = None
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override a setting, e.g. --set cache.keep_recent_chunks=1 (repeatable).",
-            show_default=False,
-            rich_help_panel=SETTINGS,
-        ),
-    ] = None
+    backend: str | None = option(
+        "--backend NAME",
+        "Model, e.g. self-forcing, hyworldplay or longcat; qvg download --list shows all [default: the "
+        "built-in demo model].",
+        complete=complete_backends,
+    )
+    pocket: bool = option("--pocket", "Use the small built-in demo weights of the model.")
+    device: str | None = option(
+        "--device NAME",
+        "Device: auto, cpu, cuda or cuda:N [default: auto].",
+        panel=SETTINGS,
+        setting="device",
+        parse=str.lower,
+    )
+    config: Path | None = option(
+        "--config FILE",
+        "Load settings from a YAML file; the run.yaml of a run reproduces it.",
+        panel=SETTINGS,
+    )
+    set_: list[str] | None = option(
+        "--set KEY=VALUE",
+        "Override a setting, e.g. --set cache.keep_recent_chunks=1 (repeatable).",
+        panel=SETTINGS,
+    )
 
     def request(self, *groups: Options, prompt: str | None = None, prompt_option: str = "PROMPT") -> Request:
-        """What these and other options ask for."""
         from qvg_cli.config.load import Layer, Request
         from qvg_cli.planning.prompts import prompt_of_argument
 
@@ -142,45 +163,27 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True)
-class LengthOptions(Options):
+class Length(Options):
     """How much is made."""
 
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Video length in seconds, rounded up to a whole chunk [default: the length of the model].",
-            show_default=False,
-        ),
-    ] = None
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            "--frames",
-            "--num-frames",
-            help="Video length in frames, rounded up to a whole chunk (for latent frames: --set "
-            "video.frames=N).",
-            show_default=False,
-            rich_help_panel=SIZE,
-        ),
-    ] = None
-    segments: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Number of segments to add to the first clip or the input (longcat only).",
-            show_default=False,
-            rich_help_panel=SIZE,
-        ),
-    ] = None
+    seconds: float | None = option(
+        "--seconds <float>",
+        "Video length in seconds, rounded up to a whole chunk [default: the length of the model].",
+    )
+    frames: int | None = option(
+        "--frames --num-frames <int>",
+        "Video length in frames, rounded up to a whole chunk (for latent frames: --set video.frames=N).",
+        panel=SIZE,
+    )
+    segments: int | None = option(
+        "--segments N", "Number of segments to add to the first clip or the input (longcat only).", panel=SIZE
+    )
 
-    def check(self) -> None:
-        """Refuse a length that is given twice.
-
-        Raises:
-            UsageError: It is.
-        """
+    def asked(self) -> dict[str, Any]:
+        """As `plan_jobs` takes it; a length that is given twice is refused."""
         if len(given := list(self.given())) > 1:
             raise UsageError(f"{given[0]} and {given[1]} were both given", hint="use one of them")
+        return vars(self)
 
 
 def _parse_size(text: str) -> dict[str, int]:
@@ -194,38 +197,20 @@ def _parse_size(text: str) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class SizeOptions(Options):
+class Size(Options):
     """The shape of a frame, and how many are shown in a second."""
 
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WIDTHxHEIGHT",
-            help="Frame size in pixels, e.g. 832x480 [default: the size of the model].",
-            show_default=False,
-        ),
-        Setting("video", _parse_size),
-    ] = None
-    height: Annotated[
-        int | None,
-        typer.Option(metavar="PIXELS", help="Frame height.", show_default=False, rich_help_panel=SIZE),
-        Setting("video.height"),
-    ] = None
-    width: Annotated[
-        int | None,
-        typer.Option(metavar="PIXELS", help="Frame width.", show_default=False, rich_help_panel=SIZE),
-        Setting("video.width"),
-    ] = None
-    fps: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Frames per second [default: the rate of the model].",
-            show_default=False,
-            rich_help_panel=SIZE,
-        ),
-        Setting("video.fps"),
-    ] = None
+    size: str | None = option(
+        "--size WIDTHxHEIGHT",
+        "Frame size in pixels, e.g. 832x480 [default: the size of the model].",
+        setting="video",
+        parse=_parse_size,
+    )
+    height: int | None = option("--height PIXELS", "Frame height.", panel=SIZE, setting="video.height")
+    width: int | None = option("--width PIXELS", "Frame width.", panel=SIZE, setting="video.width")
+    fps: int | None = option(
+        "--fps N", "Frames per second [default: the rate of the model].", panel=SIZE, setting="video.fps"
+    )
 
     def layers(self) -> Iterator[Layer]:
         for name in ("--height", "--width"):
@@ -235,48 +220,31 @@ class SizeOptions(Options):
 
 
 @dataclass(frozen=True)
-class SeedOptions(Options):
+class Seed(Options):
     """What a video's noise is drawn from."""
 
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Random seed [default: 0].", show_default=False),
-        Setting("seed"),
-    ] = None
+    seed: int | None = option("--seed N", "Random seed [default: 0].", setting="seed")
 
 
 @dataclass(frozen=True)
-class PromptOptions(SeedOptions):
+class Prompting(Seed):
     """Which videos are made."""
 
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Batch mode: a .txt file with one prompt per line (# starts a comment), or a .jsonl "
-            "file with "
-            "one object per line (keys prompt, seed, name). With --segments: one video, one prompt per clip.",
-            show_default=False,
-            rich_help_panel=PROMPTS,
-        ),
-    ] = None
-    schedule: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help='Change the prompt during the video: a .jsonl file, one object per line with "prompt" and '
-            '"frame", "seconds" or "chunk", counted in new frames and rounded up to the next chunk.',
-            show_default=False,
-            rich_help_panel=PROMPTS,
-        ),
-    ] = None
+    prompts: Path | None = option(
+        "--prompts FILE",
+        "Batch mode: a .txt file with one prompt per line (# starts a comment), or a .jsonl file with one "
+        "object per line (keys prompt, seed, name). With --segments: one video, one prompt per clip.",
+        panel=PROMPTS,
+    )
+    schedule: Path | None = option(
+        "--schedule FILE",
+        'Change the prompt during the video: a .jsonl file, one object per line with "prompt" and "frame", '
+        '"seconds" or "chunk", counted in new frames and rounded up to the next chunk.',
+        panel=PROMPTS,
+    )
 
-    def check(self, prompt: str | None, length: LengthOptions, *, prompt_option: str = "PROMPT") -> None:
-        """Refuse prompts that are given twice.
-
-        Raises:
-            UsageError: They are.
-        """
+    def check(self, prompt: str | None, length: Length, *, prompt_option: str = "PROMPT") -> None:
+        """Refuse prompts that are given twice."""
         if prompt is not None and self.prompts is not None:
             raise UsageError(
                 f"{prompt_option} and --prompts were both given", hint="put the prompt in the file"
@@ -288,79 +256,41 @@ class PromptOptions(SeedOptions):
 
 
 @dataclass(frozen=True)
-class CacheOptions(Options):
+class Cache(Options):
     """How the history is kept."""
 
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PRESET",
-            help="KV-cache preset, e.g. int2, int4, trit or bf16 [default: int2].",
-            show_default=False,
-            autocompletion=complete_presets,
-        ),
-        Setting("cache.preset"),
-    ] = None
-
-
-Out = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="FOLDER",
-        help="Write results to FOLDER/<model>/<name>/; existing results are never overwritten.",
-    ),
-]
+    cache: str | None = option(
+        "--cache PRESET",
+        "KV-cache preset, e.g. int2, int4, trit or bf16 [default: int2].",
+        complete=complete_presets,
+        setting="cache.preset",
+    )
 
 
 @dataclass(frozen=True)
-class RunOptions(CacheOptions):
+class Run(Cache):
     """Where a run is kept, and whether it is made at all."""
 
-    out: Out = Path("results")
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the plan (memory, disk, chunks) and exit, like qvg plan."),
-    ] = False
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            "--gpu",
-            "--card",
-            metavar="NAME|SIZE",
-            help='With --dry-run: GPU to plan for, e.g. "RTX 4090" or 24GiB [default: the GPU of this '
-            "machine].",
-            show_default=False,
-            rich_help_panel=RUN,
-            autocompletion=complete_cards,
-        ),
-    ] = None
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Resume the run in FOLDER after its last complete chunk, with its own settings.",
-            show_default=False,
-            rich_help_panel=RUN,
-            autocompletion=complete_runs,
-        ),
-    ] = None
-    json_: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print one JSON object per video, with paths and statistics, to stdout.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False
+    out: Path = OUT
+    dry_run: bool = option("--dry-run", "Print the plan (memory, disk, chunks) and exit, like qvg plan.")
+    gpu: str | None = option(
+        "--gpu --card NAME|SIZE",
+        'With --dry-run: GPU to plan for, e.g. "RTX 4090" or 24GiB [default: the GPU of this machine].',
+        panel=RUN,
+        complete=complete_cards,
+    )
+    resume: Path | None = option(
+        "--resume FOLDER",
+        "Resume the run in FOLDER after its last complete chunk, with its own settings.",
+        panel=RUN,
+        complete=complete_runs,
+    )
+    json_: bool = option(
+        "--json", "Print one JSON object per video, with paths and statistics, to stdout.", panel=OUTPUT
+    )
 
     def check(self) -> None:
-        """Refuse what has no effect.
-
-        Raises:
-            UsageError: Something has none.
-        """
+        """Refuse what has no effect."""
         if self.out.suffix in (".mp4", ".mkv", ".webm"):
             raise UsageError(
                 f"--out {self.out} looks like a file",
@@ -370,30 +300,17 @@ class RunOptions(CacheOptions):
             raise UsageError("--gpu has no effect without --dry-run", hint="use qvg plan instead")
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.", rich_help_panel=OUTPUT)]
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose",
-        "-v",
-        help="Also print the log, with timings (QVG_LOG=debug prints more).",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.", rich_help_panel=OUTPUT)]
-
-
 @dataclass(frozen=True)
-class OutputOptions(Options):
+class Output(Options):
     """What is said while a command works. The program reads `verbose` and `debug` before the command runs."""
 
-    quiet: Quiet = False
-    verbose: Verbose = False
-    debug: Debug = False
+    quiet: bool = QUIET
+    verbose: bool = VERBOSE
+    debug: bool = DEBUG
 
 
 @dataclass(frozen=True)
-class FamilyOptions(Options):
+class Family(Options):
     """Options that families declare; a command takes those of all, and a run those of its own."""
 
     values: Mapping[str, Any]
@@ -430,13 +347,13 @@ class FamilyOptions(Options):
         return declared
 
 
-class ExtendFamilyOptions(FamilyOptions):
+class ExtendFamily(Family):
     """Those of families that go on from a video."""
 
     command = "extend"
 
 
-class PlayFamilyOptions(FamilyOptions):
+class PlayFamily(Family):
     """Those of a video that is played."""
 
     command = "play"
@@ -446,7 +363,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with each of its parameters that is a group of options in place of the group."""
     groups: dict[str, type[Options]] = {}
     parameters: list[inspect.Parameter] = []
-    hints = get_type_hints(command, include_extras=True)
+    hints = get_type_hints(command)
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
         if inspect.isclass(hint) and issubclass(hint, Options):
@@ -484,9 +401,6 @@ def refuse_beside_resume(
     Args:
         own: The command's own arguments and options, by their names.
         only: Those of the groups that it cannot take; `None` for all.
-
-    Raises:
-        UsageError: One was given.
     """
     names = [name for name, value in own.items() if value is not None]
     names += [name for group in groups for name in group.given() if only is None or name in only]
@@ -499,15 +413,9 @@ def refuse_beside_resume(
 def _family_parameter(declared: Mapping[str, FamilyOption]) -> inspect.Parameter:
     first, *others = declared.values()
     kind = first.type if all(other.type is first.type for other in others) else str
-    option = typer.Option(
-        first.flag,
-        metavar=first.metavar,
-        help=first.help,
-        show_default=False,
-        rich_help_panel=FAMILY_PANEL,
-    )
     annotation = list[kind] | None if first.is_repeatable else kind | None  # type: ignore[valid-type]
-    return _keyword(_name(first.flag), Annotated[annotation, option], None)
+    shown = option(f"{first.flag} {first.metavar}", first.help, panel=FAMILY_PANEL)
+    return _keyword(_name(first.flag), annotation, shown)
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -516,12 +424,3 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _name(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
-
-
-def _flag(parameter: inspect.Parameter) -> str:
-    """The option's name on the command line."""
-    for option in parameter.annotation.__metadata__:
-        # The first of several is kept where Typer keeps a default.
-        if isinstance(option, typer.models.OptionInfo) and isinstance(option.default, str):
-            return option.default
-    return f"--{parameter.name.replace('_', '-')}"

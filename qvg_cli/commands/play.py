@@ -8,21 +8,13 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_runs
-from qvg_cli.commands.options import (
-    CacheOptions,
-    ModelOptions,
-    Out,
-    OutputOptions,
-    PlayFamilyOptions,
-    SeedOptions,
-    SizeOptions,
-    with_options,
-)
+from qvg_cli.commands.options import OUT, option, with_options
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import MissingModelError, UsageError
 
@@ -38,45 +30,31 @@ _NEEDED = ("starlette", "uvicorn", "websockets")
 
 @with_options
 def play(
-    model: ModelOptions,
-    size: SizeOptions,
-    family: PlayFamilyOptions,
-    seed: SeedOptions,
-    cache: CacheOptions,
-    output: OutputOptions,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PROMPT",
-            help="Prompt of the first world [default: the demo prompt of the model].",
-            show_default=False,
-        ),
-    ] = None,
-    record: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Save the walk as a run of this name [default: the first words of the prompt].",
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Continue a saved walk, or any run of the same model.",
-            show_default=False,
-            autocompletion=complete_runs,
-        ),
-    ] = None,
-    host: Annotated[
-        str,
-        typer.Option(help="Address to listen on. If other machines can reach it, the URL gets a token."),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)
-    ] = 8000,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
-    out: Out = Path("results"),
+    model: options.Model,
+    size: options.Size,
+    family: options.PlayFamily,
+    seed: options.Seed,
+    cache: options.Cache,
+    output: options.Output,
+    prompt: str | None = typer.Argument(
+        None, metavar="PROMPT", help="Prompt of the first world [default: the demo prompt of the model]."
+    ),
+    record: str | None = option(
+        "--record NAME", "Save the walk as a run of this name [default: the first words of the prompt]."
+    ),
+    resume: Path | None = option(
+        "--resume FOLDER", "Continue a saved walk, or any run of the same model.", complete=complete_runs
+    ),
+    host: str = option(
+        "--host <str>",
+        "Address to listen on. If other machines can reach it, the URL gets a token.",
+        default="127.0.0.1",
+    ),
+    port: int = option(
+        "--port <int range>", "Port to listen on; 0 picks a free one.", default=8000, min=0, max=65535
+    ),
+    no_browser: bool = option("--no-browser", "Do not open a browser."),
+    out: Path = OUT,
 ) -> None:
     """Walk through a world in the browser.
 
@@ -85,7 +63,11 @@ def play(
     also with Ctrl-C: qvg generate --config with its run.yaml reproduces the video. The paths of the videos go
     to stdout.
     """
-    _check_installed()
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise MissingModelError(
+            f"qvg play needs {', '.join(missing)}", hint='install with: pip install "qvg[play]"'
+        )
     from qvg_cli.play.access import is_loopback, page_address
 
     console = Console(is_quiet=output.quiet)
@@ -97,7 +79,10 @@ def play(
         model = replace(model, backend=_DEFAULT_BACKEND, pocket=True)
     request = model.request(size, family, seed, cache, prompt=prompt)
     if resume is not None:
-        request = replace(request, file=_settings_of(resume))
+        settings = resume / "run.yaml"
+        if not settings.is_file():
+            raise UsageError(f"{resume} is not the folder of a run", hint="use one that contains run.yaml")
+        request = replace(request, file=settings)
 
     from qvg_cli.play.server import listen, serve
 
@@ -122,22 +107,6 @@ def play(
             server.close()
             for run in server.player.saved:
                 show_data(str(run.video))
-
-
-def _check_installed() -> None:
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise MissingModelError(
-            f"qvg play needs {', '.join(missing)}", hint='install with: pip install "qvg[play]"'
-        )
-
-
-def _settings_of(folder: Path) -> Path:
-    """The settings of a run to go on with."""
-    file = folder / "run.yaml"
-    if not file.is_file():
-        raise UsageError(f"{folder} is not the folder of a run", hint="use one that contains run.yaml")
-    return file
 
 
 def _open(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from qvg_cli.commands import options
 from qvg_cli.commands.completion import complete_runs
+from qvg_cli.commands.options import DEBUG, option
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError
 
@@ -23,33 +23,19 @@ _MAX_UNFINISHED = 5
 
 
 def show(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Folder of a run or comparison [default: the newest].",
-            show_default=False,
-            autocompletion=complete_runs,
-        ),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Results folder to search.")
-    ] = Path("results"),
-    gallery: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write FOLDER/index.html, a page with every video below FOLDER, and exit.",
-            show_default=False,
-        ),
-    ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print the content of memory.json or compare.json to stdout.")
-    ] = False,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Also print the attention error of every layer.")
-    ] = False,
-    debug: options.Debug = False,
+    run: Path | None = typer.Argument(
+        None,
+        metavar="RUN",
+        help="Folder of a run or comparison [default: the newest].",
+        autocompletion=complete_runs,
+    ),
+    out: Path = option("--out -o FOLDER", "Results folder to search.", default=Path("results")),
+    gallery: Path | None = option(
+        "--gallery FOLDER", "Write FOLDER/index.html, a page with every video below FOLDER, and exit."
+    ),
+    json_: bool = option("--json", "Print the content of memory.json or compare.json to stdout."),
+    layers: bool = option("--layers", "Also print the attention error of every layer."),
+    debug: bool = DEBUG,
 ) -> None:
     """Show statistics of a run; list unfinished runs."""
     del debug
@@ -134,7 +120,7 @@ def _layers_text(result: Result) -> str:
 
 
 def _write_gallery(folder: Path) -> None:
-    from qvg_cli.files import write_whole
+    from qvg_cli.files import write_text
     from qvg_cli.report.html import gallery_line, gallery_page
     from qvg_cli.report.run_files import find_results, read_result
     from qvg_cli.report.unfinished import find_unfinished
@@ -150,7 +136,6 @@ def _write_gallery(folder: Path) -> None:
     if not lines:
         raise UsageError(f"no run in {folder}", hint="create one with qvg generate --out FOLDER")
     page = folder / "index.html"
-    text = gallery_page(folder, lines)
-    write_whole(page, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    write_text(page, gallery_page(folder, lines), errors="backslashreplace")
     console.note(f"{len(lines)} results")
     show_data(str(page))

@@ -7,8 +7,6 @@ fit one build of torch each: beside any other, such as one for CPUs, it does not
 Source: Zhang et al. 2018 (arXiv 1801.03924), https://github.com/richzhang/PerceptualSimilarity, version 0.1.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -49,14 +47,11 @@ class PerceptualDistance(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """The distance of each pair of frames, 0 where they are equal.
+        """The distances `[N]` of pairs of frames, 0 where they are equal.
 
         Args:
             first: `[N, height, width, 3]` uint8, at least 16 pixels each way.
             second: Like `first`.
-
-        Returns:
-            `[N]`.
         """
         # Frames `[N, 3, height, width]` as the network was trained to see them.
         dtype, shift, scale = self.heads[0].dtype, self.get_buffer("shift"), self.get_buffer("scale")
@@ -74,11 +69,7 @@ class PerceptualDistance(nn.Module):
 
 
 def load_perceptual_distance() -> PerceptualDistance:
-    """LPIPS with its learned weights, on the CPU.
-
-    Raises:
-        MissingModelError: The network was not downloaded, or its file is broken.
-    """
+    """LPIPS with its learned weights, on the CPU; `MissingModelError` without the network's whole file."""
     path = find_network()
     model = PerceptualDistance()
     try:
@@ -93,11 +84,7 @@ def load_perceptual_distance() -> PerceptualDistance:
 
 
 def find_network() -> Path:
-    """The file of the downloaded network.
-
-    Raises:
-        MissingModelError: It is not there.
-    """
+    """The file of the downloaded network; `MissingModelError` if it is not there."""
     path = qvg_home() / NAME / "vgg16" / "model.safetensors"
     if not path.is_file():
         raise MissingModelError(

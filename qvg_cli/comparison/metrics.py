@@ -4,8 +4,6 @@ Both follow scikit-image: PSNR over all values of a frame, SSIM with a Gaussian 
 pixels, population covariance, mean over the channels.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -15,28 +13,22 @@ _K1, _K2 = 0.01, 0.03
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each frame.
+    """Peak signal-to-noise ratio in dB of each frame, `[N]` float64; infinite where they are equal.
 
     Args:
         first: `[N, height, width, 3]` uint8.
         second: Like `first`.
-
-    Returns:
-        `[N]` float64; infinite where the frames are equal.
     """
     difference = first.double() - second.double()
     return 10 * torch.log10(_PEAK**2 / difference.square().mean(dim=(1, 2, 3)))
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Structural similarity of each frame, 1 where they are equal.
+    """Structural similarity of each frame, `[N]` float64, 1 where they are equal.
 
     Args:
         first: `[N, height, width, 3]` uint8, at least 11 pixels each way.
         second: Like `first`.
-
-    Returns:
-        `[N]` float64.
 
     Source: Wang et al. 2004, with the constants of scikit-image's
     `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`, borders left out.

@@ -4,8 +4,6 @@ Autoregressive videos drift apart, so a mean over the whole video says little; t
 of several frames is taken from the mean of their squared errors. Only the frames being compared are held.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,12 +25,7 @@ _BATCH_FRAMES = 8
 
 @dataclass(frozen=True)
 class FrameQuality:
-    """Every frame of a video against the same frame of the baseline.
-
-    Attributes:
-        psnr_db: Infinite where the frames are equal.
-        lpips: None if it was not measured.
-    """
+    """Every frame of a video against that of the baseline; PSNR is infinite where they are equal."""
 
     psnr_db: tuple[float, ...]
     ssim: tuple[float, ...]
@@ -45,11 +38,7 @@ def measure(
     device: torch.device,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> FrameQuality:
-    """Compare two videos of the same length, a few frames at a time.
-
-    Args:
-        perceptual: LPIPS of pairs of frames on `device`; none leaves it out.
-    """
+    """Compare two videos of the same length, a few frames at a time, with LPIPS if `perceptual` is given."""
     psnr_db: list[float] = []
     similarity: list[float] = []
     distance: list[float] = []

@@ -1,7 +1,5 @@
 """A comparison under way: what it compares, in a file of its folder until it is complete. No torch."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,7 @@ from pydantic import ValidationError
 
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import slug, unique_names, write_whole
+from qvg_cli.files import write_text
 from qvg_cli.models.registry import find_family, plan_video
 
 BEGUN = "begun.json"
@@ -24,44 +22,24 @@ class Begun:
     Attributes:
         names: Of the variants, the baseline's first.
         rows: For every prompt and seed the video of every variant.
-        has_lpips: Whether LPIPS is measured.
     """
 
     names: tuple[str, ...]
     rows: tuple[tuple[Planned, ...], ...]
     has_lpips: bool = False
 
-    @property
-    def row_folders(self) -> list[str]:
-        """Names of folders, one for each prompt and seed."""
-        return unique_names([row[0].name for row in self.rows], "{}-{}")
-
-    @property
-    def variant_folders(self) -> list[str]:
-        """Names of folders, one for each variant."""
-        return unique_names([slug(name) for name in self.names], "{}-{}")
-
     def write(self, folder: Path) -> None:
-        """Keep it in the comparison's folder.
-
-        Raises:
-            QvgError: The file cannot be written.
-        """
+        """Keep it in the comparison's folder; `QvgError` if the file cannot be written."""
         rows = [
             [{"name": video.name, "config": video.config.model_dump(mode="json")} for video in row]
             for row in self.rows
         ]
         content = {"schema": SCHEMA, "names": self.names, "lpips": self.has_lpips, "rows": rows}
-        text = json.dumps(content, indent=1) + "\n"
-        write_whole(folder / BEGUN, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(folder / BEGUN, json.dumps(content, indent=1) + "\n")
 
 
 def read_begun(folder: Path) -> Begun:
-    """The comparison that was begun in `folder`.
-
-    Raises:
-        UsageError: There is none, or its file is broken.
-    """
+    """The comparison that was begun in `folder`; `UsageError` if there is none, or its file is broken."""
     path = folder / BEGUN
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -1,7 +1,5 @@
 """A comparison: every video of every variant, frame against frame, and the report on all of them."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
@@ -28,9 +24,10 @@ from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
+from qvg_cli.engine.opening import read_latents
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir
+from qvg_cli.files import RunDir, slug, unique_names
 from qvg_cli.interrupts import hold_interrupts, stop_if_asked
 from qvg_cli.models.decoder import redecode
 from qvg_cli.report.run_files import Result, is_finished, read_result
@@ -45,12 +42,7 @@ FROM_LATENTS = "frames decoded again from the latents of the runs, before any lo
 
 
 class SpooledRun(Run):
-    """A run of a comparison: its frames are also kept as they are.
-
-    Args:
-        engine: Decodes the chunks that are there already.
-        note: Takes a line for the user.
-    """
+    """A run of a comparison: its frames are also kept as they are, those that are there already decoded."""
 
     def __init__(
         self,
@@ -98,7 +90,6 @@ class Comparison:
 
     @property
     def report(self) -> Path:
-        """The page with everything."""
         return self.folder / "report.html"
 
     @property
@@ -179,31 +170,21 @@ def compare_presets(
 ) -> Comparison:
     """Make every video with every variant, one prompt and seed after the other, and compare them.
 
-    Only one variant's cache is held at a time, so the device peak of each is its own.
-
-    Args:
-        engine: Makes them all; `None` loads the model.
-
-    Raises:
-        QvgError: A video failed or was stopped; the prompts and seeds before it are reported on.
+    Only one variant's cache is held at a time, so the device peak of each is its own. Without an `engine` the
+    model is loaded. Where a video fails or is stopped, those before it are reported on.
     """
     check_encoder()
     rows = tuple(zip(*(variant.videos for variant in variants), strict=True))
     begun = Begun(tuple(variant.name for variant in variants), rows, has_lpips)
     resolve_device(begun.rows[0][0].config.device)
     name = comparison_name(begun.names, [row[0] for row in begun.rows])
-    with _new_folder(out / "compare", name) as folder:
+    with _kept_if_filled(RunDir.create(out, "compare", name).path) as folder:
         begun.write(folder)
         return _compare(begun, folder, console, engine)
 
 
 def resume_comparison(folder: Path, console: Console) -> Comparison:
-    """Go on with a comparison that was cut off: whole runs are decoded anew, the others are made.
-
-    Raises:
-        UsageError: There is nothing to go on with.
-        QvgError: As `compare_presets`.
-    """
+    """Go on with a comparison that was cut off: whole runs are decoded anew, the others are made."""
     check_encoder()
     return _compare(read_begun(folder), folder, console)
 
@@ -224,12 +205,14 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
     writer = ComparisonWriter(
         folder, begun.names, [video.config for video in first], device, FROM_RUNS, is_probed=True
     )
+    row_names = unique_names([row[0].name for row in begun.rows], "{}-{}")
+    variant_names = unique_names([slug(name) for name in begun.names], "{}-{}")
     try:
-        for number, (row, name) in enumerate(zip(begun.rows, begun.row_folders, strict=True), start=1):
+        for number, (row, name) in enumerate(zip(begun.rows, row_names, strict=True), start=1):
             if len(begun.rows) > 1:
                 seed, prompt = row[0].config.seed, short_prompt(row[0].config.prompt)
                 console.note(f"video {number}/{len(begun.rows)}, seed {seed}: {prompt!r}")
-            places = [folder / name / variant for variant in begun.variant_folders]
+            places = [folder / name / variant for variant in variant_names]
             _compare_row(row, places, writer, engine, perceptual, console)
     except BaseException as error:
         _keep_report(writer, error)
@@ -240,24 +223,16 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
 
 
 def compare_runs(
-    variants: Sequence[FinishedVariant],
-    out: Path,
-    device_name: str,
-    console: Console,
-    *,
-    has_lpips: bool,
+    variants: Sequence[FinishedVariant], out: Path, device_name: str, console: Console, *, has_lpips: bool
 ) -> Comparison:
-    """Compare finished runs; their frames are decoded from their latents, since their videos are lossy.
-
-    Raises:
-        QvgError: Latents cannot be read.
-    """
+    """Compare finished runs; their frames are decoded from their latents, since their videos are lossy."""
     check_encoder()
     video = variants[0].video
     device = resolve_device(device_name)
     names = [variant.name for variant in variants]
     perceptual = load_perceptual_distance() if has_lpips else None
-    with _new_folder(out / "compare", comparison_name(names, [video])) as folder:
+    name = comparison_name(names, [video])
+    with _kept_if_filled(RunDir.create(out, "compare", name).path) as folder:
         _check_space(folder, len(variants), video)
         console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
         engine = Engine.load_config(video.config, device)
@@ -280,13 +255,10 @@ def _compare_row(
     perceptual: PerceptualDistance | None,
     console: Console,
 ) -> None:
-    """Make one prompt and seed with every variant, as far as it is not there, and compare what was made.
-
-    Args:
-        places: Folder of every variant's run.
-    """
+    """Make one prompt and seed with every variant, as far as it is not in `places`, and compare them."""
     folder = places[0].parent
     prompt_embeds: Mapping[int, Tensor] | None = None
+    folder.mkdir(exist_ok=True)
     with _kept_if_filled(folder), _spools(folder, len(row), row[0]) as spools:
         runs = []
         for name, path, video, spool in zip(writer.names, places, row, spools, strict=True):
@@ -340,11 +312,7 @@ def _measure(
 
 def _decode_run(variant: FinishedVariant, engine: Engine, spool: FrameSpool) -> None:
     """Decode the latents of a run chunk by chunk, as the rollout that made them did."""
-    path = variant.run.folder / "latents.safetensors"
-    try:
-        latents = load_file(path)["latents"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise QvgError(f"cannot read {path}: {error}") from error
+    latents = read_latents(variant.run.folder / "latents.safetensors")
     for frames in redecode(engine.pipeline.decoder(), variant.video.plan.chunks, latents):
         spool.write(frames[0].numpy())
 
@@ -365,24 +333,13 @@ def _spools(folder: Path, count: int, video: Planned) -> Iterator[list[FrameSpoo
 
 
 @contextmanager
-def _new_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder, removed again if nothing was made in it."""
-    folder = RunDir.create(parent, ".", name).path
+def _kept_if_filled(folder: Path) -> Iterator[Path]:
+    """A folder, removed again if nothing was made in it."""
     try:
         yield folder
     finally:
         if all(path.name == BEGUN for path in folder.iterdir()):
             shutil.rmtree(folder)
-
-
-@contextmanager
-def _kept_if_filled(folder: Path) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)
-    try:
-        yield
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _keep_report(writer: ComparisonWriter, error: BaseException) -> None:

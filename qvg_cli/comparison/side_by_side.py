@@ -1,7 +1,5 @@
 """The videos of a comparison next to each other, under each its error against the first."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Frames of one video on disk, as they are, while they are compared: a long video need not fit memory."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil
@@ -20,8 +18,7 @@ _SPARE_BYTES = 256 * 1024 * 1024
 class FrameSpool(AbstractContextManager["FrameSpool"]):
     """Written frame after frame, read in any order, gone when closed and when the program dies.
 
-    Args:
-        folder: Where a file without a name holds the pixels, three bytes each.
+    A file in `folder` without a name holds the pixels, three bytes each.
     """
 
     def __init__(self, folder: Path, *, height: int, width: int) -> None:
@@ -31,12 +28,7 @@ class FrameSpool(AbstractContextManager["FrameSpool"]):
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115, it outlives this function
 
     def write(self, frames: Frames) -> None:
-        """Append frames, `[n, height, width, 3]` uint8.
-
-        Raises:
-            ValueError: Another shape or dtype.
-            QvgError: The disk is full.
-        """
+        """Append frames, `[n, height, width, 3]` uint8, `ValueError` if not; `QvgError` on a full disk."""
         if frames.shape[1:] != self._shape or frames.dtype != np.uint8:
             raise ValueError(
                 f"frames of shape {frames.shape} and dtype {frames.dtype} are not {self._shape} uint8"
@@ -61,11 +53,7 @@ class FrameSpool(AbstractContextManager["FrameSpool"]):
 
 
 def check_space(folder: Path, *, num_frames: int, height: int, width: int) -> None:
-    """Make sure that `num_frames` frames fit the disk of an existing folder.
-
-    Raises:
-        QvgError: They do not.
-    """
+    """Make sure that `num_frames` frames fit the disk of an existing folder; else a `QvgError`."""
     needed = num_frames * height * width * 3 + _SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -3,9 +3,7 @@
 All variants have the same prompts, seeds, sizes and settings; only the cache may differ. No torch.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,14 @@ from qvg_cli.errors import UsageError, unknown_name
 from qvg_cli.files import run_name, slug, unique_names
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.report.run_files import Result, read_result
+from qvg_cli.runs.identity import leaves
 
-_MAY_DIFFER = ("cache", "device")
+_MAY_DIFFER = {"cache", "device"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of keeping the cache, and the videos to make with it.
-
-    Attributes:
-        name: What tables and pictures call it; no other variant has it.
-        videos: As many, in the same order, as every other variant has.
-    """
+    """One way of keeping the cache, under a name of its own, and as many videos as every other has."""
 
     name: str
     videos: tuple[Planned, ...]
@@ -38,8 +32,6 @@ class Variant:
 
 @dataclass(frozen=True)
 class FinishedVariant:
-    """One run that is there already."""
-
     name: str
     video: Planned
     run: Result
@@ -51,11 +43,7 @@ def named_presets(variants: Sequence[str]) -> list[str]:
 
 
 def are_presets(variants: Sequence[str]) -> bool:
-    """Whether the variants are presets, and not folders of runs.
-
-    Raises:
-        UsageError: Too few, one is neither, or they are mixed.
-    """
+    """Whether all are presets, or all folders of runs; `UsageError` if neither, mixed or too few."""
     if len(variants) < 2:
         raise UsageError("give at least two presets or runs to compare", hint="e.g. qvg compare bf16 int2")
     known = preset_names()
@@ -81,27 +69,14 @@ def plan_variants(
     num_seeds: int = 1,
     **options: Any,
 ) -> list[Variant]:
-    """Plan every video of every preset.
-
-    Args:
-        note: Takes a line for the user.
-        num_seeds: Of every prompt: its seed and those after it.
-        options: As `plan_jobs` takes them.
-
-    Raises:
-        UsageError: Something does not fit; nothing was made.
-    """
+    """Plan every video of every preset, with its seed and those after it; the options are `plan_jobs`'s."""
     planned = [_with_seeds(jobs, num_seeds) for jobs in plan_caches(request, presets, note, **options)]
     names = unique_names([cache_label(videos[0].config.cache) for videos in planned], "{} ({})")
     return [Variant(name, videos) for name, videos in zip(names, planned, strict=True)]
 
 
 def find_variants(folders: Sequence[str]) -> list[FinishedVariant]:
-    """Read finished runs, and make sure that they can be compared.
-
-    Raises:
-        UsageError: A folder holds no whole run, or two runs differ in more than their cache.
-    """
+    """Read finished runs; `UsageError` if one is not whole, or two differ in more than their cache."""
     runs = [_read_run(Path(folder)) for folder in folders]
     configs = [load_config(Request(file=run.folder / "run.yaml")).config for run in runs]
     for run, config in zip(runs, configs, strict=True):
@@ -145,26 +120,13 @@ def _read_run(folder: Path) -> Result:
 
 
 def _check_same(first: RunConfig, other: RunConfig, first_folder: Path, folder: Path) -> None:
-    pairs = zip(_flat(first.model_dump()), _flat(other.model_dump()), strict=False)
-    for (key, value), (other_key, other_value) in pairs:
-        if (key, value) != (other_key, other_value):
+    one, two = (dict(leaves(config.model_dump(exclude=_MAY_DIFFER))) for config in (first, other))
+    for key in {**one, **two}:
+        if one.get(key) != two.get(key):
             raise UsageError(
-                f"the runs differ in {key}: {value!r} in {first_folder}, {other_value!r} in {folder}",
+                f"the runs differ in {key}: {one.get(key)!r} in {first_folder}, {two.get(key)!r} in {folder}",
                 hint="runs can be compared if they differ in the cache only",
             )
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Dotted settings and their values, but for those that runs of a comparison may differ in."""
-    settings = []
-    for key, value in values.items():
-        if not path and key in _MAY_DIFFER:
-            continue
-        if isinstance(value, Mapping):
-            settings += _flat(value, f"{path}{key}.")
-        else:
-            settings.append((f"{path}{key}", value))
-    return settings
 
 
 def comparison_name(variants: Sequence[str], videos: Sequence[Planned]) -> str:

@@ -1,7 +1,5 @@
 """One video of a comparison: every variant's frames against the baseline's, and all of them side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +48,7 @@ def compare_video(
     device: torch.device,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> ComparedVideo:
-    """Measure every variant against the first and write the side-by-side video to `path`.
-
-    Args:
-        device: Computes the metrics.
-        perceptual: See `qvg_cli.comparison.quality.measure`.
-    """
+    """Measure every variant against the first and write the side-by-side video to `path`."""
     qualities = [measure(spools[0], spool, device, perceptual) for spool in spools[1:]]
     figures = [video_figures(quality, fps) for quality in qualities]
     firsts = [figure["first_different_frame"] for figure in figures]

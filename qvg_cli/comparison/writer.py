@@ -1,10 +1,9 @@
 """Everything a comparison leaves in its folder: compare.json, the plots and the page."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from qvg_cli.comparison.quality import DIVERGENCE_DB, WINDOW_SECONDS, mean_figures
 from qvg_cli.comparison.video import ComparedVideo
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.files import write_whole
+from qvg_cli.files import write_text, write_whole
 from qvg_cli.report.comparison import SCHEMA, attention_losses, variant_costs, with_baseline
 from qvg_cli.report.html import comparison_page
 from qvg_cli.report.plots import save_attention_plot, save_cost_plot, save_quality_plot
@@ -24,51 +23,35 @@ from qvg_cli.report.tables import has_attention
 SIDE_BY_SIDE = "side-by-side.mp4"
 
 
+@dataclass
 class ComparisonWriter:
     """Collects compared videos, and writes the report on those there are.
 
-    Args:
+    Attributes:
         configs: Of every variant's first video, the baseline's first.
         compared: What exactly was compared, in words.
         is_probed: Whether the baseline's runs measured what the other variants do to attention.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str],
-        configs: Sequence[RunConfig],
-        device: torch.device,
-        compared: str,
-        *,
-        is_probed: bool,
-    ) -> None:
-        self.folder = folder
-        self.names = tuple(names)
-        self._configs = configs
-        self._device = device
-        self._compared = compared
-        self._is_probed = is_probed
-        self._videos: list[dict[str, Any]] = []
-        self._memories: list[list[Any]] = [[] for _ in names]
-        self._pages: list[ComparedVideo] = []
+    folder: Path
+    names: Sequence[str]
+    configs: Sequence[RunConfig]
+    device: torch.device
+    compared: str
+    is_probed: bool
+    _videos: list[dict[str, Any]] = field(default_factory=list)
+    _memories: list[list[Any]] = field(default_factory=list)
+    _pages: list[ComparedVideo] = field(default_factory=list)
 
     @property
     def num_videos(self) -> int:
-        """Videos compared so far."""
         return len(self._videos)
 
     def add(
         self, config: RunConfig, side_by_side: Path, runs: Sequence[Result], video: ComparedVideo
     ) -> None:
-        """Take in one video.
-
-        Args:
-            config: Of the baseline's run.
-            runs: Of every variant, the baseline's first.
-        """
-        for memories, run in zip(self._memories, runs, strict=True):
-            memories.append(run.figures)
+        """Take in one video: the settings of its baseline's run, and the runs of all variants."""
+        self._memories.append([run.figures for run in runs])
         self._pages.append(video)
         self._videos.append(
             {
@@ -83,32 +66,23 @@ class ComparisonWriter:
         )
 
     def write(self, status: str) -> dict[str, Any]:
-        """Write compare.json, quality.png, costs.png, attention.png if it was measured, and report.html.
-
-        Returns:
-            The content of compare.json.
-
-        Raises:
-            QvgError: A file cannot be written.
-        """
+        """Write compare.json, whose content is returned, its plots and report.html."""
         content = self._content(status)
-        text = json.dumps(content, indent=1) + "\n"
-        write_whole(self.folder / COMPARISON, lambda path: _write_text(path, text))
+        write_text(self.folder / COMPARISON, json.dumps(content, indent=1) + "\n")
         write_whole(self.folder / "quality.png", lambda path: save_quality_plot(content, path))
         write_whole(self.folder / "costs.png", lambda path: save_cost_plot(content, path))
         if has_attention(content["arms"]):
             write_whole(self.folder / "attention.png", lambda path: save_attention_plot(content, path))
-        page = comparison_page(self.folder, content, self._pages)
-        write_whole(self.folder / "report.html", lambda path: _write_text(path, page))
+        write_text(self.folder / "report.html", comparison_page(self.folder, content, self._pages))
         return content
 
     def _content(self, status: str) -> dict[str, Any]:
-        config = self._configs[0]
+        config = self.configs[0]
         memory = self._memories[0][0]
         return {
             "schema": SCHEMA,
             "status": status,
-            "compared": self._compared,
+            "compared": self.compared,
             "backend": config.backend,
             "model": config.model.name,
             **{
@@ -120,7 +94,7 @@ class ComparisonWriter:
             "arms": self._variants(),
             "videos": self._videos,
             "settings": config.model_dump(mode="json", exclude={"cache"}),
-            "provenance": provenance(self._device),
+            "provenance": provenance(self.device),
         }
 
     def _variants(self) -> list[dict[str, Any]]:
@@ -130,11 +104,11 @@ class ComparisonWriter:
             variants.append(
                 {
                     "name": name,
-                    "cache": self._configs[index].cache.model_dump(mode="json"),
-                    **variant_costs(self._memories[index]),
+                    "cache": self.configs[index].cache.model_dump(mode="json"),
+                    **variant_costs([memories[index] for memories in self._memories]),
                     "quality": mean_figures(figures) if index else None,
-                    "attention": attention_losses(self._memories[0], name)
-                    if index and self._is_probed
+                    "attention": attention_losses([memories[0] for memories in self._memories], name)
+                    if index and self.is_probed
                     else None,
                 }
             )
@@ -142,7 +116,3 @@ class ComparisonWriter:
 
     def _relative(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.folder)).as_posix()
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

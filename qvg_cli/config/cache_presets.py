@@ -5,8 +5,6 @@
 `cache.layers.2` or `cache.layers.2-5` holds changes the codecs of these layers alone, on top of all that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_args
@@ -29,13 +27,10 @@ KNOBS = tuple(dict.fromkeys(name for names in _SETTINGS_OF.values() for name in 
 
 
 def merge_cache(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Lay `(source, cache section)` over one another, the last on top.
+    """Lay `(source, cache section)` over one another, the last on top; `UsageError` if one is unknown.
 
     Returns:
         `preset`, `k`, `v` and those of `layers` in full, and the section's other settings as they are.
-
-    Raises:
-        UsageError: A preset is unknown, or a scheme has no such setting.
     """
     merged: dict[str, Any] = {}
     own: dict[int, list[tuple[str, Mapping[str, Any]]]] = {}
@@ -115,11 +110,7 @@ def _by_layer(section: object, source: str) -> dict[int, list[tuple[str, Mapping
 
 
 def read_preset(name: object, source: str) -> dict[str, Any]:
-    """Keys' and values' codec of a preset, `{"k": ..., "v": ...}`, and `layers` if some have their own.
-
-    Raises:
-        UsageError: There is no such preset.
-    """
+    """The codecs of a preset: `k`, `v`, and `layers` if some have their own; `UsageError` if unknown."""
     known = config_files("cache")
     if not isinstance(name, str) or name.lower() not in known:
         hint = known_hint(name, known)

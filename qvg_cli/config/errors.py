@@ -1,7 +1,5 @@
 """What pydantic found wrong, in the user's words: setting, value, source, limit, nearest name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -35,7 +33,6 @@ def describe(
 
     Args:
         sources: Dotted setting to what set it.
-        model: What the settings were checked against.
         extra_names: Settings that exist beside those of `model`, for nearest names.
     """
     known = [*_setting_names(model), *extra_names]

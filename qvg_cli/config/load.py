@@ -5,13 +5,11 @@ are checked alike, and a message names the source of the value that it is about.
 data: its class of `RunConfig` and its options. No torch.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +33,7 @@ _NAMES_BACKEND = re.compile(r"^(backend|family):", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings of one source.
-
-    Attributes:
-        source: What messages call it.
-        values: By section and name; of a family's option, what was given under the flag.
-    """
+    """Settings of one source, by section and name, or what was given under the flag of a family's option."""
 
     source: str
     values: Mapping[str, Any]
@@ -52,7 +45,6 @@ class Request:
 
     Attributes:
         backend: Name of a file in configs/.
-        pocket: Whether the built-in small weights are used.
         file: The user's YAML.
         sets: `key=value` texts, in their order.
         options: Settings of options of their own, such as `--seed`.
@@ -81,70 +73,42 @@ class LoadedConfig:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Backend:
-    """The backend of a request, its settings and the user's not yet checked.
+Rules = tuple[type[RunConfig], Sequence[FamilyOption]]
+"""What a family checks its settings against, and the options that it adds to the command line."""
 
-    Attributes:
-        family: Name of the model family that the file belongs to; its own name if it says none.
-        builtin: The backend's file.
-        user: What the user changes, the last on top.
-        is_default: No source named it.
+
+def resolve(request: Request, rules_of: Callable[[str], Rules]) -> LoadedConfig:
+    """Lay the settings of a request over one another, the last on top, and check them; or a `UsageError`.
+
+    Args:
+        rules_of: Those of a family, by its name.
     """
-
-    name: str
-    family: str
-    builtin: Layer
-    user: Sequence[Layer]
-    is_default: bool
-
-
-def read_backend(request: Request) -> Backend:
-    """The backend that a request names, so that its family can be asked for the rules of its settings.
-
-    Raises:
-        UsageError: There is no such backend, or a file cannot be read.
-    """
-    user = [_read_layer(request.file)] if request.file else []
-    user += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
-    named = [layer.values["backend"] for layer in user if "backend" in layer.values]
+    given = [_read_layer(request.file)] if request.file else []
+    given += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
+    named = [layer.values["backend"] for layer in given if "backend" in layer.values]
     name = known_name(request.backend or (named[-1] if named else DEFAULT_BACKEND), backend_names())
     if name not in backend_names():
         raise unknown_name("backend", name, backend_names())
     builtin = _read_layer(config_files()[name])
     family = str(builtin.values.get("family") or name)
-    for layer in user:
+    for layer in given:
         other = layer.values.get("family") or family
         if other != family:
             raise UsageError(
                 f"family={other} ({layer.source}): {name} belongs to the family {family}",
                 hint="remove it, or use another --backend",
             )
-    return Backend(name, family, builtin, user, is_default=request.backend is None and not named)
-
-
-def resolve(
-    backend: Backend, request: Request, model: type[RunConfig], options: Sequence[FamilyOption]
-) -> LoadedConfig:
-    """Lay the settings of a request over one another and check them.
-
-    Args:
-        model: What its family checks them against.
-        options: That its family adds to the command line.
-
-    Raises:
-        UsageError: A setting is unknown or has an impossible value.
-    """
-    is_pocket = request.pocket or backend.is_default
-    if is_pocket and "pocket" not in backend.builtin.values:
+    model, options = rules_of(family)
+    is_default = request.backend is None and not named
+    is_pocket = request.pocket or is_default
+    if is_pocket and "pocket" not in builtin.values:
         raise UsageError(
-            f"{backend.name} has no built-in demo weights",
+            f"{name} has no built-in demo weights",
             hint=f"omit --pocket, or use it with --backend {DEFAULT_BACKEND}",
         )
-    user = [_with_option(layer, options) for layer in backend.user]
-    layers = [_with_pocket(layer, is_pocket) for layer in (backend.builtin, *user)]
-    family = None if backend.family == backend.name else backend.family
-    layers.append(Layer("--backend", {"backend": backend.name, "family": family}))
+    user = [_with_option(layer, options) for layer in given]
+    layers = [_with_pocket(layer, is_pocket) for layer in (builtin, *user)]
+    layers.append(Layer("--backend", {"backend": name, "family": None if family == name else family}))
     config = _check(layers, model)
     notes = [note for layer in user for note in _old_words(layer)]
     chosen = [layer.source for layer in user if "matrices" in layer.values.get("cache", {})]
@@ -159,10 +123,10 @@ def resolve(
         ]
         cache = config.cache.model_copy(update={"matrices": None})
         config = config.model_copy(update={"cache": cache})
-    _check_needs(backend.user, options, config)
+    _check_needs(given, options, config)
     return LoadedConfig(
         config=config,
-        has_default_backend=backend.is_default,
+        has_default_backend=is_default,
         has_default_prompt=not any("prompt" in layer.values for layer in user),
         notes=tuple(notes),
     )
@@ -190,13 +154,7 @@ def make_request(
     settings: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Request:
-    """What is asked for from Python.
-
-    Args:
-        cache: Name of a preset.
-        settings: By their dotted names, such as `{"sampler.window": 12}`.
-        options: Of the model's family, by their names in Python, such as `{"pad_pose": "hold"}`.
-    """
+    """What is asked for from Python: settings by dotted names, a family's options by their Python names."""
     named = {"cache.preset": cache, "device": device}
     layers = setting_layers({name: value for name, value in named.items() if value is not None})
     layers += setting_layers(settings or {}) + option_layers(options or {})

@@ -18,8 +18,6 @@ class FamilyOption:
     Attributes:
         flag: As it is written, such as "--window". Families may share a flag, each with its own setting.
         setting: Dotted name of the setting.
-        help: For `--help`.
-        metavar: What `--help` shows in the value's place.
         type: That the command line is read as.
         parse: From that value to the setting's; a wrong one is a `UsageError`.
         needs: Another setting and the value without which the option has no effect, and is refused.
@@ -38,11 +36,7 @@ class FamilyOption:
     is_repeatable: bool = False
 
     def read(self, value: Any) -> object:
-        """The setting's value; from Python, a number may be given where the command line has its text.
-
-        Raises:
-            UsageError: It is none.
-        """
+        """The setting's value, or a `UsageError`; from Python, a number may stand for the text of one."""
         if self.is_repeatable:
             return [self._read_one(each) for each in ([value] if isinstance(value, str | Path) else value)]
         return self._read_one(value)
@@ -59,11 +53,7 @@ _KINDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a numbe
 
 
 def parse_window(text: str) -> int | None:
-    """Latent frames of a `--window`; `None` for "all", the whole history.
-
-    Raises:
-        UsageError: It is neither.
-    """
+    """Latent frames of a `--window`; `None` for "all", the whole history; `UsageError` if it is neither."""
     if text.lower() == "all":
         return None
     if not text.isdecimal():
@@ -74,22 +64,14 @@ def parse_window(text: str) -> int | None:
 
 
 def spaced_steps(count: int) -> tuple[int, ...]:
-    """Nominal steps of a `--steps`, evenly spaced on the 1000-step scale.
-
-    Raises:
-        UsageError: So many do not fit.
-    """
+    """Nominal steps of a `--steps`, evenly spaced on the 1000-step scale; `UsageError` beyond 1 to 1000."""
     if not 1 <= count <= 1000:
         raise UsageError(f"--steps {count} is not a valid number of denoising steps", hint="use 1 to 1000")
     return tuple(round(1000 - 1000 * index / count) for index in range(count))
 
 
 def parse_lora(text: str) -> dict[str, object]:
-    """The setting of a `--lora`: FILE, or FILE:WEIGHT; a file whose name ends like the latter is taken first.
-
-    Raises:
-        UsageError: There is no file, or no number after it.
-    """
+    """The setting of a `--lora`: FILE, or FILE:WEIGHT; a file whose name ends like that is taken first."""
     file, separator, weight = text.rpartition(":")
     if not separator or Path(text).expanduser().is_file():
         file, weight = text, "1"

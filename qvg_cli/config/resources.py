@@ -1,7 +1,5 @@
 """Where the files that ship with the package are, in a source checkout and in an installed wheel alike."""
 
-from __future__ import annotations
-
 import json
 import os
 from functools import cache
@@ -23,11 +21,7 @@ _TAEHV_FILES = {
 
 @cache
 def configs_dir() -> Path:
-    """The folder with one YAML a backend, and `cache/` with the presets.
-
-    Raises:
-        FileNotFoundError: The installation is not whole.
-    """
+    """The folder with one YAML a backend, and `cache/` with the presets."""
     # The wheel carries its own copy; a checkout has it beside the package.
     candidates = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     for candidate in candidates:
@@ -49,11 +43,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def matrices_file(name: str) -> Path:
-    """The file with the matrices `cache.matrices`: one that ships with a model, by its name, or the user's.
-
-    Raises:
-        UsageError: It is not there.
-    """
+    """The file of `cache.matrices`: shipped with a model, by its name, or the user's; else a `UsageError`."""
     shipped = config_files("cache/shaped", "safetensors")
     path = shipped.get(name) or expand_user(name)
     if not path.is_file():
@@ -72,13 +62,10 @@ def qvg_home() -> Path:
 
 
 def weights_folder(name: str) -> Path:
-    """The folder of a model's weights.
+    """The folder of a model's weights; `MissingModelError` if it, or what it links to, is not there.
 
     Args:
         name: A folder, or a name without a slash for weights that ship with the package or were downloaded.
-
-    Raises:
-        MissingModelError: There is no such folder, or what it links to has gone.
     """
     is_name = "/" not in name
     folders = [_PACKAGE / "data" / name, qvg_home() / name] if is_name else [expand_user(name)]
@@ -98,15 +85,9 @@ def weights_folder(name: str) -> Path:
 
 
 def check_weights(weights: str, checkpoint: str | None = None, decoder: str = "vae") -> None:
-    """Notice in no time what would be missed after seconds of loading.
+    """Notice at once, by a `MissingModelError`, what would be missed after seconds of loading.
 
-    Args:
-        checkpoint: A file that takes the place of the transformer.
-        decoder: What makes the pixels.
-
-    Raises:
-        MissingModelError: There is no such folder, or no model in it, or no such file.
-        UsageError: There is no such decoder for this model.
+    `UsageError` if there is no such decoder for this model.
     """
     folder = weights_folder(weights)
     if not (folder / "vae").is_dir():
@@ -123,9 +104,7 @@ def check_weights(weights: str, checkpoint: str | None = None, decoder: str = "v
 def find_taehv(weights: Path) -> Path:
     """The file of the small decoder for the latents of the VAE in the folder `weights`.
 
-    Raises:
-        UsageError: There is none for these.
-        MissingModelError: It was not downloaded.
+    `UsageError` if there is none for these, `MissingModelError` if it was not downloaded.
     """
     try:
         layout = json.loads((weights / "vae" / "config.json").read_text(encoding="utf-8-sig"))

@@ -4,9 +4,7 @@ One `RunConfig` is resolved from the backend's YAML, the user's file, `--set` an
 run.yaml beside the video, and enough to make the same video again. No torch.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -73,11 +71,7 @@ class CacheConfig(Config):
         return any(codec.is_shaped for codec in codecs)
 
     def of_layers(self, num_layers: int) -> list[LayerCodecs]:
-        """The codecs of each of a model's layers.
-
-        Raises:
-            UsageError: The model has no layer of a number that is given.
-        """
+        """The codecs of each of a model's layers; `UsageError` if it lacks one that is named."""
         for number in self.layers:
             if not 0 <= number < num_layers:
                 raise UsageError(
@@ -170,7 +164,7 @@ class SourceConfig(Config):
     image: str | None = None
 
     @model_validator(mode="after")
-    def _check_parts(self) -> SourceConfig:
+    def _check_parts(self) -> Self:
         if self.image is not None and (self.clip is not None or self.latents is not None):
             raise ValueError("image cannot be combined with clip or latents")
         if self.image is None and self.clip is None and self.latents is None:
@@ -218,7 +212,7 @@ class MemoryConfig(Config):
         return OLD_OFFLOAD_WORDS.get(value, value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _check_sharding(self) -> MemoryConfig:
+    def _check_sharding(self) -> Self:
         for name, plain in (("weights", "model"), ("transformer", "none")):
             if self.weights_sharded and getattr(self, name) != plain:
                 raise ValueError(f"weights_sharded=true needs {name}={plain}: blocks move in one way only")
@@ -252,7 +246,7 @@ class RunConfig(Config):
     memory: MemoryConfig = MemoryConfig()
 
     @model_validator(mode="after")
-    def _check_image(self) -> RunConfig:
+    def _check_image(self) -> Self:
         source = self.source
         if source is not None and source.image is not None and source.frames != self.image_frames:
             raise ValueError(
@@ -267,7 +261,6 @@ class RunConfig(Config):
 
     @property
     def family_name(self) -> str:
-        """Name of the model family."""
         return self.family or self.backend
 
     @property

@@ -5,10 +5,10 @@ keys. Each is refused here with its line. It also breaks lines at U+0085, U+2028
 YAML 1.2, they are characters of their text. Text written here is always read back equal.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -36,18 +36,16 @@ _TRUTH_TRAP = re.compile(r"y|yes|n|no|on|off", re.IGNORECASE)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The one document in `text`.
+    """The one document in `text`, which messages call `source`; `UsageError` if YAML readers differ on it."""
+    # One command asks for the same preset ten times, and reading it takes longer than copying what was read.
+    return deepcopy(_parse(text, source))
 
-    Args:
-        source: Name of the text in messages.
 
-    Raises:
-        UsageError: The text is not YAML, has two equal keys, or a value that YAML readers take differently.
-    """
+@lru_cache(maxsize=64)
+def _parse(text: str, source: str) -> Any:
     if len(text) > _MAX_CHARACTERS:
         raise UsageError(
-            f"{source} has {len(text)} characters; the limit is {_MAX_CHARACTERS}",
-            hint="use a settings file",
+            f"{source} has {len(text)} characters; the limit is {_MAX_CHARACTERS}", hint="use a settings file"
         )
     text, hidden = _hide_old_breaks(text)
     try:

@@ -1,11 +1,9 @@
 """A loaded model: the one place that joins plan, cache, prompts, noise, decoder and loop to a video."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, Self
 
 import diffusers
 import torch
@@ -18,48 +16,36 @@ from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.console import Console
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
-from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.opening import Opening, load_latents, open_video
 from qvg_cli.engine.parallel import NoDecoder, Parallel, SharedDecoder, start
-from qvg_cli.engine.rollout import ChunkResult, Done, rollout
+from qvg_cli.engine.rollout import ChunkResult, Done, rollout, seeded_noise
 from qvg_cli.engine.session import Session
 from qvg_cli.engine.sources import Start, find_start
 from qvg_cli.engine.video import Video
 from qvg_cli.errors import UsageError
 from qvg_cli.logs import timed
+from qvg_cli.models.base import Pipeline
 from qvg_cli.models.registry import family_of, load_config, load_pipeline, model_calls
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import ScheduledPrompt
-
-if TYPE_CHECKING:
-    from qvg_cli.models.base import Pipeline
-    from qvg_cli.video.io import Frames
+from qvg_cli.video.io import Frames
 
 
 class Recorder(Protocol):
     """What keeps a video while it is made."""
 
     def begin(self, cache: KVCache) -> Done | None:
-        """Start to keep it, or fill the empty `cache` with what an earlier process has kept of it.
-
-        Returns:
-            The chunks that are there already, if any.
-        """
-        ...
+        """Start to keep it, or fill the empty `cache` with what an earlier process has kept; returns that."""
 
     def show_clip(self, frames: Frames) -> None:
         """Take frames `[n, height, width, 3]` uint8 of the clip that the video begins with."""
-        ...
 
 
 class Engine:
-    """One loaded model.
+    """One loaded model, its settings, which are the defaults of its videos, and what they were resolved from.
 
-    Args:
-        config: Settings of the model, and the defaults of its videos.
-        request: What `config` was resolved from.
-        parallel: The processes that make the videos together, if there are several.
+    Several processes may make its videos together.
     """
 
     def __init__(
@@ -88,7 +74,7 @@ class Engine:
         device: str | None = None,
         file: str | Path | None = None,
         settings: Mapping[str, Any] | None = None,
-    ) -> Engine:
+    ) -> Self:
         """Load the weights of a model.
 
         Args:
@@ -120,15 +106,8 @@ class Engine:
         device: torch.device,
         request: Request | None = None,
         parallel: Parallel | None = None,
-    ) -> Engine:
-        """Load the weights that a resolved configuration names.
-
-        Where torchrun has started several processes, all load them.
-
-        Raises:
-            UsageError: So many processes cannot share a video.
-            MissingModelError: The weights are not there or not whole.
-        """
+    ) -> Self:
+        """Load the weights that a resolved configuration names, in every process of torchrun's."""
         # Its loading bars and advice would stand among our own lines.
         diffusers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.disable_progress_bar()
@@ -196,15 +175,8 @@ class Engine:
         Args:
             video: The folder of a run, whose latents are used, so that nothing is lost; or any video file.
             prompt: What comes next; `None` takes the last one of the run.
-            seconds: New length, rounded up to the next that the model can make.
-            frames: New length in pixel frames, instead of `seconds`.
-            segments: New length in segments, for a model that makes such.
-            seed: Seed of the noise and the codecs.
-            schedule: Prompts that come later, by the second after the given video at which each begins.
-            settings: Other settings by their dotted names.
-            progress: Show a bar, in a terminal or a notebook.
-            on_chunk: Called with every chunk when it is complete.
-            options: Options of the model's family.
+            seconds: And `frames` and `segments`: what is added; `schedule` counts from there. All else is
+                as for `generate`.
 
         Raises:
             UsageError: The model cannot go on from it.
@@ -333,7 +305,7 @@ class Engine:
             plan.chunks[len(done.chunks) if done else 0 :],
             denoiser,
             opening.decoder,
-            SeededNoise(plan, config.seed, pipeline.latents_dtype, denoiser.device),
+            seeded_noise(plan, config.seed, pipeline.latents_dtype, denoiser.device),
             prompt_at=lambda index: prompt_embeds[max(begin for begin in begins if begin <= index)],
             context=opening.context,
             num_shown=opening.num_shown,
@@ -366,12 +338,7 @@ class Engine:
         options: Mapping[str, Any] | None = None,
         file: Path | None = None,
     ) -> Request:
-        """What a video of this model asks for, its own settings over those that the model was loaded with.
-
-        Args:
-            options: Of the model's family, by their names in Python.
-            file: Settings in the place of the file that the model was loaded with.
-        """
+        """What a video of this model asks for, its own settings over those that the model was loaded with."""
         layers = list(self._request.options)
         if prompt is not None:
             layers.append(Layer("prompt", {"prompt": prompt}))
@@ -382,11 +349,7 @@ class Engine:
         return replace(self._request, file=file or self._request.file, options=layers)
 
     def check(self, config: RunConfig) -> None:
-        """Make sure that the loaded model can make a video of `config`.
-
-        Raises:
-            UsageError: It needs another.
-        """
+        """Make sure that the loaded model can make a video of `config`; `UsageError` if it needs another."""
         for name in ("model", "memory", "device"):
             if getattr(config, name) != getattr(self.config, name):
                 raise UsageError(

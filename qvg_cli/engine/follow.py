@@ -1,7 +1,5 @@
 """A process that makes the videos of another one with it, started by torchrun."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -13,18 +11,14 @@ import torch.distributed as dist
 
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.parallel import answered, connect, join
-from qvg_cli.launch import find_launch
+from qvg_cli.environment import find_launch
 
 _GRACE_SECONDS = 20.0
 """What the others leave to the first when all are asked to end: it ends the step, and saves."""
 
 
 def follow() -> None:
-    """Be one of the others, until the first process ends.
-
-    Raises:
-        QvgError: The model cannot be loaded, or a video failed.
-    """
+    """Be one of the others, until the first process ends, or a model or a video fails."""
     launch = find_launch()
     _leave_signals_to_the_first()
     control = connect(launch)

@@ -1,7 +1,5 @@
 """All videos of one command, each with its configuration and plan, before anything is loaded. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +8,7 @@ from typing import Any
 from qvg_cli.config import resources
 from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.engine.lengths import (
-    fit_pixel_frames,
-    fit_seconds,
-    fit_segments,
-    given_pixel_frames,
-    rounding_note,
-)
+from qvg_cli.engine.lengths import fit_length, given_pixel_frames, rounding_note
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
@@ -39,11 +31,7 @@ _MAX_WORDS = 8
 
 @dataclass(frozen=True)
 class Planned:
-    """One video, ready to be made.
-
-    Attributes:
-        name: Of its run folder.
-    """
+    """One video, ready to be made into a run folder of this name."""
 
     config: RunConfig
     plan: VideoPlan
@@ -63,18 +51,14 @@ def plan_jobs(
     bad: list[UsageError] | None = None,
     is_made: bool = True,
 ) -> list[Planned]:
-    """Resolve and plan every video of a command, and say what was chosen for the user.
+    """Resolve and plan every video of a command, and tell `note` what was chosen for the user.
 
     Args:
-        note: Takes a line for the user.
         prompts: A file with a prompt a video; with `segments`, a prompt a segment of one video.
         start: The video that all of them go on from.
         schedule: The prompts of every video and where they begin, or the file that has them.
         bad: Takes what is wrong with lines of `prompts`; `None` refuses them all for one such line.
         is_made: Whether prompts matter: the videos are made and not only planned.
-
-    Raises:
-        UsageError: Something does not fit; nothing was made.
     """
     loaded = load_config(request)
     config = loaded.config
@@ -94,7 +78,7 @@ def plan_jobs(
         config = take_up(start, config, note, is_size_given=has_size(request))
     elif config.source is not None and config.source.image is not None:
         config = take_picture(config, note, is_size_given=has_size(request))
-    config = _with_length(config, seconds=seconds, frames=frames, segments=segments)
+    config = fit_length(config, seconds=seconds, frames=frames, segments=segments)
     plan = plan_video(config)
     if rounding := rounding_note(config, plan, seconds=seconds, frames=frames):
         note(rounding)
@@ -127,15 +111,11 @@ def plan_jobs(
 def plan_caches(
     request: Request, presets: Sequence[str | None], note: Callable[[str], None], **options: Any
 ) -> list[list[Planned]]:
-    """Plan the same videos with each of several caches.
+    """Plan the same videos with each of several caches; what is said of them is said once.
 
     Args:
         presets: Their names; `None` is the cache of the settings.
-        note: Takes a line for the user; what is said of the videos is said once.
         options: As `plan_jobs` takes them.
-
-    Raises:
-        UsageError: Something does not fit; nothing was made.
     """
     planned = []
     for index, preset in enumerate(presets):
@@ -148,25 +128,10 @@ def plan_caches(
 
 
 def check_weights(video: Planned) -> None:
-    """Notice missing weights before torch is loaded.
-
-    Raises:
-        MissingModelError: They are not there.
-        UsageError: There is no decoder as asked for.
-    """
+    """Notice missing weights, and a decoder that is not there, before torch is loaded."""
     config = video.config
     checkpoint = getattr(config.model, "checkpoint", None)
     resources.check_weights(config.model.weights, checkpoint, config.video.decoder)
-
-
-def _with_length(
-    config: RunConfig, *, seconds: float | None, frames: int | None, segments: int | None
-) -> RunConfig:
-    if segments is not None:
-        return fit_segments(config, segments)
-    if frames is not None:
-        return fit_pixel_frames(config, frames)
-    return config if seconds is None else fit_seconds(config, seconds)
 
 
 def _prompt_after(start: Start, schedule: Path | Sequence[ScheduledPrompt] | None) -> str:
@@ -196,7 +161,6 @@ def _read_prompts(
     """The videos to make, and the settings with the prompts that come later in each.
 
     Args:
-        is_prompt_given: Whether there is a prompt from the command line.
         is_one: Whether `prompts` are those of one video, clip by clip.
     """
     if prompts is not None or is_prompt_given:

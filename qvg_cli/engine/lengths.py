@@ -1,7 +1,5 @@
 """From a length in seconds or pixel frames to latent frames that the model can make. No torch."""
 
-from __future__ import annotations
-
 import math
 
 from qvg_cli.config.schema import RunConfig
@@ -24,12 +22,19 @@ def given_pixel_frames(config: RunConfig) -> int:
     return 0 if source is None or source.image is not None else pixel_frames(source.frames)
 
 
-def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
-    """`config` with the length of `wanted` segments, after the first clip or after what is given.
+def fit_length(
+    config: RunConfig, *, seconds: float | None = None, frames: int | None = None, segments: int | None = None
+) -> RunConfig:
+    """`config` with the length that was asked for, if one was."""
+    if segments is not None:
+        return fit_segments(config, segments)
+    if frames is not None:
+        return fit_pixel_frames(config, frames)
+    return config if seconds is None else fit_seconds(config, seconds)
 
-    Raises:
-        UsageError: The model makes no segments, or `wanted` is no number of them.
-    """
+
+def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
+    """`config` with `wanted` segments after the first clip or the input; `UsageError` if it makes none."""
     if wanted < 1:
         raise UsageError(f"--segments {wanted} is not a valid number of segments", hint="use 1 or more")
     rules = family_of(config).extension(config)
@@ -40,11 +45,7 @@ def fit_segments(config: RunConfig, wanted: int) -> RunConfig:
 
 
 def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
-    """`config` with the shortest possible length of at least `wanted` pixel frames, beside those given.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """`config` of the least possible length of `wanted` pixel frames beside those given, or `UsageError`."""
     if wanted < 1:
         raise UsageError(f"--frames {wanted} is not a valid length", hint="the shortest video has 1 frame")
     family, given = family_of(config), given_pixel_frames(config)
@@ -70,11 +71,7 @@ def rounding_note(
 
 
 def fit_seconds(config: RunConfig, seconds: float) -> RunConfig:
-    """`config` with the shortest possible length that lasts at least `seconds`, beside what is given.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """`config` of the least possible length of `seconds` beside what is given, or `UsageError`."""
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(
             f"--seconds {seconds} is not a valid length", hint="use a number above 0, e.g. --seconds 5"

@@ -1,7 +1,5 @@
 """What of a video is there before a chunk is made: a clip to show, and latents to go on from."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,13 +23,7 @@ from qvg_cli.video.picture import fill_frame, open_image
 
 @dataclass(frozen=True)
 class Opening:
-    """Where a rollout begins.
-
-    Attributes:
-        decoder: Behind the frames that were shown.
-        context: `[1, C, F, h, w]` given latents of the first frames; none where nothing is given.
-        num_shown: Of them, the latent frames whose pixels were shown.
-    """
+    """Where a rollout begins: a decoder behind `num_shown` of the given latent frames, `[1, C, F, h, w]`."""
 
     decoder: Decoder
     context: Tensor | None = None
@@ -45,13 +37,10 @@ def open_video(
     device: torch.device,
     show: Callable[[Frames], None],
 ) -> Opening:
-    """Show the clip that a video begins with, if it does, and prepare what the model goes on from.
+    """Show the clip that a video begins with, and prepare what the model goes on from.
 
     Args:
         show: Takes the clip's frames, `[n, height, width, 3]` uint8 each.
-
-    Raises:
-        QvgError: The clip or the latents are not what was planned with.
     """
     decoder = pipeline.decoder()
     source = config.source
@@ -95,16 +84,17 @@ def _to_tensor(frames: Frames) -> Tensor:
     return torch.tensor(frames, dtype=torch.float32).permute(3, 0, 1, 2)[None] / 127.5 - 1
 
 
-def load_latents(path: Path, num_frames: int, geometry: Geometry) -> Tensor:
-    """The first `num_frames` latent frames `[1, C, F, h, w]` of a run.
-
-    Raises:
-        QvgError: The file cannot be read, or its latents are of another shape.
-    """
+def read_latents(path: Path) -> Tensor:
+    """The latents `[1, C, F, h, w]` in a run's file; `QvgError` if it cannot be read."""
     try:
-        latents = load_file(path)["latents"]
+        return load_file(path)["latents"]
     except (OSError, KeyError, SafetensorError) as error:
         raise QvgError(f"cannot read {path}: {error}") from error
+
+
+def load_latents(path: Path, num_frames: int, geometry: Geometry) -> Tensor:
+    """The first `num_frames` latents `[1, C, F, h, w]` of a run; `QvgError` if of another shape."""
+    latents = read_latents(path)
     channels, height, width = geometry.latent_shape
     expected = (1, channels, num_frames, height, width)
     found = tuple(latents.shape)

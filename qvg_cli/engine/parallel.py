@@ -5,11 +5,9 @@ prompts, decodes, writes, prints and hears Ctrl-C; it tells the others which mod
 make.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -23,9 +21,9 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.engine.suggestions import check_processes
+from qvg_cli.environment import Launch, find_launch
 from qvg_cli.errors import NoAnswerError, QvgError, UsageError, is_out_of_memory
-from qvg_cli.launch import Launch, find_launch
-from qvg_cli.models.decoder import Decoder, Pixels
+from qvg_cli.models.decoder import Decoder, Pixels, WrappedDecoder
 from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
@@ -42,8 +40,7 @@ class Parallel:
     """This process among those of one video.
 
     Attributes:
-        rank: 0 is the first.
-        control: Carries what the first tells the others, in CPU memory.
+        control: Carries what the first, of rank 0, tells the others, in CPU memory.
         tokens: Who computes the tokens of a call.
         rows: Who computes the rows of the guidance.
         is_amid: Whether the others make a video that is not at its end.
@@ -57,11 +54,7 @@ class Parallel:
     is_amid: bool = False
 
     def begin(self, video: Planned) -> None:
-        """Let the others begin `video` too.
-
-        Raises:
-            QvgError: They wait within one that was left here; its exchanges and those of `video` would mix.
-        """
+        """Let the others begin `video` too; `QvgError` if they wait in another, as exchanges would mix."""
         if self.is_amid:
             raise QvgError(
                 "the other processes are still waiting in a video that was not finished",
@@ -71,11 +64,7 @@ class Parallel:
         self.share(("video", video))
 
     def make(self, results: Iterator[ChunkResult]) -> Iterator[ChunkResult]:
-        """`results` of the video with the memory of all, after the last of which another may begin.
-
-        Raises:
-            NoAnswerError: Another process has ended, or hangs.
-        """
+        """`results` with the memory of all; another video may begin after the last."""
         while True:
             with answered():
                 if (result := next(results, None)) is None:
@@ -86,11 +75,7 @@ class Parallel:
         self.is_amid = False
 
     def share(self, message: Any) -> Any:
-        """What the first process has; the others give anything.
-
-        Raises:
-            NoAnswerError: Another process has ended.
-        """
+        """What the first process has; the others give anything, and all may meet a `NoAnswerError`."""
         messages = [message]
         with answered():
             dist.broadcast_object_list(messages, src=0, group=self.control)
@@ -106,11 +91,7 @@ class Parallel:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Tell in one line that another process does not answer.
-
-    Raises:
-        NoAnswerError: An exchange has failed in the block.
-    """
+    """Tell in one line, by a `NoAnswerError`, that an exchange in the block has failed."""
     try:
         yield
     except RuntimeError as error:
@@ -128,11 +109,7 @@ def answered() -> Iterator[None]:
 
 
 def start(config: RunConfig, device: torch.device) -> Parallel | None:
-    """Let the others load the model of `config`; `None` where there are none.
-
-    Raises:
-        UsageError: So many processes cannot share a video of this model, or have no GPU each.
-    """
+    """Let the others load the model too; `None` without others, `UsageError` if they cannot share it."""
     launch = find_launch()
     check_processes(config, launch.num_processes)
     if launch.num_processes == 1:
@@ -191,28 +168,16 @@ def join(config: RunConfig, launch: Launch, device: torch.device, control: dist.
     return Parallel(launch.rank, device, control, tokens, rows)
 
 
-class SharedDecoder(Decoder):
+class SharedDecoder(WrappedDecoder):
     """The decoder of the first process, which lets the others have what a prefill reads."""
 
     def __init__(self, decoder: Decoder, parallel: Parallel) -> None:
-        self._decoder = decoder
+        super().__init__(decoder, nullcontext)
         self._parallel = parallel
 
     def recall(self, latents: Tensor) -> Tensor:
-        recalled: Tensor = self._parallel.share_tensors(self._decoder.recall(latents))
+        recalled: Tensor = self._parallel.share_tensors(super().recall(latents))
         return recalled
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self._decoder.decode(latents)
-
-    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
-        return self._decoder.decode_each(latents)
-
-    def follow(self, frames: Tensor, latents: Tensor) -> None:
-        self._decoder.follow(frames, latents)
-
-    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
-        self._decoder.skip(chunks, latents, num_shown)
 
 
 class NoDecoder(Decoder):

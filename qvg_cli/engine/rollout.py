@@ -1,7 +1,5 @@
 """The loop that makes a video: for each chunk prefill, denoise, commit, decode, emit. It knows no model."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +14,9 @@ from qvg_cli.cache.probe import Probe
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.planning.cache_plan import Commit
-from qvg_cli.planning.chunks import ChunkPlan, Frames
+from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry
 from qvg_cli.planning.ledger import LayerLosses, MemorySample
+from qvg_cli.randomness import derive_seed
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,30 @@ class ChunkResult:
 
 @dataclass(frozen=True)
 class Done:
-    """What an earlier process has made of the same video.
+    """What an earlier process has made of the same video: its first chunks and their latents.
 
     Attributes:
-        chunks: The first ones of the plan.
-        latents: `[B, C, F, h, w]` of their frames, on the model's device.
+        latents: `[B, C, F, h, w]`, on the model's device.
         has_history: Whether the cache holds their keys and values; else they are computed again.
     """
 
     chunks: Sequence[ChunkPlan]
     latents: Tensor
     has_history: bool = True
+
+
+def seeded_noise(
+    geometry: Geometry, seed: int, dtype: torch.dtype, device: torch.device, *, batch: int = 1
+) -> Callable[[ChunkPlan], Callable[[], Tensor]]:
+    """For a chunk, what draws its noise `[B, C, F, h, w]` from (seed, index) at every call, on the CPU."""
+
+    def of_chunk(chunk: ChunkPlan) -> Callable[[], Tensor]:
+        channels, height, width = geometry.latent_shape
+        shape = (batch, channels, len(chunk.makes), height, width)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "noise", chunk.index))
+        return lambda: torch.randn(shape, generator=generator).to(device, dtype)
+
+    return of_chunk
 
 
 def rollout(
@@ -104,7 +116,7 @@ def rollout(
 
     Args:
         chunks: Those still to be made; one that is not known yet may come when it is asked for.
-        noise: For a chunk, a function that draws `[B, C, F, h, w]` anew at every call, such as `SeededNoise`.
+        noise: For a chunk, a function that draws `[B, C, F, h, w]` anew at every call; see `seeded_noise`.
         prompt_at: The prompt embeddings of a chunk, by its index; `None` leaves the denoiser's.
         context: `[B, C, F, h, w]` given latents of the first frames.
         num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
@@ -190,36 +202,6 @@ def rollout(
         )
 
 
-class _DevicePeak:
-    """The allocator's peak of a chunk, without what a probe holds and does."""
-
-    def __init__(self, device: torch.device, probe: Probe | None) -> None:
-        self._device = device
-        self._probe = probe
-        self._so_far = 0
-        self._reset()
-
-    @property
-    def bytes(self) -> int | None:
-        """`None` on a CPU."""
-        if self._device.type != "cuda":
-            return None
-        held = 0 if self._probe is None else self._probe.held_bytes
-        return max(self._so_far, torch.cuda.max_memory_allocated(self._device) - held)
-
-    @contextmanager
-    def aside(self, watch: _Stopwatch) -> Iterator[None]:
-        """Leave out what is done here, and count its time as the probe's."""
-        self._so_far = self.bytes or 0
-        yield
-        watch.lap("probe")
-        self._reset()
-
-    def _reset(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-
-
 class _Stopwatch:
     """Times of a chunk's phases, on a GPU by what it has done; nothing waits for it before the end."""
 
@@ -255,6 +237,36 @@ class _Stopwatch:
         event = torch.cuda.Event(enable_timing=True, blocking=True)
         event.record()
         return event
+
+
+class _DevicePeak:
+    """The allocator's peak of a chunk, without what a probe holds and does."""
+
+    def __init__(self, device: torch.device, probe: Probe | None) -> None:
+        self._device = device
+        self._probe = probe
+        self._so_far = 0
+        self._reset()
+
+    @property
+    def bytes(self) -> int | None:
+        """`None` on a CPU."""
+        if self._device.type != "cuda":
+            return None
+        held = 0 if self._probe is None else self._probe.held_bytes
+        return max(self._so_far, torch.cuda.max_memory_allocated(self._device) - held)
+
+    @contextmanager
+    def aside(self, watch: _Stopwatch) -> Iterator[None]:
+        """Leave out what is done here, and count its time as the probe's."""
+        self._so_far = self.bytes or 0
+        yield
+        watch.lap("probe")
+        self._reset()
+
+    def _reset(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
 
 def _fill_cache(

@@ -1,7 +1,5 @@
 """Where in a video its prompts change: from what a user wrote to frames at which chunks begin. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,13 +18,8 @@ def with_schedule(
 ) -> RunConfig:
     """`config` with the prompts of a schedule; its frames, seconds and chunks count what is new.
 
-    A prompt that would begin inside a chunk begins with the next one.
-
-    Args:
-        note: Takes a line for the user.
-
-    Raises:
-        UsageError: A prompt begins after the last chunk's begin, or not after the one before.
+    A prompt that would begin inside a chunk begins with the next one. `UsageError` if one begins after the
+    last chunk's begin, or not after the one before.
     """
     given = given_pixel_frames(config)
     begins = [plan.first_pixel_frame(chunk) for chunk in plan.chunks if chunk.makes]
@@ -49,11 +42,7 @@ def with_schedule(
 
 
 def prompt_a_chunk(jobs: Sequence[Job], plan: VideoPlan, path: Path) -> list[ScheduledPrompt]:
-    """The prompts of a file, one for each new chunk.
-
-    Raises:
-        UsageError: There are more or fewer, or one has a seed or a name.
-    """
+    """The prompts of a file, one for each new chunk; `UsageError` if their number or a key does not fit."""
     count = sum(bool(chunk.makes) for chunk in plan.chunks)
     if len(jobs) != count:
         raise UsageError(

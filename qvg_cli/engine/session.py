@@ -1,45 +1,30 @@
 """An open-ended video: one step makes one chunk, from the prompt and the pose that the step is given."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from numpy import float64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import PromptChange, RunConfig
 from qvg_cli.engine.lengths import with_video
-from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.opening import open_video
-from qvg_cli.engine.rollout import Done, rollout
+from qvg_cli.engine.rollout import Done, rollout, seeded_noise
 from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.models.base import Pipeline, Planner
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample
-
-if TYPE_CHECKING:
-    from numpy import float64
-    from numpy.typing import NDArray
-
-    from qvg_cli.models.base import Pipeline, Planner
-    from qvg_cli.video.io import Frames
+from qvg_cli.video.io import Frames
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """What one step has made.
-
-    Attributes:
-        plan: Which latent frames it made, from which it read.
-        frames: `[n, height, width, 3]` uint8 pixels.
-        latents: `[1, C, F, h, w]`, on the CPU.
-        memory: The cache around this chunk.
-        seconds: From the step's call to its pixels.
-    """
+    """What one step has made: `[n, height, width, 3]` uint8 pixels, `[1, C, F, h, w]` latents on the CPU."""
 
     plan: ChunkPlan
     frames: Frames
@@ -53,15 +38,11 @@ class Session:
 
     Args:
         config: Its prompt is that of the first chunk.
-        planner: Plans the chunks as they are asked for.
         made: Latents `[1, C, F, h, w]` of the whole video of `config`, to go on from; `None` begins it.
         on_step: Called after every model call; what it raises ends the session.
 
     Attributes:
         num_frames: Pixel frames made so far.
-
-    Raises:
-        UsageError: The video that `made` is of cannot go on.
     """
 
     def __init__(
@@ -97,7 +78,7 @@ class Session:
             self._take_planned(),
             denoiser,
             opening.decoder,
-            SeededNoise(geometry, config.seed, pipeline.latents_dtype, denoiser.device),
+            seeded_noise(geometry, config.seed, pipeline.latents_dtype, denoiser.device),
             prompt_at=lambda index: self._prompts[max(begin for begin in self._prompts if begin <= index)],
             context=opening.context,
             num_shown=opening.num_shown,

@@ -1,7 +1,5 @@
 """The video that `qvg extend` goes on from: a clip of any kind, or a run with its latents. No torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,12 +27,7 @@ _LEAST_KEPT = 0.7
 
 @dataclass(frozen=True)
 class Start:
-    """What is gone on from.
-
-    Attributes:
-        video: A file.
-        run: The run that made it; `None` for a clip from anywhere.
-    """
+    """The video file that is gone on from, and the run that made it; `None` for a clip from anywhere."""
 
     video: Path
     run: RunDir | None = None
@@ -65,17 +58,12 @@ def _settings(run: RunDir) -> RunConfig:
 
 
 def find_start(path: Path) -> Start:
-    """The clip or the run at `path`; a run is known by its run.yaml and latents.safetensors.
-
-    Raises:
-        UsageError: There is nothing of the kind.
-    """
+    """The clip or the run at `path`; a run is known by its run.yaml and latents.safetensors."""
     if (address := address_in(str(path))) is not None:
         raise UsageError(f"{address} is a URL, not a file", hint="save the video to a file first")
     if found := find_unwritable(str(path.absolute())):
         raise UsageError(
-            f"cannot continue {path.absolute()}: {found}",
-            hint="run.yaml is UTF-8 text; rename the file",
+            f"cannot continue {path.absolute()}: {found}", hint="run.yaml is UTF-8 text; rename the file"
         )
     if not path.exists():
         raise UsageError(f"no video {path}", hint="use a video file, or the folder of a run")
@@ -99,14 +87,7 @@ def find_start(path: Path) -> Start:
 def take_up(
     start: Start, config: RunConfig, note: Callable[[str], None], *, is_size_given: bool
 ) -> RunConfig:
-    """`config` of a run that goes on from `start`, of the default length.
-
-    Args:
-        is_size_given: Whether the size was asked for, so that the clip's is of no account.
-
-    Raises:
-        UsageError: The model cannot go on from it.
-    """
+    """`config` of a run that goes on from `start`, of the default length, and its size if none was given."""
     rules = extension_of(config)
     if start.run is None:
         return _after_clip(start.video, config, note, is_size_given=is_size_given)
@@ -133,11 +114,7 @@ def take_up(
 
 
 def take_picture(config: RunConfig, note: Callable[[str], None], *, is_size_given: bool) -> RunConfig:
-    """`config` of a run that begins with a picture, of the picture's shape unless a size was asked for.
-
-    Raises:
-        UsageError: The picture cannot be read.
-    """
+    """`config` of a run that begins with a picture, of its shape unless a size was asked for."""
     assert config.source is not None
     assert config.source.image is not None
     name = config.source.image

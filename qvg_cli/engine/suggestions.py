@@ -1,7 +1,5 @@
 """The first settings with which a video fits a card, each tried with the same forecast. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,25 +29,8 @@ _TOO_MUCH = 1.25
 """A run is refused where it needs more than so many times all of a card's memory: no estimate is as wrong."""
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """Settings with which a video fits.
-
-    Attributes:
-        options: As they are written in a command.
-        device_bytes: At the fullest moment.
-    """
-
-    options: str
-    device_bytes: int
-
-
 def check_processes(config: RunConfig, num_processes: int) -> tuple[int, int]:
-    """How many processes share the guidance, and how many the tokens of a call.
-
-    Raises:
-        UsageError: So many cannot share a video of the model; the message names how many could.
-    """
+    """How many processes share the guidance, and how many the tokens of a call; or a `UsageError`."""
     if config.memory.weights_sharded and num_processes == 1:
         raise UsageError(
             "memory.weights_sharded=true needs several processes, and this is one",
@@ -77,10 +58,6 @@ def forecast_run(
     Args:
         num_processes: That make the video together; what one of them needs is told.
         is_first: Whether it is the one that reads prompts and makes pixels.
-
-    Raises:
-        UsageError: So many processes cannot share the video.
-        MissingModelError: The model is in a folder of the user's, and that cannot be read.
     """
     sizes = family_of(config).sizes(config, is_gpu=is_gpu)
     num_rows, num_parts = check_processes(config, num_processes)
@@ -94,43 +71,84 @@ def verdict(found: Forecast, card: Card) -> str:
     return "tight" if found.device_bytes <= card.memory_bytes else "does not fit"
 
 
-def find_suggestions(
-    config: RunConfig,
-    plan: VideoPlan,
-    limit_bytes: int,
-    *,
-    is_gpu: bool,
-    has_text: bool = True,
-    num_processes: int = 1,
-) -> list[Suggestion]:
-    """The first smaller cache, the first place for weights, and the longest video that stay within a limit;
-    where neither of the first two does, both together.
+@dataclass(frozen=True)
+class Trial:
+    """Tries settings against a limit, for several processes that make the video together.
 
-    Args:
+    Attributes:
         has_text: Whether prompts are still to be read.
-        num_processes: That make the video together.
     """
-    trial = _Trial(limit_bytes, is_gpu, has_text, num_processes)
-    found = []
-    known = _CHANGES if num_processes == 1 else _CHANGES_OF_SEVERAL
-    smaller = list(_smaller_caches(config, plan, trial))
-    places = list(_places(config, known)) if is_gpu else []
-    both = [(f"{cache} {place}", moved) for cache, small in smaller for place, moved in _places(small, known)]
-    for choices in (smaller, places):
-        found += trial.first(choices, plan)
-    if not found and is_gpu:
-        found = trial.first(both, plan)
-    return found + trial.longest(config, plan)
+
+    limit_bytes: int
+    is_gpu: bool
+    num_processes: int = 1
+    has_text: bool = True
+
+    def find(self, config: RunConfig, plan: VideoPlan) -> dict[str, int]:
+        """Options with which a video stays within the limit, to the bytes that it needs then.
+
+        The first smaller cache, the first place for weights or else both, and the longest video.
+        """
+        found: dict[str, int] = {}
+        known = _CHANGES if self.num_processes == 1 else _CHANGES_OF_SEVERAL
+        smaller = list(_smaller_caches(config, plan, self))
+        places = list(_places(config, known)) if self.is_gpu else []
+        for choices in (smaller, places):
+            found |= self.first(choices, plan)
+        if not found and self.is_gpu:
+            both = [
+                (f"{cache} {place}", moved)
+                for cache, small in smaller
+                for place, moved in _places(small, known)
+            ]
+            found = self.first(both, plan)
+        return found | self.longest(config, plan)
+
+    def in_words(self, config: RunConfig, plan: VideoPlan, found: Forecast) -> str:
+        """The same for a message; `found` is what the run needs as it is."""
+        suggestions = self.find(config, plan)
+        if not suggestions:
+            return no_suggestion(found, self.limit_bytes, has_text=self.has_text)
+        tried = ", or ".join(f"{options} ({needed / MIB:.0f} MiB)" for options, needed in suggestions.items())
+        return f"settings that need less: {tried}"
+
+    def forecast(self, config: RunConfig, plan: VideoPlan) -> Forecast:
+        return forecast_run(config, plan, is_gpu=self.is_gpu, num_processes=self.num_processes)
+
+    def needed(self, config: RunConfig, plan: VideoPlan) -> int:
+        """Bytes at the fullest moment that is still to come."""
+        found = self.forecast(config, plan)
+        return found.device_bytes if self.has_text else found.peak.total_bytes
+
+    def first(self, choices: Sequence[tuple[str, RunConfig]], plan: VideoPlan) -> dict[str, int]:
+        """The first choice within the limit, if any."""
+        for options, config in choices:
+            needed = self.needed(config, plan)
+            if needed <= self.limit_bytes:
+                return {options: needed}
+        return {}
+
+    def longest(self, config: RunConfig, plan: VideoPlan) -> dict[str, int]:
+        """The longest shorter video within the limit, if any; a longer one never needs less."""
+        shorter = shorter_lengths(config, plan)
+        low, high, found = 0, len(shorter), dict[str, int]()
+        while low < high:
+            middle = (low + high) // 2
+            cut = plan_video(shorter[middle])
+            needed = self.needed(shorter[middle], cut)
+            if needed <= self.limit_bytes:
+                new_frames = cut.num_pixel_frames - given_pixel_frames(config)
+                found = {f"--frames {new_frames}": needed}
+                low = middle + 1
+            else:
+                high = middle
+        return found
 
 
 def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: int = 1) -> str | None:
-    """What to tell the user before a run that may not fit its card; `None` if it fits.
+    """What to tell before a run that may not fit such a card a process; `None` if it fits.
 
-    Args:
-        num_processes: That make the video together, each with such a card.
-
-    Raises:
-        OutOfMemoryError: It needs far more than the card has.
+    `OutOfMemoryError` if it needs far more than the card has.
     """
     found = forecast_run(config, plan, is_gpu=True, num_processes=num_processes)
     if verdict(found, card) == "fits":
@@ -143,7 +161,7 @@ def check_memory(config: RunConfig, plan: VideoPlan, card: Card, num_processes: 
         f"{what} needs about {found.device_bytes / MIB:.0f} MiB of GPU memory (estimated); "
         f"{card.usable_bytes / MIB:.0f} of the {card.memory_bytes / MIB:.0f} MiB on {card.name} are usable"
     )
-    suggestions = _in_words(config, plan, found, card.usable_bytes, is_gpu=True, num_processes=num_processes)
+    suggestions = Trial(card.usable_bytes, True, num_processes).in_words(config, plan, found)
     # Not for the text stage: a prompt that was read before needs none.
     if found.peak.total_bytes > _TOO_MUCH * card.memory_bytes:
         raise OutOfMemoryError(message, hint=suggestions)
@@ -155,33 +173,10 @@ def suggestions_after(config: RunConfig, plan: VideoPlan, *, is_gpu: bool, num_p
     found = forecast_run(config, plan, is_gpu=is_gpu, num_processes=num_processes)
     # A tenth less than what was too much; prompts have been read.
     limit_bytes = int(0.9 * found.peak.total_bytes)
-    return _in_words(
-        config, plan, found, limit_bytes, is_gpu=is_gpu, has_text=False, num_processes=num_processes
-    )
+    return Trial(limit_bytes, is_gpu, num_processes, has_text=False).in_words(config, plan, found)
 
 
-def _in_words(
-    config: RunConfig,
-    plan: VideoPlan,
-    found: Forecast,
-    limit_bytes: int,
-    *,
-    is_gpu: bool,
-    has_text: bool = True,
-    num_processes: int,
-) -> str:
-    suggestions = find_suggestions(
-        config, plan, limit_bytes, is_gpu=is_gpu, has_text=has_text, num_processes=num_processes
-    )
-    if not suggestions:
-        return no_suggestion(found, limit_bytes, has_text=has_text)
-    tried = ", or ".join(
-        f"{suggestion.options} ({suggestion.device_bytes / MIB:.0f} MiB)" for suggestion in suggestions
-    )
-    return f"settings that need less: {tried}"
-
-
-def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: _Trial) -> Iterator[tuple[str, RunConfig]]:
+def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: Trial) -> Iterator[tuple[str, RunConfig]]:
     now = trial.forecast(config, plan)
     for preset in _PRESETS:
         smaller = config.model_copy(update={"cache": take_preset(config.cache, preset)})
@@ -210,46 +205,3 @@ def _placed(config: RunConfig, changes: _Changes) -> tuple[str, RunConfig]:
     )
     options = " ".join(f"--set {key}={str(value).lower()}" for key, value in last.items())
     return options, config.model_copy(update={"memory": memory})
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Tries settings against a limit."""
-
-    limit_bytes: int
-    is_gpu: bool
-    has_text: bool
-    num_processes: int
-
-    def forecast(self, config: RunConfig, plan: VideoPlan) -> Forecast:
-        """What the fullest of the processes needs."""
-        return forecast_run(config, plan, is_gpu=self.is_gpu, num_processes=self.num_processes)
-
-    def needed(self, config: RunConfig, plan: VideoPlan) -> int:
-        """Bytes at the fullest moment that is still to come."""
-        found = self.forecast(config, plan)
-        return found.device_bytes if self.has_text else found.peak.total_bytes
-
-    def first(self, choices: Sequence[tuple[str, RunConfig]], plan: VideoPlan) -> list[Suggestion]:
-        """The first choice within the limit, if any."""
-        for options, config in choices:
-            needed = self.needed(config, plan)
-            if needed <= self.limit_bytes:
-                return [Suggestion(options, needed)]
-        return []
-
-    def longest(self, config: RunConfig, plan: VideoPlan) -> list[Suggestion]:
-        """The longest shorter video within the limit, if any; a longer one never needs less."""
-        shorter = shorter_lengths(config, plan)
-        low, high, found = 0, len(shorter), []
-        while low < high:
-            middle = (low + high) // 2
-            cut = plan_video(shorter[middle])
-            needed = self.needed(shorter[middle], cut)
-            if needed <= self.limit_bytes:
-                new_frames = cut.num_pixel_frames - given_pixel_frames(config)
-                found = [Suggestion(f"--frames {new_frames}", needed)]
-                low = middle + 1
-            else:
-                high = middle
-        return found

@@ -1,7 +1,5 @@
 """A finished video in memory: its frames, its latents and what its cache held."""
 
-from __future__ import annotations
-
 import base64
 import html
 import tempfile
@@ -9,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,19 +21,12 @@ from qvg_cli.files import write_whole
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.video.io import Frames, VideoWriter
 
-if TYPE_CHECKING:
-    from typing import Any
-
 _SUFFIXES = (".mp4", ".gif")
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What the cache of one video held.
-
-    Attributes:
-        samples: One a chunk.
-    """
+    """What the cache of one video held, a sample a chunk."""
 
     samples: tuple[MemorySample, ...]
 
@@ -90,7 +81,7 @@ class Video:
         results: Sequence[ChunkResult],
         notes: tuple[str, ...] = (),
         clip: Sequence[Frames] = (),
-    ) -> Video:
+    ) -> Self:
         """The video of all chunks of a rollout, after the frames of the clip that it begins with."""
         made = torch.cat([result.frames for result in results], dim=1)[0].numpy()
         return cls(
@@ -104,12 +95,7 @@ class Video:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write an MP4 or a GIF, by the suffix, or one PNG a frame into a folder.
-
-        Raises:
-            UsageError: The suffix is of another kind of file.
-            QvgError: The file cannot be written.
-        """
+        """Write an MP4 or a GIF, by the suffix, or one PNG a frame into a folder; `UsageError` for others."""
         path = Path(path).expanduser()
         if path.suffix == ".mp4":
             _, height, width, _ = self.frames.shape

@@ -3,8 +3,6 @@
 No text of the hub's is passed on: it may hold signed addresses.
 """
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,12 +45,7 @@ def hub_errors(repository: str, revision: str) -> Iterator[None]:
 
 
 def disk_error(error: OSError, place: str, variable: str) -> QvgError:
-    """The message for a disk that cannot be written.
-
-    Args:
-        place: Where it was tried.
-        variable: Environment variable that names another place.
-    """
+    """The message for a `place` that cannot be written; the environment's `variable` names another."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return QvgError(f"no space left at {place}", hint=f"free some space, or set {variable}; {_CONTINUES}")
     return QvgError(
@@ -116,8 +109,7 @@ def _answered(status: int, repository: str) -> QvgError:
         return MissingModelError("Hugging Face rejected the token", hint=f"it may have expired; {_LOG_IN}")
     if status == 403:
         return MissingModelError(
-            f"Hugging Face denied access to {repository}",
-            hint=f"use a token with read access: {_LOG_IN}",
+            f"Hugging Face denied access to {repository}", hint=f"use a token with read access: {_LOG_IN}"
         )
     if status == 404:
         return MissingModelError(

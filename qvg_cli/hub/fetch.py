@@ -5,8 +5,6 @@ this size. So a large file is gathered here beside its place in the cache, under
 library's own `http_get`; once its SHA-256 is right it is moved there, and the library finds it as its own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable
@@ -17,23 +15,16 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from qvg_cli.errors import QvgError
+from qvg_cli.files import sha256
 from qvg_cli.hub.errors import hub_errors
 from qvg_cli.hub.remote import RemoteFile, patiently
 
 Note = Callable[[str], None]
-_READ_BYTES = 16 * 2**20
 _DAMAGED = "{} in the Hugging Face cache is damaged; downloading it again"
 
 
 def fetch(file: RemoteFile, note: Note) -> Path:
-    """`file` in the hub's cache, whole and verified; downloaded if it is not there.
-
-    Args:
-        note: Takes a line for the user.
-
-    Raises:
-        QvgError: The file cannot be had, or is not what the hub lists.
-    """
+    """`file` in the hub's cache, whole and verified; downloaded if it is not there."""
     with hub_errors(file.repository, file.commit):
         if file.sha256 is not None:
             _fetch_large(file, note)
@@ -44,15 +35,6 @@ def fetch(file: RemoteFile, note: Note) -> Path:
     if not _is_intact(path, file):
         raise _not_as_listed(file)
     return path
-
-
-def sha256(path: Path) -> str:
-    """Of the whole file, read in parts."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while part := stream.read(_READ_BYTES):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _place(file: RemoteFile, *, is_anew: bool = False) -> Path:

@@ -1,7 +1,5 @@
 """What the tool keeps on disk outside of results: weights folders, and what the hub's cache holds of them."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,13 +20,7 @@ _FOUND_OUT = {"text": "prompt embeddings", "hashes": "SHA-256 of large weight fi
 
 @dataclass(frozen=True)
 class Kept:
-    """Something that can be freed.
-
-    Attributes:
-        name: By which it is freed.
-        size: Bytes that come free.
-        about: What it is and what it is good for.
-    """
+    """Something that can be freed, by its name: bytes that come free, and what it is good for."""
 
     name: str
     path: Path
@@ -62,11 +54,7 @@ def find_kept() -> Iterator[Kept]:
 
 
 def free(kept: Kept) -> None:
-    """Remove it: a repository from the hub's cache, a weights folder under its lock, or any other folder.
-
-    Raises:
-        QvgError: It cannot be removed.
-    """
+    """Remove a repository from the hub's cache, a weights folder under its lock, or any other folder."""
     kind, _, name = kept.name.partition(":")
     try:
         if kind == "hub":

@@ -1,7 +1,5 @@
 """What a download fetches, from which commits, and whether the disks have room for it; nothing is written."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -21,11 +19,7 @@ _BYTES_PER_PARAMETER = 2
 
 @dataclass(frozen=True)
 class WantedFile:
-    """A file to have.
-
-    Attributes:
-        target: Where it goes in the weights folder; `None` for a checkpoint that is only converted.
-    """
+    """A file to have, and its place in the weights folder; `None` for one that is only converted."""
 
     file: RemoteFile
     target: str | None
@@ -33,20 +27,12 @@ class WantedFile:
 
 @dataclass(frozen=True)
 class WantedRepository:
-    """What is wanted of one repository.
-
-    Attributes:
-        is_same_commit: The commit is the one of the last download.
-    """
+    """What is wanted of one repository, and whether its commit is the one of the last download."""
 
     config: RepositoryConfig
     snapshot: Snapshot
     files: tuple[WantedFile, ...]
     is_same_commit: bool
-
-    def path_of(self, path: str) -> RemoteFile:
-        """The file at `path` in the repository."""
-        return self.snapshot.files[path]
 
 
 @dataclass(frozen=True)
@@ -58,7 +44,6 @@ class DownloadPlan:
 
     @property
     def files(self) -> tuple[WantedFile, ...]:
-        """Of all repositories."""
         return tuple(wanted for repository in self.repositories for wanted in repository.files)
 
     @property
@@ -79,9 +64,6 @@ def plan_download(download: Download, record: Record | None, revisions: Mapping[
     Args:
         record: Of the last download; its commits are used again.
         revisions: Revision by repository, where the user named one.
-
-    Raises:
-        QvgError: The hub cannot be asked, or a needed file is not there.
     """
     repositories = []
     for config in download.config.repositories:
@@ -102,11 +84,7 @@ def free_bytes(place: Path) -> int:
 
 
 def check_space(plans: Iterable[DownloadPlan]) -> None:
-    """Refuse a download that the disks have no room for.
-
-    Raises:
-        QvgError: A disk is too small; the message says by how much.
-    """
+    """Refuse a download that the disks have no room for, by a `QvgError` that says how much is missing."""
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
     for plan in plans:

@@ -1,7 +1,5 @@
 """The proxies that the environment names: told before the HTTP library meets one that it cannot use."""
 
-from __future__ import annotations
-
 import os
 from importlib.util import find_spec
 from urllib.parse import urlsplit
@@ -15,11 +13,7 @@ _SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 def check_proxies() -> None:
-    """Refuse proxies that cannot be used.
-
-    Raises:
-        UsageError: One is of an unknown kind, or no address; the variable is named.
-    """
+    """Refuse proxies that cannot be used, by the name of the variable."""
     found = getproxies()
     if "*" in (host.strip() for host in found.get("no", "").split(",")):
         return

@@ -1,7 +1,5 @@
 """What a weights folder holds and where it came from, in a small JSON beside the files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 
@@ -15,13 +13,7 @@ RECORD = "download.json"
 
 
 class FileRecord(Config):
-    """A file of the hub's cache that the folder links to.
-
-    Attributes:
-        path: In the repository.
-        target: In the folder; `None` for a checkpoint that was only converted.
-        sha256: Where the hub gives it.
-    """
+    """A file of the hub's cache that the folder links to at `target`; `None` if it was only converted."""
 
     path: str
     target: str | None
@@ -31,11 +23,7 @@ class FileRecord(Config):
 
 
 class RepositoryRecord(Config):
-    """What came from one repository.
-
-    Attributes:
-        licence: What the model card said.
-    """
+    """What came from one repository, and the licence of its model card."""
 
     repository: str
     revision: str
@@ -45,13 +33,9 @@ class RepositoryRecord(Config):
 
 
 class ConvertedRecord(Config):
-    """What a published checkpoint became.
+    """What a published checkpoint became: the hashes of what it was made of, and bytes by path in the folder.
 
-    Attributes:
-        config_sha256: Of the config.json that it was read with.
-        weights_key: Which weights of it were taken.
-        lora: The adapter that was merged, its `file` being the path in the repository; and its hash.
-        sizes: Bytes by path in the folder.
+    The `file` of `lora`, the adapter that was merged, is its path in the repository.
     """
 
     file: str
@@ -64,11 +48,7 @@ class ConvertedRecord(Config):
 
 
 class Record(Config):
-    """What a folder holds, and where it came from.
-
-    Attributes:
-        config: The section that the folder was made from.
-    """
+    """What a folder holds, where it came from, and the section that it was made from."""
 
     format: Literal[1] = 1
     config: DownloadConfig

@@ -1,7 +1,5 @@
 """What a repository on the hub holds at one commit. Names, sizes and hashes only; nothing is downloaded."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +23,6 @@ class RemoteFile:
     """One file at one commit.
 
     Attributes:
-        path: In the repository.
         git_sha1: Of the file as git holds it; of the pointer where the file is kept apart.
         sha256: Of a file that is kept apart, as large ones are; the hub knows none of the others.
     """
@@ -68,13 +65,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository at one commit.
-
-    Attributes:
-        revision: What was asked for, which the commit came from.
-        licence: What its model card says; `None` if it says nothing.
-        files: By path.
-    """
+    """A repository at the commit of a revision: its files by path, and the licence of its model card."""
 
     repository: str
     revision: str
@@ -84,11 +75,7 @@ class Snapshot:
 
 
 def list_files(repository: str, revision: str, commit: str | None = None) -> Snapshot:
-    """Ask the hub what `repository` holds at `revision`, or at the known `commit` of it.
-
-    Raises:
-        QvgError: The hub cannot be asked, or refuses.
-    """
+    """Ask the hub what `repository` holds at `revision`, or at the known `commit` of it."""
     with hub_errors(repository, commit or revision):
         info = patiently(
             lambda: HfApi().model_info(

@@ -3,11 +3,9 @@
 All that `qvg download` knows about a model is said there; this module reads it. No torch, no network.
 """
 
-from __future__ import annotations
-
 import re
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -78,13 +76,9 @@ class DownloadConfig(Config):
 
 
 class Download(Config):
-    """What can be downloaded under one name.
+    """What can be downloaded under one name, that of a backend or of a model which measures.
 
     Attributes:
-        name: Of the YAML: a backend's, or that of a model which measures.
-        family: Of the backend.
-        summary: What the model is.
-        licence: What the weights' licence allows.
         use: A command that needs it.
         claims: What the authors say of it, and what nobody has shown; may be empty.
         weights_of: Name of the YAML whose weights these are; `None` where they are its own.
@@ -102,15 +96,17 @@ class Download(Config):
 
 def read_downloads() -> dict[str, Download]:
     """Everything that can be downloaded, by name."""
-    files: dict[str, dict[str, Any]] = {
-        name: parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-        for name, path in config_files().items()
-    }
-    return {name: _read(name, values, files) for name, values in files.items() if "download" in values}
+    found = {name: read_download(name) for name in config_files()}
+    return {name: download for name, download in found.items() if download is not None}
 
 
-def _read(name: str, values: dict[str, Any], files: dict[str, dict[str, Any]]) -> Download:
-    section = values["download"]
+def read_download(name: str) -> Download | None:
+    """What the weights of this name are; `None` where there is nothing to download."""
+    files = config_files()
+    values = _values(files[name]) if name in files else {}
+    section = values.get("download")
+    if section is None:
+        return None
     # A name: the weights are those of that file.
     other = section if isinstance(section, str) else None
     return Download(
@@ -119,18 +115,19 @@ def _read(name: str, values: dict[str, Any], files: dict[str, dict[str, Any]]) -
         summary=values["summary"],
         licence=values["licence"],
         use=values.get("use", f'qvg generate --backend {name} "..."'),
-        config=DownloadConfig.model_validate(section if other is None else files[other]["download"]),
+        config=DownloadConfig.model_validate(section if other is None else _values(files[other])["download"]),
         claims=values.get("claims", ""),
         weights_of=other,
     )
 
 
-def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
-    """Where the needed ones of a repository's `paths` go: path there to path in the weights folder.
+def _values(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+    return values
 
-    Raises:
-        MissingModelError: A pattern fits no path, or a path leads out of the folder.
-    """
+
+def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:
+    """By needed path of a repository the path in the weights folder; `MissingModelError` if one lacks."""
     found: dict[str, str] = {}
     for folder, patterns in config.files.items():
         for pattern in patterns:

@@ -3,16 +3,13 @@
 It is put together beside its place and moved there when whole, under a lock: a folder that is there is whole.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
@@ -20,9 +17,9 @@ from safetensors import SafetensorError
 
 from qvg_cli.config.resources import qvg_home
 from qvg_cli.errors import MissingModelError, QvgError
-from qvg_cli.files import sync
+from qvg_cli.files import sha256, sync
 from qvg_cli.hub.errors import disk_error
-from qvg_cli.hub.fetch import sha256
+from qvg_cli.hub.plan import DownloadPlan
 from qvg_cli.hub.record import (
     RECORD,
     ConvertedRecord,
@@ -32,26 +29,17 @@ from qvg_cli.hub.record import (
     are_whole,
     read_record,
 )
+from qvg_cli.hub.remote import RemoteFile
 from qvg_cli.hub.spec import ConvertConfig, Download
 from qvg_cli.interrupts import hold_interrupts
 from qvg_cli.models.registry import find_family
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from qvg_cli.hub.plan import DownloadPlan
-    from qvg_cli.hub.remote import RemoteFile
 
 _LOCK_SECONDS = 0.1
 
 
 @contextmanager
 def locked(name: str, note: Callable[[str], None]) -> Iterator[None]:
-    """Keep other downloads of `name` out; what one of them left half done is put right.
-
-    Raises:
-        QvgError: The folder for weights cannot be written.
-    """
+    """Keep other downloads of `name` out; what one of them left half done is put right."""
     home = qvg_home()
     with ExitStack() as stack:
         try:
@@ -72,14 +60,7 @@ def locked(name: str, note: Callable[[str], None]) -> Iterator[None]:
 
 
 def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callable[[str], None]) -> Path:
-    """Make the folder of a plan whose files were fetched, in place of an older one, under the lock.
-
-    Args:
-        paths: Where each file is in the hub's cache.
-
-    Raises:
-        QvgError: The folder cannot be written, or a checkpoint is not one of the model.
-    """
+    """Make the folder of a plan, in place of an older one, from its files' `paths` in the hub's cache."""
     name = plan.download.name
     folder, part = qvg_home() / name, _part(name)
     old = read_record(name)
@@ -94,7 +75,7 @@ def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callabl
         converted = []
         for repository in plan.repositories:
             if (convert := repository.config.convert) is not None:
-                inputs = [repository.path_of(path) for path in convert.inputs]
+                inputs = [repository.snapshot.files[path] for path in convert.inputs]
                 local = [(file, paths[file]) for file in inputs]
                 converted.append(_convert(plan.download, convert, local, old, note))
         record = _record(plan, tuple(converted))
@@ -116,11 +97,7 @@ def _convert(
     old: Record | None,
     note: Callable[[str], None],
 ) -> ConvertedRecord:
-    """Put the converted checkpoint into the folder that is being made; an older result is used again.
-
-    Args:
-        inputs: The checkpoint, and the adapter if there is one.
-    """
+    """Convert the checkpoint, merged with an adapter if there is one, or use an older result again."""
     (source, path), *adapter = inputs
     name = download.name
     into = _part(name) / convert.into
@@ -180,11 +157,7 @@ def _record(plan: DownloadPlan, converted: tuple[ConvertedRecord, ...]) -> Recor
 
 
 def refuse_strangers(name: str) -> None:
-    """Refuse to replace what this module did not write.
-
-    Raises:
-        QvgError: There is such a file in the folder.
-    """
+    """Refuse to replace what this module did not write; `QvgError` if there is such a file in the folder."""
     folder, record = qvg_home() / name, read_record(name)
     known = {RECORD}
     if record is not None:

@@ -29,17 +29,14 @@ if TYPE_CHECKING:
     from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan
     from qvg_cli.planning.sizes import ModelSizes
 
+    Loras = Sequence[LoraConfig]
+
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
 @dataclass(frozen=True)
 class RunDetails:
-    """What a family adds to a run's folder.
-
-    Attributes:
-        about: What run.yaml says about the run beside its settings.
-        files: Name of a file to a function that writes it.
-    """
+    """What a family adds to a run's folder: to run.yaml, and files by name, each with what writes it."""
 
     about: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
@@ -50,27 +47,16 @@ class Extension(Protocol):
 
     def default_frames(self, given: int) -> int:
         """Latent frames to make where no length is asked for, after `given` ones; 0 if none can follow."""
-        ...
 
     def frames_of_segments(self, count: int) -> int | None:
         """Latent frames of a video with `count` segments after its first clip, or after what is given; None
         for a family whose videos have no segments."""
-        ...
 
     def fit_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in which a clip of another size is gone on from."""
-        ...
 
     def clip_frames(self, num_frames: int) -> int:
-        """Latent frames of a clip's end that the model sees.
-
-        Args:
-            num_frames: Pixel frames of the clip, at the rate of the run.
-
-        Raises:
-            UsageError: They are too few.
-        """
-        ...
+        """Latent frames of a clip's end that the model sees, of so many pixel frames at the run's rate."""
 
 
 class Family(ABC, Generic[ConfigT]):
@@ -93,31 +79,19 @@ class Family(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def plan(self, config: ConfigT) -> VideoPlan:
-        """The plan of a run, without weights.
+        """The plan of a run, without weights; a `UsageError` names the nearest request that would fit."""
 
-        Raises:
-            UsageError: The request does not fit the model; the message names the nearest that does.
-        """
-
-    @abstractmethod
     def planner(self, config: ConfigT) -> Planner:
         """What has planned the video of a run, for its denoiser."""
+        return self.open_planner(config)
 
     @abstractmethod
     def open_planner(self, config: ConfigT) -> Planner:
-        """What plans a video that has no end yet, chunk by chunk.
-
-        Raises:
-            UsageError: The request does not fit the model; the message names the nearest that does.
-        """
+        """What plans a video that has no end yet, chunk by chunk; `UsageError` as for `plan`."""
 
     @abstractmethod
     def sizes(self, config: ConfigT, *, is_gpu: bool) -> ModelSizes:
-        """How large the model of a run is, without weights.
-
-        Raises:
-            MissingModelError: It is in a folder of the user's, and that cannot be read.
-        """
+        """How large the model of a run is, without weights; `MissingModelError` if unreadable."""
 
     def num_steps(self, config: ConfigT, chunk: ChunkPlan) -> int:
         """Denoising steps of a chunk that makes frames."""
@@ -138,30 +112,15 @@ class Family(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def load(self, config: ConfigT, device: device) -> Pipeline:
-        """The model of a run.
-
-        Raises:
-            MissingModelError: The weights are not there or not whole.
-        """
+        """The model of a run; `MissingModelError` if the weights are not there or not whole."""
 
     def convert_checkpoint(
-        self,
-        source: Path,
-        config: Mapping[str, object],
-        folder: Path,
-        *,
-        weights_key: str = "auto",
-        lora: Sequence[LoraConfig] = (),
+        self, source: Path, config: Mapping[str, object], folder: Path, weights_key: str, lora: Loras = ()
     ) -> None:
-        """Write the published checkpoint `source` to `folder` as safetensors with a config.json.
+        """Write the published checkpoint `source`, adapters merged, as safetensors with a config.json.
 
-        Args:
-            config: What the model is built from.
-            weights_key: Which of its weights: "ema", "raw" or "auto", those that the authors run.
-            lora: Adapters to merge.
-
-        Raises:
-            MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
+        Of its weights those named by `weights_key`: "ema", "raw" or "auto", which the authors run. A
+        `MissingModelError` names what is wrong with it.
         """
         raise MissingModelError(
             f"a checkpoint of {self.name} is used as it is published", hint="leave convert out of the YAML"
@@ -174,19 +133,14 @@ class Planner(Protocol):
     @property
     def geometry(self) -> Geometry:
         """The shape of the video's frames."""
-        ...
 
     def next(self, *, pose: str | None = None, is_new_prompt: bool = False) -> tuple[ChunkPlan, ...]:
         """The next chunk of a video that has no end yet, after chunks that only change the cache, if any.
 
         Args:
-            pose: How the camera goes on; for a family that has one.
+            pose: How the camera goes on; a `UsageError` for a family that has none.
             is_new_prompt: Whether another prompt begins with this chunk.
-
-        Raises:
-            UsageError: The family has no camera, or the video cannot go on.
         """
-        ...
 
     @property
     def viewmats(self) -> NDArray[float64] | None:
@@ -198,19 +152,14 @@ class Planner(Protocol):
         return config
 
     def follow(self, config: Any) -> None:
-        """Begin with the path of a video that is there, whose settings are `config`.
-
-        Raises:
-            UsageError: No move can come after it.
-        """
+        """Begin with the path of the video of `config`; `UsageError` if no move can come after it."""
         return None
 
 
 class Denoiser(Protocol):
     """One video in the making: the model, its prompt, and the cache that it reads and fills.
 
-    Attributes:
-        observes_steps: Whether the cache learns from the calls of `denoise` too.
+    `observes_steps`: the cache learns from the calls of `denoise` too.
     """
 
     cache: KVCache
@@ -219,19 +168,12 @@ class Denoiser(Protocol):
     @property
     def device(self) -> device:
         """Where the model computes."""
-        ...
 
     def set_prompt(self, prompt_embeds: Tensor) -> None:
         """Take `[rows, text_tokens, C]` prompt embeddings for the calls that follow; the history stays."""
-        ...
 
     def update_cache(self, chunk: ChunkPlan, frames: Frames, latents: Tensor, commit: Commit) -> None:
-        """Pass finished `frames` through the model, and store keys and values of those that `commit` names.
-
-        Args:
-            latents: `[B, C, F, h, w]`, clean.
-        """
-        ...
+        """Pass finished latents `[B, C, F, h, w]` of `frames`, and store keys and values by `commit`."""
 
     def denoise(
         self, chunk: ChunkPlan, draw_noise: Callable[[], Tensor], on_step: Callable[[], None]
@@ -242,54 +184,36 @@ class Denoiser(Protocol):
             draw_noise: Fresh noise `[B, C, F, h, w]` at every call: the starting noise first.
             on_step: Called after every model call.
         """
-        ...
 
 
 class Pipeline(Protocol):
     """A loaded model family: weights on the device, ready to start videos."""
 
     def with_config(self, config: Any) -> Pipeline:
-        """The same weights for a video of other settings.
-
-        Raises:
-            UsageError: They ask for other weights.
-        """
-        ...
+        """The same weights for a video of other settings; `UsageError` if they ask for other weights."""
 
     def share(self, tokens: Tokens, rows: Rows) -> None:
         """Compute with other processes: some tokens and heads, or rows of the guidance, of every call."""
-        ...
 
     @property
     def cache_shape(self) -> CacheShape:
         """Keys and values of one video, of the heads that are computed here."""
-        ...
 
     @property
     def latents_dtype(self) -> dtype:
         """Dtype of noise and latents between denoising steps."""
-        ...
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
         """Encode prompts that will be asked for, so that the text encoder is loaded once for all of them."""
-        ...
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """Prompt embeddings `[rows, text_tokens, C]`; two rows for a family with guidance."""
-        ...
 
     def encode_frames(self, frames: Tensor, seed: int) -> Tensor:
         """Latents `[B, C, F, h, w]` of `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1."""
-        ...
 
     def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> Denoiser:
-        """What makes one video, with an empty cache.
-
-        Args:
-            planner: The family's own, which knows what beside the prompt decides the frames.
-        """
-        ...
+        """What makes one video, with an empty cache and the family's own planner of it."""
 
     def decoder(self) -> Decoder:
         """A decoder at the beginning of a video."""
-        ...

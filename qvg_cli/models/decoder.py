@@ -1,8 +1,7 @@
 """From the latents of a chunk to pixels: what a decoder offers, and how chunks are decoded again."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -40,11 +39,7 @@ class Pixels:
         self._frames, self._is_nan, self._began, self._done = frames, is_nan, began, done
 
     def wait(self) -> Tensor:
-        """`[B, n, height, width, 3]` uint8 on the CPU.
-
-        Raises:
-            QvgError: A value is NaN; as a pixel it would be anything.
-        """
+        """`[B, n, height, width, 3]` uint8 on the CPU; `QvgError` if a value is NaN."""
         if not self.is_there and self._done is not None:
             self._done.synchronize()
             # Out of pinned memory, of which there is less.
@@ -75,33 +70,51 @@ class Decoder(Protocol):
 
     def recall(self, latents: Tensor) -> Tensor:
         """What a prefill reads of frames that were made, or given, as `latents`; `[B, C, F, h, w]` both."""
-        ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels `[B, n, height, width, 3]` uint8, on the CPU, of the next latent frames."""
-        ...
 
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """The pixels of `decode` in parts; a GPU may compute them until somebody waits for them."""
-        ...
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         """Go on after a clip, as if its end had been decoded here.
 
         Args:
-            frames: `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1.
-            latents: `[B, C, F, h, w]` that they were encoded to.
+            frames: `[B, 3, 4 F - 3, height, width]` pixels in -1 .. 1, encoded to `[B, C, F, h, w]` latents.
         """
-        ...
 
     def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
-        """Come to where the first chunks of a video would have led.
+        """Come to where the first chunks of a video would have led, of which `num_shown` were followed."""
 
-        Args:
-            latents: `[B, C, F, h, w]` of their frames.
-            num_shown: Of them, the first so many were followed.
-        """
-        ...
+
+class WrappedDecoder(Decoder):
+    """Another decoder, with something around each of its calls."""
+
+    def __init__(self, decoder: Decoder, around: Callable[[], AbstractContextManager[object]]) -> None:
+        self._decoder = decoder
+        self._around = around
+
+    def recall(self, latents: Tensor) -> Tensor:
+        with self._around():
+            return self._decoder.recall(latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with self._around():
+            return self._decoder.decode(latents)
+
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
+        # Once around all parts.
+        with self._around():
+            yield from self._decoder.decode_each(latents)
+
+    def follow(self, frames: Tensor, latents: Tensor) -> None:
+        with self._around():
+            self._decoder.follow(frames, latents)
+
+    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
+        with self._around():
+            self._decoder.skip(chunks, latents, num_shown)
 
 
 def redecode(
@@ -111,9 +124,7 @@ def redecode(
 
     Args:
         decoder: Where the rollout's was in the beginning, and where it was after the last chunk in the end.
-        chunks: The first chunks of the video.
-        latents: `[B, C, F, h, w]` of all frames of the chunks.
-        num_shown: Of them, the first so many have been seen by the decoder and are not decoded again.
+        latents: `[B, C, F, h, w]` of all frames of the chunks, of which the first `num_shown` were followed.
     """
     start = 0
     for chunk in chunks:

@@ -3,23 +3,20 @@
 Results do not depend on it, but for weights stored in fp8, which are rounded once.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.decoder import Decoder, Pixels
-from qvg_cli.planning.chunks import ChunkPlan
+from qvg_cli.models.decoder import Decoder, WrappedDecoder
 
 STORAGE_DTYPE = torch.float8_e4m3fn
 _HOST = torch.device("cpu")
@@ -30,18 +27,15 @@ class Offloadable(Protocol):
 
     def offload(self) -> None:
         """Free the device's memory."""
-        ...
 
     def onload(self) -> None:
         """Come back to the device."""
-        ...
 
 
 class OffloadedModule(Offloadable):
     """A module that can leave the device at no cost: its weights never change, so one copy of them is enough.
 
-    Args:
-        module: On any device; its weights are where they are until the first call.
+    They are where they are until the first call.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -64,14 +58,7 @@ class OffloadedModule(Offloadable):
 
 
 class Offload:
-    """Keeps the transformer and the VAE where `memory` says.
-
-    Args:
-        device: Where both compute.
-
-    Raises:
-        UsageError: Something is to leave the device, and the device is the CPU.
-    """
+    """Keeps the transformer and the VAE where `memory` says; a CPU has no other place, by a `UsageError`."""
 
     def __init__(self, memory: MemoryConfig, device: torch.device) -> None:
         for name in ("transformer", "vae"):
@@ -127,12 +114,7 @@ class Offload:
         return self.device.type == "cuda" and places == ("none", "none")
 
     def place_transformer(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Bring a transformer that was just read to its place.
-
-        Args:
-            model: Names the parts beside `blocks` that stay on the device in any case.
-            dtype: That it computes in.
-        """
+        """Bring a transformer that was just read to its place; it names parts that stay on the device."""
         if self.is_fp8:
             blocks: Any = model.blocks
             for block in blocks:
@@ -172,11 +154,7 @@ class Offload:
 
     @contextmanager
     def pixels(self, features: Offloadable | None = None) -> Iterator[None]:
-        """The VAE at work, and what does not work out of its way.
-
-        Args:
-            features: What a decoder remembers; goes where the VAE goes.
-        """
+        """The VAE at work with a decoder's `features`, and what does not work out of its way."""
         here = [*self._here_for_pixels, *([features] if features and self._here_for_pixels else [])]
         for part in self._away_for_pixels:
             part.offload()
@@ -191,35 +169,8 @@ class Offload:
                 part.onload()
 
 
-class OffloadedDecoder(Decoder):
-    """A decoder that makes room for itself on the device, and gives it back.
-
-    Args:
-        features: What of it goes where the VAE goes; see `Offload.pixels`.
-    """
+class OffloadedDecoder(WrappedDecoder):
+    """A decoder that makes room for itself on the device, and for `features`, and gives it back."""
 
     def __init__(self, decoder: Decoder, offload: Offload, features: Offloadable | None = None) -> None:
-        self._decoder = decoder
-        self._offload = offload
-        self._features = features
-
-    def recall(self, latents: Tensor) -> Tensor:
-        with self._offload.pixels(self._features):
-            return self._decoder.recall(latents)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        with self._offload.pixels(self._features):
-            return self._decoder.decode(latents)
-
-    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
-        """See `Decoder.decode_each`; room is made once for all parts."""
-        with self._offload.pixels(self._features):
-            yield from self._decoder.decode_each(latents)
-
-    def follow(self, frames: Tensor, latents: Tensor) -> None:
-        with self._offload.pixels(self._features):
-            self._decoder.follow(frames, latents)
-
-    def skip(self, chunks: Sequence[ChunkPlan], latents: Tensor, num_shown: int) -> None:
-        with self._offload.pixels(self._features):
-            self._decoder.skip(chunks, latents, num_shown)
+        super().__init__(decoder, lambda: offload.pixels(features))

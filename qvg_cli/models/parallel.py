@@ -7,8 +7,6 @@ history. A head's bytes depend on no other head, so a cache is the one of a sing
 Source: DeepSpeed-Ulysses, arXiv 2309.14509.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,7 +26,6 @@ class Tokens(Protocol):
     @property
     def size(self) -> int:
         """How many processes there are."""
-        ...
 
     @property
     def rank(self) -> int:
@@ -37,23 +34,18 @@ class Tokens(Protocol):
 
     def split(self, states: Tensor, frame_tokens: int) -> Tensor:
         """Of `[B, F * P, C]` those of this process, `[B, F * p, C]`: some of every frame."""
-        ...
 
     def gather(self, states: Tensor, frame_tokens: int) -> Tensor:
         """All tokens `[B, F * P, C]` of those of every process."""
-        ...
 
     def to_heads(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
         """Each `[B, H, F * p, D]` of some tokens to `[B, H / N, F * P, D]` of some heads, in one exchange."""
-        ...
 
     def to_tokens(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
         """Each `[B, F * P, H / N, D]` of some heads to `[B, F * p, H * D]` of some tokens, in one too."""
-        ...
 
     def to_held(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Of each `[B, H / N, S, D]` the heads whose history is held here."""
-        ...
 
 
 class AllTokens(Tokens):
@@ -83,11 +75,8 @@ class SequenceGroup:
     """Several processes, of which each has as many tokens of a frame; the last has zeros for those that lack.
 
     Attributes:
-        rank: Number of this process among them.
-        size: How many there are.
         twins: Processes that hold the history of the same heads, and share their passes; `None` if this one
             alone holds them.
-        num_twins: How many these are.
     """
 
     group: dist.ProcessGroup
@@ -157,11 +146,9 @@ class Rows(Protocol):
     @property
     def together(self) -> Tokens | None:
         """Who computes a call that has one row, if not those that compute a row."""
-        ...
 
     def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
         """Predictions `[num_rows, ...]`; `predict` makes those of some rows."""
-        ...
 
 
 class AllRows(Rows):
@@ -175,12 +162,7 @@ class AllRows(Rows):
 
 @dataclass(frozen=True)
 class CfgGroup:
-    """Two processes, of which each makes one of two rows.
-
-    Attributes:
-        rank: Number of this process, and of its row.
-        together: Its row's processes and those of the other row.
-    """
+    """Two processes, of which each, by its rank, makes one of two rows; `together` they compute one row."""
 
     group: dist.ProcessGroup
     rank: int

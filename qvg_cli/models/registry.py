@@ -1,4 +1,4 @@
-"""The model families by name; nothing of one, and nothing heavy, is imported until it is asked for."""
+"""The model families by name; nothing heavy of one is imported until it is asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from qvg_cli import plugins
 from qvg_cli.errors import UsageError, unknown_name
 from qvg_cli.models.base import Extension, Family
+from qvg_cli.models.hyworldplay.family import HyWorldPlay
+from qvg_cli.models.longcat.family import LongCat
+from qvg_cli.models.self_forcing.family import SelfForcing
 from qvg_cli.plugins import load_plugin
 
 if TYPE_CHECKING:
@@ -22,32 +25,12 @@ if TYPE_CHECKING:
     from qvg_cli.planning.chunks import VideoPlan
 
 
-def _self_forcing() -> Family[Any]:
-    from qvg_cli.models.self_forcing.family import SelfForcing
-
-    return SelfForcing()
-
-
-def _hyworldplay() -> Family[Any]:
-    from qvg_cli.models.hyworldplay.family import HyWorldPlay
-
-    return HyWorldPlay()
-
-
-def _longcat() -> Family[Any]:
-    from qvg_cli.models.longcat.family import LongCat
-
-    return LongCat()
-
-
 def _plugin(entry: EntryPoint) -> Family[Any]:
     return cast("type[Family[Any]]", load_plugin(entry))()
 
 
 FAMILIES: dict[str, Callable[[], Family[Any]]] = {
-    "self-forcing": _self_forcing,
-    "hyworldplay": _hyworldplay,
-    "longcat": _longcat,
+    family.name: family for family in (SelfForcing, HyWorldPlay, LongCat)
 }
 for _entry in entry_points(group=plugins.FAMILIES):
     FAMILIES.setdefault(_entry.name, partial(_plugin, _entry))
@@ -63,11 +46,7 @@ def families() -> dict[str, Family[Any]]:
 
 
 def find_family(name: str) -> Family[Any]:
-    """The family of a name.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """The family of a name; `UsageError` if there is none."""
     if name not in FAMILIES:
         raise unknown_name("family", name, tuple(FAMILIES))
     return FAMILIES[name]()
@@ -79,24 +58,18 @@ def family_of(config: RunConfig) -> Family[Any]:
 
 
 def load_config(request: Request) -> LoadedConfig:
-    """Resolve and check a request by the rules of the family that it names.
+    """Resolve and check a request by the rules of the family that it names; `UsageError` if it breaks one."""
+    from qvg_cli.config.load import Rules, resolve
 
-    Raises:
-        UsageError: A file cannot be read, or a setting is unknown or has an impossible value.
-    """
-    from qvg_cli.config.load import read_backend, resolve
+    def rules_of(name: str) -> Rules:
+        family = find_family(name)
+        return family.config_class, family.options
 
-    backend = read_backend(request)
-    family = find_family(backend.family)
-    return resolve(backend, request, family.config_class, family.options)
+    return resolve(request, rules_of)
 
 
 def extension_of(config: RunConfig) -> Extension:
-    """How the family of a run goes on from a given video.
-
-    Raises:
-        UsageError: It does not.
-    """
+    """How the family of a run goes on from a given video; `UsageError` if it does not."""
     rules = family_of(config).extension(config)
     if rules is None:
         able = [name for name, family in families().items() if family.can_extend]

@@ -5,8 +5,6 @@ known both ways; the smooth part of the difference is added to the new frames, l
 are left out: they would stay where the picture no longer is.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

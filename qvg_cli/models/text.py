@@ -5,8 +5,6 @@ largest part of a model: a prompt that was encoded once needs it no more, since 
 of the prompt, the encoder's files and the dtype, and so is the name of the file that keeps them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import html
 import json
@@ -37,14 +35,6 @@ class PromptWarning(UserWarning):
     """Something about a prompt; its text is shown to the user."""
 
 
-class PromptCutWarning(PromptWarning):
-    """A prompt is longer than the model reads."""
-
-
-class PromptNotKeptWarning(PromptWarning):
-    """Prompt embeddings could not be written; the encoder will be loaded again next time."""
-
-
 def clean_prompt(prompt: str) -> str:
     """Repair the text's encoding, undo HTML escapes and collapse white space, as the model's training did."""
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
@@ -67,28 +57,20 @@ class PromptEmbeds:
         """`[1, num_rows, C]`, zero after the prompt.
 
         Warns:
-            PromptCutWarning: The prompt has more tokens; the last ones are left out.
+            PromptWarning: The prompt has more tokens; the last ones are left out.
         """
         if self.num_tokens > num_rows:
             warnings.warn(
                 f"the prompt has {self.num_tokens} tokens, but the model reads only {num_rows}: "
                 "the rest is ignored",
-                PromptCutWarning,
+                PromptWarning,
                 stacklevel=3,
             )
         return functional.pad(self.rows, (0, 0, 0, num_rows - len(self.rows)))[None]
 
 
 class TextEncoder:
-    """Tokenizer and encoder of one weights folder.
-
-    Args:
-        weights: Folder with `tokenizer` and `text_encoder`.
-        num_tokens: Most rows of the embeddings.
-
-    Raises:
-        MissingModelError: A part is missing or broken.
-    """
+    """Tokenizer and encoder of one weights folder; `MissingModelError` if a part is missing or broken."""
 
     def __init__(self, weights: Path, num_tokens: int, device: torch.device, dtype: torch.dtype) -> None:
         # Takes seconds, which a prompt that was encoded before does not need.
@@ -115,11 +97,7 @@ class TextEncoder:
         text = clean_prompt(prompt)
         num_tokens = len(self._tokenizer(text).input_ids)
         tokens = self._tokenizer(
-            text,
-            padding="max_length",
-            max_length=self._num_tokens,
-            truncation=True,
-            return_tensors="pt",
+            text, padding="max_length", max_length=self._num_tokens, truncation=True, return_tensors="pt"
         ).to(self._model.device)
         states = self._model(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
         return PromptEmbeds(states[tokens.attention_mask[0].bool()].cpu(), num_tokens)
@@ -127,11 +105,7 @@ class TextEncoder:
 
 class PromptEncoder:
     """Embeddings of prompts: known ones from memory or disk, others from an encoder that is loaded for them
-    and dropped again.
-
-    Args:
-        weights: Folder with `tokenizer` and `text_encoder`.
-        num_tokens: Rows of the embeddings; longer prompts are cut.
+    and dropped again. Longer prompts than `num_tokens` are cut.
     """
 
     def __init__(self, weights: Path, num_tokens: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -145,12 +119,8 @@ class PromptEncoder:
     def encode(self, prompt: str) -> Tensor:
         """Embeddings `[1, num_tokens, C]` of a prompt, on the device.
 
-        Raises:
-            MissingModelError: As `prepare`.
-
         Warns:
-            PromptCutWarning: The prompt has more tokens; the last ones are left out.
-            PromptNotKeptWarning: As `prepare`.
+            PromptWarning: The prompt has more tokens, the last of which are left out; and as `prepare`.
         """
         self.prepare([prompt])
         return self._known[clean_prompt(prompt)].padded(self._num_tokens).to(self._device)
@@ -158,11 +128,8 @@ class PromptEncoder:
     def prepare(self, prompts: Sequence[str]) -> None:
         """Make the embeddings of prompts known; the encoder is loaded once for those that are not.
 
-        Raises:
-            MissingModelError: The encoder is needed, and a part of it is missing or broken.
-
         Warns:
-            PromptNotKeptWarning: The embeddings could not be written to the disk.
+            PromptWarning: The embeddings could not be written to the disk.
         """
         texts = [clean_prompt(prompt) for prompt in prompts]
         for text in texts:
@@ -210,7 +177,7 @@ class PromptEncoder:
             warnings.warn(
                 f"cannot save prompt embeddings in {path.parent}: {error.strerror or error}; "
                 "the encoder is loaded again next time",
-                PromptNotKeptWarning,
+                PromptWarning,
                 stacklevel=3,
             )
 

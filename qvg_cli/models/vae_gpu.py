@@ -8,8 +8,6 @@ Values are those of the stock layers up to bf16 rounding; parameters are the sam
 Layers change their class in place: `AutoencoderKLWan` builds them itself and takes no others.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Sums a `CachePlan` as `kv_cache.KVCache` carries it out, with sizes in place of 
 same blocks, each in the sizes of its own codecs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -38,13 +36,10 @@ class CacheShape:
     """The keys and values of a model.
 
     Attributes:
-        num_layers: Self-attention layers.
         heads: Heads of one layer, times the batch.
-        head_dim: Channels of one head.
         element_bytes: Size of a value as the model makes it.
         sink_frames: First latent frames that a window never drops.
         num_parts: Processes of which each has as many heads of every layer.
-        part: Number of this one.
     """
 
     num_layers: int
@@ -57,11 +52,7 @@ class CacheShape:
 
 
 def check_matrices(config: CacheConfig, shape: CacheShape) -> Path | None:
-    """The file whose matrices shape errors, if any does; only its header is read.
-
-    Raises:
-        UsageError: It is not there, or not of a model of this shape.
-    """
+    """The file whose matrices shape errors, if any does, by its header; `UsageError` if it does not fit."""
     layers = config.of_layers(shape.num_layers)
     wanted = [
         f"layer{number}.{side}"
@@ -94,9 +85,8 @@ def check_matrices(config: CacheConfig, shape: CacheShape) -> Path | None:
 def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[MemorySample]:
     """What `memory.json` of a run will say of the cache, a sample a chunk; the device's peak is `None`.
 
-    Raises:
-        ValueError: The codecs do not take the head size.
-        UsageError: Codecs are given for a layer that the model has not, or matrices do not fit it.
+    `ValueError` if the codecs do not take the head size, `UsageError` if a layer is named that is not there,
+    or matrices do not fit.
     """
     check_matrices(config, shape)
     layers = _block_bytes(config, plan, shape)
@@ -144,9 +134,6 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
 
     Only a history that is packed is saved, and only by one process alone, each block once; a file goes when
     nothing of it was held after the last two chunks. The matrices that shape its errors stay.
-
-    Raises:
-        ValueError: The codecs do not take the head size.
     """
     is_kept = all(
         layer.k.packs and layer.v.packs and not layer.k.weighs_queries

@@ -6,12 +6,11 @@ will hold are known in advance. Invariants: a chunk boundary never lies inside a
 share a packed block with no others (a rolling window would keep it alive for ever), a block is packed once.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Self
 
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -39,7 +38,7 @@ class PackPolicy:
     sink_frames: int = 0
 
     @classmethod
-    def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> PackPolicy:
+    def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> Self:
         """The policy of `config` for frames of so many tokens."""
         return cls(
             keep_recent_chunks=config.keep_recent_chunks,
@@ -76,12 +75,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Commit:
-    """What one pass through the model leaves in every layer, in this order.
-
-    Attributes:
-        stores: Blocks of frames that pass through the model.
-        packings: Waiting blocks, those just stored among them, that are packed then.
-    """
+    """What one pass leaves in every layer: blocks that it stores, then waiting ones that it packs."""
 
     stores: tuple[Block, ...]
     packings: tuple[Packing, ...] = ()
@@ -94,14 +88,12 @@ class Commit:
 
 @dataclass(frozen=True)
 class CacheStep:
-    """What one chunk does to the cache.
+    """What one chunk does to the cache: what leaves before it, and what its two passes leave, if anything.
 
     Attributes:
         evicts: Frames that are not held any more when the chunk begins.
         drops: Blocks that go with them: none of their frames is left.
         empties: Whether no block is left then.
-        prefill: What the prefill leaves, if anything.
-        commit: What the cache-update pass after denoising leaves, if anything.
     """
 
     evicts: Frames
@@ -129,7 +121,6 @@ class CachePlan:
         self._is_first = True
 
     def advance(self, chunk: ChunkPlan) -> CacheStep:
-        """Plan the next chunk."""
         evicts = tuple(frame for frame in chunk.evicts if self.block_of.pop(frame, None) is not None)
         alive = set(self.block_of.values())
         drops = tuple(block for block in self.blocks if block not in alive)
@@ -235,7 +226,6 @@ class Versions:
 
     @property
     def held(self) -> frozenset[int]:
-        """Their numbers."""
         return frozenset(self._bytes)
 
     def _settle(self) -> None:

@@ -1,7 +1,5 @@
 """The memory of a graphics card: by its name, by a size, or of the one in this machine. No torch."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from dataclasses import dataclass
@@ -37,11 +35,7 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Card:
-    """A card.
-
-    Attributes:
-        free_bytes: Of its memory, what other programs leave; `None` if that is not known.
-    """
+    """A card; of its memory, other programs may leave less free than there is."""
 
     name: str
     memory_bytes: int
@@ -55,11 +49,7 @@ class Card:
 
 
 def parse_card(text: str) -> Card:
-    """The GPU that `--gpu` names, such as "RTX 4090" or "24GiB".
-
-    Raises:
-        UsageError: It is neither a known name nor a size.
-    """
+    """The GPU that `--gpu` names, such as "RTX 4090" or "24GiB"; `UsageError` if it is neither."""
     if match := _SIZE.fullmatch(text.strip()):
         unit = GIB if match[2].lower().startswith("g") else MIB
         memory_bytes = int(float(match[1]) * unit)

@@ -4,8 +4,6 @@ A plan is made before a byte of weights is read. The same object drives the run,
 accounting and the tests, so everything that can be wrong with a request is found here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,13 +61,10 @@ class ChunkPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """The shape of a video's frames.
+    """The shape of a video's frames: latents `(C, h, w)`, and decoded frames in pixels.
 
     Attributes:
         tokens_per_frame: Attention tokens of one latent frame.
-        latent_shape: `(C, h, w)` of one latent frame.
-        height: Height of the decoded frames, in pixels.
-        width: Width of the decoded frames, in pixels.
         pixel_frames_per_latent: Pixel frames of every latent frame but the first, which gives one.
     """
 
@@ -87,12 +82,7 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPlan(Geometry):
-    """A whole video.
-
-    Attributes:
-        chunks: In the order in which they run.
-        notes: What of the request does not come true as it was written, to be shown to the user.
-    """
+    """A whole video: its chunks in order, and notes of what does not come true as it was asked for."""
 
     chunks: tuple[ChunkPlan, ...]
     notes: tuple[str, ...] = ()
@@ -104,7 +94,6 @@ class VideoPlan(Geometry):
 
     @property
     def num_pixel_frames(self) -> int:
-        """Frames of the decoded video."""
         return pixel_frames(self.num_frames, self.pixel_frames_per_latent)
 
 
@@ -119,11 +108,9 @@ def length_text(num_frames: int) -> str:
 
 
 def prompt_begins(plan: VideoPlan, frames: Sequence[int]) -> list[int]:
-    """Indices of the chunks that begin with the pixel `frames` at which prompts change.
+    """Indices of the chunks that begin with the pixel `frames` at which prompts change, in their order.
 
-    Raises:
-        UsageError: Such a frame is inside a chunk, or not after the one before; the message names the nearest
-            that fit.
+    A `UsageError` names the nearest frames that fit.
     """
     begins: dict[int, int] = {}
     end = 0

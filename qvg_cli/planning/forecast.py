@@ -4,8 +4,6 @@ The cache is exact. The rest of the device's memory is an estimate: weights from
 passes from shapes, traced once (`planning/sizes.py`). docs/plan.md says how it compares with a GPU. No torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,7 +35,6 @@ class Moment:
     Attributes:
         num_frames: Pixel frames of the video after the chunk.
         is_decoding: Whether pixels are made then, or else the transformer works.
-        bytes_by_kind: See `KINDS`.
     """
 
     chunk: int
@@ -47,7 +44,6 @@ class Moment:
 
     @property
     def total_bytes(self) -> int:
-        """All kinds together."""
         return sum(self.bytes_by_kind.values())
 
 
@@ -108,11 +104,7 @@ def is_for_gpu(config: RunConfig, *, has_card: bool) -> bool:
 
 
 def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: bool) -> Forecast:
-    """What a run of `config` needs, whose plan is `plan` and whose model has these `sizes`.
-
-    Raises:
-        UsageError: The cache's codecs do not take the model's head size.
-    """
+    """What a run of `config` needs, by its plan and sizes; `UsageError` if codecs refuse the head size."""
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
     shape = CacheShape(
         sizes.num_layers, sizes.heads, sizes.head_dim, size, sizes.sink_frames, sizes.num_parts

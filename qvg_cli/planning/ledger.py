@@ -4,8 +4,6 @@ Payload bytes are sums of tensor sizes and are ours; the device peak is the allo
 torch, so that a planned video can be accounted for as a real one is.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,15 +24,12 @@ class ProcessMemory:
 
 @dataclass(frozen=True)
 class MemorySample:
-    """The cache around one chunk, that of all processes.
+    """The cache around one chunk, that of all processes, at the chunk's fullest moment and after it.
 
     Attributes:
-        chunk: Index of the chunk in the plan.
         num_frames: Latent frames of the video so far.
-        peak_bytes: Payload by kind at the fullest moment of the chunk.
-        end_bytes: Payload by kind after the chunk.
-        bf16_peak_bytes: What a BF16 cache would hold for the same frames at its fullest moment.
-        bf16_end_bytes: What a BF16 cache would hold for the same frames after the chunk.
+        peak_bytes: Payload by kind.
+        bf16_peak_bytes: What a BF16 cache would hold for the same frames.
         device_peak_bytes: The allocator's peak during the chunk, on the fullest device; `None` on a CPU.
         processes: What each of them held, if there are several.
         logit_rms: Root mean squared error of the logits in nats that packing is predicted to bring, by layer;
@@ -114,13 +109,11 @@ class Ledger:
         self.peak: PayloadBytes = {}
 
     def add(self, payload: PayloadBytes) -> None:
-        """Enter what was stored."""
         self.held = add(self.held, payload)
         if total(self.held) > total(self.peak):
             self.peak = dict(self.held)
 
     def remove(self, payload: PayloadBytes) -> None:
-        """Take out what was dropped."""
         left = {kind: count - payload.get(kind, 0) for kind, count in self.held.items()}
         self.held = {kind: count for kind, count in left.items() if count}
 
@@ -130,9 +123,5 @@ class Ledger:
 
 
 def bf16_frame_bytes(tokens_per_frame: int, layer_width: int, num_layers: int) -> int:
-    """Keys and values of one latent frame in a BF16 cache, in all layers.
-
-    Args:
-        layer_width: Channels of one layer's keys, heads times head size, times the batch.
-    """
+    """Keys and values of one latent frame in all layers of a BF16 cache, each with `layer_width` channels."""
     return 2 * 2 * tokens_per_frame * layer_width * num_layers

@@ -1,7 +1,5 @@
 """Prompts from the command line and from files, and what the built-in model knows of them. No torch."""
 
-from __future__ import annotations
-
 import codecs
 import json
 import math
@@ -9,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,7 @@ _MAX_WRITTEN = 500_000
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make.
-
-    Attributes:
-        seed: Its own seed; `None` takes the run's.
-        name: Of its run folder; `None` makes one from the prompt.
-    """
+    """One video to make, with its own seed and folder name, if it has such."""
 
     prompt: str
     seed: int | None = None
@@ -40,11 +34,7 @@ class Job:
 
 
 def check_prompt(prompt: str, place: str = "the prompt") -> str:
-    """`prompt` without white space around it.
-
-    Raises:
-        UsageError: Nothing is left, or it holds a control character or a lone surrogate, which is named.
-    """
+    """`prompt` without white space around it; `UsageError` if empty, too long or with control characters."""
     text = prompt.strip()
     if not text:
         raise UsageError(
@@ -62,11 +52,7 @@ def check_prompt(prompt: str, place: str = "the prompt") -> str:
 
 
 def prompt_of_argument(argument: str) -> str:
-    """The prompt that an argument means: itself, or where it is -, all of stdin.
-
-    Raises:
-        UsageError: stdin is closed, or no UTF-8 text.
-    """
+    """The prompt that an argument means: itself, or where it is -, all of stdin, which is UTF-8 text."""
     if argument != "-":
         return argument
     if sys.stdin is None:
@@ -82,13 +68,8 @@ def prompt_of_argument(argument: str) -> str:
 def read_jobs(path: Path, bad: list[UsageError] | None = None) -> list[Job]:
     """The jobs of a .txt file, a prompt a line, or of a .jsonl file, an object with `prompt` a line.
 
-    Empty lines, and those that begin with #, are left out.
-
-    Args:
-        bad: Takes what is wrong with lines that are no jobs, as long as another line is one.
-
-    Raises:
-        UsageError: The file cannot be read, or a line is no job; its number is named.
+    Empty lines, and those that begin with #, are left out. Without `bad`, which takes what is wrong with
+    lines as long as another one is a job, a `UsageError` names the first of them.
     """
     suffix = path.suffix.lower()
     if suffix not in (".txt", ".jsonl"):
@@ -162,12 +143,7 @@ def _parse_job(text: str, place: str) -> Job:
 
 @dataclass(frozen=True)
 class ScheduledPrompt:
-    """A line of a schedule: a prompt, and where it begins.
-
-    Attributes:
-        unit: What `begin` counts: "frame" and "seconds" from 0, "chunk" from 1.
-        place: The line, for messages.
-    """
+    """A line of a schedule: a prompt, and where it begins; chunks count from 1, other units from 0."""
 
     prompt: str
     unit: str
@@ -181,11 +157,7 @@ class ScheduledPrompt:
 
 
 def read_schedule(path: Path) -> list[ScheduledPrompt]:
-    """The prompts of a .jsonl file, an object with `prompt` and one of `frame`, `seconds`, `chunk` a line.
-
-    Raises:
-        UsageError: The file cannot be read, or a line says no prompt or no place; its number is named.
-    """
+    """The prompts of a .jsonl file, an object with `prompt` and one of `frame`, `seconds`, `chunk` a line."""
     if path.suffix.lower() != ".jsonl":
         raise UsageError(
             f"{path}: a schedule is read from .jsonl", hint="rename the file to match its content"
@@ -226,7 +198,12 @@ def pocket_examples(family: str) -> str:
 
 
 def _grammar(family: str) -> dict[str, Any]:
-    grammar: dict[str, Any] = yaml.safe_load(pocket_grammar(family).read_text(encoding="utf-8"))
+    return _read_grammar(pocket_grammar(family))
+
+
+@cache
+def _read_grammar(path: Path) -> dict[str, Any]:
+    grammar: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return grammar
 
 

@@ -4,14 +4,12 @@ Bytes are exact where they are sums over tensors. What a pass needs beside them 
 over the shapes of every intermediate tensor, and is given a token, a pixel.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from qvg_cli.errors import MissingModelError
 
@@ -85,7 +83,7 @@ class ModelSizes:
     num_processes: int = 1
     num_parts: int = 1
 
-    def share(self, num_rows: int, num_parts: int, *, is_first: bool) -> ModelSizes:
+    def share(self, num_rows: int, num_parts: int, *, is_first: bool) -> Self:
         """What one of several processes has of it: the first alone reads prompts and makes pixels.
 
         Args:
@@ -139,11 +137,7 @@ def with_decoder(vae: VaeSizes, decoder: str, latent_channels: int) -> VaeSizes:
 
 
 def read_layout(folder: Path) -> Mapping[str, Any]:
-    """The `config.json` of one part of a weights folder.
-
-    Raises:
-        MissingModelError: There is none, or it is broken.
-    """
+    """The `config.json` of one part of a weights folder; `MissingModelError` if it is missing or broken."""
     path = folder / "config.json"
     try:
         layout = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -155,11 +149,7 @@ def read_layout(folder: Path) -> Mapping[str, Any]:
 
 
 def count_values(folder: Path) -> int:
-    """Values of all tensors in the safetensors files of a folder, from their headers alone.
-
-    Raises:
-        MissingModelError: There is no such file, or one is broken.
-    """
+    """Values of all tensors of a folder, from their files' headers; `MissingModelError` if one is broken."""
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise MissingModelError(f"{folder} has no safetensors file")

@@ -6,8 +6,6 @@ former and exchange tokens for heads twice a layer. The rates were fitted to run
 start of the program, prompts, what is compiled at first and what is offloaded are left out.
 """
 
-from __future__ import annotations
-
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.sizes import ModelSizes
@@ -34,12 +32,7 @@ _LINK_BYTES = 200e9
 
 
 def transformer_seconds(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, card: str = CARD) -> float:
-    """Of the whole video; the VAE left out.
-
-    Args:
-        sizes: What one of the processes has of the model.
-        card: One of `RATES`.
-    """
+    """Of the whole video on one of `RATES`; the VAE left out, and of the model what one process has."""
     is_packed = not isinstance(config.cache.k, NoneSpec | Bf16Spec)
     attention_rate = (_ATTENTION_RATE if is_packed else _BF16_ATTENTION_RATE) / _slower(card)
     # About half of this time is of matrices, and half of tensors that are read and written.

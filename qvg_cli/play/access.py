@@ -4,8 +4,6 @@ A page of another site can make a browser speak to 127.0.0.1, under a name that 
 request has that name in its Host or its Origin, and is refused.
 """
 
-from __future__ import annotations
-
 import hmac
 from ipaddress import ip_address
 from urllib.parse import parse_qs, urlsplit
@@ -24,11 +22,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """Lets through what may come in.
-
-    Args:
-        token: That every request has to know; `None` where only this machine can connect.
-    """
+    """Lets through what may come in: what knows the token, or what this machine's own page asks."""
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app = app

@@ -1,7 +1,5 @@
 """What a browser may say to the player, checked field by field: anything else is refused with one message."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -40,11 +38,7 @@ class Prompt(_Message):
 
 
 class World(_Message):
-    """Begin anew.
-
-    Attributes:
-        picture: Name that an upload was given; `None` takes the one of the settings.
-    """
+    """Begin anew, in an uploaded picture or that of the settings."""
 
     type: Literal["world"]
     prompt: str | None = Field(None, min_length=1, max_length=MAX_PROMPT)
@@ -83,11 +77,7 @@ _MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimin
 
 
 def read_message(text: str | bytes) -> Message:
-    """The message in a text.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """The message in a text; `UsageError` if it is none."""
     try:
         return _MESSAGES.validate_json(text)
     except ValidationError as error:

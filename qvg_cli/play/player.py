@@ -4,8 +4,6 @@ Invariant: a chunk is made only while a move waits or a key is down, and nobody'
 whatever ends it, is saved first.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import deque
@@ -23,7 +21,7 @@ from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import check_prompt, unknown_words
-from qvg_cli.play.walk import WalkFolder, find_saved, option_value, with_option
+from qvg_cli.play.walk import WalkFolder, option_value, with_option
 from qvg_cli.video.io import Frames, count_frames_and_seconds, read_frames
 from qvg_cli.video.picture import fill_frame, open_image
 
@@ -41,14 +39,11 @@ class _Closed(Exception):
 
 
 class Player:
-    """One walk at a time.
+    """One walk at a time, saved under the name `record` or the prompt's words.
 
     Args:
-        out: Folder of the runs of the engine's backend.
-        record: Name of the walk's run; `None` takes the prompt's words.
         tell: Takes what a browser has to know, from any thread.
         show: Takes pixels `[n, height, width, 3]` uint8, in their order.
-        note: Takes a line for the terminal.
     """
 
     def __init__(
@@ -88,7 +83,6 @@ class Player:
 
     @property
     def has_camera(self) -> bool:
-        """Whether keys move a camera."""
         return option_value(self._engine.config, "--pose") is not None
 
     def start(self, first: Callable[[], None]) -> None:
@@ -120,7 +114,6 @@ class Player:
             self._wake.notify()
 
     def set_prompt(self, text: str) -> None:
-        """Change the prompt at the next chunk."""
         if self.has_camera:
             raise UsageError(
                 "this model uses one prompt for the whole walk", hint="start a new world with it"
@@ -136,20 +129,12 @@ class Player:
         """Go on with a saved run; the walk before is saved."""
         self._do(lambda: self._take_up(run))
 
-    def take_up_by_name(self, name: str) -> None:
-        """Go on with a run of the results folder."""
-        self.take_up(find_saved(self._out, name))
-
     def save(self) -> None:
         """Write the files of the walk so far, which goes on."""
         self._do(self._save)
 
     def close(self) -> None:
-        """End at the next model call, and save what was walked.
-
-        Raises:
-            QvgError: It cannot be saved.
-        """
+        """End at the next model call, and save what was walked; `QvgError` if it cannot be saved."""
         with self._wake:
             self._is_closing = True
             self._wake.notify()

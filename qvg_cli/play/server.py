@@ -1,7 +1,5 @@
 """The page, its socket, uploads and downloads; everything that is made is the player's."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import errno
@@ -43,8 +41,7 @@ from qvg_cli.play.messages import (
     read_message,
 )
 from qvg_cli.play.player import Player
-from qvg_cli.play.seats import HELD_SECONDS, Seats
-from qvg_cli.play.viewers import Audience, Viewer
+from qvg_cli.play.viewers import HELD_SECONDS, Audience, Seats, Viewer
 from qvg_cli.play.walk import downloads, find_saved, saved_runs
 from qvg_cli.video.picture import open_image
 
@@ -60,13 +57,7 @@ _ELSEWHERE = 4001
 
 
 class PlayServer:
-    """One player, those who watch, and the walk.
-
-    Args:
-        out: Folder of the runs of the engine's backend.
-        record: Name of the walk's run; `None` takes the prompt's words.
-        note: Takes a line for the terminal.
-    """
+    """One player, those who watch, and the walk; the arguments are the player's."""
 
     def __init__(self, engine: Engine, out: Path, *, record: str | None, note: Callable[[str], None]) -> None:
         self.seats = Seats()
@@ -79,12 +70,7 @@ class PlayServer:
         self._open: dict[str, tuple[Viewer, WebSocket]] = {}
 
     def app(self, first: Callable[[], None], token: str | None = None) -> Starlette:
-        """What a web server runs.
-
-        Args:
-            first: What the player begins with.
-            token: See `Access`.
-        """
+        """What a web server runs; the player begins with `first`."""
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -102,11 +88,7 @@ class PlayServer:
         return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Access, token=token)])
 
     def close(self) -> None:
-        """End, with the walk saved.
-
-        Raises:
-            QvgError: It cannot be saved.
-        """
+        """End, with the walk saved; `QvgError` if it cannot be saved."""
         try:
             self.player.close()
         finally:
@@ -216,7 +198,7 @@ class PlayServer:
             case World():
                 player.begin(message.prompt, self._find_picture(message.picture), message.seed)
             case TakeUp():
-                player.take_up_by_name(message.name)
+                player.take_up(find_saved(self._out, message.name))
             case Save():
                 player.save()
 
@@ -250,11 +232,7 @@ class PlayServer:
 
 
 def keep_picture(content: bytes, folder: Path) -> Path:
-    """An uploaded picture as a file in `folder`, once it has been read whole.
-
-    Raises:
-        UsageError: It is no picture, or too large.
-    """
+    """An uploaded picture as a file in `folder`, read whole; `UsageError` if it is none, or too large."""
     path = folder / hashlib.sha256(content).hexdigest()[:32]
     path.write_bytes(content)
     try:
@@ -267,11 +245,7 @@ def keep_picture(content: bytes, folder: Path) -> Path:
 
 
 def _check_picture(path: Path) -> str:
-    """The suffix that a picture's file should have.
-
-    Raises:
-        UsageError: It cannot be read, or is too large.
-    """
+    """The suffix that a picture's file should have; `UsageError` if it cannot be read, or is too large."""
     try:
         with Image.open(path) as image:
             (width, height), suffix = image.size, _SUFFIXES.get(image.format or "")
@@ -317,11 +291,7 @@ def _page() -> tuple[str, str]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits at an address; port 0 takes a free one.
-
-    Raises:
-        UsageError: It cannot be had.
-    """
+    """A socket that waits at an address; port 0 takes a free one; `UsageError` if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -1,14 +1,14 @@
-"""The browsers that look on: frames as JPEG, no faster than each of them shows them.
+"""The browsers that look on: who of them plays, and frames as JPEG, no faster than each shows them.
 
 Invariant: a browser is sent at most `IN_FLIGHT` frames that it has not shown. One that only watches and falls
 behind misses frames; for the one that plays, the next chunk waits.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
+import secrets
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,17 +21,54 @@ from qvg_cli.video.io import Frames
 
 IN_FLIGHT = 48
 """Three seconds at 16 frames a second."""
+HELD_SECONDS = 60.0
+"""How long the seat of a player who is gone stays theirs."""
 _MOST_WAITING = 128
 _QUALITY = 90
 _NUMBER = struct.Struct(">I")
 
 
-class Viewer:
-    """One browser.
+class Seats:
+    """The one seat, by the tickets of the browsers."""
 
-    Attributes:
-        ticket: By which it is known when it comes back.
-    """
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._player: str | None = None
+        self._left_at: float | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether anyone may sit down."""
+        if self._player is None:
+            return True
+        return self._left_at is not None and self._clock() - self._left_at >= HELD_SECONDS
+
+    def enter(self, ticket: str | None) -> str:
+        """A browser comes, perhaps with the ticket that it was given before; its ticket now.
+
+        The first to come plays, and so does the player who comes back in time.
+        """
+        if ticket is None or not ticket:
+            ticket = secrets.token_urlsafe(16)
+        self.sit(ticket)
+        return ticket
+
+    def sit(self, ticket: str) -> bool:
+        """Take the seat if it is free or one's own; whether it is theirs now."""
+        if self.is_free or ticket == self._player:
+            self._player, self._left_at = ticket, None
+        return self.is_player(ticket)
+
+    def leave(self, ticket: str) -> None:
+        if ticket == self._player and self._left_at is None:
+            self._left_at = self._clock()
+
+    def is_player(self, ticket: str) -> bool:
+        return ticket == self._player
+
+
+class Viewer:
+    """One browser, known by its ticket when it comes back."""
 
     def __init__(self, ticket: str) -> None:
         self.ticket = ticket
@@ -58,7 +95,6 @@ class Viewer:
         self._frames.clear()
 
     def has_shown(self, number: int) -> None:
-        """The browser has come to a frame."""
         self._shown = max(self._shown, min(number, self._sent))
         self._is_ready.set()
 
@@ -82,9 +118,7 @@ class Viewer:
 class Audience:
     """All browsers that are connected.
 
-    Args:
-        set_room: Takes whether the player's browser has room for another chunk.
-        player: The ticket of the one who plays.
+    `set_room` takes whether the player's has room for another chunk; `is_player` knows that one's ticket.
     """
 
     def __init__(self, set_room: Callable[[bool], None], is_player: Callable[[str], bool]) -> None:
@@ -98,11 +132,9 @@ class Audience:
         self._chunk_frames = 1
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Work in an event loop."""
         self._loop = loop
 
     def end(self) -> None:
-        """Take nothing more."""
         self._loop = None
         self._encoder.shutdown(cancel_futures=True)
 
@@ -116,7 +148,6 @@ class Audience:
             self._count_as_shown(self._made)
 
     def leave(self, viewer: Viewer) -> None:
-        """A browser is gone."""
         if viewer in self._viewers:
             self._viewers.remove(viewer)
 
@@ -131,12 +162,7 @@ class Audience:
                 # One thread, so in their order.
                 self._encoder.submit(self._encode, frame)
 
-    def expect(self, chunk_frames: int) -> None:
-        """Say how many frames a chunk has."""
-        self._chunk_frames = max(1, chunk_frames)
-
     def has_shown(self, viewer: Viewer, number: int) -> None:
-        """A browser has come to a frame."""
         viewer.has_shown(number)
         if self._is_player(viewer.ticket):
             self._count_as_shown(min(number, self._made))
@@ -161,7 +187,7 @@ class Audience:
             for viewer in self._viewers:
                 viewer.forget_frames()
         if message["type"] == "state":
-            self.expect(message.get("chunk_frames", 1))
+            self._chunk_frames = max(1, message.get("chunk_frames", 1))
         for viewer in self._viewers:
             viewer.tell(message)
 

@@ -4,8 +4,6 @@ Invariant: a chunk that `add` was given survives whatever ends the program, and 
 latents and the settings of the same frames.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
+from qvg_cli.engine.opening import read_latents
 from qvg_cli.engine.session import Chunk
-from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir, remove_folder, sync, write_whole
+from qvg_cli.errors import UsageError
+from qvg_cli.files import RunDir, remove_folder, sync, write_text, write_whole
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.planning.ledger import MemorySample
 from qvg_cli.report.html import run_page
-from qvg_cli.report.memory import MemoryReport
+from qvg_cli.report.memory import MemoryReport, about_run
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.video.io import count_frames
@@ -42,13 +40,7 @@ POSE, PICTURE = "pose.txt", "picture"
 
 
 class WalkFolder:
-    """A run's folder while it is played, and after.
-
-    Args:
-        run: A folder that holds nothing else, or what another process has left of a walk.
-        device: Where it is made.
-        given: The run that it goes on from.
-    """
+    """A run's folder while it is played, and after, with what another process has left of the walk."""
 
     def __init__(self, run: RunDir, device: torch.device, given: RunDir | None = None) -> None:
         self.run = run
@@ -69,14 +61,7 @@ class WalkFolder:
         return kept
 
     def add(self, chunk: Chunk, config: RunConfig) -> None:
-        """Write a chunk while the next one is made.
-
-        Args:
-            config: Of the video with this chunk.
-
-        Raises:
-            QvgError: One before it could not be written.
-        """
+        """Write a chunk of a video of these settings while the next one is made."""
         for future in [future for future in self._pending if future.done()]:
             self._pending.remove(future)
             future.result()
@@ -84,11 +69,7 @@ class WalkFolder:
         self._pending.append(self._pool.submit(self._write_chunk, number, chunk, config))
 
     def save(self) -> None:
-        """Write video, latents, settings and report of all that was added.
-
-        Raises:
-            QvgError: A file cannot be written.
-        """
+        """Write video, latents, settings and report of all that was added; `QvgError` if a file cannot be."""
         pending, self._pending = self._pending, []
         for future in pending:
             future.result()
@@ -100,11 +81,11 @@ class WalkFolder:
         write_whole(self.run.latents, lambda part: part.write_bytes(content))
         details = family_of(config).run_details(config)
         values = {**_settings(config, self._device), **({"details": details.about} if details.about else {})}
-        self._write_text(self.run.config, format_yaml(values))
+        write_text(self.run.config, format_yaml(values))
         for name, write_file in details.files.items():
             write_whole(self.run.path / name, write_file)
         if (pose := option_value(config, "--pose")) is not None:
-            self._write_text(self.run.path / POSE, f"{pose}\n")
+            write_text(self.run.path / POSE, f"{pose}\n")
         self._write_report(config, num_frames)
 
     def finish(self) -> None:
@@ -121,15 +102,8 @@ class WalkFolder:
         for video in sorted(self._parts.glob("*.mp4"), key=lambda part: (part.stem != _GIVEN, part.stem)):
             if sum(part.shape[2] for part in latents) < num_latents:
                 videos.append(video)
-                latents.append(self._latents(video))
+                latents.append(read_latents(video.with_suffix(".safetensors")))
         return videos, torch.cat(latents, dim=2)
-
-    def _latents(self, video: Path) -> torch.Tensor:
-        path = video.with_suffix(".safetensors")
-        try:
-            return load_file(path)["latents"]
-        except (OSError, KeyError, SafetensorError) as error:
-            raise QvgError(f"cannot read {path}: {error}") from error
 
     def _write_chunk(self, number: int, chunk: Chunk, config: RunConfig) -> None:
         stem = self._parts / f"{number:05}"
@@ -140,11 +114,11 @@ class WalkFolder:
             "memory": asdict(chunk.memory),
         }
         write_whole(stem.with_suffix(".safetensors"), lambda part: part.write_bytes(latents))
-        self._write_text(stem.with_suffix(".json"), json.dumps(about))
+        write_text(stem.with_suffix(".json"), json.dumps(about))
         # The video last: a chunk is known by it.
         encode = partial(encode_part, frames=chunk.frames, fps=config.video.fps)
         write_whole(stem.with_suffix(".mp4"), encode)
-        self._write_text(self.run.config, format_yaml(_settings(config, self._device)))
+        write_text(self.run.config, format_yaml(_settings(config, self._device)))
         sync(self._parts)
 
     def _write_report(self, config: RunConfig, num_frames: int) -> None:
@@ -156,13 +130,9 @@ class WalkFolder:
             plan_video(config), samples, config.video.fps, f"{cache_label(config.cache)} cache"
         )
         about = _about(config, self._device, num_frames, records)
-        self._write_text(self.run.memory, json.dumps(report.to_json(about), indent=1) + "\n")
+        write_text(self.run.memory, json.dumps(report.to_json(about), indent=1) + "\n")
         write_whole(self.run.plot, report.save_plot)
-        page = run_page(read_result(self.run.path))
-        self._write_text(self.run.page, page)
-
-    def _write_text(self, path: Path, text: str) -> None:
-        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(self.run.page, run_page(read_result(self.run.path)))
 
 
 def recover(folder: Path, device: torch.device) -> bool:
@@ -189,11 +159,7 @@ def saved_runs(folder: Path, most: int = 12) -> list[str]:
 
 
 def find_saved(folder: Path, name: str) -> RunDir:
-    """The run of a name in `folder`, and nothing outside of it.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """The run of a name in `folder`, and nothing outside of it; `UsageError` if there is none."""
     if name in ("", ".", "..") or "/" in name or "\0" in name or not (folder / name).is_dir():
         raise UsageError(f"no saved run {name!r}", hint="choose one from the list")
     return RunDir(folder / name)
@@ -236,24 +202,13 @@ def _about(
 ) -> Mapping[str, Any]:
     """What the walk was, in front of the figures of its memory."""
     chunk_seconds = [record["seconds"] for record in records]
-    seconds, num_made = sum(chunk_seconds), sum(record["frames"] for record in records)
-    return {
-        "status": "complete",
-        "backend": config.backend,
-        "model": config.model.name,
-        "prompt": config.prompt,
-        "seed": config.seed,
-        "cache": cache_label(config.cache),
-        "device": str(device),
-        "height": config.video.height,
-        "width": config.video.width,
-        "fps": config.video.fps,
-        "latent_frames": config.video.frames,
-        "pixel_frames": num_frames,
-        "video_seconds": num_frames / config.video.fps,
-        "given_frames": num_frames - num_made,
-        "seconds": round(seconds, 3),
-        "frames_per_second": round(num_made / seconds, 3),
-        "resumed_after": None,
-        "chunk_seconds": chunk_seconds,
-    }
+    about = about_run(
+        config,
+        device,
+        status="complete",
+        num_latents=config.video.frames,
+        num_frames=num_frames,
+        num_given=num_frames - sum(record["frames"] for record in records),
+        seconds=sum(chunk_seconds),
+    )
+    return {**about, "resumed_after": None, "chunk_seconds": chunk_seconds}

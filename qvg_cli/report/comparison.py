@@ -3,8 +3,6 @@
 The figures are built once, here; the table, the plots and the page read nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
@@ -114,7 +112,6 @@ def window_label(window: Mapping[str, Any], fps: int) -> str:
 
 
 def frame_time(frame: int | None, fps: int) -> str:
-    """When a frame is shown."""
     return "never" if frame is None else f"{frame / fps:.2f} s"
 
 

@@ -1,7 +1,5 @@
 """What this machine has of what a video needs, each point tried out where that is quick."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil
@@ -44,12 +42,7 @@ _PACKAGES = ("torch", "triton", "diffusers", "transformers", "huggingface-hub", 
 
 @dataclass(frozen=True)
 class Finding:
-    """One point.
-
-    Attributes:
-        state: "problem" keeps videos from being made; "note" is worth knowing.
-        remedy: What to do about it.
-    """
+    """One point, and what to do about it; only a "problem" keeps videos from being made."""
 
     name: str
     state: Literal["ok", "note", "problem"]
@@ -58,11 +51,7 @@ class Finding:
 
 
 def examine(out: Path) -> list[Finding]:
-    """Look at everything that a video needs.
-
-    Args:
-        out: Where results would go.
-    """
+    """Look at everything that a video needs, and where results would go."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     python = f"{platform.python_version()} on {platform.platform()}, {sys.prefix}"
     points: list[tuple[str, Callable[[], Finding]]] = [

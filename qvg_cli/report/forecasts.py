@@ -1,7 +1,5 @@
 """A forecast on the terminal and as JSON. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
@@ -11,8 +9,8 @@ from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.resources import matrices_file, qvg_home
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.suggestions import find_suggestions, forecast_run, verdict
-from qvg_cli.hub.spec import read_downloads
+from qvg_cli.engine.suggestions import Trial, forecast_run, verdict
+from qvg_cli.hub.spec import read_download
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.cards import Card, find_card, parse_card
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
@@ -63,7 +61,6 @@ class Plan:
     """What a video needs before it is made; printed, it is the text of `qvg plan`.
 
     Attributes:
-        video: Its size, its length and its chunks.
         caches: One for each cache that was asked for.
         card: That it has to fit; `None` where there is none.
         num_videos: That are planned alike.
@@ -78,7 +75,6 @@ class Plan:
 
     @property
     def chunks(self) -> tuple[ChunkPlan, ...]:
-        """Chunks of the video."""
         return self.video.chunks
 
     @property
@@ -143,10 +139,6 @@ def make_plan(videos: Sequence[Planned], card: str | None, *, num_videos: int = 
         card: A name or a size; `None` takes the card of this machine, if it has one.
         num_videos: That are planned alike.
         num_gpus: Such cards that make the video together.
-
-    Raises:
-        UsageError: There is no such card, or so many cannot share the video.
-        MissingModelError: The model is in a folder of the user's, and that cannot be read.
     """
     found = parse_card(card) if card is not None else find_card()
     if videos[0].config.device == "cpu":
@@ -165,12 +157,7 @@ def _forecast_cache(video: Planned, card: Card | None, num_gpus: int) -> CacheFo
     said = None if card is None else verdict(found, card)
     suggestions = {}
     if card is not None and said != "fits":
-        suggestions = {
-            suggestion.options: suggestion.device_bytes
-            for suggestion in find_suggestions(
-                config, plan, card.usable_bytes, is_gpu=is_gpu, num_processes=num_gpus
-            )
-        }
+        suggestions = Trial(card.usable_bytes, is_gpu, num_gpus).find(config, plan)
     duration, name = None, CARD if card is None else card.name
     if is_gpu and name in RATES and num_gpus == 1:
         sizes = family_of(config).sizes(config, is_gpu=True)
@@ -267,7 +254,7 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
 def _download(config: RunConfig) -> dict[str, Any]:
     """What is known of the download without asking the hub."""
     weights = config.model.weights
-    known = read_downloads().get(weights)
+    known = read_download(weights)
     if known is None:
         return {"name": None, "is_there": True, "bytes": 0, "about_bytes": 0, "converted_bytes": 0}
     converts = [repository.convert for repository in known.config.repositories]

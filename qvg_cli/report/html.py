@@ -105,9 +105,10 @@ def gallery_line(root: Path, result: Result) -> dict[str, Any]:
     """What the gallery page in `root` shows of a result, with its video by a path relative to `root`."""
     relative = os.path.relpath(result.folder, root)
     has_page = (result.folder / "report.html").is_file()
+    video = result.figures["videos"][0]["side_by_side"] if result.is_comparison else "video.mp4"
     return {
         "title": title_of(result.figures),
-        "video": _video(root, _main_video(result), result.figures),
+        "video": _video(root, result.folder / video, result.figures),
         "rows": short_rows(result),
         "folder": relative,
         "page": quote(os.fsencode(f"{relative}/report.html")) if has_page else None,
@@ -115,19 +116,9 @@ def gallery_line(root: Path, result: Result) -> dict[str, Any]:
 
 
 def gallery_page(root: Path, lines: Sequence[Mapping[str, Any]], *, reload_seconds: int | None = None) -> str:
-    """The page of the `gallery_line`s of results.
-
-    Args:
-        reload_seconds: After which a browser loads it anew, while more results come.
-    """
+    """The page of the `gallery_line`s of results, loaded anew after some seconds while more come."""
     title = f"Videos in {root.resolve().name}"
     return _render("gallery.html", title=title, lines=lines, reload_seconds=reload_seconds)
-
-
-def _main_video(result: Result) -> Path:
-    if result.is_comparison:
-        return result.folder / str(result.figures["videos"][0]["side_by_side"])
-    return result.folder / "video.mp4"
 
 
 def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:

@@ -4,13 +4,13 @@ Payload bytes are sums of the sizes of the tensors held, by kind, and always sta
 would hold for the same frames at the same moment. The device peak is the allocator's, and is none on a CPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qvg_cli.config.cache_presets import cache_label
+from qvg_cli.config.schema import RunConfig
 from qvg_cli.planning.chunks import VideoPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample, root_mean_square, total
 from qvg_cli.plotting import new_figure
@@ -68,11 +68,7 @@ class MemoryReport:
         ]
 
     def to_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """The content of memory.json.
-
-        Args:
-            about: What the run was, in front of the figures.
-        """
+        """The content of memory.json, what the run was in front."""
         chunks = [
             {
                 "chunk": sample.chunk,
@@ -129,6 +125,39 @@ class MemoryReport:
 
     def _pixel_frames(self, sample: MemorySample) -> int:
         return self.frames_ahead + pixel_frames(sample.num_frames, self.plan.pixel_frames_per_latent)
+
+
+def about_run(
+    config: RunConfig,
+    device: object,
+    *,
+    status: str,
+    num_latents: int,
+    num_frames: int,
+    num_given: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """What a run was, in front of the figures of its memory; of its pixel frames some were given."""
+    return {
+        "status": status,
+        "backend": config.backend,
+        "model": config.model.name,
+        "prompt": config.prompt,
+        "seed": config.seed,
+        "cache": cache_label(config.cache),
+        "matrices": config.cache.matrices,
+        "device": str(device),
+        "height": config.video.height,
+        "width": config.video.width,
+        "fps": config.video.fps,
+        "decoder": config.video.decoder,
+        "latent_frames": num_latents,
+        "pixel_frames": num_frames,
+        "video_seconds": num_frames / config.video.fps,
+        "given_frames": num_given,
+        "seconds": round(seconds, 3),
+        "frames_per_second": round((num_frames - num_given) / seconds, 3),
+    }
 
 
 def _figures(payload: PayloadBytes, bf16_bytes: int) -> dict[str, Any]:

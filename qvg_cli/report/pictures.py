@@ -1,7 +1,5 @@
 """Small pictures for pages. No torch."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
 # Told apart with any colour vision (Okabe and Ito) and, by their dashes, without colour.
 _COLORS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DASHES = ("-", "--", "-.", ":")
+_Draw = Callable[["Axes", Mapping[str, Any]], None]
 
 
 def save_quality_plot(comparison: Mapping[str, Any], path: Path) -> None:
     """PSNR, SSIM and, if measured, LPIPS of every frame, means over the videos where there are several."""
-    drawn = [_draw_psnr, _draw_ssim]
-    _save(path, comparison, *drawn, *([_draw_lpips] if has_lpips(comparison["arms"]) else []))
+    drawn: list[_Draw] = [_draw_psnr, _draw_ssim]
+    if has_lpips(comparison["arms"]):
+        drawn.append(partial(_draw_frames, name="lpips", label="LPIPS per frame", bottom=0))
+    _save(path, comparison, *drawn)
 
 
 def save_cost_plot(comparison: Mapping[str, Any], path: Path) -> None:
@@ -32,12 +36,12 @@ def save_cost_plot(comparison: Mapping[str, Any], path: Path) -> None:
 
 def save_attention_plot(comparison: Mapping[str, Any], path: Path) -> None:
     """What packing does to attention in the chunks that were measured."""
-    _save(path, comparison, _draw_logits, _draw_shift)
+    logits = partial(_draw_losses, name="logit_rms", times=1, label="error of logits, rms [nats]")
+    shift = partial(_draw_losses, name="token_shift", times=100, label="token shift [%]")
+    _save(path, comparison, logits, shift)
 
 
-def _save(
-    path: Path, comparison: Mapping[str, Any], *draw: Callable[[Axes, Mapping[str, Any]], None]
-) -> None:
+def _save(path: Path, comparison: Mapping[str, Any], *draw: _Draw) -> None:
     with new_figure(8, 3 * len(draw), dpi=130) as figure:
         all_axes = figure.subplots(len(draw), 1, sharex=True)
         for axes, draw_one in zip(all_axes, draw, strict=True):
@@ -51,27 +55,20 @@ def _save(
 
 def _draw_psnr(axes: Axes, comparison: Mapping[str, Any]) -> None:
     # A gap where frames are equal: their PSNR is infinite.
-    _draw_frames(axes, comparison, "psnr_db")
+    _draw_frames(axes, comparison, "psnr_db", "PSNR per frame [dB]")
     axes.axhline(comparison["divergence_psnr_db"], color="#9a9a9a", linewidth=1)
-    axes.set_ylabel("PSNR per frame [dB]")
-    axes.set_title(
-        f"Compared with {comparison['arms'][0]['name']}; no line where equal", loc="left", fontsize=10
-    )
+    title = f"Compared with {comparison['arms'][0]['name']}; no line where equal"
+    axes.set_title(title, loc="left", fontsize=10)
 
 
 def _draw_ssim(axes: Axes, comparison: Mapping[str, Any]) -> None:
-    _draw_frames(axes, comparison, "ssim")
+    _draw_frames(axes, comparison, "ssim", "SSIM per frame")
     axes.ticklabel_format(axis="y", useOffset=False)
-    axes.set_ylabel("SSIM per frame")
 
 
-def _draw_lpips(axes: Axes, comparison: Mapping[str, Any]) -> None:
-    _draw_frames(axes, comparison, "lpips")
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("LPIPS per frame")
-
-
-def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:
+def _draw_frames(
+    axes: Axes, comparison: Mapping[str, Any], name: str, label: str, bottom: float | None = None
+) -> None:
     fps = comparison["fps"]
     for index, variant in enumerate(comparison["arms"][1:], start=1):
         videos = [video["arms"][index]["frames"][name] for video in comparison["videos"]]
@@ -81,19 +78,12 @@ def _draw_frames(axes: Axes, comparison: Mapping[str, Any], name: str) -> None:
             means.append(math.fsum(known) / len(known) if known else math.nan)
         seconds = [frame / fps for frame in range(len(means))]
         axes.plot(seconds, means, label=variant["name"], **_style(index))
+    if bottom is not None:
+        axes.set_ylim(bottom=bottom)
+    axes.set_ylabel(label)
 
 
-def _draw_logits(axes: Axes, comparison: Mapping[str, Any]) -> None:
-    _draw_losses(axes, comparison, "logit_rms", 1)
-    axes.set_ylabel("error of logits, rms [nats]")
-
-
-def _draw_shift(axes: Axes, comparison: Mapping[str, Any]) -> None:
-    _draw_losses(axes, comparison, "token_shift", 100)
-    axes.set_ylabel("token shift [%]")
-
-
-def _draw_losses(axes: Axes, comparison: Mapping[str, Any], name: str, times: float) -> None:
+def _draw_losses(axes: Axes, comparison: Mapping[str, Any], name: str, times: float, label: str) -> None:
     for index, variant in enumerate(comparison["arms"]):
         if losses := variant.get("attention"):
             seconds = [chunk["pixel_frames"] / comparison["fps"] for chunk in losses["chunks"]]
@@ -101,6 +91,7 @@ def _draw_losses(axes: Axes, comparison: Mapping[str, Any], name: str, times: fl
             axes.plot(seconds, values, marker="o", label=variant["name"], **_style(index))
     axes.set_xlim(0, _chunk_seconds(comparison)[-1])
     axes.set_ylim(bottom=0)
+    axes.set_ylabel(label)
 
 
 def _draw_cache(axes: Axes, comparison: Mapping[str, Any]) -> None:

@@ -1,13 +1,12 @@
 """Where a result comes from: versions, commit, hardware and command, for run.yaml."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
+@cache
 def commit_text() -> str | None:
     """The checked-out commit, with a plus if tracked files differ from it; none outside a checkout."""
     root = checkout_dir()

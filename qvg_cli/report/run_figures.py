@@ -1,7 +1,5 @@
 """What a finished run or comparison has to say, as rows of text for the terminal and the pages. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from statistics import median
 from typing import Any

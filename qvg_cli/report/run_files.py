@@ -1,7 +1,5 @@
 """Reading what runs and comparisons have left in their folders. No torch."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping
@@ -27,11 +25,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Result:
-    """A run, or a comparison of runs.
-
-    Attributes:
-        figures: Content of its memory.json or compare.json.
-    """
+    """A run or a comparison of runs, with the content of its memory.json or compare.json."""
 
     folder: Path
     file: str
@@ -39,16 +33,11 @@ class Result:
 
     @property
     def is_comparison(self) -> bool:
-        """Whether this is a comparison."""
         return self.file == COMPARISON
 
 
 def read_result(folder: Path) -> Result:
-    """The run or the comparison in `folder`.
-
-    Raises:
-        UsageError: There is none, or its file is broken or too new.
-    """
+    """The run or the comparison in `folder`; `UsageError` if there is none that is whole, or too new."""
     for name in (COMPARISON, MEMORY):
         if (folder / name).is_file():
             return Result(folder, name, _read(folder / name))
@@ -64,11 +53,7 @@ def read_result(folder: Path) -> Result:
 
 
 def find_results(root: Path) -> list[Path]:
-    """Folders below `root` with a run or a comparison, the newest first; runs of a comparison are its own.
-
-    Raises:
-        UsageError: There is no such folder.
-    """
+    """Folders with a run or a comparison below `root`, the newest first; not the runs of a comparison."""
     if not root.is_dir():
         raise UsageError(f"no folder {root}", hint="qvg generate creates results/ in the current folder")
     reports = [path for name in (COMPARISON, MEMORY) for path in root.rglob(name)]

@@ -1,7 +1,5 @@
 """Tables of plain text, as wide as the terminal, that need no colour. No torch."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import textwrap

@@ -1,7 +1,5 @@
 """Runs and comparisons that are under way or were cut off, before they have a report. No torch."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +19,7 @@ BEGUN = "begun.json"
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What is known of a run, or of a comparison, without a report.
-
-    Attributes:
-        num_chunks: Of the run, those that are whole; `None` for a comparison.
-        num_planned: Of the run, all; `None` where its run.yaml cannot be read.
-        is_running: Whether a process works on it.
-    """
+    """What is known of a run, or of a comparison, without a report; chunks are counted of a run alone."""
 
     folder: Path
     prompt: str | None
@@ -37,12 +29,10 @@ class Unfinished:
 
     @property
     def suggestion(self) -> str:
-        """How to go on with it."""
         command = "qvg generate" if self.num_chunks is not None else "qvg compare"
         return f"resume with: {command} --resume {shlex.quote(str(self.folder))}"
 
     def line(self) -> str:
-        """All of it in a line."""
         state = "is in progress" if self.is_running else "was interrupted"
         what = "comparison" if self.num_chunks is None else "run"
         planned = "" if self.num_planned is None else f" of {self.num_planned}"
@@ -53,7 +43,6 @@ class Unfinished:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it for a program."""
         return {
             "folder": str(self.folder),
             "status": "running" if self.is_running else "cut off",

@@ -1,7 +1,5 @@
 """Figures in words, the same on the terminal and in every page. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 _TITLE_LENGTH = 300

@@ -6,17 +6,16 @@ not there; nothing is read that does not have the bytes that were written; a run
 frames that it would have made.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
@@ -28,11 +27,11 @@ from qvg_cli.cache.snapshot import block_tensors, is_kept, matrix_tensors, read_
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
-from qvg_cli.files import IDENTITY, LOCK, remove_folder, sync, write_whole
+from qvg_cli.files import IDENTITY, LOCK, remove_folder, sha256, sync, take_lock, write_text, write_whole
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import LayerLosses, MemorySample
-from qvg_cli.runs.identity import Identity, differences, hash_content, other_versions
+from qvg_cli.runs.identity import Identity, differences, other_versions
 from qvg_cli.video.io import Frames
 from qvg_cli.video.parts import encode_part
 
@@ -65,7 +64,6 @@ class Held(Config):
 
     @property
     def block(self) -> Block:
-        """The block of the record."""
         return Block(self.entry.frames, self.entry.is_packed, self.chunk)
 
 
@@ -100,12 +98,7 @@ class ChunkRecord(Config):
 
 
 class Checkpoint:
-    """The state of one run, in a folder of its own, kept from other processes while this object lives.
-
-    Args:
-        folder: Exists.
-        identity: Of the run, as it was begun.
-    """
+    """The state of one run, in a folder of its own, kept from other processes while this object lives."""
 
     def __init__(self, folder: Path, identity: Identity, lock: FileLock) -> None:
         self.folder = folder
@@ -116,35 +109,21 @@ class Checkpoint:
         self._matrices: Matrices | None = None
 
     @classmethod
-    def create(cls, folder: Path, identity: Identity) -> Checkpoint:
-        """Begin the checkpoint of a new run in a new folder.
-
-        Raises:
-            QvgError: It cannot be written.
-        """
+    def create(cls, folder: Path, identity: Identity) -> Self:
+        """Begin the checkpoint of a new run in a new folder; `QvgError` if it cannot be written."""
         try:
             folder.mkdir()
         except OSError as error:
             raise _cannot_write(folder, error) from error
         lock = _take(folder)
-        text = identity.model_dump_json(indent=1)
-        write_whole(folder / IDENTITY, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(folder / IDENTITY, identity.model_dump_json(indent=1))
         sync(folder)
         sync(folder.parent)
         return cls(folder, identity, lock)
 
     @classmethod
-    def open(cls, folder: Path, identity: Identity, note: Callable[[str], None]) -> Checkpoint:
-        """The checkpoint that another process has left.
-
-        Args:
-            identity: Of the run that is to be resumed.
-            note: Takes a line for the user.
-
-        Raises:
-            QvgError: Another process works on the run.
-            UsageError: It is another run, or its identity cannot be read.
-        """
+    def open(cls, folder: Path, identity: Identity, note: Callable[[str], None]) -> Self:
+        """The checkpoint that another process has left; `UsageError` if it is not of this run."""
         lock = _take(folder)
         try:
             begun = read_identity(folder)
@@ -162,19 +141,15 @@ class Checkpoint:
         return cls(folder, begun, lock)
 
     def path(self, chunk: int, kind: str) -> Path:
-        """Where a file of a chunk is."""
         return self.folder / f"{chunk:05}.{kind}"
 
     def restore(
         self, plan: VideoPlan, cache: KVCache, device: torch.device, note: Callable[[str], None]
     ) -> tuple[list[ChunkRecord], Done | None]:
-        """Check what is there, and fill an empty `cache` with the history after the last chunk that is whole,
-        if that history is kept.
+        """Check what is there, and fill an empty `cache` with the history after the last whole chunk.
 
-        What comes after that chunk is removed; what is lost by that is said.
-
-        Returns:
-            Records of the chunks that are whole, and the same chunks for the rollout.
+        What comes after that chunk is removed; what is lost by that is said. Returns records of the chunks
+        that are whole, and the same chunks for the rollout.
         """
         records = []
         try:
@@ -202,11 +177,7 @@ class Checkpoint:
         return records, Done(plan.chunks[: len(records)], latents.to(device), has_history)
 
     def read_latents(self, records: Sequence[ChunkRecord]) -> Tensor:
-        """`[B, C, F, h, w]` of the chunks of `records`.
-
-        Raises:
-            DamagedError: A file of them is not what was written.
-        """
+        """`[B, C, F, h, w]` of the chunks of `records`; `DamagedError` if a file has changed."""
         try:
             return torch.cat([self._tensors(record, LATENTS)["latents"] for record in records], dim=2)
         except (KeyError, RuntimeError, IndexError) as error:
@@ -217,8 +188,7 @@ class Checkpoint:
     ) -> tuple[ChunkRecord, dict[str, Tensor]]:
         """The record of a chunk that has just ended, without its files, and the history that it adds.
 
-        Returns:
-            The record, and tensors where the cache has them; names of matrices begin with `MATRICES`.
+        Its tensors are where the cache has them; names of matrices begin with `MATRICES`.
         """
         chunk = result.chunk.index
         # After the last chunk nothing is left to be read.
@@ -254,19 +224,13 @@ class Checkpoint:
     def save(
         self, record: ChunkRecord, latents: Tensor, blocks: Mapping[str, Tensor], frames: Frames, *, fps: int
     ) -> ChunkRecord:
-        """Write what a chunk leaves; it is safe when this returns.
+        """Write what a chunk leaves; it is safe when this returns its whole record, and else does not count.
 
         Args:
             record: Without files, as `describe` gives it.
             latents: `[B, C, F, h, w]`, on the host.
             blocks: The tensors of the history that it adds, on the host.
             frames: `[n, height, width, 3]` uint8.
-
-        Returns:
-            The whole record.
-
-        Raises:
-            QvgError: The disk is full, or ffmpeg failed; the chunk does not count.
         """
         writes: dict[str, Callable[[Path], None]] = {LATENTS: self._safetensors({"latents": latents})}
         matrices = {name: each for name, each in blocks.items() if name.startswith(MATRICES)}
@@ -286,15 +250,10 @@ class Checkpoint:
         return record
 
     def commit(self, record: ChunkRecord) -> None:
-        """Make a chunk count, and drop the history files in which no block was alive at the last two chunks.
-
-        Raises:
-            QvgError: The record cannot be written.
-        """
+        """Make a chunk count, and drop the history files of which the last two chunks held no block."""
         text = record.model_dump_json()
         content = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "record": text})
-        path = self.path(record.chunk, "json")
-        write_whole(path, lambda part: part.write_text(content, encoding="utf-8"))
+        write_text(self.path(record.chunk, "json"), content)
         sync(self.folder)
         # One chunk longer than needed: should this record be damaged, the one before it is still of use.
         alive = {held.chunk for held in record.held}
@@ -332,7 +291,7 @@ class Checkpoint:
         path = self.path(chunk, kind)
         write_whole(path, write)
         try:
-            return StoredFile(size=path.stat().st_size, sha256=hash_content(path))
+            return StoredFile(size=path.stat().st_size, sha256=sha256(path))
         except OSError as error:
             raise QvgError(f"cannot read {path}: {error.strerror}") from error
 
@@ -421,11 +380,7 @@ class Checkpoint:
 
 
 def read_identity(folder: Path) -> Identity:
-    """What run a checkpoint belongs to.
-
-    Raises:
-        UsageError: It is not there, or damaged.
-    """
+    """What run a checkpoint belongs to; `UsageError` if it is not there, or damaged."""
     path = folder / IDENTITY
     try:
         return Identity.model_validate_json(path.read_bytes())
@@ -437,16 +392,8 @@ def read_identity(folder: Path) -> Identity:
 
 
 def _take(folder: Path) -> FileLock:
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BusyError(
-            f"another qvg process is working on {folder.parent}", hint="wait for it, or stop it"
-        ) from error
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    return lock
+    message = f"another qvg process is working on {folder.parent}"
+    return take_lock(folder / LOCK, BusyError(message, hint="wait for it, or stop it"))
 
 
 def _cannot_write(folder: Path, error: OSError) -> QvgError:

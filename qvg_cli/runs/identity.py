@@ -4,8 +4,6 @@ Two runs of the same identity make the same frames, so one may go on where the o
 large file is remembered by its place, size, time of change and inode, so a changed file is read again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform
@@ -15,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
@@ -23,7 +22,7 @@ from qvg_cli.config.resources import find_taehv, matrices_file, qvg_home, weight
 from qvg_cli.config.schema import CacheConfig, Config, LayerCodecs, RunConfig
 from qvg_cli.environment import expand_user
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import write_whole
+from qvg_cli.files import sha256, write_text
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import find_family
 
@@ -64,19 +63,11 @@ class Identity(Config):
     versions: dict[str, str]
 
     def hash(self) -> str:
-        """A name for this identity."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def identify(config: RunConfig, device: str) -> Identity:
-    """The identity of a run of `config`.
-
-    Args:
-        device: Kind of device that it runs on.
-
-    Raises:
-        MissingModelError: The weights are not there.
-    """
+    """The identity of a run of `config` on a kind of device."""
     settings = config.model_dump(mode="json", exclude=_PLACES)
     inputs = {name: hash_file(expand_user(name)) for name in sorted(_texts(settings)) if _is_file(name)}
     if config.cache.matrices is not None:
@@ -95,12 +86,6 @@ def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
 
     Files count by their content, not by their names, and a setting at its default does not count, so that one
     that comes later changes no id. The versions of packages are not part of it, as a run goes on with others.
-
-    Args:
-        device: Kind of device that they are made on.
-
-    Raises:
-        MissingModelError: The weights are not there.
     """
     weights = _hash_weights(configs[0])
     found = []
@@ -131,7 +116,7 @@ def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:
 def differences(begun: Identity, now: Identity) -> list[str]:
     """In what two identities differ so that their frames would, in words; empty if they do not."""
     found: list[str] = []
-    before, after = (dict(_leaves({**_known_settings(each), **each.extra})) for each in (begun, now))
+    before, after = (dict(leaves({**_known_settings(each), **each.extra})) for each in (begun, now))
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
             found.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
@@ -179,24 +164,18 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file; that of a large one is remembered."""
     facts = path.stat()
     if facts.st_size < _REMEMBERED_BYTES:
-        return hash_content(path)
+        return sha256(path)
     about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
     known = qvg_home() / "hashes" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
     with suppress(OSError, UnicodeDecodeError):
         if re.fullmatch("[0-9a-f]{64}", text := known.read_text(encoding="utf-8")):
             return text
-    found = hash_content(path)
+    found = sha256(path)
     # A home that cannot be written costs the time again, and nothing else.
     with suppress(OSError, QvgError):
         known.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(known, lambda part: part.write_text(found, encoding="utf-8"))
+        write_text(known, found)
     return found
-
-
-def hash_content(path: Path) -> str:
-    """SHA-256 of a file, read anew."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _versions(device: str) -> dict[str, str]:
@@ -215,10 +194,11 @@ def _versions(device: str) -> dict[str, str]:
     return found
 
 
-def _leaves(values: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]]:
+def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted settings and their values."""
     if isinstance(values, dict):
         for name, value in values.items():
-            yield from _leaves(value, f"{path}.{name}" if path else name)
+            yield from leaves(value, f"{path}.{name}" if path else name)
     else:
         yield path, values
 

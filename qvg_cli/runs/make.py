@@ -1,7 +1,5 @@
 """A planned video becomes a run, and the user is told. What was made survives whatever stops it."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +15,9 @@ from qvg_cli.device import attention_words
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.suggestions import check_memory, suggestions_after
+from qvg_cli.environment import find_launch
 from qvg_cli.errors import MissingModelError, QvgError, interruption, is_out_of_memory
 from qvg_cli.interrupts import Stopped, choose_moments, hold_interrupts, stop_if_asked
-from qvg_cli.launch import find_launch
 from qvg_cli.logs import run_log, timed
 from qvg_cli.models.registry import model_calls
 from qvg_cli.models.text import PromptWarning
@@ -32,14 +30,7 @@ LOG = logging.getLogger(__name__)
 def warn_of_memory(
     video: Planned, device: torch.device, console: Console, *, name: str | None = None
 ) -> None:
-    """Say before the wait that a video may not fit the GPU, and what would.
-
-    Args:
-        name: The variant that it belongs to; `None` for a video that is not compared.
-
-    Raises:
-        OutOfMemoryError: It needs far more than there is.
-    """
+    """Say before the wait that a video may not fit the GPU, by the `name` of its variant, and what would."""
     if device.type == "cuda":
         free, memory = torch.cuda.mem_get_info(device)
         card = Card(torch.cuda.get_device_name(device), memory, free)
@@ -85,9 +76,6 @@ def make_video(
         on_end: Called with the run in the end, if anything was made.
         prompt_embeds: What `Engine.encode_prompts` gave for it; `None` encodes its prompts here.
         others: As `Engine.rollout` has it.
-
-    Raises:
-        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the part made so far is in the folder.
     """
     plan = run.video.plan
     with run_log(run.folder.log):

@@ -4,13 +4,11 @@ Guarantee: a process that is killed loses at most the chunk in hand and the one 
 that fails, or is stopped, loses only the chunk in hand.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shlex
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
-from qvg_cli.files import RunDir, write_whole
+from qvg_cli.files import RunDir, write_text, write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
 from qvg_cli.report.html import run_page
@@ -34,7 +32,6 @@ from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
 from qvg_cli.runs.identity import identify
 from qvg_cli.runs.summary import Summary, Times, chunk_line
-from qvg_cli.runs.writer import Writer, copy_to_host
 from qvg_cli.video.io import Frames, VideoWriter
 from qvg_cli.video.parts import append_parts, join_parts
 
@@ -42,19 +39,13 @@ LOG = logging.getLogger(__name__)
 
 
 class Run:
-    """One run while it is made. A checkpoint in its folder is resumed.
+    """One run while it is made, into a folder of its own. Its checkpoint there is resumed.
 
     Args:
-        folder: Of this run alone.
-        note: Takes a line for the user.
         times: Counts from the moment from which the user waits for this video; `None` for now.
 
     Attributes:
         summary: What the run has made so far.
-
-    Raises:
-        UsageError: The checkpoint is of another run.
-        QvgError: Another process works on it.
     """
 
     def __init__(
@@ -76,18 +67,16 @@ class Run:
             self._checkpoint = Checkpoint.open(folder.state, identify(video.config, device.type), note)
         self._cache: KVCache | None = None
         self._clip: VideoWriter | None = None
-        self._writer: Writer[ChunkRecord] = Writer()
+        # One chunk at most is under way: whoever hands over the next one waits for it.
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._writing: Future[ChunkRecord] | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._has_clip = False
         self._num_previewed = 0
         self._earlier_seconds = 0.0
 
     def begin(self, cache: KVCache) -> Done | None:
-        """Write what is known before the first chunk, or fill the empty `cache` from the checkpoint.
-
-        Returns:
-            The chunks that are there already, if any.
-        """
+        """Write what is known before the first chunk, or fill the empty `cache` from the checkpoint."""
         self._cache, done = cache, None
         if self._checkpoint is None:
             self._write_config()
@@ -119,30 +108,25 @@ class Run:
         self.summary.num_clip += len(frames)
 
     def add(self, result: ChunkResult) -> None:
-        """Hand a chunk over to be written; it is safe when the next call of `add` or `finish` returns.
-
-        Raises:
-            QvgError: The chunk before could not be written; neither is kept.
-        """
+        """Hand a chunk over to be written; it is safe when the next `add` or `finish` returns."""
         assert self._checkpoint is not None
         assert self._cache is not None
         with self.summary.times.measure("writing"):
             self._wait()
             seconds = self._earlier_seconds + self.summary.times.loop_seconds
             record, blocks = self._checkpoint.describe(result, self.video.plan, self._cache, seconds=seconds)
-            copies = copy_to_host({**blocks, "latents": result.latents}, self._stream)
+            copies = _copy_to_host({**blocks, "latents": result.latents}, self._stream)
             earlier = tuple(self.summary.records)
-            self._writer.start(partial(self._write, self._checkpoint, record, earlier, copies, result))
+            self._writing = self._writer.submit(
+                self._write, self._checkpoint, record, earlier, copies, result
+            )
             self.summary.records.append(record)
             self.summary.seconds = self._earlier_seconds + self.summary.times.loop_seconds
 
     def finish(self, status: str) -> None:
         """Write video, latents and reports; a run that made nothing leaves nothing.
 
-        The checkpoint stays as long as something is missing.
-
-        Raises:
-            QvgError: A file could not be written; the others were tried all the same.
+        The checkpoint stays as long as something is missing; every file is tried.
         """
         summary, run, checkpoint = self.summary, self.folder, self._checkpoint
         if summary.status != "running":
@@ -185,9 +169,9 @@ class Run:
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
             summary.status = "failed"
-        attempt(lambda: _write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n"))
+        attempt(lambda: write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n"))
         # The last: it shows what the other files hold.
-        attempt(lambda: _write_text(run.page, run_page(read_result(run.path))))
+        attempt(lambda: write_text(run.page, run_page(read_result(run.path))))
         if failures:
             summary.status = "failed"
             checkpoint.close()
@@ -237,13 +221,14 @@ class Run:
 
     def _wait(self) -> None:
         """Let the chunk that is being written become whole."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
         try:
-            record = self._writer.wait()
+            self.summary.records[-1] = writing.result()
         except BaseException:
             self.summary.records.pop()
             raise
-        if record is not None:
-            self.summary.records[-1] = record
 
     def _write(
         self,
@@ -297,8 +282,31 @@ class Run:
                 "attention": attention_words(self.video.config, self.device),
             },
         }
-        _write_text(self.folder.config, format_yaml(values))
+        write_text(self.folder.config, format_yaml(values))
 
 
-def _write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+def _copy_to_host(
+    tensors: Mapping[str, Tensor], stream: torch.cuda.Stream | None
+) -> Callable[[], dict[str, Tensor]]:
+    """Begin to copy tensors to the host, and return a function that gives the copies once they are whole.
+
+    Args:
+        tensors: Not changed any more; their memory may be given to others as soon as nothing here needs it.
+        stream: Copies beside what the device computes, into pinned memory; `None` where the tensors are on
+            the host, which are taken as they are.
+    """
+    if stream is None:
+        return lambda: dict(tensors)
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        copies = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
+        for tensor in tensors.values():
+            tensor.record_stream(stream)
+        copied = torch.cuda.Event(blocking=True)
+        copied.record(stream)
+
+    def whole() -> dict[str, Tensor]:
+        copied.synchronize()
+        return copies
+
+    return whole

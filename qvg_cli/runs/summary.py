@@ -1,7 +1,5 @@
 """What one run has to say of itself, in figures and in words, while it is made and when it has ended."""
 
-from __future__ import annotations
-
 import resource
 import sys
 import time
@@ -18,17 +16,13 @@ from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult
 from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
-from qvg_cli.report.memory import MemoryReport
+from qvg_cli.report.memory import MemoryReport, about_run
 from qvg_cli.report.words import compression_text, memory_text, mib_text, processes_text
 from qvg_cli.runs.checkpoint import ChunkRecord
 
 
 class Times:
-    """Where the time of one process goes, from the wait for a video to its last file, in seconds.
-
-    Args:
-        began: When the wait began, by `time.perf_counter`; `None` for now.
-    """
+    """Where the time of one process goes, from the wait for a video to its last file, in seconds."""
 
     def __init__(self, began: float | None = None) -> None:
         self._began = time.perf_counter() if began is None else began
@@ -118,7 +112,6 @@ class Summary:
 
     @property
     def samples(self) -> list[MemorySample]:
-        """The memory of every chunk."""
         return [record.memory for record in self.records]
 
     @property
@@ -201,29 +194,16 @@ class Summary:
 
     def about(self) -> dict[str, Any]:
         """What the run was, in front of the figures of its memory."""
-        config, num_frames = self.video.config, self.num_frames
-        return {
-            "status": self.status,
-            "backend": config.backend,
-            "model": config.model.name,
-            "prompt": config.prompt,
-            "seed": config.seed,
-            "cache": cache_label(config.cache),
-            "matrices": config.cache.matrices,
-            "device": str(self._device),
-            "height": config.video.height,
-            "width": config.video.width,
-            "fps": config.video.fps,
-            "decoder": config.video.decoder,
-            "latent_frames": self.samples[-1].num_frames,
-            "pixel_frames": num_frames,
-            "video_seconds": num_frames / config.video.fps,
-            "given_frames": self.num_given,
-            "seconds": round(self.seconds, 3),
-            "frames_per_second": round((num_frames - self.num_given) / self.seconds, 3),
-            "times": self.times.figures(),
-            "resumed_after": self.resumed_after,
-        }
+        about = about_run(
+            self.video.config,
+            self._device,
+            status=self.status,
+            num_latents=self.samples[-1].num_frames,
+            num_frames=self.num_frames,
+            num_given=self.num_given,
+            seconds=self.seconds,
+        )
+        return {**about, "times": self.times.figures(), "resumed_after": self.resumed_after}
 
     def to_json(self) -> dict[str, Any]:
         """The content of memory.json."""

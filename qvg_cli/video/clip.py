@@ -1,7 +1,5 @@
 """Any video file as frames of one size and rate: scaled to cover it, cut at the centre. No torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +20,7 @@ _LEAST_MISSING_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Clip:
-    """A video file that can be read.
-
-    Attributes:
-        height: Of a frame as it is shown, upright and with square pixels.
-        fps: Frames per second, on average.
-    """
+    """A video file that can be read, and the size of its frames upright and with square pixels."""
 
     path: Path
     height: int
@@ -42,23 +35,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a clip holds from its begin to its end.
-
-    Attributes:
-        num_frames: That `fitted_frames` gives.
-        notes: What of it is not kept as it is, each a sentence's end.
-    """
+    """What a clip holds: frames that `fitted_frames` gives, and notes of what is not kept as it is."""
 
     num_frames: int
     notes: tuple[str, ...]
 
 
 def open_clip(path: Path) -> Clip:
-    """Look at a video file's first frame.
-
-    Raises:
-        UsageError: It cannot be read, or it is not a video.
-    """
+    """Look at a video file's first frame; `UsageError` if it cannot be read, or it is not a video."""
     with _reading(path), Source(path) as source:
         frame = next(source.frames(), None)
         if frame is None:
@@ -72,11 +56,7 @@ def open_clip(path: Path) -> Clip:
 
 
 def survey_clip(clip: Clip, fps: int) -> Survey:
-    """Decode a whole clip, to be sure of what `fitted_frames` gives at this rate.
-
-    Raises:
-        QvgError: The file cannot be read.
-    """
+    """Decode a whole clip, to be sure of what `fitted_frames` gives at this rate; or a `QvgError`."""
     with _reading(clip.path), Source(clip.path) as source:
         renderer = Renderer()
         first: VideoFrame | None = None
@@ -97,9 +77,6 @@ def fitted_frames(path: Path, *, height: int, width: int, fps: int) -> Iterator[
     """Frames `[height, width, 3]` uint8 RGB of a video file, `fps` a second.
 
     Frames are left out, or shown twice, where the file has more or fewer of them.
-
-    Raises:
-        QvgError: The file cannot be read.
     """
     with _reading(path), Source(path) as source:
         renderer = Renderer((height, width), pixel_aspect=source.pixel_aspect)

@@ -1,7 +1,5 @@
 """MP4 files, a frame at a time: nothing is resized or held, and a file has its name only when whole."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -24,11 +22,7 @@ _KEYFRAME_INTERVAL = 32
 
 
 def check_encoder() -> None:
-    """Make sure that there is an ffmpeg to write with.
-
-    Raises:
-        MissingModelError: There is none.
-    """
+    """Make sure that there is an ffmpeg to write with; else a `MissingModelError`."""
     hint = "install the package imageio-ffmpeg, which contains it, or set IMAGEIO_FFMPEG_EXE"
     try:
         program = imageio_ffmpeg.get_ffmpeg_exe()
@@ -48,14 +42,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
     """Writes one H.264 file that plays up to where the writing stopped, whatever stopped it.
 
     Frames go to `<name>.part` until `finish` gives the file its name. If this process dies, ffmpeg closes the
-    part; if ffmpeg dies or the disk is full, the part plays up to its last whole group of frames.
-
-    Args:
-        path: Of the finished file.
-        comment: Kept in the file's metadata.
-
-    Raises:
-        UsageError: The height or the width is odd, which the yuv420p of H.264 players cannot hold.
+    part; if ffmpeg dies or the disk is full, the part plays up to its last whole group of frames. Height and
+    width are even, as the yuv420p of H.264 players needs, or a `UsageError`.
     """
 
     def __init__(self, path: Path, *, height: int, width: int, fps: int, comment: str = "") -> None:
@@ -88,12 +76,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         self._encoder.send(None)
 
     def write(self, frames: Frames) -> None:
-        """Append frames, `[n, height, width, 3]` uint8 RGB.
-
-        Raises:
-            ValueError: Another shape or dtype; nothing of it was written.
-            QvgError: ffmpeg stopped, for example because the disk is full.
-        """
+        """Append frames, `[n, height, width, 3]` uint8 RGB, or `ValueError`; `QvgError` if ffmpeg stops."""
         if frames.shape[1:] != self._shape or frames.ndim != 4 or frames.dtype != np.uint8:
             raise ValueError(
                 f"frames of shape {frames.shape} and dtype {frames.dtype} do not fit a video of "
@@ -110,10 +93,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
     def finish(self) -> None:
         """Close the file and give it its name; without a frame there is no file.
 
-        Afterwards `num_frames` is what the file holds: fewer than sent if ffmpeg could not write them all.
-
-        Raises:
-            QvgError: ffmpeg could not write all frames, and `write` has not said so.
+        Afterwards `num_frames` is what the file holds: fewer than sent, by a `QvgError`, if ffmpeg could not
+        write them all.
         """
         self._encoder.close()
         num_kept = count_frames(self._part) if self.num_frames and self._part.exists() else 0
@@ -146,14 +127,7 @@ def disk_error(path: Path, what: str, *, hint: str | None = None) -> QvgError:
 
 
 def read_frames(path: Path, *, start_seconds: float = 0.0) -> Generator[Frames]:
-    """Frames of a video file in their order, each `[height, width, 3]` uint8 RGB, as large as it is shown.
-
-    Args:
-        start_seconds: Of the first frame.
-
-    Raises:
-        UsageError: The file is not a video that can be read.
-    """
+    """Frames `[height, width, 3]` uint8 RGB of a video file from a moment on, as large as it is shown."""
     with Source(path) as source:
         renderer = Renderer(pixel_aspect=source.pixel_aspect)
         for frame in source.frames(start_seconds=start_seconds):

@@ -4,8 +4,6 @@ Every part begins with a key frame and is coded on its own, so the joined video 
 its parts were made.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -28,11 +26,7 @@ _TICKS = 1000
 
 
 def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
-    """Write frames, `[n, height, width, 3]` uint8 RGB, as a file of their own.
-
-    Raises:
-        QvgError: ffmpeg failed, for example because the disk is full.
-    """
+    """Write frames, `[n, height, width, 3]` uint8 RGB, as a file; `QvgError` if ffmpeg failed."""
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     arguments = [*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())]
@@ -41,14 +35,7 @@ def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
 
 
 def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
-    """Write the frames of `parts`, all of one folder, to one file, bit for bit.
-
-    Args:
-        num_frames: Of all parts together.
-
-    Raises:
-        QvgError: ffmpeg failed, or not all frames came through.
-    """
+    """Write the frames of `parts`, all of one folder, to one file, bit for bit; so many in all."""
     listing = parts[0].parent / "parts.txt"
     part = path.with_name(f"{path.name}.part")
     try:
@@ -75,13 +62,8 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
 def append_parts(parts: Sequence[Path], path: Path, *, num_before: int, fps: int) -> None:
     """Append the frames of `parts`, all of one folder, to a file that plays while it grows.
 
-    It is a fragmented MP4: a head, written with the first parts, and a fragment for each key frame.
-
-    Args:
-        num_before: Frames that the file has already.
-
-    Raises:
-        QvgError: ffmpeg failed, or the disk is full.
+    It is a fragmented MP4: a head, written with the first parts, and a fragment for each key frame. So many
+    frames are in it already.
     """
     listing = parts[0].parent / "preview.txt"
     flags = "+frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets"
@@ -117,9 +99,6 @@ def _ffmpeg(
         path: That it makes, for messages.
         frames: What it reads, before it writes anything.
         folder: Where it runs.
-
-    Raises:
-        QvgError: It failed.
     """
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *arguments]
     source = subprocess.DEVNULL if frames is None else subprocess.PIPE

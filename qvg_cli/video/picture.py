@@ -5,8 +5,6 @@ centre. The reference may leave the scaled picture one pixel short and pads it b
 the frame.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -35,12 +33,7 @@ _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 
 @dataclass(frozen=True)
 class Placement:
-    """How a picture fills a frame.
-
-    Attributes:
-        resized: Width and height after scaling.
-        crop_box: Left, top, right and bottom of the part that is kept.
-    """
+    """How a picture fills a frame: its size after scaling; left, top, right and bottom of what is kept."""
 
     resized: tuple[int, int]
     crop_box: tuple[int, int, int, int]
@@ -74,19 +67,12 @@ def open_image(name: str) -> Image.Image:
 
     Args:
         name: A file, or a name without a suffix for a picture that ships with the package.
-
-    Raises:
-        UsageError: The file cannot be read, is not a picture, or has levels of an unknown range.
     """
     return _read(name)[0]
 
 
 def fitting_note(name: str, *, height: int, width: int) -> str:
-    """How a picture is made the first frame, `height` x `width`, in a line: what is cut away and changed.
-
-    Raises:
-        UsageError: See `open_image`.
-    """
+    """How a picture is made the first frame, `height` x `width`: what is cut away and changed."""
     image, changes = _read(name)
     scale = max(width / image.width, height / image.height)
     cut = 1 - width * height / (image.width * image.height * scale**2)

@@ -1,7 +1,5 @@
 """Decoded frames as RGB pictures: upright, with square pixels, on white, in the tones of SDR. No torch."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,9 +28,6 @@ class Renderer:
     Args:
         size: Height and width that a picture covers, cut at the centre; `None` for its own.
         pixel_aspect: Width of the file's pixels over their height.
-
-    Attributes:
-        has_alpha: A frame had parts that are not opaque so far; they are on white.
     """
 
     def __init__(self, size: tuple[int, int] | None = None, *, pixel_aspect: Fraction = Fraction(1)) -> None:
@@ -62,7 +57,6 @@ class Renderer:
         return np.ascontiguousarray(picture, np.uint8) if tones is None else tones.to_sdr(picture)
 
     def look(self, frame: VideoFrame) -> None:
-        """Find out whether a frame is opaque."""
         if not self.has_alpha:
             self._on_white(frame, is_deep=False)
 

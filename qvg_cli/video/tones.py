@@ -8,8 +8,6 @@ Source: ITU-R BT.2100-2 (PQ, HLG and its OOTF), BT.2390-11 section 5.4.1 (the EE
 BT.1886 (gamma 2.4), BT.2087-0 (BT.2020 to BT.709), SMPTE EG 432-1 (P3).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache

@@ -14,8 +14,7 @@ import torch
 from qvg_cli.cache.kv_cache import KVCache, open_cache
 from qvg_cli.config.load import Request
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.engine.noise import SeededNoise
-from qvg_cli.engine.rollout import ChunkResult, rollout
+from qvg_cli.engine.rollout import ChunkResult, rollout, seeded_noise
 from qvg_cli.models.base import Pipeline
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.planning.cache_forecast import CacheShape
@@ -76,5 +75,5 @@ def start_batch(config: RunConfig, prompts: Sequence[str], pipeline: Pipeline, d
     shape = replace(shape, heads=shape.heads * len(prompts))
     cache = open_cache(config.cache, plan, shape, config.seed)
     denoiser = pipeline.denoiser(cache, family_of(config).planner(config), embeds, config.seed)
-    noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, device, batch=len(prompts))
+    noise = seeded_noise(plan, config.seed, pipeline.latents_dtype, device, batch=len(prompts))
     return Batch(plan, shape, cache, rollout(plan.chunks, denoiser, pipeline.decoder(), noise))

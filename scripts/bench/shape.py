@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qvg_cli.engine.noise import SeededNoise
 from record import add_options, plan_videos
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,7 +28,6 @@ from qvg_cli.cache.shaping import Shaping
 from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.noise import SeededNoise
 from qvg_cli.engine.opening import open_video
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.models.registry import family_of

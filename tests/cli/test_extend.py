@@ -210,25 +210,25 @@ def test_what_does_not_fit_is_refused(clip, qvg, tmp_path, monkeypatch, argument
 def test_the_pocket_model_goes_on_from_a_clip(qvg, tmp_path, monkeypatch):
     """A clip whose tones are not those of the model."""
     monkeypatch.chdir(tmp_path)
-    frames = np.full((9, 128, 224, 3), (90, 140, 80), np.uint8)
-    frames[:, :64] = (150, 190, 230)
+    frames = np.full((9, 64, 112, 3), (90, 140, 80), np.uint8)
+    frames[:, :32] = (150, 190, 230)
     for index in range(len(frames)):
-        frames[index, 60:90, 80 + 2 * index : 110 + 2 * index] = (200, 30, 30)
-    with VideoWriter(tmp_path / "box.mp4", height=128, width=224, fps=16) as writer:
+        frames[index, 30:45, 40 + index : 55 + index] = (200, 30, 30)
+    with VideoWriter(tmp_path / "box.mp4", height=64, width=112, fps=16) as writer:
         writer.write(frames)
     command = ["extend", "box.mp4", "a medium red cube slides", "--frames", "12", "--json"]
-    result = qvg(*command)
+    result = qvg(*command, "--size", "112x64")
     assert result.exit_code == 0, result.stderr
     made = json.loads(result.stdout)
-    shown = np.stack(list(fitted_frames(tmp_path / made["video"], height=128, width=224, fps=16)))
+    shown = np.stack(list(fitted_frames(tmp_path / made["video"], height=64, width=112, fps=16)))
     assert len(shown) == 21
     # No cut: the tones of the sky and the ground are those of the clip.
-    for rows in (slice(0, 48), slice(96, 128)):
+    for rows in (slice(0, 24), slice(48, 64)):
         tones = shown[:, rows].mean(axis=(1, 2))
         assert np.abs(tones[9] - tones[8]).max() < 4
 
 
-@pytest.mark.parametrize("has_clip", [True, False])
+@pytest.mark.parametrize("has_clip", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_extension_that_was_cut_off_goes_on(finished, clip, qvg, tiny, tmp_path, monkeypatch, has_clip):
     start = clip if has_clip else finished[1]["folder"]
     arguments = ("extend", start, "a red ball", *tiny.arguments, "--frames", 36, "--out", tmp_path, "--json")

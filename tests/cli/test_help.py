@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from qvg_cli import __version__
@@ -19,6 +20,7 @@ def test_help_loads_nothing_heavy():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_without_what_others_need_of_the_libraries():
     code = (
         "import sys; from qvg_cli import lean_imports; lean_imports.begin();"

@@ -39,8 +39,13 @@ def test_the_example_of_set_in_help_works(qvg):
     assert result.exit_code == 0, result.stderr
 
 
-@pytest.mark.parametrize("given", ["a red ball\n", "\ufeffa red ball\r\n", "  a red ball"])
-@pytest.mark.parametrize("command", [["generate", "-"], ["compare", "bf16", "int2-qvg", "--prompt", "-"]])
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        *((["generate", "-"], given) for given in ("a red ball\n", "\ufeffa red ball\r\n", "  a red ball")),
+        (["compare", "bf16", "int2-qvg", "--prompt", "-"], "a red ball\n"),
+    ],
+)
 def test_a_prompt_comes_from_a_pipe(tiny, tmp_path, given, command):
     arguments = [*command, *tiny.arguments[: -2 if command[0] == "compare" else None], "--frames", "9"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path), "--quiet"], input=given.encode())

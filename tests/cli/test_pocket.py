@@ -11,16 +11,12 @@ import pytest
 from qvg_cli.video.io import read_frames
 
 
-def generate(folder, *arguments):
-    program = [sys.executable, "-m", "qvg_cli", "generate", "--json", *arguments]
-    result = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+def test_a_short_video_in_two_bits(qvg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = qvg("generate", "--json", "--frames", 33, "--size", "112x64")
+    assert result.exit_code == 0, result.stderr
     made = json.loads(result.stdout)
-    return result, made, np.stack(list(read_frames(folder / made["video"])))
-
-
-def test_a_short_video_in_two_bits(tmp_path):
-    result, made, frames = generate(tmp_path, "--frames", "33", "--size", "112x64")
+    frames = np.stack(list(read_frames(Path(made["video"]))))
     assert frames.shape == (33, 64, 112, 3)
     assert frames.std() > 10, "the picture is flat"
     assert made["cache"] == "int2"
@@ -31,7 +27,11 @@ def test_a_short_video_in_two_bits(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo(tmp_path):
-    _, made, frames = generate(tmp_path)
+    program = [sys.executable, "-m", "qvg_cli", "generate", "--json"]
+    result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    made = json.loads(result.stdout)
+    frames = np.stack(list(read_frames(tmp_path / made["video"])))
     assert frames.shape == (81, 128, 224, 3)
     assert made["video_seconds"] == 5.0625
     assert made["end"]["ratio"] > 6

@@ -48,6 +48,7 @@ def test_a_prompt_changes_from_its_chunk_on(plain, tiny, schedule, tmp_path, qvg
     assert json.loads(one.stdout)["prompt"] == "ball"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_prompts(tiny, schedule, tmp_path, qvg):
     file = schedule({"frame": 9, "prompt": "ball"}, {"frame": 33, "prompt": "red"})
     whole = tiny("a red ball", "--frames", 45, "--schedule", file, "--out", tmp_path, "--json")

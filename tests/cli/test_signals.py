@@ -28,7 +28,7 @@ def stopped(start):
     return run
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_generate_says_what_was_kept_and_goes_on(stopped, tiny, qvg, tmp_path, number):
     command = ["generate", *tiny.arguments, "a red ball", "--frames", 117, "--out", tmp_path, "--json"]
     stdout, stderr = stopped(command, number)

@@ -1,7 +1,6 @@
 """Engines of the three families: random weights of two layers, on pictures of 32 x 64 pixels."""
 
 import pytest
-from PIL import Image
 
 from qvg_cli.engine.engine import Engine
 
@@ -23,12 +22,8 @@ def text_engine(text_settings):
 
 
 @pytest.fixture(scope="session")
-def walk_engine(walk_weights, text_settings):
-    """Its walks begin in a picture."""
-    picture = walk_weights / "picture.png"
-    Image.new("RGB", (64, 32), (90, 140, 80)).save(picture)
-    settings = {**text_settings, "model.weights": str(walk_weights), "walk.image": str(picture)}
-    settings |= {"model.latent_channels": 16, "model.spatial_factor": 8, "sampler.context": "incremental"}
+def walk_engine(walk_settings):
+    settings = {**walk_settings, "sampler.steps": [1000, 500]}
     return Engine.load("hyworldplay", device="cpu", settings=settings)
 
 

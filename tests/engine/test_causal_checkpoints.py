@@ -47,7 +47,13 @@ def save(folder, video):
     return folder
 
 
-@pytest.mark.parametrize("settings", RULES.values(), ids=RULES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(rule, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, rule in RULES.items()
+    ],
+)
 def test_an_extended_run_is_the_longer_run(text_engine, tmp_path, settings):
     schedule = schedule_of(settings)
     make = {"seed": 2, "settings": settings, "schedule": schedule}
@@ -79,7 +85,10 @@ def test_a_prompt_that_changes_where_a_run_ended_passes_the_cache_again(text_eng
     ("rule", "cut"),
     [
         ("compact positions", 4),
-        *((rule, cut) for rule in RULES if "recache" in rule for cut in (4, 5)),
+        ("recache, sink kept", 4),
+        ("recache, sink renewed", 5),
+        pytest.param("recache, sink kept", 5, marks=pytest.mark.slow),
+        pytest.param("recache, sink renewed", 4, marks=pytest.mark.slow),
         # Positions are data of a plan, which the quick ones resume too.
         *(pytest.param(rule, 4, marks=pytest.mark.slow) for rule in RULES if rule not in QUICK),
     ],
@@ -127,7 +136,9 @@ def picture(tmp_path):
     return tmp_path / "box.png"
 
 
-@pytest.mark.parametrize(("name", "num_still"), [("causal-forcing-frame", 1), ("sgf-chunk", 9)])
+@pytest.mark.parametrize(
+    ("name", "num_still"), [("causal-forcing-frame", 1), pytest.param("sgf-chunk", 9, marks=pytest.mark.slow)]
+)
 def test_a_video_begins_with_its_picture(picture, name, num_still):
     engine = Engine.load(name, pocket=True, device="cpu", settings={"video.height": 64, "video.width": 128})
     video = engine.generate(FIRST, frames=num_still + 12, image=picture)

@@ -76,19 +76,15 @@ class Case:
         return load_config(Request(backend=self.family, pocket=is_pocket, sets=sets)).config
 
 
-QUICK_CASES = [
-    *(Case(family) for family in FAMILIES),
-    Case("self-forcing", "int2-shaped"),
-    Case("hyworldplay", more=(("sampler.context", "incremental"),)),
-]
+QUICK_CASES = [Case("self-forcing"), Case("self-forcing", "int2-shaped"), Case("hyworldplay")]
 # Guidance takes two groups of processes, here of two.
 QUICK_FOUR = [Case("longcat")]
 MORE_CASES = [
     *(Case(family, "int2-shaped") for family in ("hyworldplay", "longcat")),
-    Case("hyworldplay", more=(("sampler.context", "rebuild"),)),
+    *(Case("hyworldplay", more=(("sampler.context", context),)) for context in ("rebuild", "incremental")),
     *(Case("self-forcing", preset) for preset in ("int2-qvg", "trit", "bf16")),
 ]
-CASES = [*QUICK_CASES, *MORE_CASES]
+CASES = [*QUICK_CASES, *QUICK_FOUR, *MORE_CASES]
 MORE_FOUR = [case for case in CASES if case not in QUICK_FOUR]
 SLOW_CASES = [
     *(Case(family, preset) for family in FAMILIES for preset in preset_names()),
@@ -237,7 +233,7 @@ def weights(tiny_weights, tmp_path_factory):
 def made(weights):
     """The folder with what one, two and four processes made."""
     cut = ("self-forcing",)
-    Work(weights, 1, tuple(QUICK_CASES), cuts=cut).start()
+    Work(weights, 1, (*QUICK_CASES, *QUICK_FOUR), cuts=cut).start()
     Work(weights, 4, tuple(QUICK_FOUR)).start()
     Work(weights, 2, (*QUICK_CASES, SHARDED_CASES[0]), cuts=cut, resumes=(("self-forcing", 1),)).start()
     Work(weights, 1, (), resumes=(("self-forcing", 2),)).start()
@@ -250,8 +246,9 @@ def made_slowly(made):
     others = ("hyworldplay", "longcat")
     Work(made, 1, (*MORE_CASES, *SLOW_CASES), cuts=others).start()
     Work(made, 4, tuple(MORE_FOUR), cuts=tuple(FAMILIES)).start()
+    more = (*QUICK_FOUR, *MORE_CASES, *SLOW_CASES)
     resumes = (*((family, 4) for family in FAMILIES), *((family, 1) for family in others))
-    Work(made, 2, (*MORE_CASES, *SLOW_CASES, *SHARDED_CASES[1:]), cuts=others, resumes=resumes).start()
+    Work(made, 2, (*more, *SHARDED_CASES[1:]), cuts=others, resumes=resumes).start()
     Work(made, 1, (), resumes=tuple((family, 2) for family in others)).start()
     Work(made, 8, tuple(CASES)).start()
     return made
@@ -292,7 +289,7 @@ def test_several_processes_make_the_video_of_one(made, num_processes, case):
 @pytest.mark.parametrize(
     ("num_processes", "case"),
     [
-        *((2, case) for case in (*MORE_CASES, *SLOW_CASES)),
+        *((2, case) for case in (*QUICK_FOUR, *MORE_CASES, *SLOW_CASES)),
         *((4, case) for case in MORE_FOUR),
         *((8, case) for case in CASES),
     ],

@@ -76,10 +76,13 @@ def test_segments_step_by_step_are_those_of_the_whole_video(segment_engine):
     [
         ("walk", "int2", [{"pose": pose} for pose in ("w-3", "left-4", "w-4", "right-2,w-2")]),
         ("walk", "int2-shaped", [{"pose": pose} for pose in ("w-3", "left-4", "w-4", "right-2,w-2")]),
-        ("text", "int2", [{}, {"prompt": "A large green ball bounces on grass"}, {}, {}]),
         ("text", "int2-shaped", [{}, {"prompt": "A large green ball bounces on grass"}, {}, {}]),
-        ("segment", "int2", [{}, {}, {}, {}]),
         ("segment", "int2-shaped", [{}, {}, {}, {}]),
+        pytest.param(
+            *("text", "int2", [{}, {"prompt": "A large green ball bounces on grass"}, {}, {}]),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("segment", "int2", [{}, {}, {}, {}], marks=pytest.mark.slow),
     ],
 )
 def test_a_saved_video_goes_on_as_if_it_had_not_ended(family, preset, steps, request, tmp_path):

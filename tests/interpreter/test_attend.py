@@ -261,9 +261,11 @@ def test_attention_of_8_bits_is_near_the_reference(operands, bound):
 @pytest.mark.parametrize(
     ("operands", "bound", "batch", "limit_bytes", "has_library"),
     [
-        (BF16, 0.003, 2, 2**28, True),
         (BF16, 0.003, 1, 60_000, False),
-        (INT8, 0.1, 1, 2**28, True),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in ((BF16, 0.003, 2, 2**28, True), (INT8, 0.1, 1, 2**28, True))
+        ),
         (FP8, 0.2, 1, 2**28, False),
     ],
 )
@@ -307,8 +309,9 @@ def test_a_scheme_without_kernels_is_left_to_the_reference():
 
 
 def test_the_same_dispatch_serves_the_cache(monkeypatch):
-    monkeypatch.setenv("QVG_KERNELS", "triton")
+    # Packed without kernels, which have tests of their own.
     history, own = history_of(FittedSpec(), head_dim=64), own_of(64, 21)
+    monkeypatch.setenv("QVG_KERNELS", "triton")
     query = torch.randn(1, 2, 9, 64, generator=torch.Generator().manual_seed(1))
     found = attend(query.half(), history, own, Workspace())
     monkeypatch.setenv("QVG_KERNELS", "reference")

@@ -9,14 +9,15 @@ from qvg_kernels.rope.placement import FrameMatrices, Rotary
 from qvg_kernels.rope.tables import RotaryTables
 from qvg_kernels.spec import AsymSpec, Bf16Spec, FittedSpec, QvgSpec
 
+SLOW = pytest.mark.slow
 SPECS = [
-    pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "e8x1", "int2", "int3", "int4", "trit")
-] + [
+    *(pytest.param(FittedSpec(grid=grid), id=grid) for grid in ("e8", "int3", "trit")),
+    *(pytest.param(FittedSpec(grid=grid), id=grid, marks=SLOW) for grid in ("e8x1", "int2", "int4")),
     pytest.param(FittedSpec(num_centroids=0), id="without a table"),
     *(pytest.param(FittedSpec(shaping=each), id=f"shaped {each}") for each in ("key", "value")),
-    pytest.param(FittedSpec(num_centroids=0, shaping="key"), id="shaped, without a table"),
+    pytest.param(FittedSpec(num_centroids=0, shaping="key"), id="shaped, without a table", marks=SLOW),
     pytest.param(QvgSpec(num_centroids=16), id="qvg"),
-    pytest.param(QvgSpec(num_centroids=16, stages=2, block_size=16, bits=4), id="qvg in stages"),
+    pytest.param(QvgSpec(num_centroids=16, stages=2, block_size=16, bits=4), id="qvg in stages", marks=SLOW),
     pytest.param(AsymSpec(num_centroids=16), id="asym"),
     pytest.param(Bf16Spec(), id="bf16"),
 ]

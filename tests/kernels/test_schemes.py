@@ -17,6 +17,7 @@ from .conftest import REPOSITORY, every_spec, make_span
 CUTS = [(0, 5), (0, 2, 5), (0, 1, 4, 5), (0, 1, 2, 3, 4, 5)]
 
 
+@pytest.mark.slow
 def test_a_folder_alone_makes_a_scheme():
     script = Path(__file__).parent / "schemes" / "use_absmax.py"
     subprocess.run([sys.executable, str(script)], check=True)

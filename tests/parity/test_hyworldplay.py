@@ -15,11 +15,10 @@ from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.models.hyworldplay.config import WalkSamplerConfig
-from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser
+from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser, denoising_steps
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
 from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.hyworldplay.plan import plan_chunks
-from qvg_cli.models.hyworldplay.schedule import denoising_steps
 from qvg_cli.models.hyworldplay.trajectory import camera_path
 from qvg_cli.models.wan.checkpoint import Checkpoint
 from qvg_cli.models.wan.rope import FrameRotation
@@ -203,7 +202,7 @@ def test_pixel_frames():
 
 
 def test_camera_stream():
-    from qvg_cli.models.hyworldplay.streams import Cameras
+    from qvg_cli.models.hyworldplay.model import Cameras
     from qvg_cli.models.hyworldplay.trajectory import Trajectory
 
     golden = load_golden(FOLDER, "prope.safetensors")

@@ -5,7 +5,6 @@ import struct
 import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -17,14 +16,14 @@ from qvg_cli.engine.engine import Engine
 TINY = {"video.height": 32, "video.width": 64, "sampler.steps": [1000]}
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.allow_hosts(["127.0.0.1"]))
+@pytest.fixture(scope="session")
+def walk_engine(walk_settings):
+    return Engine.load("hyworldplay", device="cpu", settings={**walk_settings, "sampler.steps": [1000]})
 
 
 @pytest.fixture(scope="session")
-def walk_engine():
+def pocket_engine():
+    """The built-in walk: it keeps colours, packs to less than BF16, and knows its words."""
     return Engine.load("hyworldplay", pocket=True, device="cpu", settings=TINY)
 
 

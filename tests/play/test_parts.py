@@ -9,8 +9,7 @@ from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.play.access import is_loopback, page_address
 from qvg_cli.play.messages import Hold, World, read_message
 from qvg_cli.play.player import recalled
-from qvg_cli.play.seats import HELD_SECONDS, Seats
-from qvg_cli.play.viewers import IN_FLIGHT, Viewer
+from qvg_cli.play.viewers import HELD_SECONDS, IN_FLIGHT, Seats, Viewer
 
 
 def test_the_first_to_come_plays_and_the_seat_waits_a_minute():

@@ -17,10 +17,12 @@ from qvg_cli.play.server import MAX_PICTURE_BYTES, listen
 from qvg_cli.play.walk import recover
 from qvg_cli.video.io import count_frames
 
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
-def png(color, size=(64, 32)):
+
+def png(color, size=(64, 32), mode="RGB"):
     buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, "PNG")
+    Image.new(mode, size, color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -34,8 +36,8 @@ def made_again(run):
     return engine.generate(engine.config.prompt if not engine.config.prompt_changes else None).latents
 
 
-def test_a_key_makes_one_chunk_and_then_nothing(play, walk_engine):
-    browser = play(walk_engine).browser()
+def test_a_key_makes_one_chunk_and_then_nothing(play, pocket_engine):
+    browser = play(pocket_engine).browser()
     browser.wait(lambda: browser.is_ready() and browser.frames)
     # The picture that the walk begins in.
     assert len(browser.frames) == 1
@@ -209,8 +211,8 @@ def test_the_page_runs_its_own_script_alone(play, walk_engine):
     assert b"https://" not in body
 
 
-def test_an_uploaded_picture_begins_a_world_that_can_be_made_again(play, walk_engine):
-    session = play(walk_engine)
+def test_an_uploaded_picture_begins_a_world_that_can_be_made_again(play, pocket_engine):
+    session = play(pocket_engine)
     browser = session.browser()
     browser.wait(browser.is_ready)
     status, body, _ = session.fetch("/picture", png((200, 30, 30)))
@@ -236,7 +238,7 @@ def test_an_uploaded_picture_begins_a_world_that_can_be_made_again(play, walk_en
         (png("red")[:60], "picture"),
         (b"GIF89a" + bytes(20), "picture"),
         (bytes(MAX_PICTURE_BYTES + 1), "larger than 20 MiB"),
-        (png("red", (10_000, 6_000)), "10000 x 6000 pixels, at most 50,000,000"),
+        (png(1, (10_000, 6_000), "1"), "10000 x 6000 pixels, at most 50,000,000"),
     ],
     ids=["text", "cut off", "odd", "huge file", "huge picture"],
 )
@@ -319,8 +321,8 @@ def test_a_walk_has_one_prompt(play, walk_engine):
     assert "one prompt" in browser.last("error")["message"]
 
 
-def test_an_unknown_word_of_a_pocket_prompt_is_told(play, walk_engine):
-    browser = play(walk_engine).browser()
+def test_an_unknown_word_of_a_pocket_prompt_is_told(play, pocket_engine):
+    browser = play(pocket_engine).browser()
     browser.wait(browser.is_ready)
     browser.send(type="world", prompt="A dragon on grass")
     browser.wait(lambda: browser.last("notice"))

@@ -18,7 +18,7 @@ from qvg_cli.models.self_forcing.plan import BlockPlanner
 from qvg_cli.planning.ledger import total
 
 SMALL = {"video.height": 32, "video.width": 64}
-FEW_STEPS = {**SMALL, "sampler.steps": [1000, 500]}
+ONE_STEP = {**SMALL, "sampler.steps": [1000]}
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_rule_for_what_the_cache_keeps_is_one_function(monkeypatch):
         blocks = {frame: frame // self._sampler.frames_per_chunk for frame in self._cached}
         return tuple(frame for frame in blocks if blocks[frame] in (end // 3 - 2, 0, 2, 4))
 
-    engine = Engine.load(pocket=True, device="cpu", cache="int2", settings=FEW_STEPS)
+    engine = Engine.load(pocket=True, device="cpu", cache="int2", settings=ONE_STEP)
     rolling = engine.generate("a red ball", frames=57, seed=1)
     monkeypatch.setattr(BlockPlanner, "_window", every_second)
     video = engine.generate("a red ball", frames=57, seed=1)

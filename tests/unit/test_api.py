@@ -13,6 +13,7 @@ from qvg_cli.errors import UsageError
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
 
+@pytest.mark.slow
 def test_the_page_is_true(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # A fence ends the output that an example is expected to print.

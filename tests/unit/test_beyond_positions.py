@@ -10,8 +10,7 @@ from qvg_cli.engine.rollout import rollout
 from qvg_cli.errors import UsageError
 from qvg_cli.models.decoder import Pixels
 from qvg_cli.models.registry import load_config, plan_video
-from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
-from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser, SelfForcingTransformer
 from qvg_cli.models.self_forcing.plan import MAX_FRAMES
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.ledger import total
@@ -41,6 +40,7 @@ def test_without_a_span_the_positions_end():
     assert "--position-span" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_a_video_goes_on_past_them_with_a_cache_that_does_not_grow(tiny_wan):
     config = load(f"sampler.position_span={SPAN}")
     plan = plan_video(config)

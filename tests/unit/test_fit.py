@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.suggestions import check_memory, find_suggestions, forecast_run, suggestions_after
+from qvg_cli.engine.suggestions import Trial, check_memory, forecast_run, suggestions_after
 from qvg_cli.errors import OutOfMemoryError, UsageError
 from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload
@@ -32,18 +32,28 @@ def load(backend, *sets):
     ("backend", "preset", "options"),
     [
         ("self-forcing", "int2", ["--frames", "12"]),
-        ("self-forcing", "none", ["--frames", "6"]),
+        pytest.param("self-forcing", "none", ["--frames", "6"], marks=pytest.mark.slow),
         ("self-forcing", "int2-qvg", ["--frames", "15", *("--set", "cache.keep_recent_chunks=1")]),
         (
             "self-forcing",
             "trit",
             ["--frames", "18", *("--set", "sampler.window=12"), *("--set", "sampler.sink=3")],
         ),
-        ("self-forcing", "int2", ["--frames", "15", *("--set", "cache.span_tokens=48")]),
+        pytest.param(
+            "self-forcing",
+            "int2",
+            ["--frames", "15", *("--set", "cache.span_tokens=48")],
+            marks=pytest.mark.slow,
+        ),
         ("self-forcing", "int2", ["--frames", "9", *("--set", "cache.layers.1.v.preset=bit1")]),
         ("self-forcing", "int2-shaped", ["--frames", "15", *("--set", "sampler.window=6")]),
         ("self-forcing", "trit-shaped", ["--frames", "24", *("--set", "cache.span_tokens=48")]),
-        ("self-forcing", "int3", ["--frames", "9", *("--set", "cache.keep_sink=true")]),
+        pytest.param(
+            "self-forcing",
+            "int3",
+            ["--frames", "9", *("--set", "cache.keep_sink=true")],
+            marks=pytest.mark.slow,
+        ),
         ("hyworldplay", "int2", ["--chunks", "3", "--context", "append"]),
         ("hyworldplay", "bf16", ["--chunks", "3", "--context", "rebuild", *("--set", "sampler.window=12")]),
         ("longcat", "int2", ["--segments", "2", *("--set", "sampler.guided_steps=2")]),
@@ -107,14 +117,15 @@ def test_remedies_fit_when_they_are_taken():
     config, plan = load("self-forcing", "cache.preset=bf16", "video.frames=180")
     limit = 20 * GIB
     assert forecast_run(config, plan, is_gpu=True).device_bytes > limit
-    remedies = find_suggestions(config, plan, limit, is_gpu=True)
-    assert [remedy.options.split()[0] for remedy in remedies] == ["--cache", "--frames"]
-    preset, frames = (remedy.options.split()[1] for remedy in remedies)
+    remedies = Trial(limit, is_gpu=True).find(config, plan)
+    (option, preset), (other, frames) = (options.split() for options in remedies)
+    assert (option, other) == ("--cache", "--frames")
+    packed_bytes, cut_bytes = remedies.values()
     taken, _ = load("self-forcing", f"cache.preset={preset}", "video.frames=180")
-    assert forecast_run(taken, plan, is_gpu=True).device_bytes == remedies[0].device_bytes <= limit
+    assert forecast_run(taken, plan, is_gpu=True).device_bytes == packed_bytes <= limit
     latent = 1 + (int(frames) - 1) // 4
     cut, shorter = load("self-forcing", "cache.preset=bf16", f"video.frames={latent}")
-    assert forecast_run(cut, shorter, is_gpu=True).device_bytes == remedies[1].device_bytes <= limit
+    assert forecast_run(cut, shorter, is_gpu=True).device_bytes == cut_bytes <= limit
     cut, longer = load("self-forcing", "cache.preset=bf16", f"video.frames={latent + 3}")
     assert forecast_run(cut, longer, is_gpu=True).device_bytes > limit
 
@@ -172,9 +183,9 @@ def test_a_plan_loads_no_torch():
     ("preset", "sets"),
     [
         ("int2", ("sampler.window=12", "sampler.sink=3", "cache.keep_recent_chunks=1")),
-        ("int2", ("cache.span_tokens=48",)),
+        pytest.param("int2", ("cache.span_tokens=48",), marks=pytest.mark.slow),
         ("int2-shaped", ("sampler.window=12",)),
-        ("bf16", ()),
+        pytest.param("bf16", (), marks=pytest.mark.slow),
     ],
 )
 def test_the_history_on_the_disk_is_predicted(tmp_path, tiny_weights, keep_cache, preset, sets):

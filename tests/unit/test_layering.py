@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 BASE = (
-    "__init__", "console", "environment", "errors", "files", "interrupts", "launch", "lean_imports",
+    "__init__", "console", "environment", "errors", "files", "interrupts", "lean_imports",
     "logs", "plotting", "plugins", "randomness",
     "redaction", "text_files",
 )  # fmt: skip
@@ -52,7 +52,7 @@ WITHOUT_TORCH = (
     "qvg_cli.batch.run",
     "qvg_cli.engine.suggestions",
     "qvg_cli.engine.sources",
-    "qvg_cli.commands.show_plan",
+    "qvg_cli.commands.run",
     "qvg_cli.report.forecasts",
     "qvg_cli.report.html",
     "qvg_cli.models.self_forcing.plan",

@@ -38,7 +38,10 @@ def plain(tmp_path_factory):
     return draw(tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
+@pytest.mark.parametrize(
+    "backend",
+    ["module://matplotlib_inline.backend_inline", pytest.param("no such backend", marks=pytest.mark.slow)],
+)
 def test_the_backend_of_a_notebook_is_not_asked_for(tmp_path, plain, backend):
     assert draw(tmp_path, MPLBACKEND=backend) == plain
 
@@ -49,11 +52,16 @@ SETTINGS = b"text.usetex: True\nfigure.dpi: 300\nsavefig.facecolor: red\nfont.si
 @pytest.mark.parametrize(
     ("place", "content"),
     [
-        *((place, SETTINGS) for place in ("working folder", "variable", "home")),
-        ("working folder", b"no colon\nfont.size: large and red\nno.such.key: 1\n"),
-        ("working folder", b"font.size: \xff\xfe\n"),
+        pytest.param("working folder", SETTINGS, id="working folder"),
+        *(pytest.param(place, SETTINGS, id=place, marks=pytest.mark.slow) for place in ("variable", "home")),
+        pytest.param(
+            "working folder",
+            b"no colon\nfont.size: large and red\nno.such.key: 1\n",
+            id="mistakes",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("working folder", b"font.size: \xff\xfe\n", id="no text"),
     ],
-    ids=["working folder", "variable", "home", "mistakes", "no text"],
 )
 def test_a_matplotlibrc_is_not_read(tmp_path, plain, content, place):
     name = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qvg_cli.cache.kv_cache import open_cache
-from qvg_cli.cache.prediction import NUM_QUERIES, is_measured
+from qvg_cli.cache.prediction import NUM_QUERIES, chosen_layers, is_measured
 from qvg_cli.cache.probe import Probe, keys_alone
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.models.wan.rope import FrameRotation
@@ -14,7 +14,7 @@ from qvg_cli.randomness import derive_seed
 from qvg_kernels.rope.tables import RotaryTables
 from qvg_kernels.spec import Bf16Spec, FittedSpec, QuantWmSpec, QvgSpec
 
-HEADS, TOKENS, HEAD_DIM, LAYERS = 4, 24, 64, 2
+HEADS, TOKENS, HEAD_DIM, LAYERS = 8, 24, 64, 2
 SHAPE = CacheShape(LAYERS, HEADS, HEAD_DIM)
 CHUNKS = tuple(
     ChunkPlan(index, (index,), reads=tuple(range(index)), commits=(index,), is_first_made=index == 0)
@@ -68,6 +68,12 @@ def test_measured_chunks_are_farther_apart_later():
     assert measured == [1, 5, 9, 13, 17, 25, 33, 49, 65, 97]
 
 
+def test_all_layers_are_looked_at_in_turn():
+    looked_at = [tuple(chosen_layers(CHUNKS[index], 30)) for index in (1, 5)]
+    assert looked_at == [tuple(range(0, 30, 3)), tuple(range(1, 30, 3))]
+    assert chosen_layers(CHUNKS[2], 30) == ()
+
+
 def test_a_cache_that_keeps_keys_exactly_loses_nothing():
     found, _, _ = measure(cache_of(EXACT))
     for losses in found[1]["0"] + found[5]["0"]:
@@ -78,7 +84,7 @@ def test_it_is_what_full_attention_of_the_drawn_queries_gives():
     found, states, others = measure(cache_of(CODED), steps=2)
     tokens = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(derive_seed(3, "probe", 5)))
     tokens = tokens[:NUM_QUERIES]
-    # Two of the four heads, in every second measured chunk the others.
+    # Four of the eight heads, in every second measured chunk the others.
     states = [tuple(each[:, 1::2] for each in pair) for pair in states]
     query, own = states[5]
     place = lambda key, frame: ROTATION.placement((frame,)).apply(key, slice(0, TOKENS)).float()  # noqa: E731

@@ -16,13 +16,18 @@ SMALL += ("model.text_tokens=8", "prompt=red ball")
     ("cache", "cut", "is_kept", "window"),
     [
         ("preset=int2", 3, True, "null"),
-        ("layers.1.v.preset=trit", 3, True, "9"),
         ("layers.1.v.preset=bf16", 3, False, "9"),
-        ("preset=quantwm-int2", 3, False, "9"),
         ("preset=none", 3, False, "null"),
-        ("preset=int2-shaped", 3, True, "null"),
         ("preset=int2-shaped", 1, True, "9"),
         ("layers.1.v.preset=bit1-shaped", 3, True, "9"),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in (
+                ("layers.1.v.preset=trit", 3, True, "9"),
+                ("preset=quantwm-int2", 3, False, "9"),
+                ("preset=int2-shaped", 3, True, "null"),
+            )
+        ),
     ],
 )
 def test_chunks_after_a_cut_are_the_same(tiny_weights, go_on, tmp_path, cache, cut, is_kept, window):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qvg_cli.models.text import PromptCutWarning, TextEncoder, clean_prompt
+from qvg_cli.models.text import PromptWarning, TextEncoder, clean_prompt
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_rows_after_the_prompt_are_zero_and_the_prompts_own_do_not_depend_on_the
 def test_a_prompt_that_is_cut_is_said_to_be(encoder):
     read = encoder.encode("a b c d e f g h i j k l m n o p q r s t u v w x y z")
     assert len(read.rows) == 12
-    with pytest.warns(PromptCutWarning, match="tokens, but the model reads only 12: the rest is ignored"):
+    with pytest.warns(PromptWarning, match="tokens, but the model reads only 12: the rest is ignored"):
         read.padded(12)
 
 

@@ -10,7 +10,7 @@ from qvg_cli.config.load import Request
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.registry import load_config, load_pipeline
-from qvg_cli.models.text import PromptCutWarning, PromptEncoder, PromptNotKeptWarning
+from qvg_cli.models.text import PromptEncoder, PromptWarning
 from scripts.random_models import TINY
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_what_decides_the_states_decides_the_file(weights, home):
 
 def test_a_prompt_that_was_cut_is_said_to_be_again(weights, home):
     for _ in range(2):
-        with pytest.warns(PromptCutWarning, match="the model reads only 8: the rest is ignored"):
+        with pytest.warns(PromptWarning, match="the model reads only 8: the rest is ignored"):
             PromptEncoder(weights, 8, CPU, torch.float32).encode(LONG)
 
 
@@ -85,7 +85,7 @@ def test_a_broken_file_is_made_again(weights, home, damage):
 
 def test_a_home_that_cannot_be_written_costs_a_warning(weights, home):
     home.write_text("a file where the folder would be")
-    with pytest.warns(PromptNotKeptWarning, match="the encoder is loaded again next time"):
+    with pytest.warns(PromptWarning, match="the encoder is loaded again next time"):
         PromptEncoder(weights, 8, CPU, torch.float32).encode("red ball")
 
 

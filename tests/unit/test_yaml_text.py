@@ -108,3 +108,8 @@ def test_two_escapes_of_json_are_one_character():
 def test_a_control_character_is_named():
     with pytest.raises(UsageError, match=r"^f: character 4 is U\+0007, a control character$"):
         parse_yaml("a: \x07", "f")
+
+
+def test_what_was_read_can_be_changed_without_changing_what_is_read_next():
+    parse_yaml("a: [1]", "a file")["a"].append(2)
+    assert parse_yaml("a: [1]", "a file") == {"a": [1]}

@@ -1,7 +1,5 @@
 """The settings of this family: those of every run, the walk, and what is looked back at. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -48,13 +46,7 @@ class WalkSamplerConfig(SamplerConfig):
 
 
 class WalkModelConfig(ModelConfig):
-    """Where the weights are, and the latents that they make.
-
-    Attributes:
-        transformer: Folder of the transformer inside the weights.
-        latent_channels: Channels of a latent frame.
-        spatial_factor: Pixels per latent along a side.
-    """
+    """Where the weights and in them the transformer are, and the latents: channels, pixels to a side."""
 
     transformer: str = "transformer"
     latent_channels: int = Field(48, gt=0)

@@ -1,7 +1,5 @@
 """What a walk adds to its run's folder: a picture of the camera's path, its poses in run.yaml. No torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +25,7 @@ def run_details(config: HyWorldPlayConfig) -> RunDetails:
         "intrinsics": [_rounded(lens[[0, 1, 0, 1], [0, 1, 2, 2]]) for lens in path.intrinsics],
     }
     return RunDetails(
-        about={"camera": camera},
-        files={"path.png": lambda file: draw_path(path, config.walk.pose, file)},
+        about={"camera": camera}, files={"path.png": lambda file: draw_path(path, config.walk.pose, file)}
     )
 
 

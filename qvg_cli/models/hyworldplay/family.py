@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,7 @@ from qvg_cli.models.base import Family
 if TYPE_CHECKING:
     import torch
 
-    from qvg_cli.config.schema import LoraConfig
-    from qvg_cli.models.base import Planner, RunDetails
+    from qvg_cli.models.base import Loras, Planner, RunDetails
     from qvg_cli.models.hyworldplay.config import HyWorldPlayConfig
     from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
     from qvg_cli.planning.chunks import VideoPlan
@@ -85,14 +84,14 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
         return plan_video(config)
 
     def planner(self, config: HyWorldPlayConfig) -> Planner:
-        from qvg_cli.models.hyworldplay.plan import planner
+        from qvg_cli.models.hyworldplay.plan import WalkPlanner, fit_path
 
-        return planner(config)
+        return WalkPlanner(config, fit_path(config)[0])
 
     def open_planner(self, config: HyWorldPlayConfig) -> Planner:
-        from qvg_cli.models.hyworldplay.plan import open_planner
+        from qvg_cli.models.hyworldplay.plan import WalkPlanner
 
-        return open_planner(config)
+        return WalkPlanner(config)
 
     def sizes(self, config: HyWorldPlayConfig, *, is_gpu: bool) -> ModelSizes:
         from qvg_cli.models.wan.sizes import WanLayout, wan_sizes
@@ -116,13 +115,7 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
         return HyWorldPlayPipeline(config, WalkModels(config, device))
 
     def convert_checkpoint(
-        self,
-        source: Path,
-        config: Mapping[str, object],
-        folder: Path,
-        *,
-        weights_key: str = "auto",
-        lora: Sequence[LoraConfig] = (),
+        self, source: Path, config: Mapping[str, object], folder: Path, weights_key: str, lora: Loras = ()
     ) -> None:
         from qvg_cli.models.hyworldplay.model import WalkTransformer
         from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint

@@ -5,8 +5,6 @@ Cameras are known from the pose, so the choice is made while planning.
 Source: Tencent-Hunyuan/HY-WorldPlay, `hyvideo/utils/retrieval_context.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,23 +39,16 @@ def ball_points(count: int = _NUM_POINTS) -> Array:
 
 
 class ViewOverlap:
-    """How much of one camera's view another camera sees.
-
-    Args:
-        points: `[N, 3]` in the ball of radius 8 around a camera, in its axes.
-    """
+    """How much of one camera's view another sees, by `[N, 3]` points in the ball of radius 8, in its axes."""
 
     def __init__(self, points: Array) -> None:
         self._points = points[_is_inside(points, np.array([0.0, 0.0, 1.0]))]
 
     def distances(self, query: Array, others: Array) -> Array:
-        """1 - overlap of the view of `query`, `[4, 4]` world to camera, with those of `others`, `[M, 4, 4]`.
+        """`[M]`: 1 - overlap of a view `[4, 4]` world to camera with those of `others`, `[M, 4, 4]`.
 
         Another camera sees a point that lies within the view's angles of its forward direction, its roll left
         out, and nearer than the radius.
-
-        Returns:
-            `[M]`.
         """
         if not len(self._points):
             return np.ones(len(others))
@@ -74,8 +65,7 @@ class Memory:
 
     Attributes:
         viewmats: `[F, 4, 4]` world to camera, of the whole video.
-        num_frames: Frames looked back at; `None` means all.
-        num_recalled: How many of them are chosen by view; the others are the newest.
+        num_frames: Frames looked back at, of which some are recalled by view; `None` means all.
     """
 
     viewmats: Array

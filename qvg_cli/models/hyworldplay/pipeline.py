@@ -1,7 +1,5 @@
 """The loaded HY-WorldPlay family: a walk begins in a picture, and the VAE makes the latents as planned."""
 
-from __future__ import annotations
-
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
@@ -19,11 +17,7 @@ from qvg_cli.video.picture import fill_frame, open_image
 
 
 class WalkModels(Models[WalkTransformer]):
-    """Its parts are read when they are first needed.
-
-    Raises:
-        MissingModelError: The folder lacks a part.
-    """
+    """Its parts are read when they are first needed; `MissingModelError` if the folder lacks a part."""
 
     def __init__(self, config: HyWorldPlayConfig, device: torch.device) -> None:
         self._config = config.model

@@ -7,8 +7,6 @@ Source: Tencent-Hunyuan/HY-WorldPlay, `wan/inference` (context "rebuild"); svg-p
 `experiments/HY-WorldPlay` ("append"). "incremental" is ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -27,11 +25,7 @@ MAX_SLOTS = 1024
 
 
 def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
-    """Plan a walk.
-
-    Raises:
-        UsageError: Pose, picture, size, length or context do not fit; the message says what would.
-    """
+    """Plan a walk; `UsageError` if pose, picture, size, length or context do not fit."""
     if config.prompt_changes:
         raise UsageError("this model uses one prompt for the whole walk", hint="omit --schedule")
     geometry = _geometry(config)
@@ -74,15 +68,10 @@ def plan_chunks(path: Trajectory, sampler: WalkSamplerConfig) -> tuple[ChunkPlan
 
 
 class WalkPlanner(Planner):
-    """Plans a walk move by move, and holds the camera's path so far.
+    """Plans a walk move by move, and holds the camera's path so far, one pose a latent frame.
 
-    Nothing that a later move may look back at leaves the cache, whatever that will be.
-
-    Args:
-        path: The whole path, if it is known; `None` begins one that grows with every step.
-
-    Attributes:
-        path: One pose a latent frame, the start's first.
+    Nothing that a later move may look back at leaves the cache, whatever that will be. Without a `path` that
+    is known whole, one grows with every step.
     """
 
     def __init__(self, config: HyWorldPlayConfig, path: Trajectory | None = None) -> None:
@@ -139,24 +128,8 @@ class WalkPlanner(Planner):
         return (chunk,)
 
 
-def open_planner(config: HyWorldPlayConfig) -> WalkPlanner:
-    """The planner of a walk that goes on move by move."""
-    return WalkPlanner(config)
-
-
-def planner(config: HyWorldPlayConfig) -> WalkPlanner:
-    """The planner of a walk whose whole path is known."""
-    path, _ = fit_path(config)
-    return WalkPlanner(config, path)
-
-
 def _chunk(index: int, context: Context, reads: Frames, cached: Frames, needed: Collection[int]) -> ChunkPlan:
-    """One chunk that looks back at `reads`.
-
-    Args:
-        cached: Frames that are in the cache before it.
-        needed: Frames that it or a later one may look back at.
-    """
+    """One chunk that looks back at `reads`; it or a later one may look back at those `needed`."""
     own = tuple(range(index * CHUNK_FRAMES, (index + 1) * CHUNK_FRAMES))
     kept = () if context == "rebuild" else tuple(frame for frame in cached if frame in needed)
     is_incremental = context == "incremental"
@@ -192,7 +165,6 @@ def _geometry(config: HyWorldPlayConfig) -> Geometry:
 
 
 def memory_of(path: Trajectory, sampler: WalkSamplerConfig) -> Memory:
-    """The memory of a walk along `path`."""
     return Memory(
         path.viewmats,
         ViewOverlap(ball_points()),
@@ -202,11 +174,7 @@ def memory_of(path: Trajectory, sampler: WalkSamplerConfig) -> Memory:
 
 
 def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
-    """The camera path with one pose a latent frame of the video, and what is to be said about it.
-
-    Raises:
-        UsageError: The pose is wrong, or too short, or the length is not a number of whole chunks.
-    """
+    """One pose a latent frame, and what is to be said about it; `UsageError` if pose or length do not fit."""
     path = camera_path(config.walk.pose)
     num_frames, poses = config.video.frames, len(path)
     if poses < num_frames and config.walk.pad_pose is None:

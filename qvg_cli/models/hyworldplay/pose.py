@@ -6,8 +6,6 @@ Source: Tencent-Hunyuan/HY-WorldPlay, the pose strings of `hyvideo/generate.py`.
 of no frames without a word; here they are noted.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,11 +31,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Pose:
-    """A whole pose text.
-
-    Attributes:
-        notes: What of the text does not come true as it was written, to be shown to the user.
-    """
+    """A whole pose text, and what of it does not come true as it was written, for the user."""
 
     commands: tuple[Command, ...]
     notes: tuple[str, ...] = ()
@@ -49,11 +43,7 @@ class Pose:
 
 
 def parse_pose(text: str) -> Pose:
-    """Read a pose text: moves with their lengths, separated by commas, such as `w-8, right-4`.
-
-    Raises:
-        UsageError: Something is not of this form; the message names the character, counted from 1.
-    """
+    """Read moves with their lengths, such as `w-8, right-4`; a `UsageError` names the wrong character."""
     commands: list[Command] = []
     notes: list[str] = []
     start = 0

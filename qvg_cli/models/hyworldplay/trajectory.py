@@ -7,15 +7,13 @@ Source: Tencent-Hunyuan/HY-WorldPlay, `hyvideo/generate.py` (steps, lens, labels
 `hyvideo/generate_custom_trajectory.py` (the file format).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +57,7 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def take(self, num_frames: int) -> Trajectory:
+    def take(self, num_frames: int) -> Self:
         """The first `num_frames` poses; past the end the last one stays, labelled as no motion."""
         at = np.minimum(np.arange(num_frames), len(self) - 1)
         held = (0,) * max(0, num_frames - len(self))
@@ -72,11 +70,7 @@ class Trajectory:
 
 
 def camera_path(pose: str) -> Trajectory:
-    """The path that a user asks for: a pose text, or the name of a trajectory file that ends in `.json`.
-
-    Raises:
-        UsageError: The text or the file is not what it has to be; the place is named.
-    """
+    """The path of a pose text, or of a trajectory file that ends in `.json`; `UsageError` says where not."""
     if pose.strip().lower().endswith(".json"):
         return read_trajectory(expand_user(pose.strip()))
     parsed = parse_pose(pose)
@@ -132,8 +126,7 @@ def action_labels(camera_to_world: Array) -> tuple[int, ...]:
 def read_trajectory(path: Path) -> Trajectory:
     """Read a path from JSON: `{"0": {"extrinsic": 4x4 camera to world, "K": 3x3 in pixels}, "1": ...}`.
 
-    Raises:
-        UsageError: The file cannot be read, or an entry is not what it has to be; the entry is named.
+    A `UsageError` names the entry that is not what it has to be.
     """
     try:
         entries = json.loads(read_text(path, "the trajectory"))

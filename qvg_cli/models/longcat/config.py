@@ -1,7 +1,5 @@
 """The settings of this family: those of every run, and how a window is sampled. No torch."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field
@@ -39,8 +37,6 @@ class WindowSamplerConfig(SamplerConfig):
 
 
 class LongCatConfig(RunConfig):
-    """One run, whole."""
-
     sampler: WindowSamplerConfig
 
     @property

@@ -7,8 +7,6 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`
 `generate_vc`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -30,7 +28,6 @@ class LongCatDenoiser(Denoiser):
 
     Args:
         prompt_embeds: `[1, N, C]`, or `[2, N, C]` for guidance: the negative prompt, then the prompt.
-        rows: Who computes them.
     """
 
     observes_steps = False

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from qvg_cli.models.base import Planner
     from qvg_cli.models.longcat.config import LongCatConfig
-    from qvg_cli.models.longcat.extend import LongCatExtension
     from qvg_cli.models.longcat.pipeline import LongCatPipeline
+    from qvg_cli.models.longcat.plan import LongCatExtension
     from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
     from qvg_cli.planning.sizes import ModelSizes
 
@@ -63,15 +63,10 @@ class LongCat(Family["LongCatConfig"]):
 
         return plan_video(config)
 
-    def planner(self, config: LongCatConfig) -> Planner:
-        from qvg_cli.models.longcat.plan import planner
-
-        return planner(config)
-
     def open_planner(self, config: LongCatConfig) -> Planner:
-        from qvg_cli.models.longcat.plan import open_planner
+        from qvg_cli.models.longcat.plan import SegmentPlanner
 
-        return open_planner(config)
+        return SegmentPlanner(config)
 
     def sizes(self, config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
         from qvg_cli.models.longcat.sizes import model_sizes
@@ -84,7 +79,7 @@ class LongCat(Family["LongCatConfig"]):
         return len(sampling_of(config.sampler).schedule(chunk))
 
     def extension(self, config: LongCatConfig) -> LongCatExtension:
-        from qvg_cli.models.longcat.extend import LongCatExtension
+        from qvg_cli.models.longcat.plan import LongCatExtension
 
         return LongCatExtension(config)
 

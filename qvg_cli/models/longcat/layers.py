@@ -6,11 +6,9 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/modules/` (`longcat_video_
 `blocks.py`, `rope_3d.py`), for every formula and name in this file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -52,12 +50,8 @@ class TransformerConfig:
     text_tokens_zero_pad: bool
 
     @classmethod
-    def read(cls, values: Mapping[str, Any], source: object) -> TransformerConfig:
-        """The fields of `values`, which come from `source`; attention back ends are ours to choose.
-
-        Raises:
-            MissingModelError: A field is missing.
-        """
+    def read(cls, values: Mapping[str, Any], source: object) -> Self:
+        """The fields of `values`, which come from `source`; `MissingModelError` if one is missing."""
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:
@@ -69,7 +63,6 @@ class TransformerConfig:
 
     @property
     def head_dim(self) -> int:
-        """Channels of an attention head."""
         return self.hidden_size // self.num_heads
 
     @property
@@ -91,9 +84,9 @@ class ProjectedPrompt:
     states: Tensor
     mask: Tensor | None
 
-    def __getitem__(self, rows: slice) -> ProjectedPrompt:
+    def __getitem__(self, rows: slice) -> Self:
         """Some of the rows."""
-        return ProjectedPrompt(self.states[rows], None if self.mask is None else self.mask[rows])
+        return type(self)(self.states[rows], None if self.mask is None else self.mask[rows])
 
 
 class PatchEmbedder(nn.Module):

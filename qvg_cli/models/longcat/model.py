@@ -6,8 +6,6 @@ so what they leave in the cache depends neither on the prompt nor on the step.
 Source: meituan-longcat/LongCat-Video, `longcat_video/modules/longcat_video_dit.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -65,7 +63,6 @@ class LongCatTransformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
         return self.x_embedder.proj.weight.device
 
     def share_tokens(self, tokens: Tokens) -> None:
@@ -97,16 +94,13 @@ class LongCatTransformer(nn.Module):
         call: Call,
         layers: Sequence[LayerCache],
     ) -> Tensor:
-        """Predict `clean - noise` of latent frames.
+        """Predict `clean - noise`, `[B, C, F, h, w]` float32, of latent frames.
 
         Args:
             latents: `[B, C, F, h, w]`; the frames named in `call`.
             timesteps: `[B, F]` on the 0..1000 scale.
             text: `None` for condition frames, which never see it.
             layers: The cache, one entry a block.
-
-        Returns:
-            `[B, C, F, h, w]` float32.
         """
         states = self.x_embedder(latents.to(self.dtype))
         # The timestep is rounded to the model's dtype first: 998.27 becomes 1000 in bf16, as in training.
@@ -132,10 +126,6 @@ class LongCatTransformer(nn.Module):
 
 
 def open_longcat(folder: Path, adapters: Sequence[Lora] = ()) -> Checkpoint[LongCatTransformer]:
-    """The checkpoint of a published `dit` folder, float32 or bf16.
-
-    Raises:
-        MissingModelError: A file or tensor is missing, broken, unknown or has another shape; it is named.
-    """
+    """The checkpoint of a published `dit` folder, float32 or bf16; `MissingModelError` says what is wrong."""
     config = TransformerConfig.read(read_layout(folder), folder / "config.json")
     return Checkpoint(lambda: LongCatTransformer(config), read_folder(folder), folder, adapters)

@@ -1,8 +1,7 @@
 """The loaded LongCat-Video family: two rows a step with guidance, or an adapter; windows decoded anew."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
 
     clip_purpose = "clip"
 
-    def with_config(self, config: LongCatConfig) -> LongCatPipeline:
+    def with_config(self, config: LongCatConfig) -> Self:
         # Another mode has other weights.
         if config.sampler.mode != self._config.sampler.mode:
             raise UsageError(
@@ -59,11 +58,7 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
 
 
 def load_pipeline(config: LongCatConfig, device: torch.device) -> LongCatPipeline:
-    """Load the weights that `config` names.
-
-    Raises:
-        MissingModelError: A part is missing or broken.
-    """
+    """Load the weights that `config` names; `MissingModelError` if a part is missing or broken."""
 
     def open_checkpoint(weights: Path) -> Checkpoint[LongCatTransformer]:
         hint = "download it with qvg download longcat, or use sampler.mode=guided, which needs none"

@@ -7,13 +7,13 @@ layer's depend on all frames of the window, and the window moves on.
 Source: meituan-longcat/LongCat-Video, `run_demo_long_video.py` and `longcat_video/utils/bukcet_config.py`.
 """
 
-from __future__ import annotations
+from dataclasses import dataclass
 
 from qvg_cli.errors import UsageError
-from qvg_cli.models.base import Planner
+from qvg_cli.models.base import Extension, Planner
 from qvg_cli.models.longcat.config import LongCatConfig
 from qvg_cli.models.wan.plan import refuse_unpacked, wan_geometry
-from qvg_cli.planning.chunks import ChunkPlan, Geometry, VideoPlan, length_text
+from qvg_cli.planning.chunks import ChunkPlan, Geometry, VideoPlan, length_text, pixel_frames
 
 MAX_FRAMES = 100_000
 """The model has no longest video. This one takes 7 hours to watch."""
@@ -34,21 +34,12 @@ def fit_size(height: int, width: int) -> tuple[int, int]:
     return _SIZES_480P[min(_SIZES_480P, key=lambda listed: abs(listed - ratio))]
 
 
-def is_480p(height: int, width: int) -> bool:
-    """Whether a size is one of the 480p class."""
-    return (height, width) in _SIZES_480P.values()
-
-
 def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
-    """Plan a run.
+    """Plan a run; a `UsageError` names the nearest size, length, window or cache that fits.
 
     Args:
-        config: The resolved configuration.
         context_frames: Given latent frames at the start, part of `config.video.frames`; see `plan_chunks`.
             `config.source` says it if it is there.
-
-    Raises:
-        UsageError: Size, length, window or cache do not fit; the message names what would.
     """
     geometry = _geometry(config)
     source, finished_frames = config.source, 0
@@ -73,11 +64,7 @@ def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
 
 
 class SegmentPlanner(Planner):
-    """Plans a video clip by clip, without an end.
-
-    Raises:
-        UsageError: Size, window or cache do not fit; the message names what would.
-    """
+    """Plans a video clip by clip, without an end; a `UsageError` names sizes, windows or caches that fit."""
 
     def __init__(self, config: LongCatConfig) -> None:
         self._config = config
@@ -102,7 +89,37 @@ class SegmentPlanner(Planner):
         return chunks
 
 
-planner = open_planner = SegmentPlanner
+@dataclass(frozen=True)
+class LongCatExtension(Extension):
+    """Segments of a fixed number of frames, from a fixed number of frames."""
+
+    config: LongCatConfig
+
+    def default_frames(self, given: int) -> int:
+        return self.config.sampler.frames_per_chunk
+
+    def frames_of_segments(self, count: int) -> int:
+        source = self.config.source
+        start = self.config.sampler.window if source is None or source.image is not None else source.frames
+        return start + count * self.config.sampler.frames_per_chunk
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        # The trained size of the clip's shape; a size of another class is left as it is configured.
+        video = self.config.video
+        own = video.height, video.width
+        return fit_size(height, width) if own in _SIZES_480P.values() else own
+
+    def clip_frames(self, num_frames: int) -> int:
+        count = self.config.sampler.condition_frames
+        needed = pixel_frames(count)
+        if num_frames < needed:
+            fps = self.config.video.fps
+            raise UsageError(
+                f"the clip has {num_frames} frames at {fps} fps; this model continues from {needed} "
+                f"({needed / fps:.2f} s, {count} latent frames)",
+                hint="use a longer clip; a larger sampler.frames_per_chunk needs fewer frames",
+            )
+        return count
 
 
 def _geometry(config: LongCatConfig) -> Geometry:
@@ -120,12 +137,7 @@ def _geometry(config: LongCatConfig) -> Geometry:
 
 
 def plan_chunks(
-    num_frames: int,
-    *,
-    window: int,
-    condition_frames: int,
-    context_frames: int = 0,
-    finished_frames: int = 0,
+    num_frames: int, *, window: int, condition_frames: int, context_frames: int = 0, finished_frames: int = 0
 ) -> tuple[ChunkPlan, ...]:
     """Cut `num_frames` latent frames, the first `context_frames` given, into a base clip and segments.
 
@@ -136,9 +148,6 @@ def plan_chunks(
             the end of a given clip.
         finished_frames: Latent frames of a video that was made before, the context's among them. Chunks of
             it are shown again: their condition is recalled for the decoder, and the model does not run.
-
-    Raises:
-        UsageError: The length or the given clip does not fit; the message names the nearest that do.
     """
     if context_frames not in (0, 1, condition_frames):
         raise UsageError(

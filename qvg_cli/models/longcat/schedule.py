@@ -8,8 +8,6 @@ Source: meituan-longcat/LongCat-Video, `longcat_video/pipeline_longcat_video.py`
 `optimized_scale`; shift 12 from the checkpoint's `scheduler/scheduler_config.json`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,12 +34,7 @@ class Step:
     next_sigma: float
 
     def advance(self, latents: Tensor, flow: Tensor) -> Tensor:
-        """The Euler step, float32.
-
-        Args:
-            latents: Float32, at noise level `sigma`.
-            flow: The model's `clean - noise`.
-        """
+        """The Euler step from noise level `sigma` along the model's `clean - noise`, float32."""
         return latents + (self.next_sigma - self.sigma) * -flow.float()
 
 
@@ -63,25 +56,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the chunks of a video are denoised.
-
-    Attributes:
-        start: Schedule of a clip that begins from text, or from text and one image.
-        continuation: Schedule of a segment that goes on from several frames.
-        guidance: Scale of the guidance, where a prompt has two rows.
-    """
+    """How chunks are denoised: a clip that starts from text, or an image too, and one that goes on."""
 
     start: Schedule
     continuation: Schedule
     guidance: float
 
     def schedule(self, chunk: ChunkPlan) -> Schedule:
-        """The schedule of `chunk`."""
         return self.continuation if len(chunk.prefill) > 1 else self.start
 
 
 def sampling_of(sampler: WindowSamplerConfig) -> Sampling:
-    """The sampling that is configured."""
     if sampler.mode == "distilled":
         start = continuation = distilled_schedule(sampler.steps, sampler.shift)
     else:
@@ -114,11 +99,8 @@ def distilled_schedule(steps: Sequence[int], shift: float) -> Schedule:
 def guide(flow: Tensor, scale: float) -> Tensor:
     """Guidance with the CFG-zero scale: `a * negative + scale * (positive - a * negative)`.
 
-    Args:
-        flow: `[2, ...]`, the row of the negative prompt first.
-
-    Returns:
-        `[1, ...]` float32; `a` is the projection of the positive on the negative row, over all elements.
+    Of `flow` `[2, ...]`, the row of the negative prompt first, to `[1, ...]` float32; `a` is the projection
+    of the positive on the negative row, over all elements.
     """
     negative, positive = flow.float().chunk(2)
     negative = projection_scale(negative, positive) * negative

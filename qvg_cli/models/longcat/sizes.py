@@ -1,7 +1,5 @@
 """How large this family's model is. No torch."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from qvg_cli.config.resources import weights_folder
@@ -28,11 +26,7 @@ _TOKEN_VALUES = 10.04
 
 
 def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> ModelSizes:
-    """Sizes of the published model, or of that in the folder that `model.weights` names.
-
-    Raises:
-        MissingModelError: There is no such folder, or what it holds cannot be counted.
-    """
+    """Sizes of the published model, or of that in the user's folder; `MissingModelError` if unreadable."""
     size = element_bytes(config.model.dtype, is_gpu=is_gpu)
     width, text_rows = _HEADS * _HEAD_DIM, config.num_rows
     vae = with_decoder(replace(WAN_21_VAE, keeps_features=False), config.video.decoder, 16)

@@ -7,8 +7,6 @@ Source: meituan-longcat/LongCat-Video, `generate_vc` in `longcat_video/pipeline_
 condition frames are decoded anew with every segment, and rounded; here each frame is decoded once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -24,10 +22,9 @@ from qvg_cli.randomness import derive_seed
 
 
 class WindowDecoder(Decoder):
-    """Decodes one video, a window at a time.
+    """Decodes one video, a window at a time; several decoders may share the VAE.
 
     Args:
-        vae: Not changed; several decoders may share it.
         condition_frames: Latent frames that a segment goes on from.
         open_decoder: What decodes a window instead of `vae`.
     """

@@ -1,7 +1,5 @@
 """What this family sets: as every run, another transformer, and how far a block looks back. No torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -59,8 +57,6 @@ class CheckpointModelConfig(ModelConfig):
 
 
 class SelfForcingConfig(RunConfig):
-    """One run, whole."""
-
     model: CheckpointModelConfig
     sampler: BlockSamplerConfig
 

@@ -1,9 +1,7 @@
-"""One Self-Forcing video in the making: a few denoising calls a chunk, then the pass that fills the cache.
+"""The Self-Forcing model, and one video in the making: a few calls a chunk, then the cache-update pass.
 
 Source: guandeh17/Self-Forcing at 33593df, `pipeline/causal_inference.py`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -13,17 +11,23 @@ from torch import Tensor
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
-from qvg_cli.models.self_forcing.model import SelfForcingTransformer
 from qvg_cli.models.wan.schedule import denoising_steps
+from qvg_cli.models.wan.transformer import CausalWanTransformer, TimestepSinusoid
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
 
 
+class SelfForcingTransformer(CausalWanTransformer):
+    """The causal Wan transformer with the original's sinusoid of the timestep."""
+
+    def adapt(self) -> None:
+        self.condition_embedder.timesteps_proj = TimestepSinusoid(self.config.freq_dim)
+
+
 class SelfForcingDenoiser(Denoiser):
-    """A few calls a chunk, whose input is noised anew between them.
+    """A few calls a chunk, whose input is noised anew between them; the model has this video's cache.
 
     Args:
-        model: This video's cache and prompt are attached to it.
         prompt_embeds: `[B, text_tokens, C]`, zero rows after the prompt.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +13,10 @@ from qvg_cli.models.base import Family
 if TYPE_CHECKING:
     import torch
 
-    from qvg_cli.config.schema import LoraConfig
-    from qvg_cli.models.base import Planner
+    from qvg_cli.models.base import Loras, Planner
     from qvg_cli.models.self_forcing.config import SelfForcingConfig
-    from qvg_cli.models.self_forcing.extend import SelfForcingExtension
     from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
+    from qvg_cli.models.self_forcing.plan import SelfForcingExtension
     from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
     from qvg_cli.planning.sizes import ModelSizes
 
@@ -86,11 +85,6 @@ class SelfForcing(Family["SelfForcingConfig"]):
 
         return plan_video(config)
 
-    def planner(self, config: SelfForcingConfig) -> Planner:
-        from qvg_cli.models.self_forcing.plan import planner
-
-        return planner(config)
-
     def open_planner(self, config: SelfForcingConfig) -> Planner:
         from qvg_cli.models.self_forcing.plan import open_planner
 
@@ -111,7 +105,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
         return len((chunk.is_first_made and sampler.first_chunk_steps) or sampler.steps)
 
     def extension(self, config: SelfForcingConfig) -> SelfForcingExtension:
-        from qvg_cli.models.self_forcing.extend import SelfForcingExtension
+        from qvg_cli.models.self_forcing.plan import SelfForcingExtension
 
         return SelfForcingExtension(config)
 
@@ -121,15 +115,9 @@ class SelfForcing(Family["SelfForcingConfig"]):
         return load_pipeline(config, device)
 
     def convert_checkpoint(
-        self,
-        source: Path,
-        config: Mapping[str, object],
-        folder: Path,
-        *,
-        weights_key: str = "auto",
-        lora: Sequence[LoraConfig] = (),
+        self, source: Path, config: Mapping[str, object], folder: Path, weights_key: str, lora: Loras = ()
     ) -> None:
-        from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+        from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
         from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
         from qvg_cli.models.wan.lora import Lora
 

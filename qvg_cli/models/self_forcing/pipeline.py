@@ -1,7 +1,5 @@
 """The loaded Self-Forcing family, and where its transformer is found."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +12,7 @@ from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.base import Planner
 from qvg_cli.models.self_forcing.config import CheckpointModelConfig, SelfForcingConfig
-from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
-from qvg_cli.models.self_forcing.model import SelfForcingTransformer
+from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser, SelfForcingTransformer
 from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, Checkpoint, open_wan, read_published
 from qvg_cli.models.wan.lora import Lora
 from qvg_cli.models.wan.pipeline import Models, WanPipeline
@@ -41,11 +38,7 @@ class SelfForcingPipeline(WanPipeline[SelfForcingConfig, SelfForcingTransformer]
 
 
 def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcingPipeline:
-    """Load the weights that `config` names.
-
-    Raises:
-        MissingModelError: A part is missing or broken.
-    """
+    """Load the weights that `config` names; `MissingModelError` if a part is missing or broken."""
     models = Models(config, device, partial(_open_checkpoint, config=config.model))
     # Read at once: what is missing or broken is found before a prompt is encoded.
     _ = models.vae

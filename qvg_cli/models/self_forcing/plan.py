@@ -8,15 +8,13 @@ Source: guandeh17/Self-Forcing at 33593df, the rolling update of `causal_model.p
 positions and prompt changes: SOTAMak1r/Infinite-Forcing at b8feaf5, NVlabs/LongLive at e52d9ef.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from qvg_cli.errors import UsageError
-from qvg_cli.models.base import Planner
-from qvg_cli.models.self_forcing.config import BlockSamplerConfig, SelfForcingConfig
+from qvg_cli.models.base import Extension, Planner
+from qvg_cli.models.self_forcing.config import TRAINED_FRAMES, BlockSamplerConfig, SelfForcingConfig
 from qvg_cli.models.wan.plan import wan_geometry
 from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry, VideoPlan, length_text, pixel_frames
 
@@ -24,43 +22,17 @@ MAX_FRAMES = 1024
 """Positions of the temporal rotary table that the models were built with."""
 
 
-def plan_video(config: SelfForcingConfig, *, context_frames: int = 0, commit_last: bool = False) -> VideoPlan:
-    """Plan a run.
-
-    Args:
-        config: The resolved configuration.
-        context_frames: Given latent frames at the start, part of `config.video.frames`; those of
-            `config.source` if it has one.
-        commit_last: Whether the last chunk's keys and values are kept, for a video that will go on.
-
-    Raises:
-        UsageError: Size, length, window or context do not fit; the message names the nearest that do.
-    """
+def plan_video(config: SelfForcingConfig) -> VideoPlan:
+    """Plan a run; a `UsageError` names the nearest size, length, window or context that fits."""
     geometry = _geometry(config)
-    if config.source is not None:
-        context_frames = config.source.frames
     chunks = plan_chunks(
         config.video.frames,
         config.sampler,
-        context_frames=context_frames,
+        context_frames=0 if config.source is None else config.source.frames,
         is_begun=_is_begun(config),
-        commit_last=commit_last,
         prompt_begins=[change.frame for change in config.prompt_changes],
     )
     return VideoPlan(**vars(geometry), chunks=chunks, notes=_about_length(config))
-
-
-def open_planner(config: SelfForcingConfig) -> BlockPlanner:
-    """The planner of a video without an end.
-
-    Raises:
-        UsageError: Size, window or context do not fit; the message names the nearest that do.
-    """
-    context_frames = 0 if config.source is None else config.source.frames
-    return BlockPlanner(config.sampler, _geometry(config), context_frames, is_begun=_is_begun(config))
-
-
-planner = open_planner
 
 
 def _is_begun(config: SelfForcingConfig) -> bool:
@@ -112,9 +84,6 @@ def plan_chunks(
     Args:
         is_begun: Whether some of the given frames were made by the model, as part of the same video.
         prompt_begins: Pixel frames at which the prompt changes.
-
-    Raises:
-        UsageError: See `plan_video`.
     """
     planner = BlockPlanner(sampler, None, context_frames, is_begun=is_begun)
     _check_length(num_frames, context_frames + planner.first_length, sampler)
@@ -129,7 +98,7 @@ def plan_chunks(
 
 
 class BlockPlanner(Planner):
-    """Cuts a video into blocks of frames, the given ones first.
+    """Cuts a video into blocks of frames, the given ones first, if window and context fit.
 
     Args:
         geometry: Shape of the frames; `None` for the chunks alone.
@@ -138,9 +107,6 @@ class BlockPlanner(Planner):
     Attributes:
         num_frames: Latent frames planned so far.
         first_length: Frames of a first chunk that is shorter than the others; 0 if there is none.
-
-    Raises:
-        UsageError: Window or context do not fit; the message names the nearest that do.
     """
 
     def __init__(
@@ -253,6 +219,50 @@ class BlockPlanner(Planner):
         first = (self._given or [self.first_length])[0] % size
         grouped = groupby(frames, lambda frame: (frame in self._sink, (frame - first) // size))
         return tuple(tuple(group) for _, group in grouped)
+
+
+def open_planner(config: SelfForcingConfig) -> BlockPlanner:
+    """The planner of a video without an end; `UsageError` if size, window or context do not fit."""
+    context_frames = 0 if config.source is None else config.source.frames
+    return BlockPlanner(config.sampler, _geometry(config), context_frames, is_begun=_is_begun(config))
+
+
+@dataclass(frozen=True)
+class SelfForcingExtension(Extension):
+    """Whole chunks from the end of the clip, within the positions of the model."""
+
+    config: SelfForcingConfig
+
+    @property
+    def _trained_frames(self) -> int:
+        return self.config.model.trained_frames or TRAINED_FRAMES
+
+    def default_frames(self, given: int) -> int:
+        # As many as the model was trained to make, in whole chunks, or what its positions leave.
+        size = self.config.sampler.frames_per_chunk
+        chunks = max(1, self._trained_frames // size)
+        if self.config.sampler.position_span is None:
+            chunks = min(chunks, (MAX_FRAMES - given) // size)
+        return chunks * size
+
+    def frames_of_segments(self, count: int) -> None:
+        return None
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        # Whatever the clip's.
+        return self.config.video.height, self.config.video.width
+
+    def clip_frames(self, num_frames: int) -> int:
+        # The longest end in whole chunks that leaves the first new chunk inside the trained length.
+        size = self.config.sampler.frames_per_chunk
+        longest = max(1, self._trained_frames // size - 1) * size
+        for count in range(longest, 0, -size):
+            if pixel_frames(count) <= num_frames:
+                return count
+        raise UsageError(
+            f"the clip has {num_frames} frames at {self.config.video.fps} fps; this model continues from "
+            f"{pixel_frames(size)} or more ({size} latent frames)"
+        )
 
 
 def _context_blocks(context_frames: int, size: int) -> list[int]:

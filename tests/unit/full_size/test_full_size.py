@@ -19,7 +19,12 @@ from scripts.random_models import FULL, TINY, RandomModels
     [
         ("self-forcing", ["--frames", "6"], 2),
         ("hyworldplay", ["--chunks", "2", "--context", "incremental"], 2),
-        ("longcat", ["--segments", "1", "--steps", "1", "--set", "sampler.guided_steps=2"], 2),
+        pytest.param(
+            "longcat",
+            ["--segments", "1", "--steps", "1", "--set", "sampler.guided_steps=2"],
+            2,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_arm_runs_and_is_written(tmp_path, capsys, backend, options, num_chunks):

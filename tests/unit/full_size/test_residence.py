@@ -20,6 +20,7 @@ OPTIONS = {
     "hyworldplay": ["--chunks", "2", "--context", "incremental"],
     "longcat": ["--segments", "1", "--set", "sampler.guided_steps=2", "--set", "sampler.window=24"],
 }
+QUICK_AND_SLOW = ["hyworldplay", "self-forcing", pytest.param("longcat", marks=pytest.mark.slow)]
 
 
 class Made:
@@ -50,7 +51,7 @@ def resident():
     [MemoryConfig(transformer="model", vae="model"), MemoryConfig(transformer="group")],
     ids=["model", "group"],
 )
-@pytest.mark.parametrize("backend", sorted(OPTIONS))
+@pytest.mark.parametrize("backend", QUICK_AND_SLOW)
 def test_waiting_elsewhere_changes_no_bit(resident, backend, memory):
     made = Made(backend, memory)
     assert torch.equal(made.latents, resident[backend].latents)
@@ -70,7 +71,7 @@ def test_an_offloaded_vae_is_on_the_device_when_the_picture_is_encoded(monkeypat
     assert happened[:2] == ["onload", "encode"]
 
 
-@pytest.mark.parametrize("backend", sorted(OPTIONS))
+@pytest.mark.parametrize("backend", QUICK_AND_SLOW)
 def test_fp8_stores_the_matrices_and_computes_with_them_rounded(resident, backend, monkeypatch):
     made = Made(backend, MemoryConfig(weights="fp8"))
     stored = [m for m in made.models.transformer.blocks.modules() if isinstance(m, nn.Linear)]

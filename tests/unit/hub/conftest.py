@@ -22,7 +22,7 @@ from published import published_name, saved
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.parent == Path(__file__).parent and "server" in item.fixturenames:
+        if "server" in item.fixturenames:
             item.add_marker(pytest.mark.allow_hosts(["127.0.0.1"]))
 
 

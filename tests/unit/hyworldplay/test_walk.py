@@ -41,7 +41,11 @@ class Walk:
 
 @pytest.mark.parametrize(
     ("context", "cache"),
-    [*(("append", cache) for cache in ("none", "bf16", "int2-qvg")), *((each, "int2") for each in CONTEXTS)],
+    [
+        ("append", "none"),
+        *((each, "int2") for each in CONTEXTS),
+        *(pytest.param("append", cache, marks=pytest.mark.slow) for cache in ("bf16", "int2-qvg")),
+    ],
 )
 def test_every_context_runs_through_every_cache(walk_config, context, cache):
     config = walk_config(
@@ -68,7 +72,7 @@ def test_frames_are_recalled_in_a_long_walk(walk_config):
     assert plan.chunks[-1].reads != tuple(range(8, 20))
 
 
-@pytest.mark.parametrize("context", ["append", "incremental"])
+@pytest.mark.parametrize("context", ["append", pytest.param("incremental", marks=pytest.mark.slow)])
 def test_walks_go_on_past_the_reach_of_the_window(walk_config, context):
     walk = Walk(walk_config(f"sampler.context={context}", "walk.pose=w-40,left-31"))
     assert len(walk.plan.chunks) == 18

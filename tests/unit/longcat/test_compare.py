@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from qvg_cli.main import app
@@ -14,6 +15,7 @@ def compare(*arguments):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_arms_share_their_noise_and_finished_runs_give_the_same_figures(longcat_weights, tmp_path):
     settings = (
         f"model.weights={longcat_weights}",

@@ -12,8 +12,7 @@ from qvg_cli.cache.kv_cache import LayerCache, open_cache
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.engine.noise import SeededNoise
-from qvg_cli.engine.rollout import rollout
+from qvg_cli.engine.rollout import rollout, seeded_noise
 from qvg_cli.main import app
 from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.window import WindowDecoder
@@ -73,7 +72,7 @@ def go_on_from(given, run, config):
     denoiser = pipeline.denoiser(
         cache, family_of(config).planner(config), pipeline.encode_prompt(run.config.prompt), config.seed
     )
-    noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, denoiser.device)
+    noise = seeded_noise(plan, config.seed, pipeline.latents_dtype, denoiser.device)
     return list(rollout(plan.chunks, denoiser, pipeline.decoder(), noise, context=given))
 
 
@@ -135,7 +134,7 @@ def test_no_cache_changes_the_noise_or_the_base_clip(plain, longcat_weights):
     assert not torch.equal(packed.results[1].latents, plain.results[1].latents)
     for chunk in plain.plan.chunks:
         draws = [
-            SeededNoise(run.plan, 0, run.engine.pipeline.latents_dtype, run.engine.device)(chunk)()
+            seeded_noise(run.plan, 0, run.engine.pipeline.latents_dtype, run.engine.device)(chunk)()
             for run in (plain, packed)
         ]
         assert torch.equal(*draws)

@@ -50,7 +50,10 @@ def test_motions_repeat_and_stay_above_the_ground():
     assert (centers[..., 1] >= scenes.half_height[:, None] - 1e-6).all()
 
 
-@pytest.mark.parametrize("motion", ["rest", "bounce", "slide", "circle", "approach"])
+@pytest.mark.parametrize(
+    "motion",
+    ["bounce", *(pytest.param(m, marks=pytest.mark.slow) for m in ("rest", "slide", "circle", "approach"))],
+)
 def test_rules_find_what_was_drawn(motion):
     from scripts.pocket.detect import detect, find_blob
 

@@ -7,7 +7,7 @@ from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.load import Request
 from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser
 from qvg_cli.models.hyworldplay.model import WalkTransformer
-from qvg_cli.models.hyworldplay.plan import plan_video, planner
+from qvg_cli.models.hyworldplay.plan import WalkPlanner, fit_path, plan_video
 from qvg_cli.models.registry import load_config
 from qvg_cli.models.wan.checkpoint import open_wan
 from qvg_cli.planning.cache_forecast import CacheShape
@@ -36,7 +36,7 @@ def test_the_training_pass_equals_the_denoiser():
     model = build_world(world_config(num_layers=2, ffn_dim=16, text_dim=8))
     torch.nn.init.normal_(model.proj_out.weight, std=0.05)
     text, image = torch.randn(1, 5, 8), torch.randn(1, 16, 1, 4, 6)
-    walk = planner(config)
+    walk = WalkPlanner(config, fit_path(config)[0])
     path = walk.path
     cameras = camera_matrices(torch.from_numpy(path.viewmats).float()[None], focal_lengths())
     actions = torch.tensor(path.actions)[None]
