@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qvg_cli.engine.noise import SeededNoise
 from record import add_options, plan_videos
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,7 +28,7 @@ from qvg_cli.device import resolve_device
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.opening import open_video
-from qvg_cli.engine.rollout import rollout
+from qvg_cli.engine.rollout import rollout, seeded_noise
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.randomness import derive_seed
@@ -82,7 +81,7 @@ def make_latents(engine: Engine, video: Planned, learner: Learner) -> Iterator[C
     planner, embeds = family_of(config).planner(config), engine.encode_prompts(video)[0]
     denoiser = pipeline.denoiser(cache, planner, embeds, config.seed)
     opening = open_video(config, plan, pipeline, denoiser.device, lambda frames: None)
-    noise = SeededNoise(plan, config.seed, pipeline.latents_dtype, denoiser.device)
+    noise = seeded_noise(plan, config.seed, pipeline.latents_dtype, denoiser.device)
     # Decoding takes three quarters of the time.
     decoder: Any = NoDecoder()
     for result in rollout(plan.chunks, denoiser, decoder, noise, context=opening.context):

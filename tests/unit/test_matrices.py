@@ -147,7 +147,7 @@ def test_those_of_the_demo_model_go_with_its_weights(tmp_path):
     assert named("cache.preset=int2") is None
 
 
-@pytest.mark.parametrize("backend", ["self-forcing", "hyworldplay"])
+@pytest.mark.parametrize("backend", ["self-forcing", "hyworldplay", "longcat"])
 def test_those_that_ship_fit_their_model(backend):
     sets = ("cache.preset=bit1-shaped",)
     config = load_config(Request(pocket=True, backend=backend, sets=sets)).config
