@@ -89,11 +89,15 @@ class LogitErrors:
         self.squared.append((moment * spread).sum((-2, -1)).mean() / head_dim)
 
 
-def predicted_rms(layers: Sequence[LogitErrors]) -> tuple[float, ...]:
-    """Root mean squared error of the logits of every layer that was looked at, 0 of one that packs nothing;
-    empty if nothing was measured.
+def predicted_rms(layers: Sequence[LogitErrors]) -> dict[int, float]:
+    """Root mean squared error of the logits of the layers that were looked at, by number; 0 of one that packs
+    nothing. Empty if nothing was measured.
     """
-    observed = [layer.squared for layer in layers if layer.is_observing]
-    found = [torch.stack(squared).mean() for squared in observed if squared]
+    observed = {number: layer.squared for number, layer in enumerate(layers) if layer.is_observing}
+    found = [torch.stack(squared).mean() for squared in observed.values() if squared]
     known = iter(torch.stack(found).tolist() if found else ())
-    return tuple(round(math.sqrt(next(known)), 6) if squared else 0.0 for squared in observed if found)
+    return {
+        number: round(math.sqrt(next(known)), 6) if squared else 0.0
+        for number, squared in observed.items()
+        if found
+    }

@@ -5,7 +5,7 @@ torch, so that a planned video can be accounted for as a real one is.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from statistics import fmean
@@ -32,8 +32,8 @@ class MemorySample:
         bf16_peak_bytes: What a BF16 cache would hold for the same frames.
         device_peak_bytes: The allocator's peak during the chunk, on the fullest device; `None` on a CPU.
         processes: What each of them held, if there are several.
-        logit_rms: Root mean squared error of the logits in nats that packing is predicted to bring, by layer;
-            empty where it is not predicted. No part of the account, which a forecast equals.
+        logit_rms: Root mean squared error of the logits in nats that packing is predicted to bring to the
+            layers that were looked at, by number. No part of the account, which a forecast equals.
     """
 
     chunk: int
@@ -44,7 +44,7 @@ class MemorySample:
     bf16_end_bytes: int
     device_peak_bytes: int | None
     processes: tuple[ProcessMemory, ...] = ()
-    logit_rms: tuple[float, ...] = field(default=(), compare=False)
+    logit_rms: Mapping[int, float] = field(default_factory=dict, compare=False)
 
 
 def join(samples: Sequence[MemorySample]) -> MemorySample:
@@ -58,7 +58,10 @@ def join(samples: Sequence[MemorySample]) -> MemorySample:
         bf16_peak_bytes=sum(sample.bf16_peak_bytes for sample in samples),
         bf16_end_bytes=sum(sample.bf16_end_bytes for sample in samples),
         device_peak_bytes=max(device_peaks, default=None),
-        logit_rms=tuple(map(root_mean_square, zip(*(sample.logit_rms for sample in samples), strict=True))),
+        logit_rms={
+            layer: root_mean_square(sample.logit_rms[layer] for sample in samples)
+            for layer in first.logit_rms
+        },
         processes=tuple(
             ProcessMemory(total(sample.peak_bytes), total(sample.end_bytes), sample.device_peak_bytes)
             for sample in samples

@@ -44,7 +44,7 @@ class MemoryReport:
     def summary(self) -> dict[str, Any]:
         """Figures of the whole run: at the peak and at the end."""
         peak, end = self.peak_sample, self.samples[-1]
-        known = [value for sample in self.samples for value in sample.logit_rms]
+        known = [value for sample in self.samples for value in sample.logit_rms.values()]
         device_peaks = [s.device_peak_bytes for s in self.samples if s.device_peak_bytes is not None]
         return {
             "peak": {"chunk": peak.chunk, **_figures(peak.peak_bytes, peak.bf16_peak_bytes)},
@@ -78,7 +78,7 @@ class MemoryReport:
                 "end": _figures(sample.end_bytes, sample.bf16_end_bytes),
                 "device_peak_bytes": sample.device_peak_bytes,
                 **({"processes": [asdict(each) for each in sample.processes]} if sample.processes else {}),
-                **({"predicted_logit_rms": list(sample.logit_rms)} if sample.logit_rms else {}),
+                **({"predicted_logit_rms": dict(sample.logit_rms)} if sample.logit_rms else {}),
             }
             for sample in self.samples
         ]
@@ -112,9 +112,8 @@ class MemoryReport:
             axes.legend(loc="upper left", frameon=False)
             for logits in below:
                 times = [self._pixel_frames(sample) / self.fps for sample in measured]
-                logits.plot(
-                    times, [root_mean_square(s.logit_rms) for s in measured], marker="o", color="#0b6bcb"
-                )
+                rms = [root_mean_square(sample.logit_rms.values()) for sample in measured]
+                logits.plot(times, rms, marker="o", color="#0b6bcb")
                 logits.set_ylabel("error of logits, rms [nats]")
                 logits.set_ylim(bottom=0)
             for each in (axes, *below):

@@ -57,7 +57,9 @@ def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
             mib_text(chunk["end"]["bf16_bytes"]),
             "-" if chunk["device_peak_bytes"] is None else mib_text(chunk["device_peak_bytes"]),
             f"{seconds:.2f}",
-            f"{root_mean_square(logits):.4f}" if (logits := chunk.get("predicted_logit_rms")) else "-",
+            f"{root_mean_square(logits.values()):.4f}"
+            if (logits := chunk.get("predicted_logit_rms"))
+            else "-",
         ]
         for chunk, seconds in zip(figures["chunks"], figures["chunk_seconds"], strict=True)
     ]
@@ -65,11 +67,11 @@ def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
 
 def logit_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     """Number of every layer of a run, and the error of its logits; empty if it was not predicted."""
-    known = [chunk["predicted_logit_rms"] for chunk in figures["chunks"] if "predicted_logit_rms" in chunk]
-    return [
-        [str(layer), f"{root_mean_square(values):.4f}"]
-        for layer, values in enumerate(zip(*known, strict=True))
-    ]
+    known: dict[int, list[float]] = {}
+    for chunk in figures["chunks"]:
+        for layer, value in chunk.get("predicted_logit_rms", {}).items():
+            known.setdefault(int(layer), []).append(value)
+    return [[str(layer), f"{root_mean_square(known[layer]):.4f}"] for layer in sorted(known)]
 
 
 def _run_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -78,7 +78,7 @@ def test_the_cache_counts_none_of_their_bytes(file):
     cache, samples = filled(config)
     plain, _ = filled(cache_config(file, ("none", "none")))
     assert cache.payload_bytes() == plain.payload_bytes()
-    assert samples == [replace(each, logit_rms=()) for each in predict_payload(config, PLAN, SHAPE)]
+    assert samples == [replace(each, logit_rms={}) for each in predict_payload(config, PLAN, SHAPE)]
 
 
 def test_a_process_takes_those_of_its_heads(file):

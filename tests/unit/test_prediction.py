@@ -57,11 +57,11 @@ def run(spec):
 
 def test_every_fourth_chunk_of_a_packed_run_says_it():
     first, second, third = run(QvgSpec(num_centroids=4))
-    assert (first, third) == ((), ())
+    assert (first, third) == ({}, {})
     assert len(second) == 1
     assert second[0] > 0
 
 
 def test_a_cache_that_packs_nothing_predicts_nothing():
-    assert run(Bf16Spec()) == [(), (), ()]
-    assert predicted_rms([LogitErrors()]) == ()
+    assert run(Bf16Spec()) == [{}, {}, {}]
+    assert predicted_rms([LogitErrors()]) == {}
