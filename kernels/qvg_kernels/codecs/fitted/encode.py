@@ -144,6 +144,8 @@ def _transform_kernel(
         values = tl.load(at, mask=is_token, other=0.0).to(tl.float32)
         values -= tl.load(offset + head * HEAD_DIM + some)[None, :]
         rows = tl.load(inverse + (head * HEAD_DIM + some)[:, None] * HEAD_DIM + channels[None, :])
+        # What float16 cannot hold would be infinite, and spoil the block.
+        values = tl.clamp(values, -65504.0, 65504.0)
         moved = tl.dot(values.to(FINE), rows.to(FINE), moved)
     at = target + (head * num_tokens + tokens)[:, None] * HEAD_DIM + channels[None, :]
     tl.store(at, moved.to(target.dtype.element_ty), mask=is_token)
