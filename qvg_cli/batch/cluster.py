@@ -16,7 +16,7 @@ from typing import Any
 
 from qvg_cli.batch.manifest import Row
 from qvg_cli.batch.worker import Board, Worker, WorkerPlan
-from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.errors import MissingModelError, QvgError, UsageError
 from qvg_cli.interrupts import Stopped, choose_moments, stop_if_asked, stop_on_signals
 
 _POLL_SECONDS = 0.2
@@ -145,7 +145,7 @@ def connect(address: str) -> Iterator[Cluster]:
         import ray
         import ray.data
     except ImportError as error:
-        raise UsageError("qvg batch needs Ray", hint='install with: pip install "qvg[ray]"') from error
+        raise MissingModelError("qvg batch needs Ray", hint='install with: pip install "qvg[ray]"') from error
     for handler in logging.getLogger("ray.data").handlers:
         if type(handler).__name__ == "PlainRayHandler":
             handler.setLevel(logging.CRITICAL)

@@ -163,8 +163,10 @@ def _overview(known: Mapping[str, Download]) -> str:
             size, state = _size_and_state(each)
             rows.append([each.name if each.name == family else f"  {each.name}", size, f"  {state}"])
     table = format_table(("model", "size", "  state"), rows, left=(2,))
-    return f"{table}\n\n?: run qvg download NAME --dry-run for the size\nqvg download --list NAME shows "
-    "licence and repositories"
+    return (
+        f"{table}\n\n?: run qvg download NAME --dry-run for the size\n"
+        "qvg download --list NAME shows licence and repositories"
+    )
 
 
 def _size_and_state(download: Download) -> tuple[str, str]:

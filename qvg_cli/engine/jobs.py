@@ -203,9 +203,10 @@ def _note_length(note: Callable[[str], None], config: RunConfig, plan: VideoPlan
     if given and config.source is not None:
         new = plan.num_frames - config.source.frames
         frames = f"{plan.num_pixel_frames - given} new frames ({new} latent)"
+    count = sum(bool(chunk.makes) for chunk in plan.chunks)
     note(
         f"video: {plan.width}x{plan.height}, {frames} at {config.video.fps} fps, "
-        f"{lasts:.2f} s in {sum(bool(chunk.makes) for chunk in plan.chunks)} chunks"
+        f"{lasts:.2f} s in {count} chunk{'s' if count != 1 else ''}"
     )
 
 

@@ -217,10 +217,10 @@ def _duration_text(caches: Sequence[CacheForecast]) -> str:
 def _facts(planned: Plan) -> list[tuple[str, str]]:
     plan, card, num_videos, count = planned.video, planned.card, planned.num_videos, planned.num_gpus
     config, found = planned.caches[0].config, planned.forecast
-    seconds = plan.num_pixel_frames / config.video.fps
+    seconds, chunks = plan.num_pixel_frames / config.video.fps, len(plan.chunks)
     video = (
         f"{plan.width}x{plan.height}, {plan.num_pixel_frames} frames ({plan.num_frames} latent) at "
-        f"{config.video.fps} fps, {seconds:.2f} s in {len(plan.chunks)} chunks"
+        f"{config.video.fps} fps, {seconds:.2f} s in {chunks} chunk{'s' if chunks != 1 else ''}"
     )
     states = ", ".join(
         f"{memory_text(cache.forecast.state_bytes)} ({cache.name})" for cache in planned.caches

@@ -113,9 +113,9 @@ class MemoryReport:
             for logits in below:
                 times = [self._pixel_frames(sample) / self.fps for sample in measured]
                 rms = [root_mean_square(sample.logit_rms.values()) for sample in measured]
-                logits.plot(times, rms, marker="o", color="#0b6bcb")
+                logits.plot(times, rms, marker="o", color="#0b6bcb", clip_on=False)
                 logits.set_ylabel("error of logits, rms [nats]")
-                logits.set_ylim(bottom=0)
+                logits.set_ylim(0, 1.05 * (max(rms) or 1))
             for each in (axes, *below):
                 each.grid(alpha=0.3)
                 each.spines[["top", "right"]].set_visible(False)

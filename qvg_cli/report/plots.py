@@ -89,8 +89,8 @@ def _draw_losses(axes: Axes, comparison: Mapping[str, Any], name: str, times: fl
             seconds = [chunk["pixel_frames"] / comparison["fps"] for chunk in losses["chunks"]]
             values = [times * chunk[name] for chunk in losses["chunks"]]
             axes.plot(seconds, values, marker="o", label=variant["name"], **_style(index))
-    axes.set_xlim(0, _chunk_seconds(comparison)[-1])
-    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 1.03 * _chunk_seconds(comparison)[-1])
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.set_ylabel(label)
 
 

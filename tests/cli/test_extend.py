@@ -70,7 +70,7 @@ def test_a_run_goes_on_as_if_it_had_been_longer(finished, longer, qvg, tmp_path)
         assert np.array_equal(ours, theirs)
     assert (more["pixel_frames"], more["given_frames"], more["seed"]) == (45, 33, 5)
     assert "33 pixel frames) of " in result.stderr
-    assert "12 new frames (3 latent) at 16 fps, 0.75 s in 1 chunks" in result.stderr
+    assert "12 new frames (3 latent) at 16 fps, 0.75 s in 1 chunk\n" in result.stderr
 
 
 def test_its_video_file_stands_for_the_run(finished, longer, extended, tmp_path):

@@ -44,6 +44,7 @@ def _is_begun(config: SelfForcingConfig) -> bool:
 def _geometry(config: SelfForcingConfig) -> Geometry:
     geometry = wan_geometry(config.video)
     _check_image(config)
+    _check_window(config.sampler)
     _check_spans(config, geometry.tokens_per_frame)
     return geometry
 
