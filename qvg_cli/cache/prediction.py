@@ -24,22 +24,32 @@ NUM_LAYERS, NUM_HEADS = 8, 4
 """Of a chunk, or some more; heads of each layer. Other chunks look at others."""
 
 
+def _is_due(index: int) -> bool:
+    """Ever fewer chunks are measured, since the cost grows."""
+    return index % max(EVERY, 1 << max(0, index.bit_length() - 2)) == FIRST
+
+
+@lru_cache(maxsize=4)
+def _turn(index: int) -> int:
+    """How many chunks before this one are measured."""
+    return sum(map(_is_due, range(index)))
+
+
 def is_measured(chunk: ChunkPlan) -> bool:
-    """Whether queries of `chunk` are looked at: ever fewer, since the cost grows."""
-    every = max(EVERY, 2 ** (chunk.index.bit_length() - 1) // 2)
-    return bool(chunk.makes) and chunk.index % every == FIRST
+    """Whether queries of `chunk` are looked at."""
+    return bool(chunk.makes) and _is_due(chunk.index)
 
 
 def chosen_layers(chunk: ChunkPlan, count: int) -> Sequence[int]:
     """Those of `count` layers that are looked at, if any."""
     every = max(1, count // NUM_LAYERS)
-    return range(chunk.index // EVERY % every, count, every) if is_measured(chunk) else ()
+    return range(_turn(chunk.index) % every, count, every) if is_measured(chunk) else ()
 
 
 def chosen_heads(chunk: ChunkPlan, count: int) -> slice:
-    """Those of `count` heads that are looked at."""
-    every = max(1, count // NUM_HEADS)
-    return slice(chunk.index // EVERY % every, None, every)
+    """Those of `count` heads that are looked at; a layer meets others each time."""
+    every, turn = max(1, count // NUM_HEADS), _turn(chunk.index)
+    return slice((turn + turn // every) % every, None, every)
 
 
 @lru_cache(maxsize=4)

@@ -51,6 +51,8 @@ def are_presets(variants: Sequence[str]) -> bool:
         if variant not in known and not Path(variant).is_dir():
             if "/" in variant:
                 raise UsageError(f"no folder {variant}", hint="use folders of runs, or presets")
+            if " " in variant:
+                raise UsageError(f"unknown cache preset {variant!r}", hint="a prompt is given with --prompt")
             raise unknown_name("cache preset", variant, known)
     folders = [variant for variant in variants if variant not in known]
     if folders and len(folders) < len(variants):

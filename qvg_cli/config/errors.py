@@ -44,7 +44,7 @@ def describe(
         if parts[:1] == ["cache"] and parts[side : side + 1] in (["k"], ["v"]):
             del parts[side + 1 : side + 2]
         path = _as_written(".".join(parts), problem, sources)
-        source = f" ({sources[path]})" if path in sources else ""
+        source = f" ({sources[path]})" if sources.get(path, path) != path else ""
         line, hint = _describe_one(problem, path, source, known)
         if line not in lines:
             lines.append(line)

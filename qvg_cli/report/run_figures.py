@@ -47,6 +47,11 @@ def short_rows(result: Result) -> list[tuple[str, str]]:
     return [row for row in result_rows(result) if row[0] not in left_out]
 
 
+def by_layer(rms: Mapping[str, float] | list[float]) -> Mapping[Any, float]:
+    """Predicted errors of logits by layer; earlier reports list those of all layers."""
+    return dict(enumerate(rms)) if isinstance(rms, list) else rms
+
+
 def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     """Cells of every chunk of a run."""
     return [
@@ -57,7 +62,7 @@ def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
             mib_text(chunk["end"]["bf16_bytes"]),
             "-" if chunk["device_peak_bytes"] is None else mib_text(chunk["device_peak_bytes"]),
             f"{seconds:.2f}",
-            f"{root_mean_square(logits.values()):.4f}"
+            f"{root_mean_square(by_layer(logits).values()):.4f}"
             if (logits := chunk.get("predicted_logit_rms"))
             else "-",
         ]
@@ -69,7 +74,7 @@ def logit_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     """Number of every layer of a run, and the error of its logits; empty if it was not predicted."""
     known: dict[int, list[float]] = {}
     for chunk in figures["chunks"]:
-        for layer, value in chunk.get("predicted_logit_rms", {}).items():
+        for layer, value in by_layer(chunk.get("predicted_logit_rms", {})).items():
             known.setdefault(int(layer), []).append(value)
     return [[str(layer), f"{root_mean_square(known[layer]):.4f}"] for layer in sorted(known)]
 

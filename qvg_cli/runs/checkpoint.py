@@ -313,7 +313,11 @@ class Checkpoint:
             text = found["record"]
             if hashlib.sha256(text.encode()).hexdigest() != found["sha256"]:
                 raise DamagedError(f"{path.name} has changed since it was written")
-            record = ChunkRecord.model_validate_json(text)
+            values = json.loads(text)
+            if isinstance(rms := values["memory"].get("logit_rms"), list):
+                # Earlier records list those of all layers.
+                values["memory"]["logit_rms"] = dict(enumerate(rms))
+            record = ChunkRecord.model_validate_json(json.dumps(values))
         except OSError as error:
             raise DamagedError(f"{path.name}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError) as error:

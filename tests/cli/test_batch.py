@@ -130,7 +130,7 @@ def batch(tiny, qvg, tmp_path):
 def test_without_ray_a_batch_says_how_to_get_it(batch, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     result = batch("--out", tmp_path / "out")
-    assert (result.exit_code, 'pip install "qvg[ray]"' in result.stderr) == (2, True)
+    assert (result.exit_code, 'pip install "qvg[ray]"' in result.stderr) == (3, True)
 
 
 def test_the_status_of_a_batch_is_told_from_anywhere(qvg, tmp_path):

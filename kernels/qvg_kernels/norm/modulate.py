@@ -37,6 +37,10 @@ def norm_modulate(hidden: Tensor, factor: Tensor, shift: Tensor, eps: float) -> 
         from qvg_kernels.norm.kernel import launch_add_norm
 
         return launch_add_norm(hidden, None, None, factor, shift, eps)[1]
+    if factor.ndim == 1:
+        # The same rounding as `FP32LayerNorm` of diffusers.
+        normed = functional.layer_norm(hidden.float(), factor.shape, factor.float(), shift.float(), eps)
+        return normed.to(hidden.dtype)
     normed = functional.layer_norm(hidden.float(), hidden.shape[-1:], eps=eps)
     return (normed * factor.float() + shift.float()).to(hidden.dtype)
 
