@@ -26,7 +26,7 @@ from qvg_cli.video.io import Frames
 _FIRST_SECONDS = 5
 _WINDOW = 12
 RULES: dict[str, dict[str, Any]] = {
-    "all, absolute": {},
+    "window 21, sink 3, absolute (as it comes)": {},
     "window 12, absolute": {"sampler.window": _WINDOW, "sampler.sink": 0},
     "window 12, sink 3, absolute": {"sampler.window": _WINDOW, "sampler.sink": 3},
     "window 12, compact": {"sampler.window": _WINDOW, "sampler.sink": 0, "sampler.position_span": _WINDOW},
@@ -99,7 +99,9 @@ def plot(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
         axes = figure.subplots(1, 2)
         for name, rows in curves.items():
             for place, key in zip(axes, ("psnr_db", "color_distance"), strict=True):
-                place.plot(np.arange(1, len(rows) + 1), [row[key] for row in rows], label=name)
+                # Without a sink both positions give the same frames.
+                style = "--" if "compact" in name else "-"
+                place.plot(np.arange(1, len(rows) + 1), [row[key] for row in rows], style, label=name)
         axes[0].set_ylabel("PSNR to the nearest of the first 5 s [dB]")
         axes[1].set_ylabel("mean colour, distance from the first 5 s [levels]")
         for place in axes:
