@@ -53,6 +53,7 @@ def test_yaml_that_is_more_than_settings(text, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_prompt_of_100_000_characters_makes_a_video_and_short_titles(tiny, qvg, tmp_path):
     file = tmp_path / "p.txt"
     file.write_text("red ball " * 11_112)

@@ -161,7 +161,10 @@ def own_of(head_dim, tokens, placement="rotary", batch=1, heads=2):
     return OwnKeys(key.transpose(1, 2), value.transpose(1, 2), placed, None)
 
 
-@pytest.mark.parametrize(("limit_bytes", "batch", "queries"), [(2**28, 1, 40), (60_000, 2, 17)])
+@pytest.mark.parametrize(
+    ("limit_bytes", "batch", "queries"),
+    [(2**28, 1, 40), pytest.param(60_000, 2, 17, marks=pytest.mark.slow)],
+)
 def test_attention_is_that_of_the_reference(limit_bytes, batch, queries):
     # 176 keys are two parts, since a part has at least 128.
     history = history_of(FittedSpec(), head_dim=64, lengths=(50, 103, 30), batch=batch)
@@ -185,7 +188,9 @@ def test_packed_and_unpacked_spans_are_attended_together(programs_at_once, monke
     assert distance(found, expected) < 0.003
 
 
-@pytest.mark.parametrize(("operands", "bound"), [(BF16, 0.003), (INT8, 0.2), (FP8, 0.2)])
+@pytest.mark.parametrize(
+    ("operands", "bound"), [(BF16, 0.003), (INT8, 0.2), pytest.param(FP8, 0.2, marks=pytest.mark.slow)]
+)
 def test_one_history_serves_every_item_of_the_batch(operands, bound):
     # Both rows of a guidance read the same condition frames.
     history, own = history_of(FittedSpec(), head_dim=64), own_of(64, 21, batch=2)
@@ -264,9 +269,12 @@ def test_attention_of_8_bits_is_near_the_reference(operands, bound):
         (BF16, 0.003, 1, 60_000, False),
         *(
             pytest.param(*values, marks=pytest.mark.slow)
-            for values in ((BF16, 0.003, 2, 2**28, True), (INT8, 0.1, 1, 2**28, True))
+            for values in (
+                (BF16, 0.003, 2, 2**28, True),
+                (INT8, 0.1, 1, 2**28, True),
+                (FP8, 0.2, 1, 2**28, False),
+            )
         ),
-        (FP8, 0.2, 1, 2**28, False),
     ],
 )
 def test_shaped_errors_of_two_versions_are_attended_to_as_by_the_reference(

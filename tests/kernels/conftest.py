@@ -1,6 +1,7 @@
 """What the kernel tests share: every cache preset, and spans that look like a video model's."""
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ def preset_names():
     return sorted(path.stem for path in (REPOSITORY / "configs" / "cache").glob("*.yaml"))
 
 
+@cache
 def preset_specs(name):
     """The key codec's and the value codec's spec."""
     settings = yaml.safe_load((REPOSITORY / "configs" / "cache" / f"{name}.yaml").read_text())

@@ -46,6 +46,7 @@ def recorded(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_it_compares_presets_on_synthetic_spans(run):
     printed, table = run(
         "--presets", "int2", "int2-qvg", "--spans", "1560", "--history", "1560", "--samples", "1"

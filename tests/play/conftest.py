@@ -40,7 +40,9 @@ class Browser:
 
         address = f"ws://127.0.0.1:{port}/socket?ticket={ticket}{query}"
         self._open = ExitStack()
-        self.socket = self._open.enter_context(connect(address, additional_headers=headers, open_timeout=10))
+        self.socket = self._open.enter_context(
+            connect(address, additional_headers=headers, open_timeout=10, close_timeout=1)
+        )
         self.shows = shows
         self.frames = []
         self.messages = []

@@ -76,6 +76,7 @@ def test_help_list_and_errors_know_an_installed_plugin(site, tmp_path):
     assert (refused.returncode, "--memory -1 is not a length" in refused.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_is_named_and_stops_nothing_else(tmp_path):
     info = tmp_path / "site" / "broken-1.dist-info"
     info.mkdir(parents=True)

@@ -75,6 +75,7 @@ def _read_back(texts):
         }
 
 
+@pytest.mark.slow
 def test_all_of_unicode_that_a_prompt_may_hold_is_read_back():
     taken = [chr(code) for code in range(0x110000) if not find_refused(chr(code))]
     assert len(taken) == 0x110000 - 0x800 - (65 - 6)

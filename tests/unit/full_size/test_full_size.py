@@ -91,6 +91,7 @@ def test_a_stopped_arm_keeps_its_figures(tmp_path, capsys):
     assert "out of its budget; 1 calls" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failed_arm_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     random_states = RandomModels.text_states
 
