@@ -71,7 +71,7 @@ class Shaper:
 
 
 Shapers = tuple[Shaper | None, Shaper | None]
-"""Of a layer's keys and values; `None` for a codec that knows nothing."""
+"""For a layer's keys and values; `None` for a codec that knows nothing."""
 
 
 class Codec(ABC):

@@ -89,6 +89,12 @@ class LayerLosses:
     history_mass: float
 
 
+def by_layer(rms: Mapping[str, float] | Sequence[float]) -> dict[int, float]:
+    """Errors of logits by layer, as JSON has them; earlier records list those of all layers."""
+    pairs = rms.items() if isinstance(rms, Mapping) else enumerate(rms)
+    return {int(layer): value for layer, value in pairs}
+
+
 def root_mean_square(values: Iterable[float]) -> float:
     """Of some values that are root mean squares themselves, of as many parts each."""
     return math.sqrt(fmean(value**2 for value in values))

@@ -112,7 +112,7 @@ WAN_22_VAE = VaeSizes(
 )
 """The VAE of Wan 2.2 in two bytes a value, 256 channels at half size; timed with diffusers' own layers."""
 _TAEHV_VALUES = 9_923_532
-"""Of the larger one, for Wan 2.2: its encoder is not loaded."""
+"""Values of the larger decoder, for Wan 2.2; its encoder is not loaded."""
 
 
 def with_decoder(vae: VaeSizes, decoder: str, latent_channels: int) -> VaeSizes:

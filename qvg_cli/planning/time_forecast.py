@@ -32,7 +32,7 @@ _LINK_BYTES = 200e9
 
 
 def transformer_seconds(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, card: str = CARD) -> float:
-    """Of the whole video on one of `RATES`; the VAE left out, and of the model what one process has."""
+    """Seconds of the whole video on one of `RATES`, without the VAE, for the share of one process."""
     is_packed = not isinstance(config.cache.k, NoneSpec | Bf16Spec)
     attention_rate = (_ATTENTION_RATE if is_packed else _BF16_ATTENTION_RATE) / _slower(card)
     # About half of this time is of matrices, and half of tensors that are read and written.

@@ -26,7 +26,7 @@ from qvg_cli.engine.session import Chunk
 from qvg_cli.errors import UsageError
 from qvg_cli.files import RunDir, remove_folder, sync, write_text, write_whole
 from qvg_cli.models.registry import family_of, load_config, plan_video
-from qvg_cli.planning.ledger import MemorySample
+from qvg_cli.planning.ledger import MemorySample, by_layer
 from qvg_cli.report.html import run_page
 from qvg_cli.report.memory import MemoryReport, about_run
 from qvg_cli.report.provenance import provenance
@@ -125,7 +125,11 @@ class WalkFolder:
         records = [json.loads(path.read_text()) for path in sorted(self._parts.glob("*.json"))]
         if not records:
             return
-        samples = [MemorySample(**record["memory"]) for record in records]
+        memories = [record["memory"] for record in records]
+        samples = [
+            MemorySample(**{**memory, "logit_rms": by_layer(memory.get("logit_rms", ()))})
+            for memory in memories
+        ]
         report = MemoryReport(
             plan_video(config), samples, config.video.fps, f"{cache_label(config.cache)} cache"
         )

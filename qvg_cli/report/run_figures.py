@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from qvg_cli.planning.ledger import root_mean_square
+from qvg_cli.planning.ledger import by_layer, root_mean_square
 from qvg_cli.report.comparison import db_text
 from qvg_cli.report.run_files import Result
 from qvg_cli.report.words import describe_bytes, mib_text, processes_text, short_prompt
@@ -47,11 +47,6 @@ def short_rows(result: Result) -> list[tuple[str, str]]:
     return [row for row in result_rows(result) if row[0] not in left_out]
 
 
-def by_layer(rms: Mapping[str, float] | list[float]) -> Mapping[Any, float]:
-    """Predicted errors of logits by layer; earlier reports list those of all layers."""
-    return dict(enumerate(rms)) if isinstance(rms, list) else rms
-
-
 def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     """Cells of every chunk of a run."""
     return [
@@ -75,7 +70,7 @@ def logit_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     known: dict[int, list[float]] = {}
     for chunk in figures["chunks"]:
         for layer, value in by_layer(chunk.get("predicted_logit_rms", {})).items():
-            known.setdefault(int(layer), []).append(value)
+            known.setdefault(layer, []).append(value)
     return [[str(layer), f"{root_mean_square(known[layer]):.4f}"] for layer in sorted(known)]
 
 

@@ -30,7 +30,7 @@ from qvg_cli.errors import BusyError, QvgError, UsageError
 from qvg_cli.files import IDENTITY, LOCK, remove_folder, sha256, sync, take_lock, write_text, write_whole
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
-from qvg_cli.planning.ledger import LayerLosses, MemorySample
+from qvg_cli.planning.ledger import LayerLosses, MemorySample, by_layer
 from qvg_cli.runs.identity import Identity, differences, other_versions
 from qvg_cli.video.io import Frames
 from qvg_cli.video.parts import encode_part
@@ -315,9 +315,9 @@ class Checkpoint:
                 raise DamagedError(f"{path.name} has changed since it was written")
             values = json.loads(text)
             if isinstance(rms := values["memory"].get("logit_rms"), list):
-                # Earlier records list those of all layers.
-                values["memory"]["logit_rms"] = dict(enumerate(rms))
-            record = ChunkRecord.model_validate_json(json.dumps(values))
+                values["memory"]["logit_rms"] = by_layer(rms)
+                text = json.dumps(values)
+            record = ChunkRecord.model_validate_json(text)
         except OSError as error:
             raise DamagedError(f"{path.name}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError) as error:

@@ -48,8 +48,7 @@ class Learner(Watcher):
     """
 
     def __init__(self, num_layers: int) -> None:
-        codecs = (build_codec(FittedSpec(shaping=side)) for side in ("key", "value"))
-        key, value = codecs
+        key, value = (build_codec(FittedSpec(shaping=side)) for side in ("key", "value"))
         self.layers = [Shaping(key, value) for _ in range(num_layers)]
         self._cache: KVCache | None = None
 

@@ -9,6 +9,7 @@ from qvg_cli.config.schema import CacheConfig
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan
+from qvg_cli.planning.ledger import by_layer
 from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.rope.moments import FRAMES
 from qvg_kernels.rope.tables import RotaryTables
@@ -65,3 +66,7 @@ def test_every_fourth_chunk_of_a_packed_run_says_it():
 def test_a_cache_that_packs_nothing_predicts_nothing():
     assert run(Bf16Spec()) == [{}, {}, {}]
     assert predicted_rms([LogitErrors()]) == {}
+
+
+def test_earlier_records_list_the_errors_of_all_layers():
+    assert by_layer([0.1, 0.2]) == by_layer({"0": 0.1, "1": 0.2}) == {0: 0.1, 1: 0.2}

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 LARGEST_BYTES = 32 * 2**20
-"""Of inputs: above it the kernels take longer than their launching, and a graph would hold much memory."""
+"""Most bytes of inputs: beyond, kernels take longer than their launching, and graphs hold much memory."""
 MOST_GRAPHS = 2
-"""Of a stream: blocks of two sizes."""
+"""Graphs that a stream keeps: blocks of two sizes."""
 
 Compute = Callable[[Sequence[Tensor]], list[Tensor]]
 

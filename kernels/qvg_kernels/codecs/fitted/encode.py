@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qvg_kernels.codec import FiniteCheck, Shaper
-from qvg_kernels.codecs.encoding import Fill, Packed, encode_heads
+from qvg_kernels.codecs.encoding import Packed, encode_heads
 from qvg_kernels.codecs.fitted.residuals import TINY, round_residuals
 from qvg_kernels.codecs.fitted.spec import FittedSpec
 from qvg_kernels.quant import kmeans_kernels
@@ -61,21 +61,18 @@ def encode(block: Tensor, spec: FittedSpec, seed: int, shaper: Shaper | None) ->
         "phase": (torch.uint8, (1,)),
     }
 
+    starts = _spread(tokens, count, block.device) if count else None
+
     def pack(inputs: Sequence[Tensor]) -> list[Tensor]:
         values, phase, *matrices = inputs
 
-        def begin() -> Fill:
-            starts = _spread(tokens, count, values.device) if count else None
-
-            def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
-                target["phase"].copy_(phase)
-                target["units"].zero_()
-                _encode_heads(values, target, found, spec, starts)
-
-            return fill
+        def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
+            target["phase"].copy_(phase)
+            target["units"].zero_()
+            _encode_heads(values, target, found, spec, starts)
 
         given = dict(zip(("matrix", "inverse"), matrices, strict=False))
-        tensors, check = encode_heads(values, spec, shapes, begin, given)
+        tensors, check = encode_heads(values, spec, shapes, lambda: fill, given)
         return [*tensors.values(), check.found]
 
     # All that a block has of its seed.
