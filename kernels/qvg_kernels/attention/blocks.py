@@ -155,7 +155,7 @@ def _tiles(
     found = []
     for index, rows in enumerate(passes):
         num_tokens = min(pass_tokens, total - index * pass_tokens)
-        padded = -(-num_tokens // launch.KEY_ALIGNMENT) * launch.KEY_ALIGNMENT
+        padded = launch.round_up(num_tokens, launch.KEY_ALIGNMENT)
         for start in range(num_tokens, padded, tile_tokens):
             rows.append([rows[0][0], rows[0][1], start, 0, min(tile_tokens, padded - start)])
         is_aligned = all(row[2] % 8 == 0 and row[4] % 8 == 0 for row in rows)

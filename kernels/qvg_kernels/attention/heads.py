@@ -10,7 +10,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from qvg_kernels.attention.combine import merge_kernel, shape_kernel
 from qvg_kernels.attention.kernels import VERSIONS, attend_kernel, round_queries_kernel
-from qvg_kernels.attention.tiling import FLAG_QUERIES, Cut, round_up
+from qvg_kernels.attention.tiling import FLAG_QUERIES, Cut
 from qvg_kernels.codecs.reading import HeadScales
 from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.dispatch import has_fp8
@@ -229,13 +229,13 @@ def _strides(states: Tensor | None) -> tuple[int, ...]:
 
 def _split_keys(num_keys: int, splits: int) -> int:
     """Keys of a split, which are a multiple of every kernel's tile."""
-    return round_up(-(-num_keys // splits), launch.KEY_ALIGNMENT)
+    return launch.round_up(-(-num_keys // splits), launch.KEY_ALIGNMENT)
 
 
 def rounded_bytes(num_queries: int, head_dim: int) -> int:
     """Bytes of one head's rounded queries."""
     query_bytes: int = VERSIONS.value * head_dim + 4
-    return round_up(num_queries, launch.HOPPER.rows) * query_bytes
+    return launch.round_up(num_queries, launch.HOPPER.rows) * query_bytes
 
 
 def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tensor) -> HeadGroup:
@@ -245,7 +245,7 @@ def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tenso
     rows, own = batch * heads, query[:, some]
     rounded = None
     if cut.query_bytes:
-        pitch = round_up(num_queries, launch.HOPPER.rows)
+        pitch = launch.round_up(num_queries, launch.HOPPER.rows)
         values, units = buffer[: rows * rounded_bytes(num_queries, head_dim)].split(
             [VERSIONS.value * rows * pitch * head_dim, rows * pitch * 4]
         )

@@ -24,7 +24,7 @@ from qvg_kernels.attention.heads import (
     rounded_bytes,
 )
 from qvg_kernels.attention.history import History, OwnKeys, Workspace
-from qvg_kernels.attention.tiling import cut_attention, round_up
+from qvg_kernels.attention.tiling import cut_attention
 from qvg_kernels.codecs.reading import DecodeTarget, Tiles
 from qvg_kernels.rope.kernels import copy_placed
 from qvg_kernels.rope.placement import Placement
@@ -206,7 +206,7 @@ def _attend_own_in_passes(group: HeadGroup, own: OwnKeys, pass_tokens: int, buff
     for start in range(0, own.num_tokens, pass_tokens):
         tokens = slice(start, min(start + pass_tokens, own.num_tokens))
         num_tokens = tokens.stop - start
-        pitch = round_up(num_tokens, launch.KEY_ALIGNMENT)
+        pitch = launch.round_up(num_tokens, launch.KEY_ALIGNMENT)
         with buffers.filled() as buffer:
             key, value = pair_of(buffer, group.rows * pitch, head_dim, wide, wide)
             shape = (batch, heads, pitch, head_dim)

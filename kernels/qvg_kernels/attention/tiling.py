@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
-from qvg_kernels.runtime.launch import KEY_ALIGNMENT
+from qvg_kernels.runtime.launch import KEY_ALIGNMENT, round_up
 
 STATE_ALIGNMENT = 512
 
@@ -51,11 +51,6 @@ class Cut:
     state_bytes: int
     pass_bytes: int
     workspace_bytes: int
-
-
-def round_up(count: int, multiple: int) -> int:
-    """The least multiple that is not below `count`."""
-    return -(-count // multiple) * multiple
 
 
 @lru_cache(maxsize=64)

@@ -49,7 +49,7 @@ class Tiles:
     @property
     def pitch(self) -> int:
         """Rows that a head has in the workspace."""
-        return -(-self.num_tokens // launch.KEY_ALIGNMENT) * launch.KEY_ALIGNMENT
+        return launch.round_up(self.num_tokens, launch.KEY_ALIGNMENT)
 
 
 @dataclass(frozen=True)

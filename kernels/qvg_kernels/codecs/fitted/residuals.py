@@ -255,7 +255,7 @@ def round_residuals(
         target = codes.view(torch.int32) if name == "int4" else codes.view(torch.int16)
     count = 0 if table is None else table.shape[1]
     _residual_kernel[(tiles, points.heads)](
-        points.block, *points.block.stride()[:2], points.offset, points.inverse, ids, table, steps,
+        points.block, *points.strides, points.offset, points.inverse, ids, table, steps,
         numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device), pattern_codes(device),
         target, scales, largest, errors, phases, count, tokens, head_dim // launch.CHUNK, 2,
         form.step, spec.unbiased, name, levels, len(levels), head_dim, shape.rows, launch.CHUNK,
