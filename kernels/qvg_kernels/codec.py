@@ -202,9 +202,9 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
                     self.encode_shaped_head(each, draws, own)
                     for each, own in zip(points, shaper.by_head(), strict=True)
                 ]
-            stacked = {name: torch.stack([head[name] for head in packed]) for name in packed[0]}
             tensors = {
-                name: tensor.reshape(batch, heads, *tensor.shape[1:]) for name, tensor in stacked.items()
+                name: torch.stack([head[name] for head in packed]).unflatten(0, (batch, heads))
+                for name in packed[0]
             }
         kinds = {name: self.kinds[name] for name in tensors}
         matrix = shaper.matrix if shaper is not None and self.spec.is_shaped else None
@@ -272,9 +272,7 @@ def first_error(checks: Sequence[FiniteCheck]) -> tuple[int, NonFiniteError] | N
         return None
     counts = torch.stack([check.found[..., 0].sum() for check in checks]).tolist()
     for number, (count, check) in enumerate(zip(counts, checks, strict=True)):
-        if count:
-            error = check.error()
-            assert error is not None
+        if count and (error := check.error()):
             return number, error
     return None
 

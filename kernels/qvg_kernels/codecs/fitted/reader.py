@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 import triton.language as tl
@@ -23,6 +22,7 @@ from qvg_kernels.codecs.reading import (
 )
 from qvg_kernels.quant import numbers
 from qvg_kernels.rope.kernels import ROTARY
+from qvg_kernels.rope.tables import on_device
 from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import kernel
 
@@ -104,7 +104,7 @@ class FittedReader(BlockReader):
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         form = grid(self.settings[0])
         if isinstance(form, ScalarGrid):
-            words = _levels(form.levels, device)
+            words = on_device(form.levels, device)
         else:
             words = numbers.word_sums(GRID_BITS[self.settings[0]], device)
         return words, numbers.sign_flips(self.head_dim, device)
@@ -143,8 +143,3 @@ class FittedReader(BlockReader):
             PLACEMENT=blocks.placement.kind,
             IS_FOLDED=self.settings[3] == FOLDED.value,
         )
-
-
-@lru_cache(maxsize=8)
-def _levels(levels: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(levels, dtype=torch.int32, device=device)

@@ -21,10 +21,9 @@ from qvg_kernels.codecs.fitted.levels import (
     nearest_levels,
     nearest_roots,
     nearest_words,
-    pattern_codes,
 )
 from qvg_kernels.codecs.fitted.spec import FittedSpec
-from qvg_kernels.quant import numbers
+from qvg_kernels.quant import lattice, numbers
 from qvg_kernels.quant.numbers import OPERAND, token_pattern
 from qvg_kernels.quant.points import Points, centred, load_tokens
 from qvg_kernels.runtime import launch
@@ -129,7 +128,7 @@ def _residual_kernel(
         ids: `[H, S]` uint8, rows of `table`, `[H, count, D]` int8 in `steps`, `[H, D]`; `None` without a
             codebook.
         phases: `[H]` uint8, of the sign patterns.
-        flips: `numbers.sign_flips`; `matrix` is `hadamard_chunks`, `patterns` is `levels.pattern_codes`.
+        flips: `numbers.sign_flips`; `matrix` is `hadamard_chunks`, `patterns` is `lattice.pattern_codes`.
         codes: Receives the codes; `scales` `[H, S]`, `largest` `[H, tiles]` and `errors` `[H, S, D]`
             likewise.
         step: Of the levels in deviations, that of single values before it is fitted; `unbiased` as in the
@@ -256,8 +255,9 @@ def round_residuals(
     count = 0 if table is None else table.shape[1]
     _residual_kernel[(tiles, points.heads)](
         points.block, *points.strides, points.offset, points.inverse, ids, table, steps,
-        numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device), pattern_codes(device),
-        target, scales, largest, errors, phases, count, tokens, head_dim // launch.CHUNK, 2,
+        numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device),
+        lattice.pattern_codes(device), target, scales, largest, errors,
+        phases, count, tokens, head_dim // launch.CHUNK, 2,
         form.step, spec.unbiased, name, levels, len(levels), head_dim, shape.rows, launch.CHUNK,
         num_warps=shape.warps, maxnreg=shape.registers,
     )  # fmt: skip
