@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -137,10 +137,9 @@ class Codec(ABC):
 
 
 Settings = TypeVar("Settings", bound=Spec)
-Draws = TypeVar("Draws")
 
 
-class HeadwiseCodec(Codec, Generic[Settings, Draws]):
+class HeadwiseCodec(Codec, Generic[Settings]):
     """A codec that packs one head at a time, by the same draws for every head.
 
     Products of the same shape sum in the same order, whatever the number of heads.
@@ -155,15 +154,14 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
     def __init__(self, spec: Settings) -> None:
         self.spec = spec
 
-    @abstractmethod
-    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Draws:
-        """What all heads of a block of `tokens` share."""
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Any:
+        """What all heads of a block of `tokens` share; nothing, if a codec does not draw."""
 
     @abstractmethod
-    def encode_head(self, points: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def encode_head(self, points: Tensor, draws: Any) -> dict[str, Tensor]:
         """Pack `[S, D]` float32 values of one head."""
 
-    def encode_shaped_head(self, points: Tensor, draws: Draws, shaper: Shaper) -> dict[str, Tensor]:
+    def encode_shaped_head(self, points: Tensor, draws: Any, shaper: Shaper) -> dict[str, Tensor]:
         """What `encode_head` does, by what is known of the head."""
         raise NotImplementedError
 

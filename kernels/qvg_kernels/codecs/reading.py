@@ -204,7 +204,7 @@ def stored_row(keys):
 
 @triton.jit
 def address(row, index: tl.constexpr, dtype: tl.constexpr, offset):
-    """Pointer into tensor `index` of an block; torch allocates at multiples of 512 bytes."""
+    """Pointer into tensor `index` of a block; torch allocates at multiples of 512 bytes."""
     return tl.multiple_of(tl.load(row + TENSORS + index).to(tl.pointer_type(dtype)), 16) + offset
 
 

@@ -256,7 +256,7 @@ def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Cent
     count, head_dim, rows = len(starts), points.head_dim, launch.MEAN_ROWS
     tile = launch.cluster_tile(count, head_dim, ids.device)
     num_rows = launch.round_up(count, tile)
-    operand = points.empty(num_rows, head_dim, dtype=numbers.operand_dtype())
+    operand = points.empty(num_rows, head_dim, dtype=numbers.OPERAND_DTYPE)
     centroids = Centroids(count, points.empty(num_rows, head_dim), operand, points.empty(num_rows))
     stored = centroids.values, centroids.operand, centroids.bias
     given = points.block, *points.strides, points.offset, points.inverse

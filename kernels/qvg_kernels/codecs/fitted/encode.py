@@ -91,7 +91,7 @@ def _encode_heads(
     matrix, inverse = target.get("matrix"), target.get("inverse")
     if inverse is not None:
         weights = None
-        points = Points(values.empty(tokens, head_dim, dtype=numbers.operand_dtype()))
+        points = Points(values.empty(tokens, head_dim, dtype=numbers.OPERAND_DTYPE))
         _transform_kernel[(triton.cdiv(tokens, 64), values.heads)](
             values.block, *values.strides, measured.offset, inverse, points.block, tokens, head_dim, 64, 64,
             num_warps=4,

@@ -24,6 +24,7 @@ from qvg_kernels.codecs.fitted.levels import (
 )
 from qvg_kernels.codecs.fitted.spec import FittedSpec
 from qvg_kernels.quant import lattice, numbers
+from qvg_kernels.quant.hadamard import hadamard
 from qvg_kernels.quant.numbers import OPERAND, token_pattern
 from qvg_kernels.quant.points import Points, centred, load_tokens
 from qvg_kernels.runtime import launch
@@ -35,13 +36,15 @@ TINY = tl.constexpr(1e-30)
 
 @cache
 def hadamard_chunks(head_dim: int, device: torch.device) -> Tensor:
-    """`[D / CHUNK, CHUNK, D]`: the symmetric matrix of signs, in an order of its rows that suits products.
+    """`[D / CHUNK, CHUNK, D]`: the Sylvester matrix of 1 and -1, in an order of its rows that suits products.
+
+    The kernel divides by `sqrt(D)`.
 
     Of 32 rows, row `8 a + 2 b + c` is channel `8 b + 2 a + c`. A thread has columns `2 b`, `2 b + 1` and
     every eighth further of a product, for one `b`: so it has group `b` whole, and the next product takes
     the levels from where they are.
     """
-    signs = numbers.hadamard_signs(head_dim, device).to(numbers.operand_dtype())
+    signs = hadamard(head_dim, device).sign().to(numbers.OPERAND_DTYPE)
     rows = signs.reshape(-1, launch.CHUNK // 32, 4, 4, 2, head_dim).transpose(2, 3)
     return rows.reshape(-1, launch.CHUNK, head_dim).contiguous()
 
@@ -242,7 +245,7 @@ def round_residuals(
     shape = launch.residuals(head_dim)
     tiles = triton.cdiv(tokens, shape.rows)
     scales, largest = points.empty(tokens), points.empty(tiles)
-    errors = points.empty(tokens, head_dim, dtype=numbers.operand_dtype())
+    errors = points.empty(tokens, head_dim, dtype=numbers.OPERAND_DTYPE)
     name = spec.grid
     form = grid(name)
     levels = form.levels if isinstance(form, ScalarGrid) else ()
