@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from measures import HeadLosses
 
 PAIRS = (
     ("int2", "int2-qvg"),
@@ -29,7 +30,7 @@ PAIRS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(HeadLosses):
     """What one preset lost in one head.
 
     Attributes:
@@ -44,12 +45,6 @@ class Row:
         value_db: Relative error of the values.
         key_gain: Part of the keys' deviation from their mean that is kept; 1 is unbiased.
         value_gain: The same for values.
-        attention_db: Error of attention's output; it and the others are `measures.HeadLosses`.
-        logit_db: Error of the logits.
-        token_shift: Share of queries that find another key the best.
-        moved: Share of the attention weights that goes elsewhere.
-        mass: Weight that packed keys gain.
-        num_keys: Effective number of keys.
     """
 
     preset: str
@@ -63,12 +58,6 @@ class Row:
     value_db: float
     key_gain: float
     value_gain: float
-    attention_db: float
-    logit_db: float
-    token_shift: float
-    moved: float
-    mass: float
-    num_keys: float
 
 
 @dataclass(frozen=True)
