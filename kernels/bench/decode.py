@@ -6,8 +6,6 @@ For attention keys are rotated on the way, which quant-videogen does elsewhere; 
 Before anything is timed, its result and the bf16 one are compared with what the codecs decode.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Every error is `10 log10(error energy / energy)` in dB, so lower is better.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Cache presets from configs/cache, as the benches take them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any

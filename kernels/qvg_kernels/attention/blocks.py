@@ -1,7 +1,5 @@
 """Stored blocks as kernels read them: tables of addresses and tiles, made once for all steps of a chunk."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache

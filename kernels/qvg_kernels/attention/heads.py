@@ -1,7 +1,5 @@
 """A group of heads on its way through the keys: its queries, its state, and the kernels that change it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

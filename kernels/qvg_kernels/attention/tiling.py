@@ -6,8 +6,6 @@ kernel leaves no room beside it on a multiprocessor; a state for each query and 
 rounded, where the kernel wants them so. The cut is the cheapest of those that fit.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil

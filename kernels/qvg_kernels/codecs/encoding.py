@@ -4,8 +4,6 @@ The codecs are the torch reference. Invariant: a head's bytes are a function of 
 seed; nothing here waits on the host.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType

@@ -5,8 +5,6 @@ the means are exact. A cluster's sum is a product with ones and zeros: a bf16 bl
 float32, and shifted and scaled afterwards.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import triton

@@ -10,8 +10,6 @@ Source: the E8P codebook of QuIP# (arXiv 2402.04396), with 28 patterns of six 3/
 the 29 that it takes from the next shell, which no sorting could find.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import product
 

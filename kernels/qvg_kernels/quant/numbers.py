@@ -3,8 +3,6 @@
 bf16 values become float32 as soon as they are loaded: the interpreter computes on bf16 bit patterns.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -8,8 +8,6 @@ which other heads a launch has: axis 1 of every grid is the head, and how its to
 number alone.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

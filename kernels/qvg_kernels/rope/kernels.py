@@ -3,8 +3,6 @@
 `placement` is the torch reference.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -5,8 +5,6 @@ Both kinds are plain data, so that a kernel can apply them while it decodes. Inv
 token depends on its number among the tokens of the frames alone.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 

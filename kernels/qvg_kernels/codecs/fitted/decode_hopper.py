@@ -8,8 +8,6 @@ g3 g2 c2 c1 c0 and four lanes those of g1 g0, so nothing moves between lanes: a 
 g2 g1 g0 c0, of which tensor cores take operands and give results just so, additions over the other three.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from triton.experimental import gluon

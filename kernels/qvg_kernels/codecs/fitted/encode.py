@@ -5,8 +5,6 @@ rounding leaves of each cluster on average moves into its centroid, and what the
 leaves of each channel into its offset.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 

@@ -6,8 +6,6 @@ codes make one word. In the lattice's search a magnitude carries the number of i
 bits of its float32 pattern: that orders equal ones, and thresholds take the place of an ordering of indices.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -5,8 +5,6 @@ apart into eight tensors of every eighth channel: a thread holds whole groups of
 grid stands once.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

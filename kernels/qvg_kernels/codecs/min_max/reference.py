@@ -5,8 +5,6 @@ differs between them is what their papers are about: along which axis groups lie
 rotated first.
 """
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import torch

@@ -4,8 +4,6 @@ Invariant: nothing is improved here. The correction of keys is always stored in 
 block's size must be known before its values are.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad

@@ -3,8 +3,6 @@
 A residual is what a token's centroid, rounded to bf16, leaves of it.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

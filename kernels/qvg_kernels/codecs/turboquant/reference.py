@@ -3,8 +3,6 @@
 Invariant: the rotation and the levels depend on the head size and the bits alone, never on data.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 
