@@ -11,6 +11,8 @@ from torch import Tensor
 
 _TILE_VALUES = 8192
 """Values of a program: of 96 channels, 64 pixels."""
+_NORM_TOKENS, _NORM_WARPS = 4, 8
+"""Tokens of a program, which share the vectors, and its warps."""
 
 
 @triton.jit
@@ -59,40 +61,47 @@ def launch_norm_silu(states: Tensor, gamma: Tensor, scale: float, out: Tensor) -
 def add_norm_kernel(
     hidden, change, gate, factor, shift, added, normed,
     item_tokens, gate_stride, factor_stride, shift_stride, eps,
-    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, TOKENS: tl.constexpr,
     ADDS: tl.constexpr, GATES: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    item = token // item_tokens
+    token, item = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK_C)
-    mask = channel < CHANNELS
-    place = token * CHANNELS + channel
-    # [BLOCK_C]
+    is_channel = channel < CHANNELS
+    mask = (token < item_tokens)[:, None] & is_channel[None, :]
+    place = (item * item_tokens + token)[:, None] * CHANNELS + channel[None, :]
+    # [TOKENS, BLOCK_C]
     value = tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
     if ADDS:
         more = tl.load(change + place, mask=mask, other=0.0).to(tl.float32)
         if GATES:
-            more *= tl.load(gate + item * gate_stride + channel, mask=mask, other=0.0).to(tl.float32)
+            gates = tl.load(gate + item * gate_stride + channel, mask=is_channel, other=0.0).to(tl.float32)
+            more *= gates[None, :]
         rounded = (value + more).to(added.dtype.element_ty)
         tl.store(added + place, rounded, mask=mask)
         value = rounded.to(tl.float32)
     if NORMS:
-        mean = tl.sum(value, axis=0) / CHANNELS
-        value = tl.where(mask, value - mean, 0.0)
-        value = value / tl.sqrt(tl.sum(value * value, axis=0) / CHANNELS + eps)
-        scale = tl.load(factor + item * factor_stride + channel, mask=mask, other=0.0).to(tl.float32)
-        offset = tl.load(shift + item * shift_stride + channel, mask=mask, other=0.0).to(tl.float32)
-        tl.store(normed + place, (value * scale + offset).to(normed.dtype.element_ty), mask=mask)
+        mean = tl.sum(value, axis=1) / CHANNELS
+        value = tl.where(mask, value - mean[:, None], 0.0)
+        value = value / tl.sqrt(tl.sum(value * value, axis=1) / CHANNELS + eps)[:, None]
+        # Two [BLOCK_C], for all tokens.
+        scale = tl.load(factor + item * factor_stride + channel, mask=is_channel, other=0.0).to(tl.float32)
+        offset = tl.load(shift + item * shift_stride + channel, mask=is_channel, other=0.0).to(tl.float32)
+        value = value * scale[None, :] + offset[None, :]
+        tl.store(normed + place, value.to(normed.dtype.element_ty), mask=mask)
 
 
 def launch_add_norm(
     hidden: Tensor, change: Tensor | None, gate: Tensor | None,
-    factor: Tensor | None = None, shift: Tensor | None = None, eps: float = 0.0,
+    factor: Tensor | None = None, shift: Tensor | None = None, eps: float = 0.0, *, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`add_norm`; without a change the sum, and without a factor the norm, are `hidden` itself."""
+    """`add_norm`; without a change the sum, and without a factor the norm, are `hidden` itself.
+
+    Args:
+        out: Receives the sum.
+    """
     items, tokens, channels = hidden.shape
     hidden = hidden.contiguous()
-    added = hidden if change is None else torch.empty_like(hidden)
+    added = hidden if change is None else torch.empty_like(hidden) if out is None else out
     normed = hidden if factor is None else torch.empty_like(hidden)
 
     def rows(vector: Tensor | None) -> tuple[Tensor, int]:
@@ -103,11 +112,11 @@ def launch_add_norm(
         return vector, vector.stride(0) if vector.ndim == 3 and len(vector) > 1 else 0
 
     (gate_, gate_stride), (factor_, factor_stride), (shift_, shift_stride) = map(rows, (gate, factor, shift))
-    add_norm_kernel[(items * tokens,)](
+    add_norm_kernel[(triton.cdiv(tokens, _NORM_TOKENS), items)](
         hidden, hidden if change is None else change.contiguous(), gate_, factor_, shift_, added, normed,
         tokens, gate_stride, factor_stride, shift_stride, float(eps),
-        CHANNELS=channels, BLOCK_C=triton.next_power_of_2(channels),
-        ADDS=change is not None, GATES=gate is not None, NORMS=factor is not None,
+        CHANNELS=channels, BLOCK_C=triton.next_power_of_2(channels), TOKENS=_NORM_TOKENS,
+        ADDS=change is not None, GATES=gate is not None, NORMS=factor is not None, num_warps=_NORM_WARPS,
     )  # fmt: skip
     return added, normed
 
