@@ -238,7 +238,7 @@ def draw_points(axis: pyplot.Axes, points: list[tuple[str, float, float]]) -> No
     ]
     axis.plot(*zip(*best, strict=True), color="0.7", linewidth=1, zorder=0)
     errors = [error for _, _, error in points]
-    near = (max(errors) - min(errors)) / 25
+    near = (max(errors, default=0) - min(errors, default=0)) / 25
     for name, bits, error in points:
         colour = "tab:red" if "qvg" in name else "tab:green" if (bits, error) in best else "tab:grey"
         axis.scatter([bits], [error], s=22, color=colour)
