@@ -226,10 +226,21 @@ def draw_points(axis: pyplot.Axes, points: list[tuple[str, float, float]]) -> No
         if not any(other <= bits and lower < error for _, other, lower in points)
     ]
     axis.plot(*zip(*best, strict=True), color="0.7", linewidth=1, zorder=0)
+    errors = [error for _, _, error in points]
+    near = (max(errors, default=0) - min(errors, default=0)) / 25
     for name, bits, error in points:
         colour = "tab:red" if "qvg" in name else "tab:green" if (bits, error) in best else "tab:grey"
         axis.scatter([bits], [error], s=22, color=colour)
-        axis.annotate(name, (bits, error), textcoords="offset points", xytext=(4, 3), fontsize=7)
-    # Room for the names at the right.
-    axis.margins(x=0.2)
+        # Of neighbours, the last has its name at the right, the others at the left.
+        is_left = any(abs(error - y) < near and (bits, error) < (x, y) for _, x, y in points)
+        axis.annotate(
+            name.replace(":num_centroids=", ", "),
+            (bits, error),
+            textcoords="offset points",
+            xytext=(-5, -3) if is_left else (5, -3),
+            ha="right" if is_left else "left",
+            fontsize=7,
+        )
+    # Room for the names.
+    axis.margins(x=0.28)
     axis.grid(alpha=0.3)
