@@ -30,6 +30,7 @@ from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.files import RunDir, slug, unique_names
 from qvg_cli.interrupts import hold_interrupts, stop_if_asked
 from qvg_cli.models.decoder import redecode
+from qvg_cli.models.registry import check_keywords
 from qvg_cli.report.run_files import Result, is_finished, read_result
 from qvg_cli.report.tables import comparison_tables
 from qvg_cli.report.words import short_prompt
@@ -144,6 +145,7 @@ def compare(
         >>> comparison = qvg.compare(engine, ["bf16", "int2"], prompt="a red ball on grass", seconds=2)
         >>> print(comparison)
     """
+    check_keywords(compare, options)
     if not are_presets(caches):
         raise UsageError("folders of runs are not presets", hint="use the command qvg compare for folders")
     console = Console(is_quiet=not progress)

@@ -28,6 +28,7 @@ from qvg_cli.text_files import find_unwritable, read_text
 DEFAULT_BACKEND = "self-forcing"
 _ABOUT_THE_FILE = ("summary", "licence", "claims", "provenance", "details", "download")
 """Sections of a file that describe it and set nothing."""
+_CACHE_NAMES = [f"cache.{side}{knob}" for side in ("", "k.", "v.") for knob in KNOBS]
 _NAMES_BACKEND = re.compile(r"^(backend|family):", re.MULTILINE)
 
 
@@ -295,7 +296,7 @@ def _check(layers: Sequence[Layer], model: type[RunConfig]) -> RunConfig:
     try:
         return model.model_validate(merged)
     except ValidationError as error:
-        raise describe(error, sources, model, extra_names=[f"cache.{knob}" for knob in KNOBS]) from error
+        raise describe(error, sources, model, _CACHE_NAMES) from error
 
 
 def _check_texts(values: Mapping[str, Any], sources: Mapping[str, str], path: str = "") -> None:

@@ -35,6 +35,11 @@ class FamilyOption:
     not_in: tuple[str, ...] = ()
     is_repeatable: bool = False
 
+    @property
+    def keyword(self) -> str:
+        """Its name in Python."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
     def read(self, value: Any) -> object:
         """The setting's value, or a `UsageError`; from Python, a number may stand for the text of one."""
         if self.is_repeatable:

@@ -14,6 +14,7 @@ from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
 from qvg_cli.files import run_name, slug
 from qvg_cli.models.registry import family_of, load_config, plan_video
+from qvg_cli.planning.cache_forecast import CacheShape, check_matrices
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.forecast import is_for_gpu
 from qvg_cli.planning.prompts import (
@@ -79,6 +80,8 @@ def plan_jobs(
     elif config.source is not None and config.source.image is not None:
         config = take_picture(config, note, is_size_given=has_size(request))
     config = fit_length(config, seconds=seconds, frames=frames, segments=segments)
+    if config.video.decoder == "taehv" and not config.has_published_weights:
+        resources.taehv_file(resources.weights_folder(config.model.weights))
     plan = plan_video(config)
     if rounding := rounding_note(config, plan, seconds=seconds, frames=frames):
         note(rounding)
@@ -128,10 +131,14 @@ def plan_caches(
 
 
 def check_weights(video: Planned) -> None:
-    """Notice missing weights, and a decoder that is not there, before torch is loaded."""
+    """Notice files that are missing, or do not fit the model, before torch is loaded."""
     config = video.config
     checkpoint = getattr(config.model, "checkpoint", None)
-    resources.check_weights(config.model.weights, checkpoint, config.video.decoder)
+    loras = [lora.file for lora in getattr(config.model, "lora", ())]
+    resources.check_weights(config.model.weights, checkpoint, loras, config.video.decoder)
+    if config.cache.matrices is not None:
+        sizes = family_of(config).sizes(config, is_gpu=False)
+        check_matrices(config.cache, CacheShape(sizes.num_layers, sizes.heads, sizes.head_dim))
 
 
 def _prompt_after(start: Start, schedule: Path | Sequence[ScheduledPrompt] | None) -> str:

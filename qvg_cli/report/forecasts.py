@@ -286,7 +286,8 @@ def _kinds_table(caches: Sequence[CacheForecast]) -> str:
     rows[0] += [mib_text(cache.forecast.text_stage_bytes) for cache in caches]
     for kind in KINDS:
         values = [mib_text(cache.forecast.peak.bytes_by_kind[kind]) for cache in caches]
-        rows.append([f"  {_KIND_WORDS[kind]}", *values])
+        if set(values) != {"0.00"}:
+            rows.append([f"  {_KIND_WORDS[kind]}", *values])
     rows.append(["total (generation)", *(mib_text(cache.forecast.peak.total_bytes) for cache in caches)])
     rows.append(["peak", *(mib_text(cache.forecast.device_bytes) for cache in caches)])
     rows.append(["peak at chunk", *(str(cache.forecast.peak.chunk + 1) for cache in caches)])
