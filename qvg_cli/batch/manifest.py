@@ -64,7 +64,6 @@ class Status:
         return float(self._last - self.start["time"])
 
     def count(self) -> dict[str, int]:
-        """Jobs by status."""
         counted = Counter(self._jobs.get(each, {}).get("status", "waiting") for each in self.start["ids"])
         return {name: counted[name] for name in ("complete", "failed", "running", "stopped", "waiting")}
 
@@ -108,7 +107,6 @@ class Manifest(Status):
             self._write("\n")
 
     def begin(self, prompts: str, ids: Sequence[str], workers: int, left_out: Sequence[str]) -> None:
-        """Add the line of a start."""
         start = {"schema": SCHEMA, "prompts": prompts, "workers": workers, "left_out": left_out, "ids": ids}
         self.add(start)
 

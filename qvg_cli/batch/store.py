@@ -56,7 +56,6 @@ class Store:
         return {f"{backend}/{path.split('/')[-2]}" for path in found}
 
     def has(self, folder: str) -> bool:
-        """Whether the run of `folder` is whole, and in its place."""
         if self.is_address:
             return bool(self._fs.exists(f"{self._address}/{folder}/{MEMORY}"))
         return is_finished(RunDir(self.root / folder))

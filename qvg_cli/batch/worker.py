@@ -78,11 +78,9 @@ class Board:
         return self._tries[job], self._errors.get(job)
 
     async def fail(self, job: str, error: str) -> None:
-        """Remember how a try ended."""
         self._errors[job] = error
 
     async def report(self, event: Row) -> None:
-        """Take an event for the command."""
         self._events.append(event)
 
     async def take(self) -> list[Row]:
@@ -167,7 +165,6 @@ class Worker(Console):
         self._engine = load(self._plan.base.config, self._device, self)
 
     def _ask(self, method: str, *arguments: object) -> Any:
-        """What a method of the board returns."""
         import ray
 
         return ray.get(getattr(self._board, method).remote(*arguments))
@@ -201,7 +198,6 @@ class Worker(Console):
                 return {**row, "status": "complete", "seconds": round(time.perf_counter() - started, 3)}
 
     def _make_once(self, index: int) -> None:
-        """Make the video, or go on with it."""
         from qvg_cli.runs.make import make_video
         from qvg_cli.runs.run import Run
 
@@ -244,7 +240,6 @@ class Worker(Console):
         """A model call has ended."""
 
     def chunk_done(self, status: str) -> None:
-        """Let the board know how far the video is."""
         self._num_done += 1
         event = {"chunk": self._num_done, "chunks": self._num_chunks}
         self._board.report.remote({"folder": self._folder, "worker": self._name, **event})

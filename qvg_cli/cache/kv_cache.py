@@ -84,7 +84,6 @@ class Entry:
     value: PackedTensor
 
     def payload_bytes(self) -> PayloadBytes:
-        """Bytes held, by kind."""
         return add(self.key.payload_bytes(), self.value.payload_bytes())
 
     def decode(self, heads: slice = slice(None), tokens: slice = slice(None)) -> tuple[Tensor, Tensor]:
@@ -298,7 +297,6 @@ class LayerCache:
         return Entry(block, codecs, *pair)
 
     def refuse(self, frames: Frames, error: NonFiniteError) -> QvgError:
-        """The error for a value of `frames` that is not finite."""
         frame = frames[error.token // self.tokens_per_frame]
         return QvgError(f"cannot cache layer {self.index}, latent frame {frame}: {error}")
 
@@ -424,11 +422,9 @@ class KVCache:
         return self._num_held * self._bf16_frame_bytes
 
     def payload_bytes(self) -> PayloadBytes:
-        """Bytes held by all layers, by kind."""
         return dict(self.ledger.held)
 
     def sample(self, chunk: ChunkPlan, device_peak_bytes: int | None) -> MemorySample:
-        """The account of the chunk that has just ended."""
         return MemorySample(
             chunk=chunk.index,
             num_frames=max(chunk.frames) + 1,
@@ -442,7 +438,6 @@ class KVCache:
 
 
 def open_cache(config: CacheConfig, geometry: Geometry, shape: CacheShape, seed: int) -> KVCache:
-    """An empty cache of a video, as configured."""
     unpacked = build_codec(unpacked_spec(config))
     return KVCache(
         CachePlan(

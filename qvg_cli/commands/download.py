@@ -206,7 +206,6 @@ def _about(download: Download) -> str:
 
 
 def _plan_lines(plan: DownloadPlan) -> Iterator[str]:
-    """Files, sizes, licences and space of one download."""
     from pathlib import Path
 
     from huggingface_hub import constants

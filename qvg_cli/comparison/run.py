@@ -59,7 +59,6 @@ class SpooledRun(Run):
         self._engine = engine
 
     def begin(self, cache: KVCache) -> Done | None:
-        """Decode the frames of the chunks that are there, too."""
         done = super().begin(cache)
         if done is not None:
             for frames in redecode(self._engine.pipeline.decoder(), done.chunks, done.latents):
@@ -67,12 +66,10 @@ class SpooledRun(Run):
         return done
 
     def add(self, result: ChunkResult) -> None:
-        """Keep the chunk's frames as they are, too."""
         super().add(result)
         self._spool.write(result.frames[0].numpy())
 
     def suggestion(self) -> str | None:
-        """How to resume the whole comparison."""
         return f"resume with: qvg compare --resume {shlex.quote(str(self.folder.path.parents[1]))}"
 
 

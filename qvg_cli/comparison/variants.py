@@ -97,7 +97,6 @@ def find_variants(folders: Sequence[str]) -> list[FinishedVariant]:
 
 
 def _with_seeds(jobs: Sequence[Planned], num_seeds: int) -> tuple[Planned, ...]:
-    """Every job with its seed and the ones after it."""
     videos = []
     for job in jobs:
         is_named = job.name != run_name(job.config.prompt, job.config.seed)
@@ -132,6 +131,5 @@ def _check_same(first: RunConfig, other: RunConfig, first_folder: Path, folder: 
 
 
 def comparison_name(variants: Sequence[str], videos: Sequence[Planned]) -> str:
-    """Name of the folder that a comparison is written to."""
     what = videos[0].name if len(videos) == 1 else f"{len(videos)}-videos"
     return f"{slug(' '.join(variants))}-{what}"

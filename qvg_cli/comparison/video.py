@@ -20,8 +20,6 @@ _STILL_WIDTH = 1200
 
 @dataclass(frozen=True)
 class Still:
-    """One picture of the side-by-side video, for the page."""
-
     frame: int
     jpeg: bytes
 

@@ -163,12 +163,10 @@ def make_request(
 
 
 def setting_layers(settings: Mapping[str, Any]) -> list[Layer]:
-    """Settings by their dotted names."""
     return [Layer(name, nest(name, value)) for name, value in settings.items()]
 
 
 def option_layers(options: Mapping[str, Any]) -> list[Layer]:
-    """Options of a family by their names in Python."""
     flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     return [Layer(flag, {flag: value}) for flag, value in flags.items()]
 

@@ -58,7 +58,6 @@ def prompt_a_chunk(jobs: Sequence[Job], plan: VideoPlan, path: Path) -> list[Sch
 
 
 def _find(entry: ScheduledPrompt, begins: Sequence[int], fps: int, note: Callable[[str], None]) -> int:
-    """The new frame that a line means."""
     if entry.unit == "chunk":
         if entry.begin > len(begins):
             raise UsageError(f"{entry.place}: {_named(entry)}: there are {len(begins)} new chunks")

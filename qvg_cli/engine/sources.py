@@ -128,7 +128,6 @@ def take_picture(config: RunConfig, note: Callable[[str], None], *, is_size_give
 
 
 def has_size(request: Request) -> bool:
-    """Whether a request names a size."""
     asked = [f"video.{name}" for layer in request.options for name in layer.values.get("video", ())]
     asked += [text.partition("=")[0].strip() for text in request.sets]
     return not {"video.height", "video.width"}.isdisjoint(asked)

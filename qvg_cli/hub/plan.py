@@ -37,8 +37,6 @@ class WantedRepository:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """Everything that one name needs."""
-
     download: Download
     repositories: tuple[WantedRepository, ...]
 
@@ -53,7 +51,6 @@ class DownloadPlan:
 
     @property
     def converted_bytes(self) -> int:
-        """What converted checkpoints need."""
         converts = [repository.config.convert for repository in self.repositories]
         return sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
 
@@ -106,7 +103,6 @@ def check_space(plans: Iterable[DownloadPlan]) -> None:
 
 
 def size_text(size: int) -> str:
-    """Bytes as a person reads them."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 2**power:
             return f"{size / 2**power:.1f} {unit}"

@@ -57,7 +57,6 @@ class Record(Config):
 
     @property
     def num_bytes(self) -> int:
-        """What was downloaded, and what was converted of it."""
         downloaded = sum(file.size for found in self.repositories for file in found.files)
         return downloaded + sum(size for each in self.converted for size in each.sizes.values())
 

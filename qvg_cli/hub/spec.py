@@ -42,7 +42,6 @@ class ConvertConfig(Config):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Paths in the repository of all that is read."""
         return (self.file,) if self.lora is None else (self.file, self.lora.file)
 
 
@@ -95,7 +94,6 @@ class Download(Config):
 
 
 def read_downloads() -> dict[str, Download]:
-    """Everything that can be downloaded, by name."""
     found = {name: read_download(name) for name in config_files()}
     return {name: download for name, download in found.items() if download is not None}
 

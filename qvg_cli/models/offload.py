@@ -80,12 +80,10 @@ class Offload:
 
     @property
     def load_device(self) -> torch.device:
-        """Where the transformer is to be read to."""
         return _HOST if self.is_fp8 or self.memory.transformer == "group" else self.device
 
     @property
     def vae_load_device(self) -> torch.device:
-        """Where the VAE is to be read to."""
         return self.device if self.memory.vae == "none" else _HOST
 
     @property
@@ -147,7 +145,6 @@ class Offload:
             model.add_module(name, module.to(self.device) if module is not None else None)
 
     def place_vae(self, vae: nn.Module) -> None:
-        """Bring a VAE that was just read to its place."""
         if self.memory.vae == "model":
             self._here_for_pixels.append(OffloadedModule(vae, self.device))
             self._here_for_pixels[-1].offload()

@@ -54,7 +54,6 @@ def find_family(name: str) -> Family[Any]:
 
 
 def family_of(config: RunConfig) -> Family[Any]:
-    """The family that makes the video of `config`."""
     return find_family(config.family_name)
 
 
@@ -90,7 +89,6 @@ def extension_of(config: RunConfig) -> Extension:
 
 
 def plan_video(config: RunConfig) -> VideoPlan:
-    """The plan of a run, without torch and without weights; see `Family.plan`."""
     return family_of(config).plan(config)
 
 
@@ -106,5 +104,4 @@ def model_calls(config: RunConfig, plan: VideoPlan) -> list[int]:
 
 
 def load_pipeline(config: RunConfig, device: torch.device) -> Pipeline:
-    """The model of a run, weights loaded; see `Family.load`."""
     return family_of(config).load(config, device)

@@ -31,7 +31,6 @@ class Bound(nn.Module):
     """Keeps latents within three."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """Any shape."""
         return 3 * torch.tanh(states / 3)
 
 
@@ -87,7 +86,6 @@ class SmallNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes."""
         return next(self.parameters()).dtype
 
     def forward(self, latents: Tensor, memory: list[Tensor | str | None]) -> Tensor:

@@ -112,7 +112,6 @@ class FrameDecoder(Decoder, ABC):
             yield began
 
     def offload(self) -> None:
-        """Keep what the decoder remembers in CPU memory, until `onload`."""
         for index, feature in enumerate(self._features):
             if isinstance(feature, Tensor):
                 copy = self._copies.get(index)
@@ -127,7 +126,6 @@ class FrameDecoder(Decoder, ABC):
             torch.cuda.current_stream(self._device).synchronize()
 
     def onload(self) -> None:
-        """Bring what the decoder remembers back to its device."""
         for index, feature in enumerate(self._features):
             if isinstance(feature, Tensor):
                 self._features[index] = feature.to(self._device, non_blocking=True, copy=True)

@@ -172,7 +172,6 @@ def _plan_cache(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> Cach
 
 
 def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[BlockBytes]:
-    """The bytes that each layer holds of a block."""
     unpacked = unpacked_spec(config)
 
     @cache
@@ -201,7 +200,6 @@ def _version_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
 
 
 def _matrix_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
-    """Bytes of the matrices of each layer."""
     return [
         sum(spec.matrix_bytes(shape.heads, shape.head_dim) for spec in (layer.k, layer.v))
         for layer in config.of_layers(shape.num_layers)

@@ -39,7 +39,6 @@ class PackPolicy:
 
     @classmethod
     def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> Self:
-        """The policy of `config` for frames of so many tokens."""
         return cls(
             keep_recent_chunks=config.keep_recent_chunks,
             keep_sink=config.keep_sink,
@@ -82,7 +81,6 @@ class Commit:
 
     @property
     def frames(self) -> Frames:
-        """Frames whose keys and values are stored."""
         return tuple(frame for block in self.stores for frame in block.frames)
 
 

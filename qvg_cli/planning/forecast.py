@@ -148,8 +148,6 @@ def _host_bytes(
 
 
 class _Device:
-    """The memory of the device, chunk by chunk."""
-
     def __init__(
         self, config: RunConfig, plan: VideoPlan, sizes: ModelSizes, element_bytes: int, shipped_bytes: int
     ) -> None:

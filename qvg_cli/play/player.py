@@ -86,7 +86,6 @@ class Player:
         return option_value(self._engine.config, "--pose") is not None
 
     def start(self, first: Callable[[], None]) -> None:
-        """Begin to work, with `first`."""
         self._tasks.append(first)
         self._thread.start()
 

@@ -38,7 +38,6 @@ class Seats:
 
     @property
     def is_free(self) -> bool:
-        """Whether anyone may sit down."""
         if self._player is None:
             return True
         return self._left_at is not None and self._clock() - self._left_at >= HELD_SECONDS

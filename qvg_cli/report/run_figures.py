@@ -48,7 +48,6 @@ def short_rows(result: Result) -> list[tuple[str, str]]:
 
 
 def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of every chunk of a run."""
     return [
         [
             str(chunk["chunk"] + 1),

@@ -50,7 +50,6 @@ def format_facts(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> str:
-    """What the variants cost and what they lost, for a terminal."""
     variants, fps = comparison["arms"], comparison["fps"]
     baseline = variants[0]["name"]
     costs = format_table(COST_HEADER, cost_rows(variants))
@@ -128,7 +127,6 @@ def has_lpips(variants: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def quality_header(variants: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Titles of `quality_rows`."""
     lpips = ("LPIPS",) if has_lpips(variants) else ()
     return ("cache", "PSNR dB", "SSIM", *lpips, "first differing frame", "first frame below 30 dB")
 

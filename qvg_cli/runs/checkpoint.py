@@ -43,15 +43,11 @@ class DamagedError(QvgError):
 
 
 class StoredFile(Config):
-    """Size and hash of a file, in bytes and as hexadecimal SHA-256."""
-
     size: int
     sha256: str
 
 
 class HeldEntry(Config):
-    """Frames of a block, and whether it is packed."""
-
     frames: tuple[int, ...]
     is_packed: bool
 

@@ -67,7 +67,6 @@ class Identity(Config):
 
 
 def identify(config: RunConfig, device: str) -> Identity:
-    """The identity of a run of `config` on a kind of device."""
     settings = config.model_dump(mode="json", exclude=_PLACES)
     inputs = {name: hash_file(expand_user(name)) for name in sorted(_texts(settings)) if _is_file(name)}
     if config.cache.matrices is not None:

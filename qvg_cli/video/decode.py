@@ -87,7 +87,6 @@ class Source(AbstractContextManager["Source"]):
 
     @property
     def codec(self) -> str:
-        """The name of what it is coded with."""
         return self.stream.codec_context.codec.canonical_name
 
     @property

@@ -61,7 +61,6 @@ class Tones:
 
     @property
     def words(self) -> str:
-        """What is done with them."""
         if self.is_hdr:
             name = _Transfer(self.transfer).name
             return (

@@ -85,7 +85,6 @@ class ProjectedPrompt:
     mask: Tensor | None
 
     def __getitem__(self, rows: slice) -> Self:
-        """Some of the rows."""
         return type(self)(self.states[rows], None if self.mask is None else self.mask[rows])
 
 
@@ -122,8 +121,6 @@ class TimestepEmbedder(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Projection of the prompt embeddings."""
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.hidden_size
@@ -165,8 +162,6 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of a call's tokens to the text."""
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.hidden_size

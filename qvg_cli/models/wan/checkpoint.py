@@ -154,7 +154,6 @@ class Checkpoint(Generic[ModelT]):
         return tensor
 
     def _empty(self) -> ModelT:
-        """The model without storage."""
         try:
             with torch.device("meta"), without_compiler():
                 return self._build()

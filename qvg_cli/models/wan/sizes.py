@@ -65,7 +65,6 @@ class WanLayout:
 
     @property
     def width(self) -> int:
-        """Channels."""
         return self.heads * self.head_dim
 
     @property
