@@ -221,8 +221,7 @@ class LayerCache:
         if block.frames == frames:
             return states
         by_frame = states.unflatten(2, (len(frames), self.tokens_per_frame))
-        taken: Tensor = by_frame[:, :, [frames.index(frame) for frame in block.frames]].flatten(2, 3)
-        return taken
+        return by_frame[:, :, [frames.index(frame) for frame in block.frames]].flatten(2, 3)
 
     def _history(self, reads: Frames, rotation: Rotation, value_rotation: Rotation | None) -> History:
         """What `reads` are stored in, made once for all steps of a chunk."""

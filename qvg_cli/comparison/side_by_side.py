@@ -78,5 +78,4 @@ class SideBySide:
 def error_map(baseline: Frames, frame: Frames) -> Frames:
     """The largest difference among the three colours of each pixel, as `[height, width, 3]` uint8 colours."""
     difference = np.abs(baseline.astype(np.int32) - frame).max(axis=-1)
-    colored: Frames = _COLORS[np.minimum(difference * 255 // ERROR_LEVELS, 255)]
-    return colored
+    return _COLORS[np.minimum(difference * 255 // ERROR_LEVELS, 255)]

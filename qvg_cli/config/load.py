@@ -198,8 +198,7 @@ def nest(path: str, value: Any) -> dict[str, Any]:
     """`value` at a dotted path."""
     for key in reversed(path.split(".")):
         value = {key: value}
-    nested: dict[str, Any] = value
-    return nested
+    return value
 
 
 def _old_words(layer: Layer) -> Iterator[str]:

@@ -176,8 +176,7 @@ class SharedDecoder(WrappedDecoder):
         self._parallel = parallel
 
     def recall(self, latents: Tensor) -> Tensor:
-        recalled: Tensor = self._parallel.share_tensors(super().recall(latents))
-        return recalled
+        return self._parallel.share_tensors(super().recall(latents))
 
 
 class NoDecoder(Decoder):
@@ -187,8 +186,7 @@ class NoDecoder(Decoder):
         self._parallel = parallel
 
     def recall(self, latents: Tensor) -> Tensor:
-        recalled: Tensor = self._parallel.share_tensors(None)
-        return recalled
+        return self._parallel.share_tensors(None)
 
     def decode(self, latents: Tensor) -> Tensor:
         return torch.empty(len(latents), 0, 1, 1, 3, dtype=torch.uint8)

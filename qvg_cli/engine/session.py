@@ -92,8 +92,7 @@ class Session:
         """The settings with which `Engine.generate` makes the same video, as long as it is now."""
         prompts = {"prompt": self._first_prompt, "prompt_changes": tuple(self._changes)}
         config = with_video(self._config.model_copy(update=prompts), frames=max(1, self._num_latents))
-        with_path: RunConfig = self._planner.with_path(config)
-        return with_path
+        return self._planner.with_path(config)
 
     @property
     def prompt(self) -> str:

@@ -120,8 +120,7 @@ def read_download(name: str) -> Download | None:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    return values
+    return parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
 
 
 def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:

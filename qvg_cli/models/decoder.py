@@ -57,8 +57,7 @@ class Pixels:
         """How long the decoder's own stream took, once they are there."""
         if self._began is None or self._done is None:
             return 0.0
-        seconds: float = self._began.elapsed_time(self._done) / 1000
-        return seconds
+        return self._began.elapsed_time(self._done) / 1000
 
     def seconds_after(self, event: torch.cuda.Event) -> float:
         """How long after `event` they came, once they are there; 0 if it came later."""

@@ -224,8 +224,7 @@ def encode_frames(vae: AutoencoderKLWan, frames: Tensor, generator: torch.Genera
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
-    normalised: Tensor = (latents - mean) / std
-    return normalised
+    return (latents - mean) / std
 
 
 def no_pixels(latents: Tensor, side: int) -> Tensor:

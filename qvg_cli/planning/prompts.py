@@ -203,8 +203,7 @@ def _grammar(family: str) -> dict[str, Any]:
 
 @cache
 def _read_grammar(path: Path) -> dict[str, Any]:
-    grammar: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return grammar
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _words(text: str) -> list[str]:

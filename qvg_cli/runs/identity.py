@@ -137,8 +137,7 @@ def _known_settings(identity: Identity) -> dict[str, JsonValue]:
         config = family.config_class.model_validate_json(json.dumps(settings))
     except (UsageError, ValidationError):
         return settings
-    known: dict[str, JsonValue] = config.model_dump(mode="json", exclude=_PLACES)
-    return known
+    return config.model_dump(mode="json", exclude=_PLACES)
 
 
 def other_versions(begun: Identity, now: Identity) -> list[str]:

@@ -55,8 +55,7 @@ class ViewOverlap:
         poses = query @ np.linalg.inv(others)
         offsets = self._points - poses[:, None, :3, 3]
         seen = _is_inside(offsets, poses[:, None, :3, 2]) & (_length(offsets) < _RADIUS)
-        unseen: Array = 1 - seen.mean(axis=1)
-        return unseen
+        return 1 - seen.mean(axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,5 +110,4 @@ def _is_inside(vectors: Array, forward: Array) -> NDArray[np.bool_]:
 
 
 def _length(vectors: Array) -> Array:
-    length: Array = np.sqrt((vectors * vectors).sum(axis=-1))
-    return length
+    return np.sqrt((vectors * vectors).sum(axis=-1))

@@ -82,8 +82,7 @@ class LongCatDenoiser(Denoiser):
             count = len(range(num_rows)[rows])
             timesteps = latents.new_full((count, len(call.frames)), step.timestep)
             expanded = latents.expand(count, -1, -1, -1, -1)
-            flow: Tensor = self._model(expanded, timesteps, text[rows], call, self.cache.layers)
-            return flow
+            return self._model(expanded, timesteps, text[rows], call, self.cache.layers)
 
         flow = self._rows.compute(predict, num_rows)
         return guide(flow, self._sampling.guidance) if num_rows == 2 else flow

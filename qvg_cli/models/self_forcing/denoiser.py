@@ -78,5 +78,4 @@ class SelfForcingDenoiser(Denoiser):
     def _predict_flow(self, latents: Tensor, timestep: float, chunk: ChunkPlan, frames: Frames) -> Tensor:
         self._call.chunk, self._call.frames = chunk, frames
         timesteps = torch.full((latents.shape[0],), timestep, dtype=torch.float32, device=latents.device)
-        flow: Tensor = self._model(latents, timesteps, self._prompt_embeds, return_dict=False)[0]
-        return flow
+        return self._model(latents, timesteps, self._prompt_embeds, return_dict=False)[0]

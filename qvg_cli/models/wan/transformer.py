@@ -201,8 +201,7 @@ class CachedSelfAttention(Generic[CallT]):
     def output(self, attn: WanAttention, *attended: Tensor) -> Tensor:
         """`[B, S, C]` of what was gathered."""
         (joined,) = self.call.to_tokens(self.layer, *attended)
-        output: Tensor = attn.to_out[0](joined)
-        return output
+        return attn.to_out[0](joined)
 
 
 class TextCrossAttention:
@@ -240,8 +239,7 @@ class TextCrossAttention:
             self._is_stale = False
         query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         attended = functional.scaled_dot_product_attention(query, *self._text)
-        output: Tensor = attn.to_out[0](join_heads(attended))
-        return output
+        return attn.to_out[0](join_heads(attended))
 
 
 class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diffusers has no types
