@@ -24,7 +24,7 @@ from qvg_cli.engine.suggestions import check_processes
 from qvg_cli.environment import Launch, find_launch
 from qvg_cli.errors import NoAnswerError, QvgError, UsageError, is_out_of_memory
 from qvg_cli.models.decoder import Decoder, Pixels, WrappedDecoder
-from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
+from qvg_cli.models.parallel import CfgGroup, Rows, SequenceGroup, Tokens
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.planning.ledger import join as join_samples
@@ -153,8 +153,8 @@ def join(config: RunConfig, launch: Launch, device: torch.device, control: dist.
     num_rows, num_tokens = check_processes(config, launch.num_processes)
     # Neighbours share tokens, since they exchange most.
     mesh = init_device_mesh(device.type, (num_rows, num_tokens), mesh_dim_names=("rows", "tokens"))
-    tokens: Tokens = AllTokens()
-    rows: Rows = AllRows()
+    tokens = Tokens()
+    rows = Rows()
     if num_tokens > 1:
         tokens = SequenceGroup(mesh.get_group("tokens"), mesh.get_local_rank("tokens"), num_tokens)
     if num_rows > 1:
@@ -188,11 +188,8 @@ class NoDecoder(Decoder):
     def recall(self, latents: Tensor) -> Tensor:
         return self._parallel.share_tensors(None)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return torch.empty(len(latents), 0, 1, 1, 3, dtype=torch.uint8)
-
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
-        yield Pixels(self.decode(latents))
+        yield Pixels(torch.empty(len(latents), 0, 1, 1, 3, dtype=torch.uint8))
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         pass

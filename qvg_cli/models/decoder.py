@@ -71,7 +71,16 @@ class Decoder(Protocol):
         """What a prefill reads of frames that were made, or given, as `latents`; `[B, C, F, h, w]` both."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels `[B, n, height, width, 3]` uint8, on the CPU, of the next latent frames."""
+        """Pixels of the next latent frames, if any.
+
+        Args:
+            latents: `[B, C, F, h, w]`, normalised as the transformer makes them.
+
+        Returns:
+            `[B, n, height, width, 3]` uint8 on the CPU, `n = 4 F`, or `4 F - 3` at the video's beginning;
+            values are rounded to nearest.
+        """
+        return torch.cat([part.wait() for part in self.decode_each(latents)], dim=1)
 
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """The pixels of `decode` in parts; a GPU may compute them until somebody waits for them."""
@@ -97,10 +106,6 @@ class WrappedDecoder(Decoder):
     def recall(self, latents: Tensor) -> Tensor:
         with self._around():
             return self._decoder.recall(latents)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        with self._around():
-            return self._decoder.decode(latents)
 
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         # Once around all parts.

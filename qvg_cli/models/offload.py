@@ -16,7 +16,6 @@ from torch.distributed.fsdp import fully_shard
 
 from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.decoder import Decoder, WrappedDecoder
 
 STORAGE_DTYPE = torch.float8_e4m3fn
 _HOST = torch.device("cpu")
@@ -164,10 +163,3 @@ class Offload:
                 part.offload()
             for part in self._away_for_pixels:
                 part.onload()
-
-
-class OffloadedDecoder(WrappedDecoder):
-    """A decoder that makes room for itself on the device, and for `features`, and gives it back."""
-
-    def __init__(self, decoder: Decoder, offload: Offload, features: Offloadable | None = None) -> None:
-        super().__init__(decoder, lambda: offload.pixels(features))

@@ -65,20 +65,8 @@ class FrameDecoder(Decoder, ABC):
             for frame in latents[:, :, num_shown:][:, :, -reach:].split(1, dim=2):
                 self.decode_float(frame)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode the next latent frames, if any.
-
-        Args:
-            latents: `[B, C, F, h, w]`, normalised as the transformer makes them.
-
-        Returns:
-            `[B, n, height, width, 3]` uint8 on the CPU, `n = 4 F`, or `4 F - 3` at the video's beginning;
-            values are rounded to nearest.
-        """
-        return torch.cat([part.wait() for part in self.decode_each(latents)], dim=1)
-
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
-        """As `decode`, a latent frame at a time."""
+        """A latent frame at a time."""
         if not latents.shape[2]:
             yield Pixels(no_pixels(latents, self._side))
             return
@@ -233,18 +221,8 @@ def no_pixels(latents: Tensor, side: int) -> Tensor:
     return torch.empty(len(latents), 0, height, width, 3, dtype=torch.uint8)
 
 
-def to_pixels(frames: Tensor) -> Tensor:
-    """`[B, 3, n, height, width]` in -1 .. 1 to `[B, n, height, width, 3]` uint8 on the CPU, rounded to
-    nearest.
-
-    Raises:
-        QvgError: A value is NaN; as a pixel it would be anything.
-    """
-    return send_pixels(frames).wait()
-
-
 def send_pixels(frames: Tensor, began: torch.cuda.Event | None = None) -> Pixels:
-    """As `to_pixels`, on their way to the CPU.
+    """`[B, 3, n, height, width]` in -1 .. 1 as uint8, rounded to nearest, on their way to the CPU.
 
     Args:
         began: When a stream of the decoder's own began with them.

@@ -17,7 +17,7 @@ from qvg_cli.models.base import Denoiser
 from qvg_cli.models.longcat.layers import ProjectedPrompt
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.longcat.schedule import Sampling, Step, guide
-from qvg_cli.models.parallel import AllRows, Rows
+from qvg_cli.models.parallel import Rows
 from qvg_cli.models.wan.transformer import Call
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -43,7 +43,7 @@ class LongCatDenoiser(Denoiser):
         self.cache = cache
         self._model = model
         self._sampling = sampling
-        self._rows = rows or AllRows()
+        self._rows = rows or Rows()
         self._prompt_embeds: Tensor | None = None
         self.set_prompt(prompt_embeds)
 

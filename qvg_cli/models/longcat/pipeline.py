@@ -9,12 +9,12 @@ from torch import Tensor
 from qvg_cli.cache.kv_cache import KVCache
 from qvg_cli.errors import UsageError
 from qvg_cli.models.base import Planner
+from qvg_cli.models.decoder import Decoder, WrappedDecoder
 from qvg_cli.models.longcat.config import LongCatConfig
 from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.model import LongCatTransformer, open_longcat
 from qvg_cli.models.longcat.schedule import sampling_of
 from qvg_cli.models.longcat.window import WindowDecoder
-from qvg_cli.models.offload import OffloadedDecoder
 from qvg_cli.models.wan.checkpoint import Checkpoint
 from qvg_cli.models.wan.lora import Lora
 from qvg_cli.models.wan.pipeline import Models, WanPipeline
@@ -51,10 +51,10 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
         sampling = sampling_of(self._config.sampler)
         return LongCatDenoiser(self._models.transformer, cache, prompt_embeds, sampling, self._models.rows)
 
-    def decoder(self) -> OffloadedDecoder:
+    def decoder(self) -> Decoder:
         condition_frames = self._config.sampler.condition_frames
         decoder = WindowDecoder(self._models.vae, condition_frames, self.open_decoder)
-        return OffloadedDecoder(decoder, self._models.offload)
+        return WrappedDecoder(decoder, self._models.offload.pixels)
 
 
 def load_pipeline(config: LongCatConfig, device: torch.device) -> LongCatPipeline:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache, Rotation
-from qvg_cli.models.parallel import AllTokens, Tokens
+from qvg_cli.models.parallel import Tokens
 from qvg_cli.models.wan.graphs import BlockGraphs, FusedBlock, GraphedBlock
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_plan import Commit
@@ -45,7 +45,7 @@ class Call:
     chunk: ChunkPlan
     frames: Frames = ()
     commit: Commit | None = None
-    tokens: Tokens = field(default_factory=AllTokens)
+    tokens: Tokens = field(default_factory=Tokens)
 
     @property
     def reads(self) -> Frames:
@@ -260,7 +260,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._graphs: BlockGraphs | None = None
-        self._tokens: Tokens = AllTokens()
+        self._tokens = Tokens()
         for block in self.blocks:
             block.__class__ = FusedBlock
         config = self.config
