@@ -24,7 +24,6 @@ from qvg_cli.planning.cache_plan import (
     CacheStep,
     Commit,
     Packing,
-    PackPolicy,
     Versions,
     unpacked_spec,
 )
@@ -439,9 +438,7 @@ class KVCache:
 def open_cache(config: CacheConfig, geometry: Geometry, shape: CacheShape, seed: int) -> KVCache:
     unpacked = build_codec(unpacked_spec(config))
     return KVCache(
-        CachePlan(
-            PackPolicy.of(config, tokens_per_frame=geometry.tokens_per_frame, sink_frames=shape.sink_frames)
-        ),
+        CachePlan.of(config, tokens_per_frame=geometry.tokens_per_frame, sink_frames=shape.sink_frames),
         geometry,
         shape,
         packed=[

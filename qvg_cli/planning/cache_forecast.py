@@ -19,7 +19,6 @@ from qvg_cli.planning.cache_plan import (
     Block,
     CachePlan,
     Commit,
-    PackPolicy,
     Versions,
     unpacked_spec,
 )
@@ -96,7 +95,7 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
     held_versions = [Versions(ledger) for _ in layers]
     samples = []
     num_held = 0
-    blocks = _plan_cache(config, plan, shape)
+    blocks = CachePlan.of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
     for chunk in plan.chunks:
         step = blocks.advance(chunk)
         num_left = len(blocks.block_of)
@@ -142,7 +141,7 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     if shape.num_parts > 1 or not is_kept:
         return 0
     layers = _block_bytes(config, plan, shape)
-    blocks = _plan_cache(config, plan, shape)
+    blocks = CachePlan.of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
     version_bytes = _version_bytes(config, shape)
     file_bytes: dict[int, int] = {}
     saved: set[Block] = set()
@@ -164,11 +163,6 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
         file_bytes = {index: count for index, count in file_bytes.items() if index in alive}
         saved = held
     return most
-
-
-def _plan_cache(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> CachePlan:
-    policy = PackPolicy.of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
-    return CachePlan(policy)
 
 
 def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[BlockBytes]:

@@ -37,15 +37,6 @@ class PackPolicy:
     block_frames: int = 1
     sink_frames: int = 0
 
-    @classmethod
-    def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> Self:
-        return cls(
-            keep_recent_chunks=config.keep_recent_chunks,
-            keep_sink=config.keep_sink,
-            block_frames=math.ceil(config.span_tokens / tokens_per_frame),
-            sink_frames=sink_frames,
-        )
-
 
 @dataclass(frozen=True)
 class Block:
@@ -117,6 +108,17 @@ class CachePlan:
         self._policy = policy
         self._waiting: list[Block] = []
         self._is_first = True
+
+    @classmethod
+    def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> Self:
+        """The plan of a cache as configured, before the first chunk."""
+        policy = PackPolicy(
+            keep_recent_chunks=config.keep_recent_chunks,
+            keep_sink=config.keep_sink,
+            block_frames=math.ceil(config.span_tokens / tokens_per_frame),
+            sink_frames=sink_frames,
+        )
+        return cls(policy)
 
     def advance(self, chunk: ChunkPlan) -> CacheStep:
         evicts = tuple(frame for frame in chunk.evicts if self.block_of.pop(frame, None) is not None)
