@@ -41,7 +41,7 @@ _HIGHEST_SHARE = Fraction(3, 2)
 
 
 class Source(AbstractContextManager["Source"]):
-    """An open video file, read once from its begin.
+    """An open video file, read once from its begin; `UsageError` if it cannot be read, or holds no video.
 
     Attributes:
         fps: Frames per second, on average.
@@ -52,11 +52,6 @@ class Source(AbstractContextManager["Source"]):
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a file.
-
-        Raises:
-            UsageError: It cannot be read, or holds no video.
-        """
         _check_file(path)
         self.path = path
         self._open(threads="AUTO")

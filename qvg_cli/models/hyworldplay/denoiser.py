@@ -90,11 +90,10 @@ class HyWorldPlayDenoiser(Denoiser):
     ) -> Tensor:
         # A given first frame has the timestep of the context and never moves.
         latents = draw_noise().float()
-        given = self._image_latents if 0 in chunk.makes else None
         num_given = 0
-        if given is not None:
-            num_given = given.shape[2]
-            latents = torch.cat([given.to(latents), latents[:, :, num_given:]], dim=2)
+        if self._image_latents is not None and 0 in chunk.makes:
+            num_given = self._image_latents.shape[2]
+            latents = torch.cat([self._image_latents.to(latents), latents[:, :, num_given:]], dim=2)
         sigmas = [*(step.sigma for step in self._steps), 0.0]
         for step, following in zip(self._steps, sigmas[1:], strict=True):
             timesteps = [self._context_noise] * num_given + [step.timestep] * (len(chunk.makes) - num_given)
@@ -119,9 +118,8 @@ class HyWorldPlayDenoiser(Denoiser):
         # Each frame is an item of the batch, with its own timestep and action: [B * F, C, 1, h, w].
         items = latents.to(self._prompt_embeds.dtype).transpose(1, 2).flatten(0, 1).unsqueeze(2)
         conditioning = self._to_device(timesteps).repeat(batch)
-        flow: Tensor = self._model(items, conditioning, self._prompt_embeds, return_dict=False)[0]
-        video: Tensor = flow.squeeze(2).unflatten(0, (batch, len(frames)))
-        return video.transpose(1, 2).float()
+        flow = self._model(items, conditioning, self._prompt_embeds, return_dict=False)[0]
+        return flow.squeeze(2).unflatten(0, (batch, len(frames))).transpose(1, 2).float()
 
     def _to_device(self, numbers: Sequence[float]) -> Tensor:
         """`[N]` float32, without waiting for what the device has to do before."""

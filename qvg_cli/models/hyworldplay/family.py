@@ -119,9 +119,9 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
     ) -> None:
         from qvg_cli.models.hyworldplay.model import WalkTransformer
         from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
-        from qvg_cli.models.wan.lora import Lora
+        from qvg_cli.models.wan.lora import open_loras
 
         # The published pickle has averaged weights too, which its authors do not run.
-        generators = ("generator",) if weights_key == "auto" else WEIGHTS_KEYS[weights_key]
-        adapters = [Lora(Path(each.file), weight=each.weight, alpha=each.alpha) for each in lora]
-        convert_checkpoint(WalkTransformer, source, config, folder, generators=generators, adapters=adapters)
+        keys = ("generator",) if weights_key == "auto" else WEIGHTS_KEYS[weights_key]
+        adapters = open_loras(lora)
+        convert_checkpoint(WalkTransformer, source, config, folder, generators=keys, adapters=adapters)

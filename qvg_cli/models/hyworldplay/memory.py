@@ -104,9 +104,7 @@ def _is_inside(vectors: Array, forward: Array) -> NDArray[np.bool_]:
     across = (vectors[..., ::2] * forward[..., ::2]).sum(axis=-1)
     along = flat * forward_flat + vectors[..., 1] * forward[..., 1]
     horizontal, vertical = np.cos(np.radians(_HALF_VIEW_DEGREES))
-    inside: NDArray[np.bool_] = across > horizontal * flat * forward_flat
-    inside &= along > vertical * _length(vectors)
-    return inside
+    return (across > horizontal * flat * forward_flat) & (along > vertical * _length(vectors))
 
 
 def _length(vectors: Array) -> Array:

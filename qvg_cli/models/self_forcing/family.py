@@ -119,10 +119,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
     ) -> None:
         from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
         from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
-        from qvg_cli.models.wan.lora import Lora
+        from qvg_cli.models.wan.lora import open_loras
 
-        adapters = [Lora(Path(each.file), weight=each.weight, alpha=each.alpha) for each in lora]
-        generators = WEIGHTS_KEYS[weights_key]
-        convert_checkpoint(
-            SelfForcingTransformer, source, config, folder, generators=generators, adapters=adapters
-        )
+        keys, adapters = WEIGHTS_KEYS[weights_key], open_loras(lora)
+        convert_checkpoint(SelfForcingTransformer, source, config, folder, generators=keys, adapters=adapters)

@@ -14,7 +14,7 @@ from qvg_cli.models.base import Planner
 from qvg_cli.models.self_forcing.config import CheckpointModelConfig, SelfForcingConfig
 from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser, SelfForcingTransformer
 from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, Checkpoint, open_wan, read_published
-from qvg_cli.models.wan.lora import Lora
+from qvg_cli.models.wan.lora import open_loras
 from qvg_cli.models.wan.pipeline import Models, WanPipeline
 from qvg_cli.planning.cache_forecast import CacheShape
 
@@ -48,10 +48,7 @@ def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcin
 def _open_checkpoint(weights: Path, config: CheckpointModelConfig) -> Checkpoint[SelfForcingTransformer]:
     """The transformer in the file that is named, or else the one of a weights folder."""
     folder, checkpoint = weights / "transformer", config.checkpoint
-    adapters = [
-        Lora(expand_user(lora.file), weight=lora.weight, alpha=lora.alpha, hint="model.lora names it")
-        for lora in config.lora
-    ]
+    adapters = open_loras(config.lora)
     source = _find_transformer(weights, folder) if checkpoint is None else expand_user(checkpoint)
     if source == folder:
         return open_wan(SelfForcingTransformer, folder, adapters=adapters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from qvg_cli.config.resources import weights_folder
@@ -42,26 +42,13 @@ class WanLayout:
 
     @classmethod
     def read(cls, layout: Mapping[str, Any], *, has_camera: bool = False) -> WanLayout:
-        """From the content of a `config.json` of diffusers.
-
-        Raises:
-            MissingModelError: A size is missing.
-        """
-        names = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels")
-        for name in (*names, "out_channels", "text_dim", "freq_dim"):
+        """From the content of a `config.json` of diffusers; `MissingModelError` if a size is missing."""
+        others = {"heads": "num_attention_heads", "head_dim": "attention_head_dim"}
+        names = {field.name: others.get(field.name, field.name) for field in fields(cls)[:-1]}
+        for name in names.values():
             if not isinstance(layout.get(name), int):
                 raise MissingModelError(f"the transformer's config.json gives no {name}")
-        return cls(
-            num_layers=layout["num_layers"],
-            heads=layout["num_attention_heads"],
-            head_dim=layout["attention_head_dim"],
-            ffn_dim=layout["ffn_dim"],
-            in_channels=layout["in_channels"],
-            out_channels=layout["out_channels"],
-            text_dim=layout["text_dim"],
-            freq_dim=layout["freq_dim"],
-            has_camera=has_camera,
-        )
+        return cls(**{own: layout[name] for own, name in names.items()}, has_camera=has_camera)
 
     @property
     def width(self) -> int:
@@ -117,9 +104,6 @@ def wan_sizes(
         layout: Of the published transformer.
         vae: The published one.
         transformer: Its folder in the one that `weights` names.
-
-    Raises:
-        MissingModelError: There is no such folder, or what it holds cannot be counted.
     """
     text_values = TEXT_ENCODER_VALUES
     if not config.has_published_weights:

@@ -328,8 +328,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
 
 def split_heads(states: Tensor, heads: int) -> Tensor:
     """`[B, S, H * D]` to `[B, H, S, D]`."""
-    split: Tensor = states.unflatten(-1, (heads, -1))
-    return split.transpose(1, 2)
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def join_heads(states: Tensor) -> Tensor:
