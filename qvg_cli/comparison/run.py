@@ -272,20 +272,16 @@ def _compare_row(
                 with prompts_heard(console):
                     prompt_embeds = engine.encode_prompts(row[0])
             console.note(f"generating with {name}")
-            others = {} if runs else _measured_caches(writer.names, row)
+            others: dict[str, CacheConfig] = {}
+            if not runs and not packs_keys(video.config.cache):
+                # The baseline's keys are exact.
+                caches = zip(writer.names, (each.config.cache for each in row), strict=True)
+                others = {name: cache for name, cache in caches if packs_keys(cache)}
             path.mkdir(exist_ok=True)
             run = SpooledRun(video, place, engine.device, spool, engine, console.note)
             make_video(run, engine, console, prompt_embeds=prompt_embeds, others=others)
             runs.append(read_result(path))
         _measure(row[0], folder, runs, spools, writer, engine.device, perceptual, console)
-
-
-def _measured_caches(names: Sequence[str], row: Sequence[Planned]) -> dict[str, CacheConfig]:
-    """The caches that pack, by their names, if the baseline's keys are exact."""
-    caches = [video.config.cache for video in row]
-    if packs_keys(caches[0]):
-        return {}
-    return {name: cache for name, cache in zip(names, caches, strict=True) if packs_keys(cache)}
 
 
 def _measure(

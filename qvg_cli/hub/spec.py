@@ -5,7 +5,7 @@ All that `qvg download` knows about a model is said there; this module reads it.
 
 import re
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -100,8 +100,13 @@ def read_downloads() -> dict[str, Download]:
 
 def read_download(name: str) -> Download | None:
     """What the weights of this name are; `None` where there is nothing to download."""
+
+    def read(name: str) -> dict[str, Any]:
+        path = files[name]
+        return parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+
     files = config_files()
-    values = _values(files[name]) if name in files else {}
+    values = read(name) if name in files else {}
     section = values.get("download")
     if section is None:
         return None
@@ -113,14 +118,10 @@ def read_download(name: str) -> Download | None:
         summary=values["summary"],
         licence=values["licence"],
         use=values.get("use", f'qvg generate --backend {name} "..."'),
-        config=DownloadConfig.model_validate(section if other is None else _values(files[other])["download"]),
+        config=DownloadConfig.model_validate(section if other is None else read(other)["download"]),
         claims=values.get("claims", ""),
         weights_of=other,
     )
-
-
-def _values(path: Path) -> dict[str, Any]:
-    return parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
 
 
 def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:

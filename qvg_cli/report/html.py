@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -36,12 +35,19 @@ from qvg_cli.report.words import short_prompt
 if TYPE_CHECKING:
     from qvg_cli.comparison.video import ComparedVideo
 
+_TEMPLATES = Environment(
+    loader=PackageLoader("qvg_cli.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
 
 def run_page(run: Result) -> str:
     """The page of one run, made from the files in its folder."""
     settings = run.folder / "run.yaml"
-    return _render(
-        "run.html",
+    return _TEMPLATES.get_template("run.html").render(
         title=title_of(run.figures),
         video=_video(run.folder, run.folder / "video.mp4", run.figures),
         rows=result_rows(run),
@@ -55,30 +61,24 @@ def run_page(run: Result) -> str:
 
 def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequence[ComparedVideo]) -> str:
     """The page of a comparison whose plots are in `folder`."""
-    fps = comparison["fps"]
-    variants = comparison["arms"]
+    fps, variants = comparison["fps"], comparison["arms"]
     shown = []
     for video, compared in zip(comparison["videos"], videos, strict=True):
         stills = [
             {"time": frame_time(still.frame, fps), "picture": _encode(still.jpeg, "image/jpeg")}
             for still in compared.stills
         ]
-        poster = stills[len(stills) // 2]["picture"]
-        shown.append(
-            {
-                **video,
-                "title": short_prompt(video["prompt"]),
-                "source": quote(video["side_by_side"]),
-                "poster": poster,
-                "stills": stills,
-                "rows": quality_rows(
-                    [{"name": variant["name"], "quality": variant} for variant in video["arms"]], fps
-                ),
-                "runs": [(variant["name"], quote(variant["run"])) for variant in video["arms"]],
-            }
-        )
-    return _render(
-        "compare.html",
+        arms = video["arms"]
+        about = {
+            "title": short_prompt(video["prompt"]),
+            "source": quote(video["side_by_side"]),
+            "poster": stills[len(stills) // 2]["picture"],
+            "stills": stills,
+            "rows": quality_rows([{"name": each["name"], "quality": each} for each in arms], fps),
+            "runs": [(each["name"], quote(each["run"])) for each in arms],
+        }
+        shown.append({**video, **about})
+    return _TEMPLATES.get_template("compare.html").render(
         title=f"{', '.join(variant['name'] for variant in variants[1:])} vs {variants[0]['name']}",
         comparison=comparison,
         summary=summary_lines(comparison),
@@ -117,8 +117,8 @@ def gallery_line(root: Path, result: Result) -> dict[str, Any]:
 
 def gallery_page(root: Path, lines: Sequence[Mapping[str, Any]], *, reload_seconds: int | None = None) -> str:
     """The page of the `gallery_line`s of results, loaded anew after some seconds while more come."""
-    title = f"Videos in {root.resolve().name}"
-    return _render("gallery.html", title=title, lines=lines, reload_seconds=reload_seconds)
+    template, title = _TEMPLATES.get_template("gallery.html"), f"Videos in {root.resolve().name}"
+    return template.render(title=title, lines=lines, reload_seconds=reload_seconds)
 
 
 def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
@@ -153,18 +153,3 @@ def _data_uri(path: Path, kind: str) -> str | None:
 
 def _encode(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _render(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(**values)
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("qvg_cli.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
