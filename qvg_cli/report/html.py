@@ -16,20 +16,11 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qvg_cli.config.yaml_text import format_yaml
+from qvg_cli.report import tables
 from qvg_cli.report.comparison import db_text, frame_time, summary_lines, window_label
 from qvg_cli.report.pictures import poster_jpeg
 from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, logit_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
-from qvg_cli.report.tables import (
-    ATTENTION_HEADER,
-    COST_HEADER,
-    attention_rows,
-    cost_rows,
-    has_lpips,
-    layer_rows,
-    quality_header,
-    quality_rows,
-)
 from qvg_cli.report.words import short_prompt
 
 if TYPE_CHECKING:
@@ -74,7 +65,7 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
             "source": quote(video["side_by_side"]),
             "poster": stills[len(stills) // 2]["picture"],
             "stills": stills,
-            "rows": quality_rows([{"name": each["name"], "quality": each} for each in arms], fps),
+            "rows": tables.quality_rows([{"name": each["name"], "quality": each} for each in arms], fps),
             "runs": [(each["name"], quote(each["run"])) for each in arms],
         }
         shown.append({**video, **about})
@@ -82,14 +73,14 @@ def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequenc
         title=f"{', '.join(variant['name'] for variant in variants[1:])} vs {variants[0]['name']}",
         comparison=comparison,
         summary=summary_lines(comparison),
-        cost_header=COST_HEADER,
-        costs=cost_rows(variants),
-        quality_header=quality_header(variants),
-        has_lpips=has_lpips(variants),
-        quality=quality_rows(variants, fps),
-        attention_header=ATTENTION_HEADER,
-        attention=attention_rows(variants),
-        layers=layer_rows(variants),
+        cost_header=tables.COST_HEADER,
+        costs=tables.cost_rows(variants),
+        quality_header=tables.quality_header(variants),
+        has_lpips=tables.has_lpips(variants),
+        quality=tables.quality_rows(variants, fps),
+        attention_header=tables.ATTENTION_HEADER,
+        attention=tables.attention_rows(variants),
+        layers=tables.layer_rows(variants),
         attention_plot=_data_uri(folder / "attention.png", "image/png"),
         windows=_window_rows(comparison),
         quality_plot=_data_uri(folder / "quality.png", "image/png"),
@@ -130,7 +121,7 @@ def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
         for variant in variants:
             figures = variant["quality"]["windows"][index]
             row += [db_text(figures["psnr_db"]), f"{figures['ssim']:.4f}"]
-            if has_lpips(comparison["arms"]):
+            if tables.has_lpips(comparison["arms"]):
                 row.append(f"{figures['lpips']:.4f}")
         rows.append(row)
     return rows

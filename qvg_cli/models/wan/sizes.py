@@ -9,16 +9,7 @@ from typing import Any
 from qvg_cli.config.resources import weights_folder
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.errors import MissingModelError
-from qvg_cli.planning.sizes import (
-    TEXT_ENCODER_VALUES,
-    ModelSizes,
-    VaeSizes,
-    count_values,
-    element_bytes,
-    read_layout,
-    read_vae,
-    with_decoder,
-)
+from qvg_cli.planning import sizes
 
 
 @dataclass(frozen=True)
@@ -93,11 +84,11 @@ class WanLayout:
 def wan_sizes(
     config: RunConfig,
     layout: WanLayout,
-    vae: VaeSizes,
+    vae: sizes.VaeSizes,
     *,
     is_gpu: bool,
     transformer: str = "transformer",
-) -> ModelSizes:
+) -> sizes.ModelSizes:
     """Sizes of the published model, or of that in the folder that `weights` names.
 
     Args:
@@ -105,14 +96,14 @@ def wan_sizes(
         vae: The published one.
         transformer: Its folder in the one that `weights` names.
     """
-    text_values = TEXT_ENCODER_VALUES
+    text_values = sizes.TEXT_ENCODER_VALUES
     if not config.has_published_weights:
         folder = weights_folder(config.model.weights)
-        layout = WanLayout.read(read_layout(folder / transformer), has_camera=layout.has_camera)
-        vae, text_values = read_vae(folder / "vae"), count_values(folder / "text_encoder")
-    vae = with_decoder(vae, config.video.decoder, layout.in_channels)
-    size = element_bytes(config.model.dtype, is_gpu=is_gpu)
-    return ModelSizes(
+        layout = WanLayout.read(sizes.read_layout(folder / transformer), has_camera=layout.has_camera)
+        vae, text_values = sizes.read_vae(folder / "vae"), sizes.count_values(folder / "text_encoder")
+    vae = sizes.with_decoder(vae, config.video.decoder, layout.in_channels)
+    size = sizes.element_bytes(config.model.dtype, is_gpu=is_gpu)
+    return sizes.ModelSizes(
         num_layers=layout.num_layers,
         heads=layout.heads,
         head_dim=layout.head_dim,
