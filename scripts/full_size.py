@@ -324,7 +324,7 @@ class Arm:
                 raise
             self._samples.append(result.memory)
             latents.append(result.latents.cpu())
-            report = MemoryReport(plan, self._samples, config.video.fps, config.cache.preset)
+            report = MemoryReport(self._samples, config.video.fps, config.cache.preset)
             figures = report.to_json({})
             row = {**figures.pop("chunks")[-1], **clock.figures()}
             if probe is not None:

@@ -5,7 +5,7 @@ import math
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import family_of
-from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import PIXEL_FRAMES, VideoPlan, pixel_frames
 
 _REACH = 64
 """Latent frames around a wish in which a possible length is looked for; chunks are far shorter."""
@@ -50,8 +50,7 @@ def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
         raise UsageError(f"--frames {wanted} is not a valid length", hint="the shortest video has 1 frame")
     family, given = family_of(config), given_pixel_frames(config)
     # The fewest that decode to so many pixel frames, possible or not.
-    per_latent = pixel_frames(2) - pixel_frames(1)
-    latent = 1 + -(-(given + wanted - 1) // per_latent)
+    latent = 1 + -(-(given + wanted - 1) // PIXEL_FRAMES)
     for num_frames in range(latent, latent + _REACH):
         longer = with_video(config, frames=num_frames)
         try:

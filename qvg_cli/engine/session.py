@@ -73,7 +73,7 @@ class Session:
         if made is not None:
             # The history is computed again, by the passes that made it.
             done = Done(self._plan_made(made.shape[2]), made.to(denoiser.device), has_history=False)
-            self.num_frames = pixel_frames(made.shape[2], geometry.pixel_frames_per_latent)
+            self.num_frames = pixel_frames(made.shape[2])
         self._results = rollout(
             self._take_planned(),
             denoiser,
@@ -163,10 +163,9 @@ class Session:
         config = self._config
         self._planner.follow(config)
         later = {change.frame: change.prompt for change in config.prompt_changes}
-        per_latent = self._planner.geometry.pixel_frames_per_latent
         chunks: list[ChunkPlan] = []
         while self._num_latents < num_latents:
-            begin = pixel_frames(self._num_latents, per_latent)
+            begin = pixel_frames(self._num_latents)
             chunks.extend(self._plan_next(later.pop(begin, None), None))
         if self._num_latents > num_latents or later:
             raise UsageError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from qvg_cli.config.schema import MemoryConfig, RunConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload, shipped_bytes
-from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import PIXEL_FRAMES, VideoPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.planning.sizes import PASS_PIXELS, ModelSizes, element_bytes
 from qvg_cli.planning.time_forecast import transformer_seconds
@@ -133,7 +133,7 @@ def _host_bytes(
     found: Forecast, config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: bool
 ) -> int:
     """The program, what waits in CPU memory or is read through it, and what two chunks leave to write."""
-    frames = max(len(chunk.frames) for chunk in plan.chunks) * plan.pixel_frames_per_latent
+    frames = max(len(chunk.frames) for chunk in plan.chunks) * PIXEL_FRAMES
     chunk_bytes = frames * plan.height * plan.width * _PIXEL_BYTES + found.state_bytes // len(plan.chunks)
     # At the end the latents of the whole video are joined.
     written = 2 * max(chunk_bytes, found.latents_bytes)
@@ -155,11 +155,10 @@ def _moments(
     shipped_bytes: int,
 ) -> Iterator[Moment]:
     """The fuller one of the two moments of each chunk: the transformer at work, the VAE at work."""
-    memory, vae = config.memory, sizes.vae
-    pixels, per_latent = plan.height * plan.width, plan.pixel_frames_per_latent
+    memory, vae, pixels = config.memory, sizes.vae, plan.height * plan.width
     working_bytes, idle_bytes = _transformer_bytes(sizes, memory, element_bytes)
     features = int(vae.feature_bytes * pixels * element_bytes / 2)
-    pass_frames = min(per_latent, max(1, PASS_PIXELS // pixels))
+    pass_frames = min(PIXEL_FRAMES, max(1, PASS_PIXELS // pixels))
     is_offloaded = memory.vae == "model"
     for chunk, sample in zip(plan.chunks, samples, strict=True):
         common = {"text": sizes.text_bytes, "workspace": config.cache.workspace_mib * 2**20}
@@ -174,7 +173,7 @@ def _moments(
             # Nothing is remembered before the first frames are decoded.
             "decoding": features if vae.keeps_features and chunk.index and not is_offloaded else 0,
         }
-        frames = max(len(chunk.makes) + len(chunk.given), len(chunk.prefill)) * per_latent
+        frames = max(len(chunk.makes) + len(chunk.given), len(chunk.prefill)) * PIXEL_FRAMES
         pixel_bytes = vae.work_bytes + vae.pass_bytes * (pass_frames - 1) + 2 * _PIXEL_BYTES * frames
         decoding = {
             **common,
@@ -186,7 +185,7 @@ def _moments(
         }
         is_decoding = sum(decoding.values()) >= sum(working.values())
         kinds = decoding if is_decoding else working
-        end = pixel_frames(sample.num_frames, per_latent)
+        end = pixel_frames(sample.num_frames)
         yield Moment(chunk.index, end, is_decoding, {kind: kinds[kind] for kind in KINDS})
 
 

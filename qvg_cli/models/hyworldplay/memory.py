@@ -20,8 +20,8 @@ _HALF_VIEW_DEGREES = (30.0, 17.5)
 _NUM_POINTS = 20_000
 
 
-def ball_points(count: int = _NUM_POINTS) -> Array:
-    """`[count, 3]` points, evenly spread over the ball of radius 8.
+def ball_points() -> Array:
+    """`[20_000, 3]` points, evenly spread over the ball of radius 8.
 
     An additive recurrence instead of the reference's random draws: the same everywhere, and more even.
 
@@ -29,7 +29,7 @@ def ball_points(count: int = _NUM_POINTS) -> Array:
     `x ** 4 = x + 1`.
     """
     root = 1.2207440846057596
-    fractions = (0.5 + np.outer(np.arange(1, count + 1), root ** -np.arange(1.0, 4.0))) % 1
+    fractions = (0.5 + np.outer(np.arange(1, _NUM_POINTS + 1), root ** -np.arange(1.0, 4.0))) % 1
     radius = _RADIUS * np.cbrt(fractions[:, 0])
     height = 2 * fractions[:, 1] - 1
     around = 2 * np.pi * fractions[:, 2]

@@ -34,15 +34,10 @@ def fit_size(height: int, width: int) -> tuple[int, int]:
     return _SIZES_480P[min(_SIZES_480P, key=lambda listed: abs(listed - ratio))]
 
 
-def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
-    """Plan a run; a `UsageError` names the nearest size, length, window or cache that fits.
-
-    Args:
-        context_frames: Given latent frames at the start, part of `config.video.frames`; see `plan_chunks`.
-            `config.source` says it if it is there.
-    """
+def plan_video(config: LongCatConfig) -> VideoPlan:
+    """Plan a run; a `UsageError` names the nearest size, length, window or cache that fits."""
     geometry = _geometry(config)
-    source, finished_frames = config.source, 0
+    source, context_frames, finished_frames = config.source, 0, 0
     if source is not None:
         context_frames = source.clip_frames if source.image is None else 1
         finished_frames = source.frames
@@ -163,9 +158,7 @@ def plan_chunks(
     segments, rest = divmod(num_frames - first_end, step)
     if segments < 0 or rest:
         below = first_end + max(0, segments) * step
-        near = ", ".join(
-            length_text(length) for length in ([below] if segments < 0 else [below, below + step])
-        )
+        near = ", ".join(map(length_text, [below] if segments < 0 else [below, below + step]))
         raise UsageError(
             f"{length_text(num_frames)} do not fit a start of {first_end} and segments of {step}; "
             f"nearest: {near}"
