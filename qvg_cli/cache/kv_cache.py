@@ -102,9 +102,7 @@ class LayerCache:
         entry_of: The entry that a held frame is read from. A frame that was evicted is in none, even while a
             block keeps its tokens beside those of other frames.
         shipped: `[H, D, D]` matrices that came with the model and shape the errors of packed blocks.
-        shaping: Those that do.
         unsettled: Checks of new blocks that would have waited for the device.
-        watcher: Sees every call, if there is one.
         errors: What the blocks of the chunk in hand bring to logits.
     """
 
@@ -318,9 +316,6 @@ class KVCache:
     """The history of all layers; carries out a `CachePlan`, which grows with the chunks that begin.
 
     Args:
-        packed: Codecs of packed blocks, of each layer.
-        unpacked: Codecs of the chunks that wait or stay unpacked.
-        seed: Of the codecs' starting points.
         workspace_bytes: Size of decoded keys and values of all layers together.
         shipped: Matrices that shape errors, of each layer; without them they are learnt.
 

@@ -79,11 +79,7 @@ Rules = tuple[type[RunConfig], Sequence[FamilyOption]]
 
 
 def resolve(request: Request, rules_of: Callable[[str], Rules]) -> LoadedConfig:
-    """Lay the settings of a request over one another, the last on top, and check them; or a `UsageError`.
-
-    Args:
-        rules_of: Those of a family, by its name.
-    """
+    """Lay the settings of a request over one another, the last on top, and check them; or a `UsageError`."""
     given = [_read_layer(request.file)] if request.file else []
     given += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
     named = [layer.values["backend"] for layer in given if "backend" in layer.values]

@@ -41,8 +41,6 @@ class Parallel:
 
     Attributes:
         control: Carries what the first, of rank 0, tells the others, in CPU memory.
-        tokens: Who computes the tokens of a call.
-        rows: Who computes the rows of the guidance.
         is_amid: Whether the others make a video that is not at its end.
     """
 

@@ -21,7 +21,6 @@ class Pixels:
         done: `None` if they are there.
 
     Attributes:
-        num_frames: How many there are.
         is_there: Whether nobody has to wait for them.
         is_beside: Whether they are computed beside the model.
     """

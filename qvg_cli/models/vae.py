@@ -27,8 +27,6 @@ class FrameDecoder(Decoder, ABC):
     """Decodes one video, a few latent frames at a time, and remembers what its network has seen.
 
     Args:
-        device: Of the network.
-        num_features: How many tensors it remembers.
         reach: Latent frames of the past that it can see.
         side: Pixels to a side of a latent position.
         is_beside: Compute on a stream of its own, beside the model; for a network that stays on a GPU.
@@ -120,12 +118,7 @@ class FrameDecoder(Decoder, ABC):
 
 
 class StreamingDecoder(FrameDecoder):
-    """The VAE's decoder.
-
-    Args:
-        vae: Not changed; several decoders may share it.
-        is_beside: See `FrameDecoder`.
-    """
+    """The VAE's decoder; several may share the VAE, which is not changed."""
 
     def __init__(self, vae: AutoencoderKLWan, *, is_beside: bool = False) -> None:
         num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())

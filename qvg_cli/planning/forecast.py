@@ -53,7 +53,6 @@ class Forecast:
 
     Attributes:
         text_stage_bytes: On the device while prompts are read, before anything else.
-        moments: One a chunk.
         samples: The cache, one a chunk, as memory.json will have it.
         latents_bytes: Of latents.safetensors, its header left out.
         state_bytes: That the run's `state/` holds at most while it runs, headers and video parts left out.

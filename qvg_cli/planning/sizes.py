@@ -27,7 +27,6 @@ class VaeSizes:
     """A VAE that decodes one latent frame after the other.
 
     Attributes:
-        values: Of all its weights.
         feature_bytes: That its decoder remembers between chunks, a pixel of a frame.
         work_bytes: At the fullest moment of decoding, what it remembers included, a pixel of a frame.
         pass_bytes: More for each further frame that passes through the last blocks together, a pixel.
@@ -48,9 +47,6 @@ class ModelSizes:
     """A model family as one run uses it.
 
     Attributes:
-        num_layers: With a cache each.
-        heads: Of one layer.
-        head_dim: Channels of one head.
         transformer_bytes: All weights of the transformer, in the dtype of the run.
         block_bytes: Of these, one block's.
         matrix_values: Weights that `memory.weights=fp8` stores in one byte each, of all blocks.

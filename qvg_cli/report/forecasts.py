@@ -39,7 +39,6 @@ class CacheForecast:
     """What a video needs with one cache.
 
     Attributes:
-        name: Of the preset.
         forecast: Bytes over the video, of the device and of the run's folder.
         verdict: "fits", "tight" or "does not fit"; `None` without a card.
         suggestions: Options with which it would fit, to the bytes that the device needs then.

@@ -46,7 +46,6 @@ class Source(AbstractContextManager["Source"]):
     Attributes:
         fps: Frames per second, on average.
         pixel_aspect: Width of a pixel over its height.
-        has_sound: Whether there is a soundtrack too.
         is_damaged: Something could not be decoded so far.
         is_interlaced: Fields were made one moment so far.
     """

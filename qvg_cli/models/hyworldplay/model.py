@@ -84,7 +84,6 @@ class WalkCall(Call):
     """What the parts of the model need to know about a call, set by the denoiser before it.
 
     Attributes:
-        cameras: Camera of every frame that is known.
         actions: `[B * F]` action labels of the input's frames.
     """
 

@@ -38,7 +38,6 @@ class LongCatTransformer(nn.Module):
 
     Attributes:
         stays_on_device: Parts beside the blocks that never wait elsewhere: small, and needed outside a call.
-        tokens: Who computes the tokens of a call, unless it says otherwise.
     """
 
     stays_on_device: ClassVar = ("x_embedder", "y_embedder", "final_layer")

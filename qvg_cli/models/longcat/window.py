@@ -25,7 +25,6 @@ class WindowDecoder(Decoder):
     """Decodes one video, a window at a time; several decoders may share the VAE.
 
     Args:
-        condition_frames: Latent frames that a segment goes on from.
         open_decoder: What decodes a window instead of `vae`.
     """
 

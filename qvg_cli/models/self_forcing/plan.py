@@ -103,7 +103,6 @@ class BlockPlanner(Planner):
 
     Args:
         geometry: Shape of the frames; `None` for the chunks alone.
-        is_begun: Whether some of the given frames were made by the model, as part of the same video.
 
     Attributes:
         num_frames: Latent frames planned so far.

@@ -76,10 +76,8 @@ class Checkpoint(Generic[ModelT]):
     """Weights that fit a model, not read yet; a `MissingModelError` names the first tensor that does not.
 
     Args:
-        build: Makes the model.
         tensors: All of its tensors, under its own names or published ones.
         place: Where they are, for messages.
-        adapters: To merge.
     """
 
     def __init__(
@@ -120,9 +118,6 @@ class Checkpoint(Generic[ModelT]):
         """Write `folder` in diffusers' layout, in bf16 and in parts of which one is in memory at a time.
 
         The tensors that stay float32 do so here: a model loaded in bf16 is the same from both.
-
-        Args:
-            config: What the model is built from.
         """
         model = self._empty()
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,12 +179,7 @@ def convert_checkpoint(
     adapters: Sequence[Lora] = (),
     part_bytes: int = _PART_BYTES,
 ) -> None:
-    """Write the generator of the published checkpoint `source` to `folder`, as `Checkpoint.write` does.
-
-    Args:
-        config: Arguments of `model_class`.
-        generators: As `read_published` takes them.
-    """
+    """Write the generator of the published checkpoint `source` to `folder`, as `Checkpoint.write` does."""
     tensors = read_published(source, generators)
     found = Checkpoint(lambda: model_class(**config), tensors, source, adapters)
     found.write(folder, config, part_bytes=part_bytes)

@@ -63,7 +63,6 @@ class Lora:
         path: `.safetensors`, or a `.pt` of tensors.
         weight: How strong it is; 1 is as it was trained.
         alpha: Instead of the one in the file, or of the rank where the file has none.
-        hint: What to do where there is no such file.
 
     Attributes:
         shapes: Paths of the adapted modules, as the file has them, to `(out, in)` of what is added to their
@@ -89,7 +88,6 @@ class Lora:
         """Find the weights of a model that it changes; a `MissingModelError` names one that does not fit.
 
         Args:
-            expected: Tensors of the model by name.
             model_name: From a published name of a tensor to the model's.
         """
         for module, shape in self.shapes.items():

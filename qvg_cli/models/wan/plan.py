@@ -13,7 +13,6 @@ def wan_geometry(video: VideoConfig, *, channels: int = 16, spatial_factor: int 
     """The shape of the frames of `video`, by the VAE of Wan 2.1 or another; `UsageError` for other sizes.
 
     Args:
-        channels: Of the latents.
         spatial_factor: Pixels to a side of a latent.
     """
     multiple = spatial_factor * _PATCH_SIZE

@@ -92,8 +92,6 @@ def wan_sizes(
     """Sizes of the published model, or of that in the folder that `weights` names.
 
     Args:
-        layout: Of the published transformer.
-        vae: The published one.
         transformer: Its folder in the one that `weights` names.
     """
     text_values = sizes.TEXT_ENCODER_VALUES

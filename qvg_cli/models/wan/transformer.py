@@ -36,10 +36,8 @@ class Call:
     """What the layers need to know of one model call, set by the denoiser before it.
 
     Attributes:
-        chunk: The plan of the chunk.
         frames: Frames of the input, in order.
         commit: What the call leaves in each layer; `None` leaves nothing.
-        tokens: Who computes its tokens and heads.
     """
 
     chunk: ChunkPlan
@@ -248,7 +246,6 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
     Attributes:
         stays_on_device: Parts beside the blocks that never wait elsewhere: small, and at work in every call.
         self_attention: Processor of each layer, made of its cache and the call.
-        cross_attention: Processor of each layer.
     """
 
     stays_on_device: ClassVar = ("patch_embedding", "condition_embedder", "norm_out", "proj_out")
@@ -271,11 +268,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
         """Replace or add what a family has otherwise, once the stock model is built."""
 
     def attach(self, cache: KVCache) -> Call:
-        """Read and fill `cache`, and forget the last prompt.
-
-        Returns:
-            What the denoiser sets before every model call.
-        """
+        """Read and fill `cache`, and forget the last prompt; returns what is to be set before every call."""
         return self.attach_call(Call(ChunkPlan(0, ())), cache)
 
     def attach_call(self, call: CallT, cache: KVCache) -> CallT:
