@@ -42,20 +42,15 @@ def _is_begun(config: SelfForcingConfig) -> bool:
 
 
 def _geometry(config: SelfForcingConfig) -> Geometry:
-    geometry = wan_geometry(config.video)
-    _check_image(config)
-    _check_window(config.sampler)
-    _check_spans(config, geometry.tokens_per_frame)
-    return geometry
-
-
-def _check_image(config: SelfForcingConfig) -> None:
-    source = config.source
+    geometry, source = wan_geometry(config.video), config.source
     if source is not None and source.image is not None and config.sampler.image_frames is None:
         raise UsageError(
             f"{config.backend} is text to video: there are no published weights of it that take a picture",
             hint="omit --image, or use a checkpoint that takes one: causal-forcing-frame, sgf-chunk",
         )
+    _check_window(config.sampler)
+    _check_spans(config, geometry.tokens_per_frame)
+    return geometry
 
 
 def _about_length(config: SelfForcingConfig) -> tuple[str, ...]:
