@@ -122,7 +122,7 @@ class WorkerPlan:
         return replace(self.base, config=config)
 
 
-class Worker(Console):
+class Worker(Console, Progress):
     """Makes jobs with one loaded model; Ray keeps it in a process of its own.
 
     As a console it shows nothing, and lets the `board`, a handle of the `Board`, know of every chunk.
@@ -151,8 +151,7 @@ class Worker(Console):
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         """Make the job of a batch of one, and let the board know what has become of it."""
-        ended = self._make(int(batch["index"][0]))
-        if ended is not None:
+        if (ended := self._make(int(batch["index"][0]))) is not None:
             self._ask("report", ended)
         return {"index": []}
 
@@ -174,8 +173,7 @@ class Worker(Console):
         started = time.perf_counter()
         row = {**self._plan.jobs[index], "worker": self._name}
         while True:
-            begun = self._ask("begin", row)
-            if begun is None:
+            if (begun := self._ask("begin", row)) is None:
                 return None
             tries, error = begun
             row |= {"tries": min(tries, MAX_TRIES), "seconds": round(time.perf_counter() - started, 3)}
@@ -223,10 +221,7 @@ class Worker(Console):
         self._store.deliver(folder)
 
     def _is_lost(self, error: Exception) -> bool:
-        """Whether this process can make nothing after `error`.
-
-        The others of its group wait within the video, or the GPU has refused to go on.
-        """
+        """Whether others wait for this process within the video, or the GPU has refused to go on."""
         if self._plan.num_processes > 1:
             return True
         return self._device.type == "cuda" and not is_out_of_memory(error) and "CUDA error" in str(error)
@@ -235,9 +230,6 @@ class Worker(Console):
     def progress(self, calls: Sequence[int], num_done: int = 0) -> Iterator[Progress]:
         self._num_chunks, self._num_done = len(calls), num_done
         yield self
-
-    def step(self) -> None:
-        """A model call has ended."""
 
     def chunk_done(self, status: str) -> None:
         self._num_done += 1

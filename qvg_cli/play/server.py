@@ -111,9 +111,8 @@ class PlayServer:
             elif num_bytes > 10 * MAX_PICTURE_BYTES:
                 break
         if num_bytes > MAX_PICTURE_BYTES:
-            raise UsageError(
-                f"the picture is larger than {MAX_PICTURE_BYTES >> 20} MiB", hint="use a smaller one"
-            )
+            most = MAX_PICTURE_BYTES >> 20
+            raise UsageError(f"the picture is larger than {most} MiB", hint="use a smaller one")
         return await run_in_threadpool(keep_picture, bytes(content), self._pictures)
 
     async def _give_file(self, request: Request) -> Response:
@@ -208,15 +207,9 @@ class PlayServer:
         self._tell_seats()
 
     def _tell_seats(self) -> None:
+        about = {"type": "seat", "is_free": self.seats.is_free, "watching": len(self._open) - 1}
         for viewer, _ in self._open.values():
-            viewer.tell(
-                {
-                    "type": "seat",
-                    "player": self.seats.is_player(viewer.ticket),
-                    "is_free": self.seats.is_free,
-                    "watching": len(self._open) - 1,
-                }
-            )
+            viewer.tell({**about, "player": self.seats.is_player(viewer.ticket)})
 
 
 def keep_picture(content: bytes, folder: Path) -> Path:
