@@ -85,10 +85,8 @@ def check_space(plans: Iterable[DownloadPlan]) -> None:
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
     for plan in plans:
-        for place, size in (
-            (Path(constants.HF_HUB_CACHE), plan.missing_bytes),
-            (qvg_home(), plan.converted_bytes),
-        ):
+        cache = Path(constants.HF_HUB_CACHE)
+        for place, size in ((cache, plan.missing_bytes), (qvg_home(), plan.converted_bytes)):
             device = os.stat(_existing(place)).st_dev
             needed[device] = needed.get(device, 0) + size
             places.setdefault(device, place)

@@ -121,10 +121,8 @@ class Source(AbstractContextManager["Source"]):
                     origin = second
                 second -= origin
                 if end is not None:
-                    is_set_anew = start - second > _LONGEST_GAP or (
-                        is_broadcast and second - end > _LONGEST_GAP
-                    )
-                    if is_set_anew:
+                    is_later = is_broadcast and second - end > _LONGEST_GAP
+                    if start - second > _LONGEST_GAP or is_later:
                         origin += second - end
                         second = end
                     second = max(second, start)
