@@ -90,11 +90,7 @@ def mean_figures(videos: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for name in ("first_different_frame", "first_diverged_frame")
         },
         "windows": [
-            {
-                "first_frame": windows[0]["first_frame"],
-                "num_frames": windows[0]["num_frames"],
-                **_mean(windows),
-            }
+            {**{name: windows[0][name] for name in ("first_frame", "num_frames")}, **_mean(windows)}
             for windows in zip(*(video["windows"] for video in videos), strict=True)
         ],
     }

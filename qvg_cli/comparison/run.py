@@ -214,7 +214,8 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
             places = [folder / name / variant for variant in variant_names]
             _compare_row(row, places, writer, engine, perceptual, console)
     except BaseException as error:
-        _keep_report(writer, error)
+        if writer.num_videos:
+            _keep_report(writer, error)
         raise
     comparison = Comparison(folder, writer.write("complete"))
     (folder / BEGUN).unlink()
@@ -226,12 +227,11 @@ def compare_runs(
 ) -> Comparison:
     """Compare finished runs; their frames are decoded from their latents, since their videos are lossy."""
     check_encoder()
-    video = variants[0].video
+    video, names = variants[0].video, [variant.name for variant in variants]
     device = resolve_device(device_name)
-    names = [variant.name for variant in variants]
     perceptual = load_perceptual_distance() if has_lpips else None
-    name = comparison_name(names, [video])
-    with _kept_if_filled(RunDir.create(out, "compare", name).path) as folder:
+    place = RunDir.create(out, "compare", comparison_name(names, [video]))
+    with _kept_if_filled(place.path) as folder:
         _check_space(folder, len(variants), video)
         console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
         engine = Engine.load_config(video.config, device)
@@ -339,8 +339,6 @@ def _kept_if_filled(folder: Path) -> Iterator[Path]:
 
 def _keep_report(writer: ComparisonWriter, error: BaseException) -> None:
     """Report on the videos that were compared before something went wrong."""
-    if not writer.num_videos:
-        return
     try:
         with hold_interrupts():
             writer.write("partial")

@@ -99,13 +99,12 @@ def find_variants(folders: Sequence[str]) -> list[FinishedVariant]:
 def _with_seeds(jobs: Sequence[Planned], num_seeds: int) -> tuple[Planned, ...]:
     videos = []
     for job in jobs:
-        is_named = job.name != run_name(job.config.prompt, job.config.seed)
-        for seed in range(job.config.seed, job.config.seed + num_seeds):
+        prompt, first = job.config.prompt, job.config.seed
+        for seed in range(first, first + num_seeds):
             name = job.name if num_seeds == 1 else f"{job.name}-seed{seed}"
-            if not is_named:
-                name = run_name(job.config.prompt, seed)
-            config = job.config.model_copy(update={"seed": seed})
-            videos.append(replace(job, config=config, name=name))
+            if job.name == run_name(prompt, first):
+                name = run_name(prompt, seed)
+            videos.append(replace(job, config=job.config.model_copy(update={"seed": seed}), name=name))
     return tuple(videos)
 
 

@@ -1,5 +1,6 @@
 """One video of a comparison: every variant's frames against the baseline's, and all of them side by side."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,5 @@ def _captions(names: Sequence[str], qualities: Sequence[FrameQuality], frame: in
     captions = [f"{names[0]}   {frame / fps:.2f} s"]
     for name, quality in zip(names[1:], qualities, strict=True):
         psnr_db = quality.psnr_db[frame]
-        said = db_text(None) if psnr_db == float("inf") else f"{db_text(psnr_db)} dB"
-        captions.append(f"{name}   {said}")
+        captions.append(f"{name}   {db_text(None) if psnr_db == math.inf else f'{db_text(psnr_db)} dB'}")
     return captions

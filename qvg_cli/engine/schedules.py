@@ -62,8 +62,7 @@ def _find(entry: ScheduledPrompt, begins: Sequence[int], fps: int, note: Callabl
         if entry.begin > len(begins):
             raise UsageError(f"{entry.place}: {_named(entry)}: there are {len(begins)} new chunks")
         return begins[int(entry.begin) - 1]
-    scale = fps if entry.unit == "seconds" else 1
-    slack = _TOLERANCE * fps if entry.unit == "seconds" else 0
+    scale, slack = (fps, _TOLERANCE * fps) if entry.unit == "seconds" else (1, 0)
     wanted = entry.begin * scale
     following = next((begin for begin in begins if begin >= wanted - slack), None)
     if following is None:
