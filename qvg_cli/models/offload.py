@@ -88,8 +88,7 @@ class Offload:
     @property
     def is_fixed(self) -> bool:
         """Whether the transformer's weights stay on a GPU, as they are, for good."""
-        memory = self.memory
-        is_moved = memory.transformer != "none" or memory.weights_sharded or self.is_fp8
+        is_moved = self.memory.transformer != "none" or self.memory.weights_sharded or self.is_fp8
         return self.device.type == "cuda" and not is_moved
 
     def shard(self, model: nn.Module) -> None:
@@ -107,8 +106,7 @@ class Offload:
     @property
     def is_resident(self) -> bool:
         """Whether transformer and VAE stay on a GPU side by side."""
-        places = (self.memory.transformer, self.memory.vae)
-        return self.device.type == "cuda" and places == ("none", "none")
+        return self.device.type == "cuda" and self.memory.transformer == self.memory.vae == "none"
 
     def place_transformer(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Bring a transformer that was just read to its place; it names parts that stay on the device."""

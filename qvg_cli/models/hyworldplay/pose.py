@@ -57,10 +57,8 @@ def parse_pose(text: str) -> Pose:
     if not commands:
         raise UsageError(f"the pose {text!r} holds no move", hint=_FORM)
     pose = Pose(tuple(commands), tuple(notes))
-    if pose.num_poses > MAX_POSES:
-        raise UsageError(
-            f"the pose {text!r} has {pose.num_poses - 1} latent frames, the longest path has {MAX_POSES - 1}"
-        )
+    if (count := pose.num_poses - 1) >= MAX_POSES:
+        raise UsageError(f"the pose {text!r} has {count} latent frames, the longest path has {MAX_POSES - 1}")
     return pose
 
 

@@ -30,11 +30,9 @@ class LongCatPipeline(WanPipeline[LongCatConfig, LongCatTransformer]):
 
     def with_config(self, config: LongCatConfig) -> Self:
         # Another mode has other weights.
-        if config.sampler.mode != self._config.sampler.mode:
-            raise UsageError(
-                f"sampler.mode={config.sampler.mode} needs other weights than those loaded",
-                hint="set it when the model is loaded",
-            )
+        if (mode := config.sampler.mode) != self._config.sampler.mode:
+            hint = "set it when the model is loaded"
+            raise UsageError(f"sampler.mode={mode} needs other weights than those loaded", hint=hint)
         return super().with_config(config)
 
     def whole_cache(self) -> CacheShape:

@@ -40,8 +40,8 @@ def model_sizes(config: LongCatConfig, *, is_gpu: bool) -> sizes.ModelSizes:
         return published
     folder = weights_folder(config.model.weights)
     layout, values = sizes.read_layout(folder / "dit"), sizes.count_values(folder / "dit")
-    vae = replace(sizes.read_vae(folder / "vae"), keeps_features=False)
-    vae = sizes.with_decoder(vae, config.video.decoder, 16)
+    own_vae = replace(sizes.read_vae(folder / "vae"), keeps_features=False)
+    vae = sizes.with_decoder(own_vae, config.video.decoder, 16)
     part, width = values / _VALUES, layout["hidden_size"]
     return replace(
         published,
