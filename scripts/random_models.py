@@ -22,7 +22,7 @@ from qvg_cli.models.longcat.layers import TransformerConfig
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.offload import STORAGE_DTYPE, Offload
 from qvg_cli.models.parallel import Rows, Tokens
-from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
+from qvg_cli.models.self_forcing.pipeline import SelfForcingTransformer
 from qvg_cli.models.taehv import SmallNetwork, network_dtype
 from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix, put_tensor
 from qvg_cli.models.wan.pipeline import place_transformer, place_vae

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from qvg_cli.cache.kv_cache import CodecPair, KVCache
 from qvg_cli.config.load import Request
-from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.model import open_longcat
+from qvg_cli.models.longcat.pipeline import LongCatDenoiser
 from qvg_cli.models.longcat.plan import fit_size, plan_chunks
 from qvg_cli.models.longcat.schedule import (
     Sampling,

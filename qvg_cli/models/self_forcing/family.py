@@ -117,7 +117,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
     def convert_checkpoint(
         self, source: Path, config: Mapping[str, object], folder: Path, weights_key: str, lora: Loras = ()
     ) -> None:
-        from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
+        from qvg_cli.models.self_forcing.pipeline import SelfForcingTransformer
         from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
         from qvg_cli.models.wan.lora import open_loras
 
