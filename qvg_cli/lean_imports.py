@@ -6,9 +6,11 @@ is imported they are not. This holds for the whole process, so it is for the pro
 imports qvg_cli may want the libraries as they are.
 """
 
+import importlib.metadata
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -21,29 +23,13 @@ _HIDDEN = {
     "transformers": ("scipy", _COMPILER),
 }
 """From each of the libraries."""
+_PACKAGES = tuple(f"diffusers.models.{name}" for name in ("autoencoders", "transformers", "unets"))
+"""They import every model that they have; `diffusers` itself knows in which file each is."""
 
 
 def begin() -> None:
     """Let them be imported so, from now on."""
     sys.meta_path.insert(0, _Finder())
-
-
-@contextmanager
-def without_compiler() -> Iterator[None]:
-    """Let the program build models without storage, on torch's meta device, without importing its compiler.
-
-    What is computed there is written in Python; each such function asks the compiler once to leave it alone.
-    """
-    if _COMPILER in sys.modules or not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        yield
-        return
-    stand_in: Any = ModuleType(_COMPILER)
-    stand_in.disable = lambda function, *_, **__: function
-    sys.modules[_COMPILER] = stand_in
-    try:
-        yield
-    finally:
-        del sys.modules[_COMPILER]
 
 
 class _Finder(MetaPathFinder):
@@ -57,6 +43,9 @@ class _Finder(MetaPathFinder):
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
             execute = loader.exec_module
+            if fullname in _PACKAGES:
+                loader.exec_module = partial(_execute_late, execute)
+                return spec
 
             def execute_alone(module: ModuleType) -> None:
                 try:
@@ -71,12 +60,28 @@ class _Finder(MetaPathFinder):
         return spec
 
 
+def _execute_late(execute: Callable[[ModuleType], None], package: ModuleType) -> None:
+    """Execute a package when it is asked for more than the modules in it."""
+
+    def get(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        del package.__getattr__
+        execute(package)
+        return getattr(package, name)
+
+    package.__getattr__ = get  # type: ignore[method-assign]
+
+
 @contextmanager
 def _hiding(hidden: Sequence[str]) -> Iterator[None]:
     modules: dict[str, Any] = sys.modules
     names = [name for name in hidden if name not in modules]
     # What is `None` here cannot be imported.
     modules.update(dict.fromkeys(names))
+    # diffusers asks it for the names of all packages, of which none is used here.
+    distributions = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = dict
     compiler: Any = modules.get("torch.compiler")
     disable = getattr(compiler, "disable", None)
     if _COMPILER in names and disable is not None:
@@ -86,6 +91,7 @@ def _hiding(hidden: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         _show(names)
+        importlib.metadata.packages_distributions = distributions
         if disable is not None:
             compiler.disable = disable
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from qvg_kernels.codecs.reading import BlockReader
 
 
+ALL = slice(None)
+"""Every head, or every token."""
+
+
 @dataclass(frozen=True)
 class PackedTensor:
     """One block of keys or values, packed.
@@ -77,10 +81,7 @@ Shapers = tuple[Shaper | None, Shaper | None]
 class Codec(ABC):
     """Packs blocks of keys or values; holds settings only, never data."""
 
-    @property
-    @abstractmethod
-    def spec(self) -> Spec:
-        """The settings."""
+    spec: Spec
 
     @abstractmethod
     def encode(
@@ -108,9 +109,7 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         """Values of `heads` (along H) and `tokens` (along S), `[B, h, s, D]` in `packed.dtype`."""
 
     def residual_moment(self, block: Tensor, *, seed: int, checks: list[FiniteCheck] | None = None) -> Tensor:
@@ -151,13 +150,10 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
     """
 
     kinds: ClassVar[Mapping[str, str]]
+    spec: Settings
 
     def __init__(self, spec: Settings) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> Settings:
-        return self._spec
+        self.spec = spec
 
     @abstractmethod
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Draws:

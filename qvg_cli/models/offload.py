@@ -12,7 +12,6 @@ import torch.distributed as dist
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.errors import UsageError
@@ -95,6 +94,9 @@ class Offload:
         """Divide the blocks of a transformer without storage among the processes, if `memory` says so."""
         if not self.memory.weights_sharded:
             return
+        # It is a second's import.
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
         blocks: Any = model.blocks
         others = set(model.parameters()) - set(blocks.parameters())

@@ -6,7 +6,7 @@ import torch
 from qvg_kernels.norm.kernel import launch_add_norm, launch_norm_joined
 from qvg_kernels.norm.modulate import add_gated, add_norm, norm_joined, norm_modulate
 
-ITEMS, TOKENS, CHANNELS, EPS = 2, 3, 100, 1e-6
+ITEMS, TOKENS, CHANNELS, EPS = 2, 7, 100, 1e-6
 
 
 @pytest.fixture
@@ -42,7 +42,9 @@ def test_the_sum_alone(parts, is_gated):
     gate = vectors[5] if is_gated else None
     # What does not lie in order, as heads that are joined again.
     change = change.transpose(1, 2).contiguous().transpose(1, 2)
-    added, _ = launch_add_norm(hidden, change, gate)
+    out = torch.empty_like(hidden)
+    added, _ = launch_add_norm(hidden, change, gate, out=out)
+    assert added is out
     torch.testing.assert_close(added, add_gated(hidden, change, gate), rtol=1e-6, atol=1e-6)
 
 

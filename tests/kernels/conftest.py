@@ -43,7 +43,7 @@ def every_spec():
 
 def packed_specs():
     """The specs of `every_spec` that pack."""
-    return [param for param in every_spec() if param.values[0].head_dims is not None]
+    return [param for param in every_spec() if param.values[0].packs]
 
 
 def make_span(*shape, dtype=torch.float32):

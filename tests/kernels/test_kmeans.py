@@ -53,6 +53,6 @@ def test_spread_starts_are_different_and_in_order(tokens, count):
     assert starts[-1] < tokens
 
 
-def test_random_starts_come_from_the_given_generator():
-    draws = [random_starts(100, 9, torch.Generator().manual_seed(seed)).tolist() for seed in (1, 1, 2)]
+def test_random_starts_come_from_the_given_seed():
+    draws = [random_starts(100, 9, 1, seed).tolist() for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]

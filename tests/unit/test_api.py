@@ -68,7 +68,7 @@ def test_every_function_says_what_it_takes_and_raises(name):
     [
         (lambda: qvg.plan(gpu="24GiB"), r"plan\(\) has no argument gpu", "gpus"),
         (lambda: qvg.plan(windw=12), r"plan\(\) has no argument windw", "window"),
-        (lambda: qvg.compare(None, [], frams=9), r"compare\(\) has no argument frams", "frames"),
+        (lambda: qvg.compare(None, [], framez=9), r"compare\(\) has no argument framez", "frames"),
         (lambda: qvg.Engine.session(None, "x", sed=9), r"session\(\) has no argument sed", "seed"),
     ],
 )

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from diffusers.models.activations import GELU
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch import nn
 
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
@@ -34,7 +36,8 @@ def stock_blocks(monkeypatch):
 
     def place(model, offload, dtype, tokens):
         for block in model.blocks:
-            block.__class__ = WanTransformerBlock
+            gelu = block.ffn.net[0]
+            block.__class__, gelu.__class__, gelu.proj.__class__ = WanTransformerBlock, GELU, nn.Linear
         offload.place_transformer(model, dtype)
 
     return lambda: monkeypatch.setattr(random_models, "place_transformer", place)

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 BASE = (
-    "__init__", "console", "environment", "errors", "files", "interrupts", "lean_imports",
+    "__init__", "console", "environment", "errors", "files", "gpu_driver", "interrupts", "lean_imports",
     "logs", "plotting", "plugins", "randomness",
     "redaction", "text_files",
 )  # fmt: skip

@@ -10,9 +10,21 @@ PROGRAM = """
 import sys
 from qvg_cli import lean_imports
 lean_imports.begin()
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-assert not {"transformers", "peft", "scipy", "torch._dynamo"} & set(sys.modules), sorted(sys.modules)
+from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
+from scripts.random_models import TINY
+from qvg_cli.models.self_forcing.pipeline import SelfForcingTransformer
+from qvg_cli.models.wan.checkpoint import Checkpoint
+layout = TINY["self-forcing"].transformer
+model = SelfForcingTransformer(**layout)
+found = Checkpoint(lambda: SelfForcingTransformer(**layout), model.state_dict(), "made").load()
+assert all((found.state_dict()[name] == each).all() for name, each in model.state_dict().items())
+unused = {"transformers", "peft", "scipy", "sympy", "torch._dynamo", "torch.distributed.tensor"}
+unused |= {"diffusers.models.transformers.transformer_flux"}
+assert not unused & set(sys.modules), unused & set(sys.modules)
 from transformers import UMT5EncoderModel
+from diffusers.models.transformers import FluxTransformer2DModel
+from diffusers.models import transformers
+assert transformers.FluxTransformer2DModel is FluxTransformer2DModel
 """
 
 

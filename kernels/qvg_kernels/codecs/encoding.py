@@ -79,8 +79,7 @@ def _encode_heads(
 
 def draw_starts(tokens: int, count: int, stages: int, seed: int, device: torch.device) -> Tensor:
     """`[stages, count]` int32 token numbers that k-means starts from, drawn as the reference draws them."""
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.stack([random_starts(tokens, count, generator) for _ in range(stages)]).int()
+    starts = random_starts(tokens, count, stages, seed).int()
     # A copy from pinned memory does not wait for the GPU's queue.
     return starts.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else starts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
-from pkgutil import iter_modules
+from pkgutil import iter_modules, resolve_name
 from typing import TYPE_CHECKING, Union
 
 from qvg_kernels import codecs
@@ -27,7 +27,7 @@ for _entry in entry_points(group="qvg.codecs"):
         _FOUND += _entry.load()
     except Exception as error:
         BROKEN[_entry.value] = f"{type(error).__name__}: {error}"
-SCHEMES = {scheme.name: scheme for scheme in sorted(_FOUND, key=lambda scheme: scheme.spec.packs)}
+SCHEMES = {scheme.spec.scheme: scheme for scheme in sorted(_FOUND, key=lambda scheme: scheme.spec.packs)}
 """Schemes by name: those that pack nothing first."""
 
 if TYPE_CHECKING:
@@ -39,4 +39,5 @@ else:
 
 def build_codec(spec: Spec) -> Codec:
     """The codec that `spec` describes."""
-    return SCHEMES[spec.scheme].codec(spec)
+    codec: Codec = resolve_name(SCHEMES[spec.scheme].codec)(spec)
+    return codec

@@ -6,12 +6,8 @@ Invariant: `payload_bytes` of a spec equals the sum of the tensor sizes that its
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
-
-if TYPE_CHECKING:
-    from qvg_kernels.codec import Codec
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 PayloadBytes = dict[str, int]
 """Bytes by kind: "codes", "scales", "ids", "tables", "bf16", and "dense" for any other unpacked dtype."""
@@ -23,13 +19,11 @@ class Spec:
     """Settings of one scheme: a frozen dataclass whose first field is its name, `scheme`.
 
     Attributes:
-        head_dims: Head sizes the scheme takes; `None` means any.
-        packs: Whether blocks become smaller than bf16.
+        packs: Whether blocks become smaller than bf16; their heads have one of PACKED_HEAD_DIMS channels.
         ranges: Lowest and highest value of settings that are numbers; choices are the `Literal` of a field.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    head_dims: ClassVar[tuple[int, ...] | None] = PACKED_HEAD_DIMS
     packs: ClassVar[bool] = True
     ranges: ClassVar[dict[str, tuple[float, float]]] = {}
     scheme: str
@@ -105,13 +99,8 @@ class Scheme:
     """One way to keep keys and values; a folder of `qvg_kernels.codecs` lists its schemes as `SCHEMES`.
 
     Attributes:
-        codec: Builds the codec of a spec; torch is imported when it is called.
+        codec: Class of a spec's codec, `module:name`; it is imported, and torch with it, when it is needed.
     """
 
     spec: type[Spec]
-    codec: Callable[[Any], Codec]
-
-    @property
-    def name(self) -> str:
-        """What a configuration calls it."""
-        return self.spec.scheme
+    codec: str

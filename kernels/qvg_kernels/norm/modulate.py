@@ -12,16 +12,19 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def add_gated(hidden: Tensor, change: Tensor, gate: Tensor | None = None) -> Tensor:
+def add_gated(
+    hidden: Tensor, change: Tensor, gate: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """`hidden + gate * change`, `[B, S, C]` in the dtype of `hidden`; without a gate all of the change.
 
     Args:
         gate: `[B, 1, C]` float32.
+        out: Where it goes on a GPU; new memory without it.
     """
     if hidden.is_cuda:
         from qvg_kernels.norm.kernel import launch_add_norm
 
-        return launch_add_norm(hidden, change, gate)[0]
+        return launch_add_norm(hidden, change, gate, out=out)[0]
     gated = change if gate is None else change * gate
     return (hidden.float() + gated.float()).to(hidden.dtype)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 
-def random_starts(tokens: int, count: int, generator: torch.Generator) -> Tensor:
-    """`[count]` int64 token numbers, drawn with replacement on the CPU, so that every device starts alike."""
-    return torch.randint(0, tokens, (count,), generator=generator)
+def random_starts(tokens: int, count: int, stages: int, seed: int) -> Tensor:
+    """`[stages, count]` int64 token numbers, drawn with replacement on the CPU: every device starts alike."""
+    return torch.randint(0, tokens, (stages, count), generator=torch.Generator().manual_seed(seed))
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:

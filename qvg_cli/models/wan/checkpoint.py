@@ -21,10 +21,9 @@ from diffusers import WanTransformer3DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.overrides import TorchFunctionMode
 
 from qvg_cli.errors import MissingModelError
-from qvg_cli.lean_imports import without_compiler
 from qvg_cli.planning.sizes import read_layout
 
 if TYPE_CHECKING:
@@ -146,10 +145,25 @@ class Checkpoint(Generic[ModelT]):
 
     def _empty(self) -> ModelT:
         try:
-            with torch.device("meta"), without_compiler():
-                return self._build()
+            with _Empty():
+                model = self._build()
         except TypeError as error:
             raise MissingModelError(f"config.json does not describe this transformer: {error}") from error
+        return model.to("meta")
+
+
+class _Empty(TorchFunctionMode):
+    """Tensors that are not filled get no storage.
+
+    Not all, as under `torch.device("meta")`: torch computes without storage in Python, by what its compiler
+    is made of, whose import takes a second.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **{**kwargs, "device": "meta"} if func is torch.empty else kwargs)
 
 
 def open_wan(
@@ -275,8 +289,11 @@ def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Make `tensor` the parameter `name` of `model`, or of it the part that this process holds."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    empty = module.get_parameter(leaf)
-    if isinstance(empty, DTensor):
+    empty: Any = module.get_parameter(leaf)
+    if hasattr(empty, "device_mesh"):
+        # It is a second's import.
+        from torch.distributed.tensor import distribute_tensor
+
         tensor = distribute_tensor(tensor, empty.device_mesh, empty.placements, src_data_rank=None)
     module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.activations import GELU
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_kernels.norm.modulate import add_gated, add_norm, norm_modulate
@@ -108,16 +110,48 @@ class FusedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no
         return self.attn1.processor.project(self.attn1, normed, out)
 
     def after_attention(
-        self, hidden: Tensor, modulation: Sequence[Tensor], attended: Sequence[Tensor], text: Tensor
+        self,
+        hidden: Tensor,
+        modulation: Sequence[Tensor],
+        attended: Sequence[Tensor],
+        text: Tensor,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """What the block gives, from what its self-attention has gathered."""
+        """What the block gives, from what its self-attention has gathered; in `out` on a GPU."""
         _, _, gate, shift, scale, ffn_gate = modulation
         change = self.attn1.processor.output(self.attn1, *attended)
         norm = self.norm2
         hidden, normed = add_norm(hidden, change, gate, norm.weight, norm.bias, norm.eps)
         change = self.attn2(normed, text, None, None)
         hidden, normed = add_norm(hidden, change, None, 1 + scale, shift, self.norm3.eps)
-        return add_gated(hidden, self.ffn(normed), ffn_gate)
+        return add_gated(hidden, self.ffn(normed), ffn_gate, out)
+
+
+class FusedGelu(GELU):  # type: ignore[misc]  # diffusers has no types
+    """A projection and GELU, in its tanh form, of which the product is a part on a GPU."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[..., C]` to `[..., N]`."""
+        states: Tensor = self.proj(hidden_states)
+        return states
+
+
+class GeluLinear(nn.Linear):
+    """The projection in it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[..., C]` to `[..., N]`."""
+        if not input.is_cuda:
+            return functional.gelu(super().forward(input), approximate="tanh")
+        product = torch._addmm_activation(self.bias, input.flatten(0, -2), self.weight.t(), use_gelu=True)
+        states: Tensor = product.unflatten(0, input.shape[:-1])
+        return states
+
+
+def fuse(block: Any) -> None:
+    """Turn a stock block into a `FusedBlock`."""
+    gelu = block.ffn.net[0]
+    block.__class__, gelu.__class__, gelu.proj.__class__ = FusedBlock, FusedGelu, GeluLinear
 
 
 class GraphedBlock(FusedBlock):
@@ -182,8 +216,9 @@ class GraphedBlock(FusedBlock):
         assert graphs.hidden is not None
         assert graphs.time is not None
         modulation = self.modulation(graphs.time)
-        hidden = self.after_attention(graphs.hidden, modulation, graphs.attended, encoder_hidden_states)
-        graphs.hidden.copy_(hidden)
+        self.after_attention(
+            graphs.hidden, modulation, graphs.attended, encoder_hidden_states, out=graphs.hidden
+        )
 
 
 @dataclass

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache, Rotation
 from qvg_cli.models.parallel import Tokens
-from qvg_cli.models.wan.graphs import BlockGraphs, FusedBlock, GraphedBlock
+from qvg_cli.models.wan.graphs import BlockGraphs, GraphedBlock, fuse
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_plan import Commit
 from qvg_cli.planning.chunks import ChunkPlan, Frames
@@ -259,7 +259,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
         self._graphs: BlockGraphs | None = None
         self._tokens = Tokens()
         for block in self.blocks:
-            block.__class__ = FusedBlock
+            fuse(block)
         config = self.config
         self.rope = FrameRope(config.attention_head_dim, config.rope_max_seq_len, tuple(config.patch_size))
         self.adapt()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor, Shaper
+from qvg_kernels.codec import ALL, FiniteCheck, HeadwiseCodec, PackedTensor, Shaper
 from qvg_kernels.codecs.asym.spec import AsymSpec
 from qvg_kernels.quant import bitpack, e4m3
 from qvg_kernels.quant.kmeans import kmeans, random_starts
@@ -35,8 +35,7 @@ class AsymCodec(HeadwiseCodec[AsymSpec, Tensor]):
 
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Tensor:
         """Random starting tokens of the k-means."""
-        generator = torch.Generator().manual_seed(seed)
-        return random_starts(tokens, min(self.spec.num_centroids, tokens), generator).to(device)
+        return random_starts(tokens, min(self.spec.num_centroids, tokens), 1, seed)[0].to(device)
 
     def encode_by_kernels(
         self, block: Tensor, seed: int, shaper: Shaper | None
@@ -72,9 +71,7 @@ class AsymCodec(HeadwiseCodec[AsymSpec, Tensor]):
             "units": torch.stack([step_unit, low_unit]),
         }
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         """Values of `heads` and `tokens`, summed in float32: low, step, then the centroid."""
         stored = packed.tensors
         step_unit, low_unit = stored["units"][:, heads, None, None].unbind(-1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor, Shaper
+from qvg_kernels.codec import ALL, FiniteCheck, HeadwiseCodec, PackedTensor, Shaper
 from qvg_kernels.codecs.fitted.grids import grid
 from qvg_kernels.codecs.fitted.shaping import inverse_of, shaping_matrix
 from qvg_kernels.codecs.fitted.spec import FittedSpec
@@ -78,25 +78,20 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
         return FittedReader.of(self.spec, head_dim)
 
     def encode_head(self, points: Tensor, draws: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        return self._encode_head(points, draws, None)
+        return self.encode_shaped_head(points, draws, None)
 
     def encode_shaped_head(
-        self, points: Tensor, draws: tuple[Tensor, Tensor], shaper: Shaper
-    ) -> dict[str, Tensor]:
-        assert shaper.inverse is not None
-        return self._encode_head(points, draws, (shaper.matrix.float(), shaper.inverse.float()))
-
-    def _encode_head(
-        self, points: Tensor, draws: tuple[Tensor, Tensor], matrices: tuple[Tensor, Tensor] | None
+        self, points: Tensor, draws: tuple[Tensor, Tensor], shaper: Shaper | None
     ) -> dict[str, Tensor]:
         phase, signs = draws
         offset = points.mean(0)
         weights, weight_unit = e4m3.round_to_unit(_channel_weights(points, offset))
-        if matrices is None:
+        if shaper is None:
             weight = e4m3.from_bits(weights) * weight_unit
             weighted = (points - offset) / weight
         else:
-            matrix, inverse = matrices
+            assert shaper.inverse is not None
+            matrix, inverse = shaper.matrix.float(), shaper.inverse.float()
             weighted = (points - offset) @ inverse.T
         count = self.spec.centroids(points.shape[0])
         stored: dict[str, Tensor] = {"weights": weights}
@@ -117,7 +112,7 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
             step_unit = torch.zeros_like(scale_unit)
         # What is left of the mean error, above all the table's rounding, goes into the offset.
         missed = (weighted - noisy).mean(0)
-        if matrices is None:
+        if shaper is None:
             offset = offset + weight * missed
         elif self.spec.shaping == "key":
             offset = offset + missed @ matrix.T
@@ -142,9 +137,7 @@ class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
         noisy = ((scale.unsqueeze(-1) * levels) @ rotation) * signs
         return self.grid.write(levels), scales, unit, noisy
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         """Values of `heads` and `tokens`, summed in float32; only what holds them is read."""
         _, _, total, head_dim = packed.shape
         start, stop, stride = tokens.indices(total)

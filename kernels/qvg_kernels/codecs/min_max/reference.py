@@ -7,12 +7,12 @@ rotated first.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import HeadwiseCodec, PackedTensor
+from qvg_kernels.codec import ALL, HeadwiseCodec, PackedTensor
 from qvg_kernels.codecs.min_max.spec import KiviSpec, QuarotSpec, RtnSpec
 from qvg_kernels.quant import bitpack
 from qvg_kernels.quant.hadamard import hadamard
@@ -45,9 +45,7 @@ class _MinMaxCodec(HeadwiseCodec[AnySpec, None]):
         codes = torch.where(wide_step > 0, (groups - wide_low) / wide_step, 0.0).round().clamp(0, largest)
         return codes.to(torch.uint8), low, step
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         return self._decode_groups(packed, heads, tokens).to(packed.dtype)
 
     def _decode_groups(self, packed: PackedTensor, heads: slice, tokens: slice) -> Tensor:
@@ -73,9 +71,7 @@ class QuarotCodec(_MinMaxCodec[QuarotSpec]):
     def encode_head(self, points: Tensor, draws: None) -> dict[str, Tensor]:
         return super().encode_head(points @ hadamard(points.shape[-1], points.device), draws)
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         rotated = self._decode_groups(packed, heads, tokens)
         return (rotated @ hadamard(packed.shape[-1], rotated.device)).to(packed.dtype)
 
@@ -95,9 +91,7 @@ class KiviCodec(_MinMaxCodec[KiviSpec]):
         by_token = codes.transpose(-1, -2).flatten(0, 1)[:tokens]
         return {"codes": bitpack.pack(by_token, self.spec.bits), "lows": lows, "steps": steps}
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         if self.spec.along == "channels":
             return super().decode(packed, heads=heads, tokens=tokens)
         stored = {name: tensor[:, heads] for name, tensor in packed.tensors.items()}
@@ -105,6 +99,3 @@ class KiviCodec(_MinMaxCodec[KiviSpec]):
         codes = bitpack.unpack(stored["codes"][:, :, tokens], self.spec.bits).float()
         values = stored["lows"].float()[:, :, group] + stored["steps"].float()[:, :, group] * codes
         return values.to(packed.dtype)
-
-
-CODECS: dict[str, Any] = {"rtn": RtnCodec, "kivi": KiviCodec, "quarot": QuarotCodec}

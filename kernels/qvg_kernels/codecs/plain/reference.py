@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import Codec, FiniteCheck, PackedTensor, Shaper, require_finite
+from qvg_kernels.codec import ALL, Codec, FiniteCheck, PackedTensor, Shaper, require_finite
 from qvg_kernels.codecs.plain.spec import Bf16Spec, NoneSpec
 
 if TYPE_CHECKING:
@@ -18,11 +18,7 @@ class PlainCodec(Codec):
     """Keeps a block as the model made it, whose bits decoding gives back, or rounds it to bf16."""
 
     def __init__(self, spec: NoneSpec | Bf16Spec) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> NoneSpec | Bf16Spec:
-        return self._spec
+        self.spec = spec
 
     def encode(
         self,
@@ -40,9 +36,7 @@ class PlainCodec(Codec):
         kinds = {"values": "bf16" if values.element_size() == 2 else "dense"}
         return PackedTensor((batch, heads, tokens, head_dim), block.dtype, {"values": values}, kinds)
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         return packed.tensors["values"][:, heads, tokens].to(packed.dtype)
 
     def reader(self, head_dim: int) -> BlockReader:

@@ -12,7 +12,6 @@ from qvg_kernels.codecs.spec import PayloadBytes, Spec
 class NoneSpec(Spec):
     """Keys and values as the model made them, in its own dtype, any head size."""
 
-    head_dims: ClassVar[tuple[int, ...] | None] = None
     packs: ClassVar[bool] = False
     scheme: Literal["none"] = "none"
 
@@ -25,7 +24,6 @@ class NoneSpec(Spec):
 class Bf16Spec(Spec):
     """Keys and values rounded to bf16 whatever the model's dtype, any head size."""
 
-    head_dims: ClassVar[tuple[int, ...] | None] = None
     packs: ClassVar[bool] = False
     scheme: Literal["bf16"] = "bf16"
 

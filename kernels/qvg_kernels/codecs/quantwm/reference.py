@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qvg_kernels.codec import HeadwiseCodec, PackedTensor, Shaper
+from qvg_kernels.codec import ALL, HeadwiseCodec, PackedTensor, Shaper
 from qvg_kernels.codecs.quantwm.spec import QuantWmSpec
 from qvg_kernels.quant import bitpack
 from qvg_kernels.quant.kmeans import kmeans, random_starts
@@ -43,17 +43,14 @@ class QuantWmCodec(HeadwiseCodec[QuantWmSpec, Tensor]):
 
     def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Tensor:
         """Random starting tokens."""
-        count = min(self.spec.num_centroids, tokens)
-        return random_starts(tokens, count, torch.Generator().manual_seed(seed)).to(device)
+        return random_starts(tokens, min(self.spec.num_centroids, tokens), 1, seed)[0].to(device)
 
     def encode_head(self, points: Tensor, draws: Tensor) -> dict[str, Tensor]:
-        return self._encode(points, draws, None)
+        return self.encode_shaped_head(points, draws, None)
 
-    def encode_shaped_head(self, points: Tensor, draws: Tensor, shaper: Shaper) -> dict[str, Tensor]:
-        return self._encode(points, draws, shaper.matrix)
-
-    def _encode(self, points: Tensor, starts: Tensor, moment: Tensor | None) -> dict[str, Tensor]:
-        ids, centroids = kmeans(points, points[starts], self.spec.iterations)
+    def encode_shaped_head(self, points: Tensor, draws: Tensor, shaper: Shaper | None) -> dict[str, Tensor]:
+        moment = None if shaper is None else shaper.matrix
+        ids, centroids = kmeans(points, points[draws], self.spec.iterations)
         table = centroids.to(torch.bfloat16)
         weight = torch.ones_like(points[0]) if moment is None else moment.diagonal().float()
         if self.spec.candidates > 1:
@@ -114,9 +111,7 @@ class QuantWmCodec(HeadwiseCodec[QuantWmSpec, Tensor]):
             "directions": directions,
         }
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         """Values of `heads` and `tokens`, summed in float32: grid, centroid, correction."""
         stored = {name: tensor[:, heads] for name, tensor in packed.tensors.items()}
         scales = stored["scales"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import FiniteCheck, HeadwiseCodec, PackedTensor, Shaper
+from qvg_kernels.codec import ALL, FiniteCheck, HeadwiseCodec, PackedTensor, Shaper
 from qvg_kernels.codecs.qvg.spec import QvgSpec
 from qvg_kernels.quant import bitpack, e4m3
 from qvg_kernels.quant.kmeans import kmeans, random_starts
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KINDS = {"codes": "codes", "scales": "scales", "ids": "ids", "centroids": "tables"}
 
 
-class QvgCodec(HeadwiseCodec[QvgSpec, list[Tensor]]):
+class QvgCodec(HeadwiseCodec[QvgSpec, Tensor]):
     """K-means in stages, then a symmetric grid in blocks of channels.
 
     Source: QVG paper (arXiv 2602.02958), sections on semantic-aware smoothing and progressive residual
@@ -32,11 +32,10 @@ class QvgCodec(HeadwiseCodec[QvgSpec, list[Tensor]]):
 
     kinds = KINDS
 
-    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> list[Tensor]:
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Tensor:
         """Random starting tokens of each stage."""
-        generator = torch.Generator().manual_seed(seed)
         count = min(self.spec.num_centroids, tokens)
-        return [random_starts(tokens, count, generator).to(device) for _ in range(self.spec.stages)]
+        return random_starts(tokens, count, self.spec.stages, seed).to(device)
 
     def encode_by_kernels(
         self, block: Tensor, seed: int, shaper: Shaper | None
@@ -50,7 +49,7 @@ class QvgCodec(HeadwiseCodec[QvgSpec, list[Tensor]]):
 
         return reader(self.spec, head_dim)
 
-    def encode_head(self, points: Tensor, draws: list[Tensor]) -> dict[str, Tensor]:
+    def encode_head(self, points: Tensor, draws: Tensor) -> dict[str, Tensor]:
         residual = points
         all_ids, all_centroids = [], []
         for stage_starts in draws:
@@ -74,9 +73,7 @@ class QvgCodec(HeadwiseCodec[QvgSpec, list[Tensor]]):
             "centroids": torch.stack(all_centroids),
         }
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         """Values of `heads` and `tokens`, summed in float32: grid first, then the stages in order."""
         stored = packed.tensors
         largest = 2 ** (self.spec.bits - 1) - 1

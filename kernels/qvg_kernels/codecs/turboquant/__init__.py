@@ -2,21 +2,7 @@
 grid.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from qvg_kernels.codecs.spec import Scheme
 from qvg_kernels.codecs.turboquant.spec import TurboQuantSpec
 
-if TYPE_CHECKING:
-    from qvg_kernels.codec import Codec
-
-
-def _codec(spec: TurboQuantSpec) -> Codec:
-    from qvg_kernels.codecs.turboquant.reference import TurboQuantCodec
-
-    return TurboQuantCodec(spec)
-
-
-SCHEMES = (Scheme(TurboQuantSpec, _codec),)
+SCHEMES = (Scheme(TurboQuantSpec, f"{__name__}.reference:TurboQuantCodec"),)

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import HeadwiseCodec, PackedTensor
+from qvg_kernels.codec import ALL, HeadwiseCodec, PackedTensor
 from qvg_kernels.codecs.turboquant.spec import TurboQuantSpec
 from qvg_kernels.quant import bitpack
 
@@ -61,9 +61,7 @@ class TurboQuantCodec(HeadwiseCodec[TurboQuantSpec, None]):
         packed = bitpack.pack(codes.to(torch.uint8), bits)
         return {"codes": packed, "norms": norms.squeeze(-1).to(torch.bfloat16)}
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         stored = {name: tensor[:, heads, tokens] for name, tensor in packed.tensors.items()}
         head_dim = packed.shape[-1]
         levels = _levels(self.spec.bits, stored["codes"].device)

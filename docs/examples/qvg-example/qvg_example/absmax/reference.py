@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import HeadwiseCodec, PackedTensor
+from qvg_kernels.codec import ALL, HeadwiseCodec, PackedTensor
 
 from .spec import AbsmaxSpec
 
@@ -23,8 +23,6 @@ class AbsmaxCodec(HeadwiseCodec[AbsmaxSpec, None]):
         codes = (points / scales.clamp(min=1e-30).unsqueeze(-1)).round().clamp(-127, 127)
         return {"codes": codes.to(torch.int8), "scales": scales}
 
-    def decode(
-        self, packed: PackedTensor, *, heads: slice = slice(None), tokens: slice = slice(None)
-    ) -> Tensor:
+    def decode(self, packed: PackedTensor, *, heads: slice = ALL, tokens: slice = ALL) -> Tensor:
         codes, scales = (packed.tensors[name][:, heads, tokens] for name in ("codes", "scales"))
         return (codes.float() * scales.unsqueeze(-1)).to(packed.dtype)
