@@ -18,15 +18,7 @@ from qvg_cli.cache.shaping import Matrices, Shaping, read_shipped
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.planning.cache_forecast import CacheShape
-from qvg_cli.planning.cache_plan import (
-    Block,
-    CachePlan,
-    CacheStep,
-    Commit,
-    Packing,
-    Versions,
-    unpacked_spec,
-)
+from qvg_cli.planning.cache_plan import Block, CachePlan, CacheStep, Commit, Packing, Versions, unpacked_spec
 from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes
 from qvg_cli.randomness import derive_seed

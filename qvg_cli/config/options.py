@@ -75,6 +75,10 @@ def spaced_steps(count: int) -> tuple[int, ...]:
     return tuple(round(1000 - 1000 * index / count) for index in range(count))
 
 
+_STEPS = "Denoising steps per chunk, evenly spaced [default: 4]."
+STEPS = FamilyOption("--steps", "sampler.steps", _STEPS, "N", int, spaced_steps)
+
+
 def parse_lora(text: str) -> dict[str, object]:
     """The setting of a `--lora`: FILE, or FILE:WEIGHT; a file whose name ends like that is taken first."""
     file, separator, weight = text.rpartition(":")

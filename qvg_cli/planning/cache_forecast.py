@@ -14,14 +14,7 @@ from safetensors import SafetensorError, safe_open
 from qvg_cli.config.resources import matrices_file
 from qvg_cli.config.schema import CacheConfig, LayerCodecs
 from qvg_cli.errors import UsageError
-from qvg_cli.planning.cache_plan import (
-    NUM_VERSIONS,
-    Block,
-    CachePlan,
-    Commit,
-    Versions,
-    unpacked_spec,
-)
+from qvg_cli.planning.cache_plan import NUM_VERSIONS, Block, CachePlan, Commit, Versions, unpacked_spec
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes, total
 from qvg_kernels.spec import CodecSpec, PayloadBytes

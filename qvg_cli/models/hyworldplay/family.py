@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvg_cli.config.options import FamilyOption, parse_window, spaced_steps
+from qvg_cli.config.options import STEPS, FamilyOption, parse_window
 from qvg_cli.models.base import Family
 
 if TYPE_CHECKING:
@@ -62,14 +62,7 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "N",
             parse=parse_window,
         ),
-        FamilyOption(
-            "--steps",
-            "sampler.steps",
-            "Denoising steps per chunk, evenly spaced [default: 4].",
-            "N",
-            int,
-            spaced_steps,
-        ),
+        STEPS,
     )
 
     @property

@@ -82,44 +82,31 @@ class LongCat(Family["LongCatConfig"]):
         from qvg_cli.config.resources import weights_folder
         from qvg_cli.planning import sizes
 
+        if config.has_published_weights:
+            depth, heads, width, part = _DEPTH, _HEADS, _HEADS * _HEAD_DIM, 1.0
+            vae, text_values = sizes.WAN_21_VAE, sizes.TEXT_ENCODER_VALUES
+        else:
+            folder = weights_folder(config.model.weights)
+            layout, part = sizes.read_layout(folder / "dit"), sizes.count_values(folder / "dit") / _VALUES
+            depth, heads, width = layout["depth"], layout["num_heads"], layout["hidden_size"]
+            vae, text_values = sizes.read_vae(folder / "vae"), sizes.count_values(folder / "text_encoder")
+        vae = sizes.with_decoder(replace(vae, keeps_features=False), config.video.decoder, 16)
         size = sizes.element_bytes(config.model.dtype, is_gpu=is_gpu)
-        width, text_rows = _HEADS * _HEAD_DIM, config.num_rows
-        vae = sizes.with_decoder(replace(sizes.WAN_21_VAE, keeps_features=False), config.video.decoder, 16)
-        published = sizes.ModelSizes(
-            num_layers=_DEPTH,
-            heads=_HEADS,
-            head_dim=_HEAD_DIM,
-            transformer_bytes=_VALUES * size + _FLOAT32_VALUES * (4 - size),
-            block_bytes=_BLOCK_VALUES * size + _BLOCK_FLOAT32_VALUES * (4 - size),
-            matrix_values=_MATRIX_VALUES,
-            text_encoder_bytes=sizes.TEXT_ENCODER_VALUES * size,
+        block_bytes = _BLOCK_VALUES * size + _BLOCK_FLOAT32_VALUES * (4 - size)
+        return sizes.ModelSizes(
+            num_layers=depth,
+            heads=heads,
+            head_dim=width // heads,
+            transformer_bytes=round((_VALUES * size + _FLOAT32_VALUES * (4 - size)) * part),
+            block_bytes=round(block_bytes * part * _DEPTH / depth),
+            matrix_values=round(_MATRIX_VALUES * part),
+            text_encoder_bytes=text_values * size,
             token_bytes=_TOKEN_VALUES * width * size,
-            text_bytes=text_rows * config.model.text_tokens * width * size,
+            text_bytes=config.num_rows * config.model.text_tokens * width * size,
             latent_bytes=4,
             vae=vae,
             vae_bytes=vae.values * size,
             rows=config.num_rows,
-        )
-        if config.has_published_weights:
-            return published
-        folder = weights_folder(config.model.weights)
-        layout, values = sizes.read_layout(folder / "dit"), sizes.count_values(folder / "dit")
-        own_vae = replace(sizes.read_vae(folder / "vae"), keeps_features=False)
-        vae = sizes.with_decoder(own_vae, config.video.decoder, 16)
-        part, width = values / _VALUES, layout["hidden_size"]
-        return replace(
-            published,
-            num_layers=layout["depth"],
-            heads=layout["num_heads"],
-            head_dim=width // layout["num_heads"],
-            transformer_bytes=round(published.transformer_bytes * part),
-            block_bytes=round(published.block_bytes * part * _DEPTH / layout["depth"]),
-            matrix_values=round(published.matrix_values * part),
-            text_encoder_bytes=sizes.count_values(folder / "text_encoder") * size,
-            token_bytes=_TOKEN_VALUES * width * size,
-            text_bytes=text_rows * config.model.text_tokens * width * size,
-            vae=vae,
-            vae_bytes=vae.values * size,
         )
 
     def num_steps(self, config: LongCatConfig, chunk: ChunkPlan) -> int:
