@@ -221,6 +221,6 @@ def _plan_lines(plan: DownloadPlan) -> Iterator[str]:
             yield f"  {size_text(size):>11}  {wanted.file.path}  ({state})"
     cache = Path(constants.HF_HUB_CACHE)
     yield f"to download: {size_text(plan.missing_bytes)}; free at {cache}: {size_text(free_bytes(cache))}"
-    if plan.converted_bytes:
+    if converted := plan.download.config.converted_bytes:
         home = qvg_home()
-        yield f"to convert: {size_text(plan.converted_bytes)}; free at {home}: {size_text(free_bytes(home))}"
+        yield f"to convert: {size_text(converted)}; free at {home}: {size_text(free_bytes(home))}"

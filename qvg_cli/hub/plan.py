@@ -14,8 +14,6 @@ from qvg_cli.hub.record import Record
 from qvg_cli.hub.remote import RemoteFile, Snapshot, list_files
 from qvg_cli.hub.spec import Download, RepositoryConfig, targets
 
-_BYTES_PER_PARAMETER = 2
-
 
 @dataclass(frozen=True)
 class WantedFile:
@@ -49,11 +47,6 @@ class DownloadPlan:
         """What comes over the network; a file that is named twice comes once."""
         return sum({wanted.file.blob: wanted.file.missing_bytes for wanted in self.files}.values())
 
-    @property
-    def converted_bytes(self) -> int:
-        converts = [repository.config.convert for repository in self.repositories]
-        return sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
-
 
 def plan_download(download: Download, record: Record | None, revisions: Mapping[str, str]) -> DownloadPlan:
     """Ask the hub what `download` needs.
@@ -86,7 +79,7 @@ def check_space(plans: Iterable[DownloadPlan]) -> None:
     places: dict[int, Path] = {}
     for plan in plans:
         cache = Path(constants.HF_HUB_CACHE)
-        for place, size in ((cache, plan.missing_bytes), (qvg_home(), plan.converted_bytes)):
+        for place, size in ((cache, plan.missing_bytes), (qvg_home(), plan.download.config.converted_bytes)):
             device = os.stat(_existing(place)).st_dev
             needed[device] = needed.get(device, 0) + size
             places.setdefault(device, place)

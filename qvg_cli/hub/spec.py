@@ -17,6 +17,7 @@ from qvg_cli.errors import MissingModelError
 
 _FOLDER_NAME = r"^[a-z0-9_]+$"
 _REPOSITORY_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
+_BYTES_PER_PARAMETER = 2
 
 FolderName = Annotated[str, Field(pattern=_FOLDER_NAME)]
 Patterns = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
@@ -72,6 +73,12 @@ class DownloadConfig(Config):
 
     about_gb: float | None = Field(None, gt=0)
     repositories: Annotated[tuple[RepositoryConfig, ...], Field(strict=False, min_length=1)]
+
+    @property
+    def converted_bytes(self) -> int:
+        """What the results of its conversions need on the disk."""
+        converts = [repository.convert for repository in self.repositories]
+        return sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
 
 
 class Download(Config):

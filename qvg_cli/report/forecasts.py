@@ -22,7 +22,6 @@ from qvg_cli.report.words import memory_text, mib_text
 
 SCHEMA = 1
 _MAX_CHUNKS = 8
-_BYTES_PER_PARAMETER = 2
 _DURATION = ("card", "transformer_seconds", "decoding_seconds")
 _KIND_WORDS = {
     "transformer": "transformer weights",
@@ -251,15 +250,13 @@ def _download(config: RunConfig) -> dict[str, Any]:
     known = read_download(weights)
     if known is None:
         return {"name": None, "is_there": True, "bytes": 0, "about_bytes": 0, "converted_bytes": 0}
-    converts = [repository.convert for repository in known.config.repositories]
-    converted = sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
     is_there, about_gb = (qvg_home() / weights).is_dir(), known.config.about_gb
     return {
         "name": weights,
         "is_there": is_there,
         "bytes": 0 if is_there else None,
         "about_bytes": 0 if is_there else None if about_gb is None else round(about_gb * 10**9),
-        "converted_bytes": converted,
+        "converted_bytes": known.config.converted_bytes,
     }
 
 
