@@ -36,6 +36,8 @@ from qvg_cli.video.io import Frames, VideoWriter
 from qvg_cli.video.parts import append_parts, join_parts
 
 LOG = logging.getLogger(__name__)
+_MANY_PARTS = 16
+"""So many parts are joined while the last chunk is made."""
 
 
 class Run:
@@ -73,6 +75,7 @@ class Run:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._has_clip = False
         self._num_previewed = 0
+        self._joined: tuple[Path, int] | None = None
         self._earlier_seconds = 0.0
 
     def begin(self, cache: KVCache) -> Done | None:
@@ -160,9 +163,11 @@ class Run:
                 run.plot: summary.report.save_plot,
                 **{run.path / name: write for name, write in self._details.files.items()},
             }
-            # ffmpeg copies while the other files are written.
-            with ThreadPoolExecutor(1) as pool:
+            # ffmpeg copies, and the history goes, while the other files are written.
+            with ThreadPoolExecutor(2) as pool:
                 pool.submit(attempt, lambda: self._join_video(checkpoint))
+                if status == "complete" and not failures:
+                    pool.submit(attempt, checkpoint.drop_history)
                 for path, write in writes.items():
                     attempt(partial(write_whole, path, write))
         summary.times.end_loop()
@@ -248,15 +253,21 @@ class Run:
             latents = blocks.pop("latents")
             record = checkpoint.save(record, latents, blocks, frames, fps=fps)
             parts = self._video_parts(checkpoint, [*earlier, record])[self._num_previewed :]
-            if parts:
+            if parts and record.chunk + 1 < len(self.video.plan.chunks):
                 num_before = self.summary.num_clip + sum(each.num_frames for each in earlier)
                 append_parts(
                     parts, self.folder.preview, num_before=num_before if self._num_previewed else 0, fps=fps
                 )
                 self._num_previewed += len(parts)
         if record.chunk + 2 == len(self.video.plan.chunks):
-            # The plot waits for the last chunk, its program does not.
+            # The plot waits for the last chunk, its program does not; and ffmpeg looks into every part.
             plotting.prepare()
+            parts = self._video_parts(checkpoint, [*earlier, record])
+            if len(parts) >= _MANY_PARTS:
+                joined = checkpoint.folder / "joined.mp4"
+                num_frames = self.summary.num_clip + sum(each.num_frames for each in [*earlier, record])
+                join_parts(parts, joined, num_frames=num_frames)
+                self._joined = joined, len(parts)
         return record
 
     def _video_parts(self, checkpoint: Checkpoint, records: Sequence[ChunkRecord]) -> list[Path]:
@@ -269,6 +280,9 @@ class Run:
 
     def _join_video(self, checkpoint: Checkpoint) -> None:
         parts = self._video_parts(checkpoint, self.summary.records)
+        if self._joined is not None:
+            joined, num_joined = self._joined
+            parts = [joined, *parts[num_joined:]]
         if parts:
             join_parts(parts, self.folder.video, num_frames=self.summary.num_frames)
         self.folder.preview.unlink(missing_ok=True)

@@ -268,6 +268,8 @@ def test_a_video_that_cannot_be_joined_is_joined_later(tiny, whole, tmp_path, mo
     assert made["status"] == "failed"
     assert f"cannot write {folder}/video.mp4: ffmpeg failed" in result.stderr
     assert f"resume with: qvg generate --resume {folder}" in result.stderr
+    # Nothing reads the history any more.
+    assert not list((folder / "state").glob("*.cache.safetensors"))
     assert resume(folder).exit_code == 0
     assert_same(folder, whole)
 

@@ -16,6 +16,7 @@ from qvg_cli.models.registry import load_config, plan_video
 from qvg_cli.runs.checkpoint import Checkpoint
 from qvg_cli.runs.run import Run
 from qvg_cli.video.io import count_frames, read_frames
+from qvg_cli.video.parts import join_parts
 
 SMALL = ("video.height=32", "video.width=64", "video.frames=12", "model.text_tokens=8", "prompt=red ball")
 
@@ -44,6 +45,21 @@ def test_the_preview_plays_from_the_first_chunk_on(made):
     frames = list(read_frames(run.folder.video))
     assert (len(seen), len(frames)) == (33, 45)
     assert all(np.array_equal(one, other) for one, other in zip(seen, frames, strict=False))
+
+
+def test_parts_that_were_joined_before_the_last_chunk_make_the_same_video(made, monkeypatch):
+    run, results = made
+    monkeypatch.setattr("qvg_cli.runs.run._MANY_PARTS", 3)
+    chunks = list(results)
+    for result in chunks:
+        run.add(result)
+    run.close()
+    assert count_frames(run.folder.state / "joined.mp4") == 33
+    parts = [run.folder.state / f"{chunk:05}.mp4" for chunk in range(4)]
+    join_parts(parts, run.folder.path / "whole.mp4", num_frames=45)
+    whole = (run.folder.path / "whole.mp4").read_bytes()
+    run.finish("complete")
+    assert run.folder.video.read_bytes() == whole
 
 
 def test_one_chunk_is_written_while_the_next_is_made_and_no_more(made, monkeypatch):
