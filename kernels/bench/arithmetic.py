@@ -6,8 +6,6 @@ Queries, keys, weights and values are rounded as the attention kernels round the
 use; sums are float32. The data are those of synthetic.py, one span of 4,680 tokens packed by `int2`.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass

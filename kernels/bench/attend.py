@@ -6,8 +6,6 @@ All arms of a shape run in turn, in one process; figures are medians over CUDA e
 shape's result is compared with attention over the keys and values that were packed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

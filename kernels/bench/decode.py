@@ -6,8 +6,6 @@ For attention keys are rotated on the way, which quant-videogen does elsewhere; 
 Before anything is timed, its result and the bf16 one are compared with what the codecs decode.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from peer import decode_by_peer, encode_by_peer
 from timing import copy_bandwidth, time_arms
 
 from qvg_kernels.attention.blocks import prepare
-from qvg_kernels.attention.heads import BF16, FP8, INT8, Operands, Scales
+from qvg_kernels.attention.heads import BF16, FP8, INT8, Operands
 from qvg_kernels.codecs.reading import DecodeTarget
 
 SPAN = Shape("self-forcing", 1, 12, 24, 24, 3, 30, 52)
@@ -64,11 +62,11 @@ def our_arm(
     """What decodes a block's keys and values to `operands`, and the bytes that it must move."""
     history = case.history(preset)
     (block,) = history.blocks
-    (blocks,) = prepare([block]).lists or []
+    (blocks,) = prepare([block]) or []
     key_side, value_side = blocks.key, blocks.value
     if not is_rotated:
         # Values are not: blocks whose values are these keys.
-        (swapped,) = prepare([dataclasses.replace(block, value=block.key)]).lists or []
+        (swapped,) = prepare([dataclasses.replace(block, value=block.key)]) or []
         key_side = swapped.value
     heads, tokens = case.shape.heads, block.num_tokens
     (tiles,) = blocks.passes(-(-tokens // 128) * 128, DEVICE)
@@ -76,7 +74,7 @@ def our_arm(
     key = torch.empty(heads * pitch, HEAD_DIM, dtype=operands.key or torch.bfloat16, device=DEVICE)
     shape = (heads * HEAD_DIM, pitch) if is_e4m3 else (heads * pitch, HEAD_DIM)
     value = torch.empty(shape, dtype=operands.value or torch.bfloat16, device=DEVICE)
-    scales = Scales.of(key_side.scales, value_side.scales, slice(None))
+    scales = dataclasses.replace(blocks, key=key_side).scales(0, heads)
     smoothing = scales.smoothing if operands.key is not None else None
     key_target = DecodeTarget(key, 0, heads, scales.key, smoothing, is_reordered=is_e4m3)
     value_target = DecodeTarget(value, 0, heads, scales.value, None, is_transposed=is_e4m3)

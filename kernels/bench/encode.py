@@ -4,8 +4,6 @@ Before anything is timed, the kernels' error is compared with the torch referenc
 difference of more than 0.02 dB ends the run.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

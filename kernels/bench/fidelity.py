@@ -9,8 +9,6 @@ own scale, and the heads are told apart by how many keys they effectively attend
 sharp, the other diffuse.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

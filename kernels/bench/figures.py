@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from measures import HeadLosses
 
 PAIRS = (
     ("int2", "int2-qvg"),
@@ -29,7 +30,7 @@ PAIRS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(HeadLosses):
     """What one preset lost in one head.
 
     Attributes:
@@ -44,12 +45,6 @@ class Row:
         value_db: Relative error of the values.
         key_gain: Part of the keys' deviation from their mean that is kept; 1 is unbiased.
         value_gain: The same for values.
-        attention_db: Error of attention's output; it and the others are `measures.HeadLosses`.
-        logit_db: Error of the logits.
-        token_shift: Share of queries that find another key the best.
-        moved: Share of the attention weights that goes elsewhere.
-        mass: Weight that packed keys gain.
-        num_keys: Effective number of keys.
     """
 
     preset: str
@@ -63,12 +58,6 @@ class Row:
     value_db: float
     key_gain: float
     value_gain: float
-    attention_db: float
-    logit_db: float
-    token_shift: float
-    moved: float
-    mass: float
-    num_keys: float
 
 
 @dataclass(frozen=True)
@@ -237,10 +226,21 @@ def draw_points(axis: pyplot.Axes, points: list[tuple[str, float, float]]) -> No
         if not any(other <= bits and lower < error for _, other, lower in points)
     ]
     axis.plot(*zip(*best, strict=True), color="0.7", linewidth=1, zorder=0)
+    errors = [error for _, _, error in points]
+    near = (max(errors, default=0) - min(errors, default=0)) / 25
     for name, bits, error in points:
         colour = "tab:red" if "qvg" in name else "tab:green" if (bits, error) in best else "tab:grey"
         axis.scatter([bits], [error], s=22, color=colour)
-        axis.annotate(name, (bits, error), textcoords="offset points", xytext=(4, 3), fontsize=7)
-    # Room for the names at the right.
-    axis.margins(x=0.2)
+        # Of neighbours, the last has its name at the right, the others at the left.
+        is_left = any(abs(error - y) < near and (bits, error) < (x, y) for _, x, y in points)
+        axis.annotate(
+            name.replace(":num_centroids=", ", "),
+            (bits, error),
+            textcoords="offset points",
+            xytext=(-5, -3) if is_left else (5, -3),
+            ha="right" if is_left else "left",
+            fontsize=7,
+        )
+    # Room for the names.
+    axis.margins(x=0.28)
     axis.grid(alpha=0.3)

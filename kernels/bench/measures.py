@@ -3,8 +3,6 @@
 Every error is `10 log10(error energy / energy)` in dB, so lower is better.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qvg_kernels.attention.losses import logit_losses
+from qvg_kernels.rope.tables import pair_speeds
 
 LOGIT_PERCENTILE = 0.9995
 
@@ -39,29 +38,19 @@ def rope_3d(grid: tuple[int, int, int], head_dim: int) -> Tensor:
 
 
 def rope_at(slots: Sequence[int], frame: tuple[int, int], head_dim: int) -> Tensor:
-    """`[S, head_dim // 2]` complex rotations of Wan's 3-D rotary embedding, theta 10000.
+    """`[S, head_dim // 2]` complex rotations of Wan's 3-D rotary embedding.
 
     Args:
         slots: Position in time of each frame.
         frame: Rows and columns of its tokens.
-
-    Source: Wan 2.1 (Wan-Video/Wan2.1, `wan/modules/model.py`): of the D/2 pairs, the last two thirds go to
-    rows and columns (D // 6 each) and the rest to frames.
     """
-    side = 2 * (head_dim // 6)
-    sizes = (head_dim - 2 * side, side, side)
-    angles = []
-    for places, size in zip((slots, range(frame[0]), range(frame[1])), sizes, strict=True):
-        speeds = 10000.0 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-        angles.append(torch.outer(torch.tensor(list(places), dtype=torch.float64), speeds))
-    time, row, column = angles
-    shape = (len(time), *frame)
-    parts = [
-        time[:, None, None].expand(*shape, -1),
-        row[None, :, None].expand(*shape, -1),
-        column[None, None].expand(*shape, -1),
-    ]
-    phase = torch.cat(parts, -1).flatten(0, 2)
+    places = torch.cartesian_prod(
+        *(torch.tensor(list(axis), dtype=torch.float64) for axis in (slots, *map(range, frame)))
+    )
+    # Each pair of channels is turned by the place on its own axis.
+    phase = torch.cat(
+        [torch.outer(axis, speeds) for axis, speeds in zip(places.T, pair_speeds(head_dim), strict=True)], -1
+    )
     return torch.polar(torch.ones_like(phase), phase).to(torch.complex64)
 
 
@@ -126,16 +115,6 @@ class AttentionProbe:
         rank = max(1, round((1 - LOGIT_PERCENTILE) * centred.numel()))
         return sharpness / float(centred.flatten().topk(rank).values[-1])
 
-    def errors_db(self, key: Tensor, value: Tensor, sharpness: Sequence[float]) -> list[float]:
-        """Error of the output of all heads together, for each sharpness of the logits."""
-        logits, value = self._found(key, value)
-        errors = []
-        for sharp in sharpness:
-            scale = self.scale_of(sharp)
-            exact = torch.softmax(self.logits * scale, -1) @ self.value
-            errors.append(error_db(torch.softmax(logits * scale, -1) @ value, exact))
-        return errors
-
     def losses(self, key: Tensor, value: Tensor, scale: float) -> list[HeadLosses]:
         """What each head loses.
 
@@ -150,20 +129,17 @@ class AttentionProbe:
         weights = torch.softmax(exact, -1)
         entropy = -(weights * weights.clamp_min(1e-30).log()).sum(-1).mean(-1)
         output, found_output = weights @ self.value, torch.softmax(found, -1) @ value
-        heads = []
-        for head in range(self.query.shape[1]):
-            one = (0, head)
-            heads.append(
-                HeadLosses(
-                    attention_db=error_db(found_output[one], output[one]),
-                    logit_db=10 * math.log10(max(float(lost.squared_error[one] / lost.variance[one]), 1e-30)),
-                    token_shift=float(lost.token_shift[one]),
-                    moved=float(lost.attention_moved[one]),
-                    mass=float(lost.history_mass[one]),
-                    num_keys=math.exp(float(entropy[one])),
-                )
+        return [
+            HeadLosses(
+                attention_db=error_db(found_output[one], output[one]),
+                logit_db=10 * math.log10(max(float(lost.squared_error[one] / lost.variance[one]), 1e-30)),
+                token_shift=float(lost.token_shift[one]),
+                moved=float(lost.attention_moved[one]),
+                mass=float(lost.history_mass[one]),
+                num_keys=math.exp(float(entropy[one])),
             )
-        return heads
+            for one in ((0, head) for head in range(self.query.shape[1]))
+        ]
 
     def _found(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and values, with the packed ones as they were decoded."""

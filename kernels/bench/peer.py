@@ -3,8 +3,6 @@
 It needs `loguru` and `termcolor`, and tunes its kernels in the first call for about 31 s.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Cache presets from configs/cache, as the benches take them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from qvg_kernels.spec import CodecSpec
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "cache"
+ADAPTER: TypeAdapter[Any] = TypeAdapter(Annotated[CodecSpec, Field(discriminator="scheme")])
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,12 @@ class Preset:
 
 def load_preset(text: str) -> Preset:
     """A preset written `name` or `name:knob=value,knob=value`."""
-    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[CodecSpec, Field(discriminator="scheme")])
     name, _, knobs = text.partition(":")
     settings = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
     for knob in filter(None, knobs.split(",")):
         key, _, value = knob.partition("=")
         settings["k"][key] = settings["v"][key] = yaml.safe_load(value)
-    return Preset(text, adapter.validate_python(settings["k"]), adapter.validate_python(settings["v"]))
+    return Preset(text, ADAPTER.validate_python(settings["k"]), ADAPTER.validate_python(settings["v"]))
 
 
 def load_presets(texts: list[str]) -> list[Preset]:

@@ -12,8 +12,6 @@ the energy left by k-means with 256 centroids over the total, the number of prin
 80 % and 95 %.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Times of GPU work, by CUDA events, with the arms of a comparison in turn."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

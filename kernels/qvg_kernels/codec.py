@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -137,10 +137,9 @@ class Codec(ABC):
 
 
 Settings = TypeVar("Settings", bound=Spec)
-Draws = TypeVar("Draws")
 
 
-class HeadwiseCodec(Codec, Generic[Settings, Draws]):
+class HeadwiseCodec(Codec, Generic[Settings]):
     """A codec that packs one head at a time, by the same draws for every head.
 
     Products of the same shape sum in the same order, whatever the number of heads.
@@ -155,15 +154,14 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
     def __init__(self, spec: Settings) -> None:
         self.spec = spec
 
-    @abstractmethod
-    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Draws:
-        """What all heads of a block of `tokens` share."""
+    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> Any:
+        """What all heads of a block of `tokens` share; nothing, if a codec does not draw."""
 
     @abstractmethod
-    def encode_head(self, points: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def encode_head(self, points: Tensor, draws: Any) -> dict[str, Tensor]:
         """Pack `[S, D]` float32 values of one head."""
 
-    def encode_shaped_head(self, points: Tensor, draws: Draws, shaper: Shaper) -> dict[str, Tensor]:
+    def encode_shaped_head(self, points: Tensor, draws: Any, shaper: Shaper) -> dict[str, Tensor]:
         """What `encode_head` does, by what is known of the head."""
         raise NotImplementedError
 
@@ -202,9 +200,9 @@ class HeadwiseCodec(Codec, Generic[Settings, Draws]):
                     self.encode_shaped_head(each, draws, own)
                     for each, own in zip(points, shaper.by_head(), strict=True)
                 ]
-            stacked = {name: torch.stack([head[name] for head in packed]) for name in packed[0]}
             tensors = {
-                name: tensor.reshape(batch, heads, *tensor.shape[1:]) for name, tensor in stacked.items()
+                name: torch.stack([head[name] for head in packed]).unflatten(0, (batch, heads))
+                for name in packed[0]
             }
         kinds = {name: self.kinds[name] for name in tensors}
         matrix = shaper.matrix if shaper is not None and self.spec.is_shaped else None
@@ -272,9 +270,7 @@ def first_error(checks: Sequence[FiniteCheck]) -> tuple[int, NonFiniteError] | N
         return None
     counts = torch.stack([check.found[..., 0].sum() for check in checks]).tolist()
     for number, (count, check) in enumerate(zip(counts, checks, strict=True)):
-        if count:
-            error = check.error()
-            assert error is not None
+        if count and (error := check.error()):
             return number, error
     return None
 

@@ -20,7 +20,7 @@ EVERY, FIRST = 4, 1
 """Every fourth chunk is measured, from the second on: the first that has a history."""
 NUM_QUERIES = 16
 """Queries of a head in a call. Over 360 heads the mean token shift of 16 has a deviation of 0.6 points."""
-NUM_LAYERS, NUM_HEADS = 8, 4
+NUM_LAYERS, NUM_HEADS = 6, 4
 """Layers of a measured chunk, or some more, and heads of each. Other chunks look at others."""
 
 

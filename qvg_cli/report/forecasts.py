@@ -206,8 +206,6 @@ def _duration_text(caches: Sequence[CacheForecast]) -> str:
     each = ", ".join(f"{model + vae:.0f} s with {name}" for name, _, model, vae in known)
     _, card, _, vae = known[0]
     basis = "from rates measured there" if card == CARD else "not measured there"
-    if caches[0].config.video.decoder != "vae":
-        basis += ", decoding as its authors say"
     return f"about {each} on one {card} ({vae:.0f} s of it decoding; {basis}), without start-up and compiling"
 
 

@@ -24,6 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot
+from matplotlib.rcsetup import cycler
 from pocket_runs import Arm, read_prompts, start_batch
 from torch import Tensor
 
@@ -157,10 +158,10 @@ def paired(arm: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
 
 
 def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """PSNR per window of every arm, over the seconds since packing began."""
+    """PSNR per window of every arm, over the seconds since packing began; named as the lines end."""
     figure, axes = pyplot.subplots(figsize=(10, 5))
-    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
-    for row in rows:
+    axes.set_prop_cycle(cycler(linestyle=["-", ":"]) * cycler(color=pyplot.get_cmap("tab20").colors))
+    for row in sorted(rows, key=lambda row: -statistics.fmean(row["windows"][-1]["psnr_db"])):
         values = [statistics.fmean(window["psnr_db"]) for window in row["windows"]]
         seconds = [WINDOW_SECONDS * (index + 0.5) for index in range(len(values))]
         axes.plot(seconds, values, marker="o", label=f"{row['arm']} ({row['bits']:.2f} bits)")

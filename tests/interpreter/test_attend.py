@@ -26,13 +26,13 @@ NEAR = {"rtol": 2e-3, "atol": 5e-2}
 
 def list_of(history):
     """The one list of blocks that a history is."""
-    (only,) = prepare(history.blocks).lists
+    (only,) = prepare(history.blocks)
     return only
 
 
 def decoded(history, *, operands, head_dim, heads=(0, 2), pass_tokens=128):
     """Keys and values as the kernels read them, `[B * h, S, D]` float32, in the order of the blocks."""
-    lists = sorted(prepare(history.blocks).lists, key=lambda each: history.blocks.index(each.blocks[0]))
+    lists = sorted(prepare(history.blocks), key=lambda each: history.blocks.index(each.blocks[0]))
     parts = [decoded_list(each, operands, head_dim, heads, pass_tokens) for each in lists]
     return [torch.cat(side, 1) for side in zip(*parts, strict=True)]
 
@@ -45,7 +45,7 @@ def decoded_list(blocks, operands, head_dim, heads, pass_tokens):
     for side, is_value, narrow in ((blocks.key, False, operands.key), (blocks.value, True, operands.value)):
         rows = side.table.batch * group
         scale = smoothing = None
-        if side.scales is not None:
+        if side.scales.scale is not None:
             scale = side.scales.scale[:, first : first + group].flatten()
         if narrow is torch.int8:
             smoothing = side.scales.smoothing[:, first : first + group].flatten(0, 1)
@@ -127,7 +127,7 @@ def test_numbers_of_8_bits_fill_their_range_and_are_as_near_as_they_can(spec):
     if not build_codec(spec).reader(64).is_coarse:
         pytest.skip("read as bf16")
     history = history_of(spec, head_dim=64)
-    blocks = prepare(history.blocks).lists[0]
+    blocks = prepare(history.blocks)[0]
     key, value = decoded(history, operands=FP8, head_dim=64)
     expected_key, expected_value = expected_of(history)
     unit = blocks.key.scales.scale.view(-1, 1, 1) * blocks.key.scales.smoothing.flatten(0, 1).unsqueeze(1)
@@ -297,7 +297,7 @@ def test_shaped_errors_of_two_versions_are_attended_to_as_by_the_reference(
     found = kernels.attend(query, history, own, Workspace(limit_bytes), operands)
     expected = attend_in_torch(query, [*history.blocks, own], Workspace())
     assert distance(found, expected) < bound
-    longest, *others = history.prepared.lists
+    longest, *others = history.lists
     assert longest.matrix is blocks[1].value.matrix
     assert [each.matrix for each in others] == [None, None]
 

@@ -3,31 +3,28 @@
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated
 
 import pytest
 import torch
-import yaml
-from pydantic import Field, TypeAdapter
-
-from qvg_kernels.spec import CodecSpec
 
 REPOSITORY = Path(__file__).parents[2]
-# The benches are scripts, not a package; their data generator is used here too.
+# The benches are scripts, not a package; their data generator and their presets are used here too.
 sys.path.insert(0, str(REPOSITORY / "kernels" / "bench"))
 
-ADAPTER = TypeAdapter(Annotated[CodecSpec, Field(discriminator="scheme")])
+import presets  # noqa: E402
+
+ADAPTER = presets.ADAPTER
 
 
 def preset_names():
-    return sorted(path.stem for path in (REPOSITORY / "configs" / "cache").glob("*.yaml"))
+    return sorted(path.stem for path in presets.PRESETS.glob("*.yaml"))
 
 
 @cache
 def preset_specs(name):
     """The key codec's and the value codec's spec."""
-    settings = yaml.safe_load((REPOSITORY / "configs" / "cache" / f"{name}.yaml").read_text())
-    return ADAPTER.validate_python(settings["k"]), ADAPTER.validate_python(settings["v"])
+    preset = presets.load_preset(name)
+    return preset.key, preset.value
 
 
 def every_spec():

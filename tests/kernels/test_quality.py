@@ -30,7 +30,8 @@ def errors(sample):
         key_codec, value_codec = build_codec(key_spec), build_codec(value_spec)
         key = key_codec.decode(key_codec.encode(sample.key, seed=0))
         value = value_codec.decode(value_codec.encode(sample.value, seed=1))
-        attention = probe.errors_db(key, value, (8.0, 3.0))
+        losses = [probe.losses(key, value, probe.scale_of(sharpness))[0] for sharpness in (8.0, 3.0)]
+        attention = [one.attention_db for one in losses]
         return error_db(key, sample.key), error_db(value, sample.value), *attention
 
     return measure

@@ -70,7 +70,7 @@ def test_measured_chunks_are_farther_apart_later():
 
 def test_all_layers_are_looked_at_in_turn():
     looked_at = [tuple(chosen_layers(CHUNKS[index], 30)) for index in (1, 5)]
-    assert looked_at == [tuple(range(0, 30, 3)), tuple(range(1, 30, 3))]
+    assert looked_at == [tuple(range(0, 30, 5)), tuple(range(1, 30, 5))]
     assert chosen_layers(CHUNKS[2], 30) == ()
 
 

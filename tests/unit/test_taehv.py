@@ -133,4 +133,4 @@ def test_a_plan_counts_it_beside_the_vae(backend):
         largest = sum(tensor.numel() for tensor in SmallNetwork(48, 2).parameters())
         vae = sum(tensor.numel() for tensor in AutoencoderKLWan(**FULL[backend].vae).parameters())
     assert [each.vae_bytes for each in sizes] == [2 * vae, 2 * (vae + largest)]
-    assert sizes[1].vae.work_bytes < sizes[0].vae.work_bytes / 5
+    assert sizes[1].vae.work_bytes < sizes[0].vae.work_bytes / 3

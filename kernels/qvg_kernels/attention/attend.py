@@ -1,7 +1,5 @@
 """Attention over a history that is kept packed: by kernels where they run, else in torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -6,8 +6,6 @@ than `attend_kernel` on Hopper GPUs. No public function of torch returns the log
 with its logsumexp is a state too: its maximum is the logsumexp, its total one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,17 +1,17 @@
 """A group of heads on its way through the keys: its queries, its state, and the kernels that change it."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from qvg_kernels.attention.blocks import Scales
 from qvg_kernels.attention.combine import merge_kernel, shape_kernel
+from qvg_kernels.attention.history import Workspace
 from qvg_kernels.attention.kernels import VERSIONS, attend_kernel, round_queries_kernel
-from qvg_kernels.attention.tiling import FLAG_QUERIES, Cut, round_up
-from qvg_kernels.codecs.reading import HeadScales
+from qvg_kernels.attention.tiling import FLAG_QUERIES, Cut
 from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.dispatch import has_fp8
 
@@ -54,28 +54,6 @@ def choose(arithmetic: str, device: torch.device, dtype: torch.dtype) -> Operand
 
 
 @dataclass(frozen=True)
-class Scales:
-    """What the 8-bit numbers of some heads count; `None` where blocks are not packed.
-
-    Attributes:
-        key: `[B * h]`.
-        smoothing: `[B * h, D]` smoothing factors of int8 keys.
-        value: `[B * h]`.
-    """
-
-    key: Tensor | None = None
-    smoothing: Tensor | None = None
-    value: Tensor | None = None
-
-    @classmethod
-    def of(cls, key: HeadScales | None, value: HeadScales | None, heads: slice) -> Scales:
-        """Those of `heads`, of keys and of values."""
-        sides = key and (key.scale, key.smoothing), value and (value.scale,)
-        found = (*(sides[0] or (None, None)), *(sides[1] or (None,)))
-        return cls(*(None if each is None else each[:, heads].flatten(0, 1) for each in found))
-
-
-@dataclass(frozen=True)
 class _State:
     """What a group has of the keys so far, one state for each split.
 
@@ -93,11 +71,34 @@ class _State:
 
 @dataclass(frozen=True)
 class _RoundedQueries:
-    """A group's queries in int8, `[VERSIONS * B * h * pitch, D]`, and their units `[B * h, S]`."""
+    """A group's queries in int8, `[VERSIONS * B * h * pitch, D]`, and their units `[B * h, S]`.
+
+    Attributes:
+        described: The values as `attend_hopper` loads them.
+    """
 
     values: Tensor
     units: Tensor
     pitch: int
+    described: Any
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Keys and values of a pass in the workspace.
+
+    Attributes:
+        key: `[B * h * pitch, D]`.
+        value: Likewise, or `[B * h * D, pitch]` if they are e4m3.
+        described: Both as `attend_kernel` loads them.
+        described_to_hopper: Both as `attend_hopper` does, if that is to run.
+    """
+
+    key: Tensor
+    value: Tensor
+    pitch: int
+    described: tuple[Any, Any]
+    described_to_hopper: tuple[Any, Any] | None
 
 
 @dataclass
@@ -120,6 +121,8 @@ class HeadGroup:
     splits: int
     state: _State
     rounded: _RoundedQueries | None
+    workspace: Workspace
+    table: launch.AttendTable
     num_states: int = 0
     own: tuple[Tensor, Tensor] | None = None
 
@@ -128,66 +131,49 @@ class HeadGroup:
         """Heads of all items of the batch."""
         return self.query.shape[0] * self.heads
 
-    def attend(
-        self, key: Tensor, value: Tensor, scales: Scales, num_keys: int, operands: Operands, key_batch: int
-    ) -> None:
+    def pair(self, start: int, batch: int, pitch: int, operands: Operands) -> Pair:
+        """Room from byte `start` of the workspace on, for keys and values of `batch` items."""
+        tile = self.table.wide if operands.value is None else self.table.fp8
+        sizes = batch * self.heads, pitch, self.query.shape[3]
+        has_hopper = self.rounded is not None and operands is INT8
+        return self.workspace.keep(_pair_of, start, *sizes, operands, self.query.dtype, tile.keys, has_hopper)
+
+    def attend(self, pair: Pair, scales: Scales, num_keys: int, operands: Operands, key_batch: int) -> None:
         """Take `num_keys` keys into the state.
 
         Args:
-            key: `[key_batch * h * pitch, D]`.
-            value: Likewise, or `[key_batch * h * D, pitch]` if they are e4m3.
             scales: Of keys and values that are int8 or e4m3.
             key_batch: Items of the batch that keys are given for; one serves all items of the queries.
         """
-        table = launch.attend_table(key.device)
-        tile = table.wide if operands.value is None else table.fp8
-        flags = None
-        if self.rounded is not None and operands is INT8:
-            self._attend_hopper(self.rounded, key, value, scales, num_keys, key_batch)
-            # Splits have to be those of the flags.
-            tile, flags = replace(table.wide, rows=FLAG_QUERIES), self.state.flags
         num_queries, head_dim = self.query.shape[2:]
-        key_rows = key_batch * self.heads
-        key_tile = [tile.keys, head_dim]
-        value_tile = key_tile if operands.value is None else key_tile[::-1]
-        state = self.state
+        state, rounded, key_rows = self.state, self.rounded, key_batch * self.heads
+        # Keys of a split, which are a multiple of every kernel's tile.
+        split_keys = launch.round_up(-(-num_keys // self.splits), launch.KEY_ALIGNMENT)
+        has_state, scale = min(self.num_states, 1), head_dim**-0.5
+        flags = None
+        if rounded is not None and pair.described_to_hopper is not None:
+            from qvg_kernels.attention.hopper import REGISTERS, attend_hopper_kernel
+
+            # Queries with a flag are left to `attend_kernel`.
+            flags, tile = state.flags, launch.HOPPER
+            attend_hopper_kernel[(rounded.pitch // tile.rows, self.rows, self.splits)](
+                rounded.described, *pair.described_to_hopper, rounded.units, scales.key,
+                state.maximum, state.total, state.output, flags,
+                key_rows, num_queries, rounded.pitch, num_keys, split_keys, pair.pitch, has_state, scale,
+                HEAD_DIM=head_dim, TILE_N=tile.keys, STAGES=tile.stages,
+                ATTEND_REGISTERS=REGISTERS[0], LOAD_REGISTERS=REGISTERS[1],
+                num_warps=tile.warps, maxnreg=tile.registers,
+            )  # fmt: skip
+        tile = self.table.wide if operands.value is None else self.table.fp8
         attend_kernel[(-(-num_queries // tile.rows), self.rows, self.splits)](
-            self.query, TensorDescriptor.from_tensor(key, key_tile),
-            TensorDescriptor.from_tensor(value, value_tile),
-            scales.key, scales.smoothing, scales.value, state.maximum, state.total, state.output,
-            *self.query.stride()[:3],
-            self.heads, key_rows, num_queries, num_keys, _split_keys(num_keys, self.splits),
-            key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5, flags,
+            self.query, *pair.described, scales.key, scales.smoothing, scales.value,
+            state.maximum, state.total, state.output, *self.query.stride()[:3],
+            self.heads, key_rows, num_queries, num_keys, split_keys, pair.pitch, has_state, scale, flags,
             IS_INT8=operands.key is not None, IS_E4M3=operands.value is not None,
             HEAD_DIM=head_dim, TILE_M=tile.rows, TILE_N=tile.keys, STAGES=tile.stages,
             num_warps=tile.warps, maxnreg=tile.registers,
         )  # fmt: skip
         self.num_states = self.splits
-
-    def _attend_hopper(
-        self,
-        rounded: _RoundedQueries,
-        key: Tensor,
-        value: Tensor,
-        scales: Scales,
-        num_keys: int,
-        key_batch: int,
-    ) -> None:
-        """What `attend` does, but for queries that get a flag."""
-        from qvg_kernels.attention.hopper import REGISTERS, attend_hopper_kernel, described
-
-        num_queries, head_dim = self.query.shape[2:]
-        tile, key_rows, state = launch.HOPPER, key_batch * self.heads, self.state
-        attend_hopper_kernel[(rounded.pitch // tile.rows, self.rows, self.splits)](
-            described(rounded.values, FLAG_QUERIES), described(key, tile.keys),
-            described(value, tile.keys), rounded.units, scales.key,
-            state.maximum, state.total, state.output, state.flags,
-            key_rows, num_queries, rounded.pitch, num_keys, _split_keys(num_keys, self.splits),
-            key.shape[0] // key_rows, min(self.num_states, 1), head_dim**-0.5,
-            HEAD_DIM=head_dim, TILE_N=tile.keys, STAGES=tile.stages,
-            ATTEND_REGISTERS=REGISTERS[0], LOAD_REGISTERS=REGISTERS[1],
-            num_warps=tile.warps, maxnreg=tile.registers,
-        )  # fmt: skip
 
     def round_queries(self, factors: Tensor, key_batch: int) -> None:
         """Round the queries for `attend_hopper`, if that is to run, to meet keys with these factors."""
@@ -227,31 +213,35 @@ def _strides(states: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0) if states is None else states.stride()[:3]
 
 
-def _split_keys(num_keys: int, splits: int) -> int:
-    """Keys of a split, which are a multiple of every kernel's tile."""
-    return round_up(-(-num_keys // splits), launch.KEY_ALIGNMENT)
-
-
 def rounded_bytes(num_queries: int, head_dim: int) -> int:
     """Bytes of one head's rounded queries."""
     query_bytes: int = VERSIONS.value * head_dim + 4
-    return round_up(num_queries, launch.HOPPER.rows) * query_bytes
+    return launch.round_up(num_queries, launch.HOPPER.rows) * query_bytes
 
 
-def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tensor) -> HeadGroup:
+def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, workspace: Workspace) -> HeadGroup:
     """Some heads, with their share of the workspace, and room for rounded queries if the cut has any."""
     batch, _, num_queries, head_dim = query.shape
-    heads = some.stop - some.start
-    rows, own = batch * heads, query[:, some]
+    heads, table = some.stop - some.start, launch.attend_table(query.device)
+    state, rounded = workspace.keep(_room_of, cut, batch * heads, num_queries, head_dim)
+    # All heads as they are: a slice takes time.
+    query, output = (query, output) if heads == query.shape[1] else (query[:, some], output[:, some])
+    return HeadGroup(query, output, some.start, heads, cut.splits, state, rounded, workspace, table)
+
+
+def _room_of(
+    buffer: Tensor, cut: Cut, rows: int, num_queries: int, head_dim: int
+) -> tuple[_State, _RoundedQueries | None]:
     rounded = None
     if cut.query_bytes:
-        pitch = round_up(num_queries, launch.HOPPER.rows)
+        from qvg_kernels.attention.hopper import described
+
+        pitch = launch.round_up(num_queries, launch.HOPPER.rows)
         values, units = buffer[: rows * rounded_bytes(num_queries, head_dim)].split(
             [VERSIONS.value * rows * pitch * head_dim, rows * pitch * 4]
         )
-        rounded = _RoundedQueries(
-            values.view(torch.int8).view(-1, head_dim), units.view(torch.float32), pitch
-        )
+        values = values.view(torch.int8).view(-1, head_dim)
+        rounded = _RoundedQueries(values, units.view(torch.float32), pitch, described(values, FLAG_QUERIES))
     shape = cut.splits, rows, num_queries
     count, flags = cut.splits * rows * num_queries, cut.splits * rows * -(-num_queries // FLAG_QUERIES)
     numbers = buffer[cut.query_bytes :][: (count * (head_dim + 2) + flags) * 4].view(torch.float32)
@@ -259,13 +249,27 @@ def group_of(query: Tensor, output: Tensor, some: slice, cut: Cut, buffer: Tenso
     state = _State(
         maximum.view(shape), total.view(shape), gathered.view(*shape, head_dim), last.view(torch.int32)
     )
-    return HeadGroup(own, output[:, some], some.start, heads, cut.splits, state, rounded)
+    return state, rounded
 
 
-def pair_of(
-    buffer: Tensor, rows: int, head_dim: int, key_dtype: torch.dtype, value_dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Keys and values `[rows, D]` in the workspace."""
-    sizes = [rows * head_dim * dtype.itemsize for dtype in (key_dtype, value_dtype)]
-    key, value = buffer[: sum(sizes)].split(sizes)
-    return key.view(key_dtype).view(rows, head_dim), value.view(value_dtype).view(rows, head_dim)
+def _pair_of(
+    buffer: Tensor, start: int, rows: int, pitch: int, head_dim: int,
+    operands: Operands, wide: torch.dtype, tile_keys: int, has_hopper: bool,
+) -> Pair:  # fmt: skip
+    dtypes = operands.key or wide, operands.value or wide
+    sizes = [rows * pitch * head_dim * dtype.itemsize for dtype in dtypes]
+    key, value = (
+        part.view(dtype).view(-1, head_dim)
+        for part, dtype in zip(buffer[start : start + sum(sizes)].split(sizes), dtypes, strict=True)
+    )
+    key_tile = [tile_keys, head_dim]
+    value_tile = key_tile
+    if operands.value is not None:
+        value, value_tile = value.view(rows * head_dim, pitch), key_tile[::-1]
+    to_hopper = None
+    if has_hopper:
+        from qvg_kernels.attention.hopper import described
+
+        to_hopper = described(key, launch.HOPPER.keys), described(value, launch.HOPPER.keys)
+    to_all = TensorDescriptor.from_tensor(key, key_tile), TensorDescriptor.from_tensor(value, value_tile)
+    return Pair(key, value, pitch, to_all, to_hopper)

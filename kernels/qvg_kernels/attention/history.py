@@ -4,10 +4,10 @@ that they are read into.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,13 @@ from qvg_kernels.codecs.spec import Spec
 from qvg_kernels.rope.placement import Placement
 
 if TYPE_CHECKING:
-    from qvg_kernels.attention.blocks import PreparedHistory
+    from qvg_kernels.attention.blocks import BlockList
 
 DEFAULT_WORKSPACE_BYTES = 256 * 2**20
+MOST_KEPT = 256
+"""Views that a workspace keeps: those of a call are some ten, and change with the length of the history."""
+
+Made = TypeVar("Made")
 
 
 class Readable(Protocol):
@@ -84,11 +88,11 @@ class History:
     """The stored blocks that a layer's chunk attends to, the same for every step of the chunk.
 
     Attributes:
-        prepared: What kernels need beside the blocks, kept from the first step on.
+        lists: The blocks as kernels read them, kept from the first step on.
     """
 
     blocks: Sequence[StoredBlock]
-    prepared: PreparedHistory | None = None
+    lists: tuple[BlockList, ...] | None = None
 
     @cached_property
     def kinds(self) -> tuple[frozenset[tuple[Spec, Spec, type]], int]:
@@ -115,6 +119,7 @@ class Workspace:
     def __init__(self, limit_bytes: int = DEFAULT_WORKSPACE_BYTES) -> None:
         self.limit_bytes = limit_bytes
         self._buffer: Tensor | None = None
+        self._kept: dict[Hashable, Any] = {}
 
     @property
     def held_bytes(self) -> int:
@@ -127,5 +132,16 @@ class Workspace:
         if buffer is None or buffer.device != device or buffer.numel() < num_bytes:
             # Freed before the larger one is allocated.
             self._buffer = buffer = None
+            self._kept.clear()
             self._buffer = buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         return buffer[:num_bytes]
+
+    def keep(self, make: Callable[..., Made], *sizes: Hashable) -> Made:
+        """`make(buffer, *sizes)`, views of the buffer, made once as long as that stays where it is."""
+        key = make, sizes
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            self._kept[key] = make(self._buffer, *sizes)
+        made: Made = self._kept[key]
+        return made

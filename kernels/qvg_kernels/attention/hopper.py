@@ -9,8 +9,6 @@ weight 2**-60: later logits may be 160 higher, in base 2, before a total reaches
 stored but a flag, and `attend_kernel` takes those queries.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 from torch import Tensor

@@ -7,8 +7,6 @@ total and output are sums of `2 ** (logit - maximum)`. Invariant: a state does n
 came from, so passes of both kinds follow one another, and several states of one query merge into one.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -3,8 +3,6 @@
 The keys that are exact in both cases, such as a chunk's own, count only by the sum of their exponentials.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -2,8 +2,6 @@
 overwritten.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -11,20 +9,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qvg_kernels.attention.blocks import BlockList, prepare
+from qvg_kernels.attention.blocks import BlockList, Scales, prepare
 from qvg_kernels.attention.combine import Fused, choose_fused
-from qvg_kernels.attention.heads import (
-    BF16,
-    INT8,
-    HeadGroup,
-    Operands,
-    Scales,
-    group_of,
-    pair_of,
-    rounded_bytes,
-)
+from qvg_kernels.attention.heads import BF16, INT8, HeadGroup, Operands, group_of, rounded_bytes
 from qvg_kernels.attention.history import History, OwnKeys, Workspace
-from qvg_kernels.attention.tiling import cut_attention, round_up
+from qvg_kernels.attention.tiling import cut_attention
 from qvg_kernels.codecs.reading import DecodeTarget, Tiles
 from qvg_kernels.rope.kernels import copy_placed
 from qvg_kernels.rope.placement import Placement
@@ -50,8 +39,7 @@ def attend(
 def _attend(
     query: Tensor, history: History, own: OwnKeys, workspace: Workspace, operands: Operands
 ) -> Tensor | None:
-    history.prepared = history.prepared or prepare(history.blocks)
-    lists = history.prepared.lists
+    lists = history.lists = prepare(history.blocks) if history.lists is None else history.lists
     if lists is None:
         return None
     batch, heads, num_queries, head_dim = query.shape
@@ -73,17 +61,18 @@ def _attend(
     groups = [slice(first, min(first + cut.heads, heads)) for first in range(0, heads, cut.heads)]
     # Before the other stream waits for this one.
     passes = [each.passes(count, device) for each, count in zip(lists, cut.pass_tokens[:-1], strict=True)]
-    scales = [[Scales.of(each.key.scales, each.value.scales, some) for each in lists] for some in groups]
+    scales = [[each.scales(some.start, some.stop) for each in lists] for some in groups]
     # The chunk's own keys, placed, and its values if they are not read where they are.
     reads_values = own.value_placement is None and own.value.dtype == wide
     own_bytes = (1 if reads_values else 2) * own.key.numel() * wide.itemsize
     fused = choose_fused(query, own.key, own.value) if own_bytes <= workspace.limit_bytes else None
-    buffer = workspace.take(max(cut.workspace_bytes, 0 if fused is None else own_bytes), device)
-    attended = None if fused is None else _attend_own(query, own, fused, buffer, reads_values=reads_values)
-    key_buffer = buffer[cut.query_bytes + cut.state_bytes : cut.workspace_bytes]
-    buffers = _Buffers(key_buffer.split(cut.pass_bytes), device)
+    workspace.take(max(cut.workspace_bytes, 0 if fused is None else own_bytes), device)
+    attended = None
+    if fused is not None:
+        attended = _attend_own(query, own, fused, workspace, reads_values=reads_values)
+    buffers = _Buffers(range(cut.query_bytes + cut.state_bytes, cut.workspace_bytes, cut.pass_bytes), device)
     for some, group_scales in zip(groups, scales, strict=True):
-        group = group_of(query, output, some, cut, buffer)
+        group = group_of(query, output, some, cut, workspace)
         if attended is not None:
             group.own = attended[0][:, some], attended[1][:, some]
         steps = list(zip(lists, group_scales, kinds, passes, strict=True))
@@ -112,38 +101,41 @@ class _Buffers:
     """The workspace's buffers in turn: one is filled on a stream of its own, and another attended to.
 
     A single buffer is filled and attended to on the caller's stream.
+
+    Args:
+        starts: First byte of each buffer.
     """
 
-    def __init__(self, buffers: Sequence[Tensor], device: torch.device) -> None:
-        self._buffers = buffers
+    def __init__(self, starts: Sequence[int], device: torch.device) -> None:
+        self._starts = starts
+        self._device = device
         self._turn = 0
-        self._read: list[torch.cuda.Event | None] = [None] * len(buffers)
+        self._read: list[torch.cuda.Event | None] = [None] * len(starts)
         self._stream = None
-        if device.type == "cuda" and len(buffers) > 1:
+        if device.type == "cuda" and len(starts) > 1:
             self._stream = _filling_stream(device)
             # What is decoded was written, and the workspace last read, on the caller's stream.
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     @contextmanager
-    def filled(self) -> Iterator[Tensor]:
-        """The next buffer, to be filled; when the block ends, the caller's stream waits for that."""
-        self._turn = (self._turn + 1) % len(self._buffers)
-        buffer = self._buffers[self._turn]
+    def filled(self) -> Iterator[int]:
+        """Start of the next buffer, to be filled; when the block ends, the caller's stream waits for that."""
+        self._turn = (self._turn + 1) % len(self._starts)
+        start = self._starts[self._turn]
         if self._stream is None:
-            yield buffer
+            yield start
             return
         read = self._read[self._turn]
         if read is not None:
             self._stream.wait_event(read)
         with torch.cuda.stream(self._stream):
-            yield buffer
-        torch.cuda.current_stream(buffer.device).wait_stream(self._stream)
+            yield start
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def done(self) -> None:
         """The buffer filled last has been attended to, as far as the caller's stream is concerned."""
         if self._stream is not None:
-            device = self._buffers[self._turn].device
-            self._read[self._turn] = torch.cuda.current_stream(device).record_event()
+            self._read[self._turn] = torch.cuda.current_stream(self._device).record_event()
 
 
 @cache
@@ -155,64 +147,62 @@ def _attend_list(
     group: HeadGroup, blocks: BlockList, scales: Scales, operands: Operands,
     passes: Sequence[Tiles], buffers: _Buffers,
 ) -> None:  # fmt: skip
-    head_dim, wide = group.query.shape[3], group.query.dtype
-    batch = blocks.key.table.batch
-    rows, is_e4m3 = batch * group.heads, operands.value is not None
+    batch, is_e4m3 = blocks.key.table.batch, operands.value is not None
     # Blocks that are read as bf16 may be decoded in scales all the same.
     used = Scales() if operands is BF16 else scales
     if used.smoothing is not None:
         group.round_queries(used.smoothing, batch)
     for tiles in passes:
-        with buffers.filled() as buffer:
-            key, value = pair_of(
-                buffer, rows * tiles.pitch, head_dim, operands.key or wide, operands.value or wide
-            )
-            value = value.view(rows * head_dim, tiles.pitch) if is_e4m3 else value
+        with buffers.filled() as start:
+            pair = group.pair(start, batch, tiles.pitch, operands)
             where = group.first, group.heads
-            key_target = DecodeTarget(key, *where, scales.key, used.smoothing, is_reordered=is_e4m3)
-            value_target = DecodeTarget(value, *where, scales.value, None, is_transposed=is_e4m3)
+            key_target = DecodeTarget(pair.key, *where, scales.key, used.smoothing, is_reordered=is_e4m3)
+            value_target = DecodeTarget(pair.value, *where, scales.value, None, is_transposed=is_e4m3)
             blocks.key.reader.decode(blocks.key.table, tiles, key_target)
             blocks.value.reader.decode(blocks.value.table, tiles, value_target)
-        group.attend(key, value, used, tiles.num_tokens, operands, batch)
+        group.attend(pair, used, tiles.num_tokens, operands, batch)
         buffers.done()
     if blocks.matrix is not None:
         group.shape(blocks.matrix)
 
 
 def _attend_own(
-    query: Tensor, own: OwnKeys, fused: Fused, buffer: Tensor, *, reads_values: bool
+    query: Tensor, own: OwnKeys, fused: Fused, workspace: Workspace, *, reads_values: bool
 ) -> tuple[Tensor, Tensor]:
     """Attend to the chunk's own keys by the library: its output, and the logsumexp.
 
     All heads at once, however they are grouped for the history. They have the workspace for themselves:
     nothing of the history is there yet.
     """
-    tokens, wide = slice(0, own.num_tokens), query.dtype
-    rows = own.key.numel() // own.key.shape[3]
-    if reads_values:
-        key, value = buffer[: rows * own.key.shape[3] * wide.itemsize].view(wide), own.value
-    else:
-        key, value = pair_of(buffer, rows, own.key.shape[3], wide, wide)
-        value = value.view(own.value.shape)
+    tokens = slice(0, own.num_tokens)
+    key, *room = workspace.keep(_own_room, own.key.shape, query.dtype, 1 if reads_values else 2)
+    value = own.value
+    if room:
+        (value,) = room
         copy_placed(_form(own.value_placement), own.value, tokens, value)
-    key = key.view(own.key.shape)
     copy_placed(_form(own.key_placement), own.key, tokens, key)
     return fused(query, key, value)
 
 
+def _own_room(buffer: Tensor, shape: torch.Size, wide: torch.dtype, count: int) -> list[Tensor]:
+    """`count` tensors of a shape."""
+    num_bytes = shape.numel() * wide.itemsize
+    return [part.view(wide).view(shape) for part in buffer[: count * num_bytes].split(num_bytes)]
+
+
 def _attend_own_in_passes(group: HeadGroup, own: OwnKeys, pass_tokens: int, buffers: _Buffers) -> None:
     batch, heads, _, head_dim = group.query.shape
-    some, wide = slice(group.first, group.first + heads), group.query.dtype
-    for start in range(0, own.num_tokens, pass_tokens):
-        tokens = slice(start, min(start + pass_tokens, own.num_tokens))
-        num_tokens = tokens.stop - start
-        pitch = round_up(num_tokens, launch.KEY_ALIGNMENT)
-        with buffers.filled() as buffer:
-            key, value = pair_of(buffer, group.rows * pitch, head_dim, wide, wide)
-            shape = (batch, heads, pitch, head_dim)
-            copy_placed(_form(own.key_placement), own.key[:, some, tokens], tokens, key.view(shape))
-            copy_placed(_form(own.value_placement), own.value[:, some, tokens], tokens, value.view(shape))
-        group.attend(key, value, Scales(), num_tokens, BF16, batch)
+    some = slice(group.first, group.first + heads)
+    for first in range(0, own.num_tokens, pass_tokens):
+        tokens = slice(first, min(first + pass_tokens, own.num_tokens))
+        num_tokens = tokens.stop - first
+        pitch = launch.round_up(num_tokens, launch.KEY_ALIGNMENT)
+        with buffers.filled() as start:
+            pair = group.pair(start, batch, pitch, BF16)
+            key, value = (side.view(batch, heads, pitch, head_dim) for side in (pair.key, pair.value))
+            copy_placed(_form(own.key_placement), own.key[:, some, tokens], tokens, key)
+            copy_placed(_form(own.value_placement), own.value[:, some, tokens], tokens, value)
+        group.attend(pair, Scales(), num_tokens, BF16, batch)
         buffers.done()
 
 

@@ -4,8 +4,6 @@ The history is never expanded whole. Invariant: the result does not depend on th
 rounding of the sums.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -6,13 +6,11 @@ kernel leaves no room beside it on a multiprocessor; a state for each query and 
 rounded, where the kernel wants them so. The cut is the cheapest of those that fit.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
-from qvg_kernels.runtime.launch import KEY_ALIGNMENT
+from qvg_kernels.runtime.launch import KEY_ALIGNMENT, round_up
 
 STATE_ALIGNMENT = 512
 
@@ -51,11 +49,6 @@ class Cut:
     state_bytes: int
     pass_bytes: int
     workspace_bytes: int
-
-
-def round_up(count: int, multiple: int) -> int:
-    """The least multiple that is not below `count`."""
-    return -(-count // multiple) * multiple
 
 
 @lru_cache(maxsize=64)

@@ -4,8 +4,6 @@ The codecs are the torch reference. Invariant: a head's bytes are a function of 
 seed; nothing here waits on the host.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -17,8 +15,8 @@ from torch import Tensor
 
 from qvg_kernels.codec import FiniteCheck
 from qvg_kernels.codecs.spec import Spec
-from qvg_kernels.quant import kmeans_kernels
 from qvg_kernels.quant.kmeans import random_starts
+from qvg_kernels.quant.kmeans_kernels import kmeans
 from qvg_kernels.quant.points import Points, load_tokens
 from qvg_kernels.runtime.warmup import warm_up
 
@@ -31,35 +29,25 @@ Packed = tuple[dict[str, Tensor], FiniteCheck]
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Dtype of each stored tensor and its shape after batch and heads."""
 
-Fill = Callable[[Tensor, dict[str, Tensor], Tensor], None]
-"""From `[H, S, D]` values to the tensors of these heads, all contiguous, and to what `codec.FiniteCheck`
-wants of them.
-"""
+Fill = Callable[[Points, dict[str, Tensor], Tensor], None]
+"""From the values of some heads to their tensors, all contiguous, and to what `codec.FiniteCheck` wants."""
 
 
 def encode_heads(
-    block: Tensor,
-    spec: Spec,
-    shapes: Shapes,
-    begin: Callable[[], Fill],
-    given: Mapping[str, Tensor] = MappingProxyType({}),
+    block: Tensor, spec: Spec, shapes: Shapes, fill: Fill, given: Mapping[str, Tensor] = MappingProxyType({})
 ) -> Packed:
     """Pack `[B, H, S, D]` values some heads at a time; kernels are warm from the second such block on.
 
     Args:
-        begin: Draws what all heads share.
-        given: Tensors `[B, H, ...]` that `Fill` finds among those that it fills.
+        given: Tensors `[B, H, ...]` that `fill` finds among those that it fills.
     """
-    call = partial(_encode_heads, block, shapes, begin, given)
+    call = partial(_encode_heads, block, shapes, fill, given)
     warm_up(block.device, (spec, block.shape, block.stride(), block.dtype, block.device), call)
     return call()
 
 
-def _encode_heads(
-    block: Tensor, shapes: Shapes, begin: Callable[[], Fill], given: Mapping[str, Tensor]
-) -> Packed:
+def _encode_heads(block: Tensor, shapes: Shapes, fill: Fill, given: Mapping[str, Tensor]) -> Packed:
     batch, heads, tokens, head_dim = block.shape
-    fill = begin()
     tensors = {
         name: torch.empty(batch, heads, *shape, dtype=dtype, device=block.device)
         for name, (dtype, shape) in shapes.items()
@@ -69,11 +57,8 @@ def _encode_heads(
     for item in range(batch):
         for first in range(0, heads, size):
             at = item, slice(first, first + size)
-            fill(
-                block[at],
-                {name: tensor[at] for name, tensor in (*tensors.items(), *given.items())},
-                found[at],
-            )
+            target = {name: tensor[at] for name, tensor in (*tensors.items(), *given.items())}
+            fill(Points(block[at]), target, found[at])
     return tensors, FiniteCheck(head_dim, found)
 
 
@@ -87,7 +72,7 @@ def draw_starts(tokens: int, count: int, stages: int, seed: int, device: torch.d
 def cluster(points: Points, starts: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Ids `[H, S]` uint8 and centroids `[H, K, D]` bf16 of k-means from `starts`."""
     ids = points.empty(points.tokens, dtype=torch.uint8)
-    centroids = kmeans_kernels.kmeans(points, starts, iterations, ids)
+    centroids = kmeans(points, starts, iterations, ids)
     return ids, centroids.values[:, : centroids.count].to(torch.bfloat16).contiguous()
 
 

@@ -8,9 +8,7 @@ placement.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,7 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.codec import PackedTensor
 from qvg_kernels.quant import numbers
 from qvg_kernels.rope.kernels import MATRICES, NONE, ROTARY, multiply, rotate, rotation_of
 from qvg_kernels.rope.tables import KernelPlacement
@@ -49,7 +46,7 @@ class Tiles:
     @property
     def pitch(self) -> int:
         """Rows that a head has in the workspace."""
-        return -(-self.num_tokens // launch.KEY_ALIGNMENT) * launch.KEY_ALIGNMENT
+        return launch.round_up(self.num_tokens, launch.KEY_ALIGNMENT)
 
 
 @dataclass(frozen=True)
@@ -74,13 +71,13 @@ class HeadScales:
     """What the 8-bit numbers of some heads count.
 
     Attributes:
-        scale: `[B, H]` float32.
+        scale: `[B, H]` float32; `None` for a scheme that is never read so.
         smoothing: `[B, H, D]` float32 factors that int8 keys are divided by beside their scale, and queries
             multiplied; `None` for values.
     """
 
-    scale: Tensor
-    smoothing: Tensor | None
+    scale: Tensor | None = None
+    smoothing: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -160,10 +157,10 @@ class BlockReader:
             HEAD_DIM=self.head_dim, TILE_S=tile.rows, num_warps=tile.warps,
         )  # fmt: skip
 
-    def measure(self, blocks: BlockTable, *, is_key: bool) -> HeadScales | None:
-        """What numbers of 8 bits count; `None` for a scheme that is never read so."""
+    def measure(self, blocks: BlockTable, *, is_key: bool) -> HeadScales:
+        """What numbers of 8 bits count."""
         if self.bound is None:
-            return None
+            return HeadScales()
         return self._measure(_bound_kernel, blocks, is_key, BOUND=self.bound, SETTINGS=self.settings)
 
     def _measure(self, kernel: Kernel, blocks: BlockTable, is_key: bool, **own: Any) -> HeadScales:
@@ -176,31 +173,6 @@ class BlockReader:
             HEAD_DIM=self.head_dim, num_warps=4,
         )  # fmt: skip
         return HeadScales(scale, smoothing)
-
-
-def table_of(
-    reader: BlockReader, packed: Sequence[PackedTensor], placements: Sequence[KernelPlacement]
-) -> BlockTable:
-    """The table of neighbouring blocks that `reader` reads."""
-    rows = []
-    for block in packed:
-        count = block.tensors[reader.codebook].shape[-2] if reader.codebook else 0
-        stored = block.tensors if block.matrix is None else {**block.tensors, "matrix": block.matrix}
-        rows.append([block.shape[2], count, *(stored[name].data_ptr() for name in reader.tensors)])
-    device = packed[0].tensors[reader.tensors[0]].device
-    slots = None
-    if placements[0].kind:
-        slots = _slots(tuple(placement.slots for placement in placements), device)
-    batch, heads, _, _ = packed[0].shape
-    return BlockTable(to_device(torch.tensor(rows), device), batch, heads, placements[0], slots)
-
-
-@lru_cache(maxsize=64)
-def _slots(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """`[N, frames]` int32; rows with fewer frames end in zeros."""
-    width = max(len(row) for row in rows)
-    padded = [[*row, *[0] * (width - len(row))] for row in rows]
-    return to_device(torch.tensor(padded, dtype=torch.int32), device)
 
 
 def to_device(table: Tensor, device: torch.device) -> Tensor:
@@ -232,7 +204,7 @@ def stored_row(keys):
 
 @triton.jit
 def address(row, index: tl.constexpr, dtype: tl.constexpr, offset):
-    """Pointer into tensor `index` of an block; torch allocates at multiples of 512 bytes."""
+    """Pointer into tensor `index` of a block; torch allocates at multiples of 512 bytes."""
     return tl.multiple_of(tl.load(row + TENSORS + index).to(tl.pointer_type(dtype)), 16) + offset
 
 

@@ -4,8 +4,6 @@ The configuration validates against specs and the planner counts with them befor
 Invariant: `payload_bytes` of a spec equals the sum of the tensor sizes that its codec stores, to the byte.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 

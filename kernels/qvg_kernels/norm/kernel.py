@@ -1,7 +1,5 @@
 """Norms as kernels: a program reads some pixels, or a token, with all their channels and writes them once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

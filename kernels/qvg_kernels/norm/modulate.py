@@ -4,8 +4,6 @@ Source: diffusers, `WanTransformerBlock.forward`: float32 inside, rounded once a
 the norm.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

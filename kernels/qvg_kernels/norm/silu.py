@@ -6,8 +6,6 @@ Source: diffusers, `WanRMS_norm` in `autoencoder_kl_wan.py`; the length is at le
 `functional.normalize` has it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

@@ -3,8 +3,6 @@
 Invariant: `unpack(pack(codes)) == codes`, and no two rows share a byte.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Invariant: `from_bits(to_bits(x))` is the nearest finite e4m3 value, ties to even, saturating at 448.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

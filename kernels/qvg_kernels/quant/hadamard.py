@@ -3,8 +3,6 @@
 Invariant: both are orthogonal and depend on the token's number and one stored byte alone.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

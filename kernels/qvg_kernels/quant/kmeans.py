@@ -3,8 +3,6 @@
 Invariant: nothing here waits on the host for data, draws from a global generator, or adds in a racing order.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ the means are exact. A cluster's sum is a product with ones and zeros: a bf16 bl
 float32, and shifted and scaled afterwards.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import triton
@@ -35,19 +33,6 @@ class Centroids:
     values: Tensor
     operand: Tensor
     bias: Tensor
-
-
-@dataclass(frozen=True)
-class ClusterSums:
-    """Partial sums over splits of the tokens, added in their order by whoever reads them.
-
-    Attributes:
-        sums: `[H, splits, R, D]` float32.
-        sizes: `[H, splits, R]` float32, tokens of each cluster.
-    """
-
-    sums: Tensor
-    sizes: Tensor
 
 
 @triton.jit
@@ -266,78 +251,59 @@ def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Cent
     Returns:
         The means of exactly the points that `ids` names.
     """
-    centroids = _start(points, starts)
+    count, head_dim, rows = len(starts), points.head_dim, launch.MEAN_ROWS
+    tile = launch.cluster_tile(count, head_dim, ids.device)
+    num_rows = launch.round_up(count, tile)
+    operand = points.empty(num_rows, head_dim, dtype=numbers.OPERAND_DTYPE)
+    centroids = Centroids(count, points.empty(num_rows, head_dim), operand, points.empty(num_rows))
+    stored = centroids.values, centroids.operand, centroids.bias
+    given = points.block, *points.strides, points.offset, points.inverse
+    _start_kernel[(num_rows // rows, points.heads)](
+        *given, starts, *stored, count, num_rows, head_dim, rows, num_warps=4
+    )
     # Few centroids are found by the kernel that adds up their tokens: one of its programs must hold them all.
-    tile = launch.cluster_tile(len(starts), points.head_dim, ids.device)
-    is_few = centroids.values.shape[1] <= min(tile, launch.ASSIGNED_CLUSTERS)
+    is_few = num_rows <= min(tile, launch.ASSIGNED_CLUSTERS)
+    sizes = launch.assign(head_dim)
     for _ in range(iterations):
         if not is_few:
-            assign(points, centroids, ids)
-        clusters = _sum(points, ids, len(starts), centroids if is_few else None)
-        splits, num_rows = clusters.sizes.shape[1:]
-        _mean_kernel[(num_rows // launch.MEAN_ROWS, points.heads)](
-            clusters.sums, clusters.sizes, points.offset, points.inverse,
-            centroids.values, centroids.operand, centroids.bias, centroids.count, splits, num_rows,
-            points.head_dim, launch.MEAN_ROWS, num_warps=4,
+            _assign_kernel[(triton.cdiv(points.tokens, sizes.rows), points.heads)](
+                *given, centroids.operand, centroids.bias, ids, points.tokens, num_rows,
+                head_dim, sizes.rows, min(launch.MOST_ASSIGNED, tile), sizes.stages, num_warps=sizes.warps,
+            )  # fmt: skip
+        sums, members = cluster_sums(points, ids, count, centroids if is_few else None)
+        _mean_kernel[(num_rows // rows, points.heads)](
+            sums, members, points.offset, points.inverse, *stored, count, sums.shape[1], num_rows,
+            head_dim, rows, num_warps=4,
         )  # fmt: skip
     return centroids
 
 
-def _start(points: Points, starts: Tensor) -> Centroids:
-    count, head_dim = len(starts), points.head_dim
-    num_rows = launch.cluster_rows(count, head_dim, points.block.device)
-    centroids = Centroids(
-        count,
-        points.empty(num_rows, head_dim),
-        points.empty(num_rows, head_dim, dtype=numbers.operand_dtype()),
-        points.empty(num_rows),
-    )
-    tile = launch.MEAN_ROWS
-    _start_kernel[(num_rows // tile, points.heads)](
-        points.block, *points.block.stride()[:2], points.offset, points.inverse, starts,
-        centroids.values, centroids.operand, centroids.bias, count, num_rows,
-        head_dim, tile, num_warps=4,
-    )  # fmt: skip
-    return centroids
-
-
-def assign(points: Points, centroids: Centroids, ids: Tensor) -> None:
-    """Fill `[H, S]` uint8 ids with the numbers of the nearest centroids."""
-    num_rows, head_dim = centroids.values.shape[1:]
-    sizes = launch.assign(head_dim)
-    tile = min(launch.MOST_ASSIGNED, launch.cluster_tile(centroids.count, head_dim, ids.device))
-    _assign_kernel[(triton.cdiv(points.tokens, sizes.rows), points.heads)](
-        points.block, *points.block.stride()[:2], points.offset, points.inverse,
-        centroids.operand, centroids.bias, ids, points.tokens, num_rows,
-        head_dim, sizes.rows, tile, sizes.stages, num_warps=sizes.warps,
-    )  # fmt: skip
-
-
-def cluster_sums(block: Tensor, ids: Tensor | None, count: int) -> ClusterSums:
-    """Sums of the tokens of each cluster, not shifted or scaled.
+def cluster_sums(
+    points: Points, ids: Tensor | None, count: int, centroids: Centroids | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums of the tokens of each cluster, not shifted or scaled, over splits of the tokens.
 
     Args:
-        block: `[H, S, D]`, any strides but the last.
         ids: `[H, S]` uint8, contiguous; `None` puts every token into cluster 0.
         count: K.
+        centroids: Ids are those of the nearest of these, and are found first; all must fit a tile.
+
+    Returns:
+        Sums `[H, splits, R, D]` float32 and numbers of tokens `[H, splits, R]` float32, which whoever reads
+        them adds in their order.
     """
-    return _sum(Points(block), ids, count, None)
-
-
-def _sum(points: Points, ids: Tensor | None, count: int, centroids: Centroids | None) -> ClusterSums:
-    """`cluster_sums`; with centroids the ids are found first, and all centroids must fit a tile."""
-    tokens, head_dim, device = points.tokens, points.head_dim, points.block.device
-    tile = launch.cluster_tile(count, head_dim, device)
-    num_rows = launch.cluster_rows(count, head_dim, device)
-    tokens_per_split = launch.split_tokens(tokens)
+    tokens, head_dim = points.tokens, points.head_dim
+    tile = launch.cluster_tile(count, head_dim, points.block.device)
+    num_rows, tokens_per_split = launch.round_up(count, tile), launch.split_tokens(tokens)
     splits, num_tiles = triton.cdiv(tokens, tokens_per_split), num_rows // tile
-    clusters = ClusterSums(points.empty(splits, num_rows, head_dim), points.empty(splits, num_rows))
+    sums, sizes = points.empty(splits, num_rows, head_dim), points.empty(splits, num_rows)
     shape = launch.sums(head_dim, assigns=centroids is not None)
-    offset, inverse = (points.offset, points.inverse) if centroids else (None, None)
-    operand, bias = (centroids.operand, centroids.bias) if centroids else (None, None)
+    given = (None,) * 4
+    if centroids is not None:
+        given = points.offset, points.inverse, centroids.operand, centroids.bias
     _sum_kernel[(splits * num_tiles, points.heads)](
-        points.block, *points.block.stride()[:2], offset, inverse, operand, bias, ids,
-        clusters.sums, clusters.sizes, tokens, tokens_per_split, num_tiles, centroids is not None,
+        points.block, *points.strides, *given, ids, sums, sizes,
+        tokens, tokens_per_split, num_tiles, centroids is not None,
         head_dim, shape.rows, tile, shape.stages, num_warps=shape.warps,
     )  # fmt: skip
-    return clusters
+    return sums, sizes

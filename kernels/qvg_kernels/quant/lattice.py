@@ -10,9 +10,6 @@ Source: the E8P codebook of QuIP# (arXiv 2402.04396), with 28 patterns of six 3/
 the 29 that it takes from the next shell, which no sorting could find.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
@@ -50,24 +47,15 @@ def nearest(values: Tensor) -> Tensor:
     return torch.where((up_distance <= down_distance).unsqueeze(-1), up, down).reshape(values.shape)
 
 
-@dataclass(frozen=True)
-class _Shapes:
-    """The shapes of pattern on a device, one a row: `[8, 8]` entries in quarters, largest first, and counts
-    `[8]`."""
-
-    entries: Tensor
-    threes: Tensor
-    fives: Tensor
-
-
 @cache
-def _shapes(device: torch.device) -> _Shapes:
+def _shapes(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes of pattern: `[8, 8]` entries in quarters, largest first, and `[8]` numbers of 3/2 and 5/2."""
     rows = [
         [10.0] * fives + [6.0] * threes + [2.0] * (8 - fives - threes)
         for threes, fives in zip(_NUM_THREES, _NUM_FIVES, strict=True)
     ]
-    counts = torch.tensor([_NUM_THREES, _NUM_FIVES], device=device)
-    return _Shapes(torch.tensor(rows, device=device), counts[0], counts[1])
+    threes, fives = torch.tensor([_NUM_THREES, _NUM_FIVES], device=device)
+    return torch.tensor(rows, device=device), threes, fives
 
 
 def _nearest_shifted(groups: Tensor, shift: float) -> tuple[Tensor, Tensor]:
@@ -77,27 +65,27 @@ def _nearest_shifted(groups: Tensor, shift: float) -> tuple[Tensor, Tensor]:
     then have the wrong parity, the cheapest repair is the smallest magnitude, whose entry is always 2
     quarters.
     """
-    shapes = _shapes(groups.device)
+    entries, threes, fives = _shapes(groups.device)
     shifted = groups - shift
     negative = shifted < 0
     magnitude, order = shifted.abs().sort(stable=True, dim=-1, descending=True)
     # Inner products of the sorted magnitudes with every shape: 2 everywhere, 4 more for 3/2, 8 for 5/2.
     sums = torch.cat([torch.zeros_like(magnitude[:, :1]), magnitude.cumsum(-1)], -1)
-    products = 2 * sums[:, 8:] + 4 * sums[:, shapes.threes + shapes.fives] + 4 * sums[:, shapes.fives]
-    mismatch = (shapes.threes % 2 == 1) != (negative.sum(-1, keepdim=True) % 2 == 1)
+    products = 2 * sums[:, 8:] + 4 * sums[:, threes + fives] + 4 * sums[:, fives]
+    mismatch = (threes % 2 == 1) != (negative.sum(-1, keepdim=True) % 2 == 1)
     products = products - torch.where(mismatch, 4 * magnitude[:, 7:], 0.0)
-    best, shape = (products - 0.5 * shapes.entries.square().sum(-1)).max(-1)
+    best, shape = (products - 0.5 * entries.square().sum(-1)).max(-1)
     signs = torch.where(negative.gather(-1, order), -1.0, 1.0)
     repair = mismatch.gather(-1, shape.unsqueeze(-1))
     signs[:, 7:] = torch.where(repair, -signs[:, 7:], signs[:, 7:])
-    nearest_words = torch.empty_like(groups).scatter_(-1, order, shapes.entries[shape] * signs) + shift
+    nearest_words = torch.empty_like(groups).scatter_(-1, order, entries[shape] * signs) + shift
     return nearest_words, 0.5 * shifted.square().sum(-1) - best
 
 
 @cache
 def pattern_codes(device: torch.device) -> Tensor:
-    """`[3 ** 8]` int64: code of the pattern whose base-3 digits are 0 for 1/2, 1 for 3/2 and 2 for 5/2."""
-    table = torch.zeros(3**8, dtype=torch.int64)
+    """`[3 ** 8]` uint8: code of the pattern whose base-3 digits are 0 for 1/2, 1 for 3/2 and 2 for 5/2."""
+    table = torch.zeros(3**8, dtype=torch.uint8)
     for code, pattern in enumerate(patterns()):
         table[sum((entry // 2) * 3**place for place, entry in enumerate(pattern))] = code
     return table.to(device)
@@ -118,7 +106,7 @@ def pack(levels: Tensor) -> Tensor:
     code = pattern_codes(levels.device)[(digits * powers).sum(-1)]
     negative = (unshifted[..., :7] < 0).long()
     bits = (negative << torch.arange(7, device=levels.device)).sum(-1) + (down.long() << 7)
-    return torch.stack([code, bits], -1).to(torch.uint8).flatten(-2)
+    return torch.stack([code, bits.to(torch.uint8)], -1).flatten(-2)
 
 
 @cache

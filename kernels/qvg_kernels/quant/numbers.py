@@ -3,8 +3,6 @@
 bf16 values become float32 as soon as they are loaded: the interpreter computes on bf16 bit patterns.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch
@@ -94,12 +92,6 @@ def sign_flips(head_dim: int, device: torch.device) -> Tensor:
 
 
 @cache
-def hadamard_signs(head_dim: int, device: torch.device) -> Tensor:
-    """`[head_dim, head_dim]` float16 Sylvester matrix of 1 and -1; the kernels divide by `sqrt(head_dim)`."""
-    return hadamard(head_dim, device).sign().to(torch.float16)
-
-
-@cache
 def word_sums(bits: int, device: torch.device) -> Tensor:
     """`[65536, 8]` float16, 1 MiB, for grid "e8", 2 bits, or `[256, 8]`, 4 KiB, for "e8x1", 1 bit: the eight
     levels of each code times the Sylvester matrix of ones.
@@ -137,9 +129,8 @@ OPERAND = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bflo
 """What values become before a product: the interpreter cannot multiply bf16 values, and keeps float32."""
 
 
-def operand_dtype() -> torch.dtype:
-    """torch's name of OPERAND, for tensors that hold one side of a product."""
-    return torch.float32 if triton.knobs.runtime.interpret else torch.bfloat16
+OPERAND_DTYPE = torch.float32 if triton.knobs.runtime.interpret else torch.bfloat16
+"""torch's name of OPERAND, for tensors that hold one side of a product."""
 
 
 @triton.jit

@@ -8,8 +8,6 @@ which other heads a launch has: axis 1 of every grid is the head, and how its to
 number alone.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -41,18 +39,20 @@ class Points:
 
     @property
     def heads(self) -> int:
-        """Heads of the block."""
         return self.block.shape[0]
 
     @property
     def tokens(self) -> int:
-        """Tokens of the block."""
         return self.block.shape[1]
 
     @property
     def head_dim(self) -> int:
-        """Channels of a head."""
         return self.block.shape[2]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """From head to head and from token to token."""
+        return self.block.stride()[:2]
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor on the block's device that a kernel fills, with the heads before `shape`."""
@@ -77,19 +77,6 @@ def centred(values, offset, inverse, HEAD_DIM: tl.constexpr):
         at = tl.program_id(1) * HEAD_DIM + tl.arange(0, HEAD_DIM)
         values = (values - tl.load(offset + at)[None, :]) * tl.load(inverse + at)[None, :]
     return values
-
-
-@dataclass(frozen=True)
-class Channels:
-    """What `measure` finds of `H` heads.
-
-    Attributes:
-        offset: `[H, D]` float32 means.
-        inverse: `[H, D]` float32, one over the weight that is stored.
-    """
-
-    offset: Tensor
-    inverse: Tensor
 
 
 @triton.jit
@@ -205,14 +192,16 @@ def _weigh_kernel(
         tl.store(inverse + at, 1.0 / (e4m3_value(bits) * power_of_two(exponent)))
 
 
-def measure(points: Points, weights: Tensor | None, units: Tensor | None, check: Tensor) -> Channels:
-    """Offset and weight of each channel; without `weights` only whether the values are finite.
+def measure(
+    points: Points, check: Tensor, weights: Tensor | None = None, units: Tensor | None = None
+) -> Points:
+    """Points less their means and over their weights; without `weights` only whether values are finite.
 
     Args:
         points: With no offset.
+        check: `[H, 3]` int32, contiguous; receives what `codec.FiniteCheck` wants.
         weights: `[H, D]` uint8, contiguous; receives e4m3 bit patterns.
         units: `[H, 3]` float32, contiguous; its second column receives the unit of the weights.
-        check: `[H, 3]` int32, contiguous; receives what `codec.FiniteCheck` wants.
     """
     tokens, head_dim = points.tokens, points.head_dim
     shape, split = launch.moments(head_dim), launch.SPLIT_TOKENS
@@ -220,12 +209,12 @@ def measure(points: Points, weights: Tensor | None, units: Tensor | None, check:
     means, squares = points.empty(splits, head_dim), points.empty(splits, head_dim)
     checks = points.empty(splits, 2, dtype=torch.int32)
     _moments_kernel[(splits, points.heads)](
-        points.block, *points.block.stride()[:2], means, squares, checks, tokens,
+        points.block, *points.strides, means, squares, checks, tokens,
         head_dim, shape.rows, split, num_warps=shape.warps,
     )  # fmt: skip
-    found = Channels(points.empty(head_dim), points.empty(head_dim))
+    found = Points(points.block, points.empty(head_dim), points.empty(head_dim))
     _weigh_kernel[(1, points.heads)](
-        points.block, *points.block.stride()[:2], means, squares, checks,
+        points.block, *points.strides, means, squares, checks,
         found.offset, found.inverse, weights, units, check, tokens, splits, head_dim, split, 16, num_warps=4,
     )  # fmt: skip
     return found

@@ -4,8 +4,6 @@ Words are all ±1 with an even number of minus signs, two ±2 among zeros, or on
 closed under permutations, so the nearest word is found from sums, the least and the two largest magnitudes.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import combinations
 

@@ -3,9 +3,6 @@
 `placement` is the torch reference.
 """
 
-from __future__ import annotations
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -102,13 +99,6 @@ def _place_kernel(
     at = target + batch * target_batch + head * target_head
     at += tokens[:, None].to(tl.int64) * target_token + channels[None, :]
     tl.store(at, values.to(target.dtype.element_ty), mask=(tokens < num_rows)[:, None])
-
-
-def apply(placement: KernelPlacement, states: Tensor, tokens: slice) -> Tensor:
-    """`Placement.apply` of `[B, H, S, D]` with any strides but the last, to a contiguous tensor."""
-    target = torch.empty_like(states, memory_format=torch.contiguous_format)
-    copy_placed(placement, states, tokens, target)
-    return target
 
 
 def copy_placed(placement: KernelPlacement, states: Tensor, tokens: slice, target: Tensor) -> None:

@@ -5,8 +5,6 @@ over offsets o. In complex numbers, one a pair of channels, a rotation multiplie
 `E q_a q_b` by phases, whose means over offsets are products over the axes.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -5,10 +5,8 @@ Both kinds are plain data, so that a kernel can apply them while it decodes. Inv
 token depends on its number among the tokens of the frames alone.
 """
 
-from __future__ import annotations
-
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,28 +16,42 @@ from qvg_kernels.rope.tables import KernelPlacement, RotaryTables, half_tables, 
 from qvg_kernels.runtime.dispatch import uses_kernels
 
 
-class Placement(Protocol):
+class Placement(ABC):
     """What happens to the tokens of given frames when they are read."""
 
     def apply(self, states: Tensor, tokens: slice) -> Tensor:
-        """Placed `[B, H, S, D]`, which are `tokens` of the tokens of the frames; computed in float32."""
-        ...
+        """Placed `[B, H, S, D]`, which are `tokens` of the tokens of the frames; computed in float32.
 
+        Args:
+            states: Any strides but the last.
+        """
+        if not uses_kernels(states.device):
+            return self._apply(states, tokens)
+        from qvg_kernels.rope.kernels import copy_placed
+
+        placed = torch.empty_like(states, memory_format=torch.contiguous_format)
+        copy_placed(self.for_kernels(), states, tokens, placed)
+        return placed
+
+    @abstractmethod
+    def _apply(self, states: Tensor, tokens: slice) -> Tensor:
+        """`apply` in torch."""
+
+    @abstractmethod
     def at_keys(self, moment: Tensor) -> Tensor:
         """The second moment of queries, `[..., D, D]` float64, in the space of keys that are not placed yet.
 
         Args:
             moment: Likewise, of queries that are not placed.
         """
-        ...
 
+    @abstractmethod
     def for_kernels(self) -> KernelPlacement:
         """The same as kernels take it."""
-        ...
 
 
 @dataclass(frozen=True)
-class Rotary:
+class Rotary(Placement):
     """Tokens turned by frame, row and column.
 
     Attributes:
@@ -53,11 +65,7 @@ class Rotary:
     columns: int
     slots: tuple[int, ...]
 
-    def apply(self, states: Tensor, tokens: slice) -> Tensor:
-        if uses_kernels(states.device):
-            from qvg_kernels.rope.kernels import apply
-
-            return apply(self.for_kernels(), states, tokens)
+    def _apply(self, states: Tensor, tokens: slice) -> Tensor:
         per_frame = self.rows * self.columns
         device = states.device
         token = torch.arange(tokens.start or 0, tokens.stop, device=device)
@@ -84,7 +92,7 @@ class Rotary:
 
 
 @dataclass(frozen=True, eq=False)
-class FrameMatrices:
+class FrameMatrices(Placement):
     """Tokens whose groups of four channels are multiplied by the matrix of their frame.
 
     Attributes:
@@ -98,11 +106,7 @@ class FrameMatrices:
     tokens_per_frame: int
     slots: tuple[int, ...]
 
-    def apply(self, states: Tensor, tokens: slice) -> Tensor:
-        if uses_kernels(states.device):
-            from qvg_kernels.rope.kernels import apply
-
-            return apply(self.for_kernels(), states, tokens)
+    def _apply(self, states: Tensor, tokens: slice) -> Tensor:
         token = torch.arange(tokens.start or 0, tokens.stop, device=states.device)
         slot = on_device(self.slots, states.device)[token // self.tokens_per_frame]
         groups = states.float().unflatten(-1, (-1, 4))

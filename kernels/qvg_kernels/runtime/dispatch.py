@@ -5,8 +5,6 @@ variable QVG_KERNELS overrides: `reference` never takes a kernel, `triton` alway
 TRITON_INTERPRET=1, which is how tests follow a whole call.
 """
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from importlib.util import find_spec

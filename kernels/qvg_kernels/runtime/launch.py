@@ -35,6 +35,11 @@ class Tile:
     keys: int = 0
 
 
+def round_up(count: int, multiple: int) -> int:
+    """The least multiple that is not below `count`."""
+    return -(-count // multiple) * multiple
+
+
 KEY_ALIGNMENT = 128
 """Keys that passes and splits are a multiple of: the largest tile of keys."""
 
@@ -160,12 +165,6 @@ def cluster_tile(count: int, head_dim: int, device: torch.device) -> int:
     if head_dim <= 128 and capability(device) not in SMALL_SHARED:
         largest = 128
     return min(largest, max(MEAN_ROWS, int(triton.next_power_of_2(count))))
-
-
-def cluster_rows(count: int, head_dim: int, device: torch.device) -> int:
-    """Rows that hold `count` centroids: whole tiles."""
-    tile = cluster_tile(count, head_dim, device)
-    return -(-count // tile) * tile
 
 
 def split_tokens(tokens: int) -> int:

@@ -4,8 +4,6 @@ Packing a chunk of Self-Forcing launches some 20 kernels a side of a layer, whic
 long as the GPU.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass

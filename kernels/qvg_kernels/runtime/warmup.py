@@ -4,8 +4,6 @@ A kernel takes up to 3 s to compile and to load, and a first call launches about
 run, on memory that no kernel has written: their results are dropped, and cuDNN has made its plan.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor

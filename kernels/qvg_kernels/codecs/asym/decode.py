@@ -1,7 +1,5 @@
 """Blocks of the scheme "asym" read by kernels: `AsymCodec.decode` is the torch reference."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -3,23 +3,13 @@
 A residual is what a token's centroid, rounded to bf16, leaves of it.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from qvg_kernels.codecs.asym.spec import AsymSpec
-from qvg_kernels.codecs.encoding import (
-    Fill,
-    Packed,
-    cluster,
-    draw_starts,
-    encode_heads,
-    residual_of,
-    store_codes,
-)
+from qvg_kernels.codecs.encoding import Packed, cluster, draw_starts, encode_heads, residual_of, store_codes
 from qvg_kernels.quant.numbers import e4m3_value, round_half_even
 from qvg_kernels.quant.points import Points, measure, round_scales
 from qvg_kernels.runtime import launch
@@ -31,33 +21,27 @@ def encode(block: Tensor, spec: AsymSpec, seed: int) -> Packed:
     _, _, tokens, head_dim = block.shape
     count, size = min(spec.num_centroids, tokens), min(spec.block_size, head_dim)
     tile, groups = launch.group_tokens(head_dim), head_dim // size
+    tiles = triton.cdiv(tokens, tile)
+    (starts,) = draw_starts(tokens, count, 1, seed, block.device)
 
-    def begin() -> Fill:
-        (starts,) = draw_starts(tokens, count, 1, seed, block.device)
-
-        def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
-            points = Points(values)
-            tiles = triton.cdiv(tokens, tile)
-            measure(points, None, None, found)
-            ids, rounded = cluster(points, starts, spec.iterations)
-            target["ids"].copy_(ids)
-            target["centroids"].copy_(rounded)
-            lows, steps = points.empty(tokens * groups), points.empty(tokens * groups)
-            largest_low, largest_step = points.empty(tiles), points.empty(tiles)
-            _extent_kernel[(tiles, points.heads)](
-                points.block, *points.block.stride()[:2], rounded, ids, lows, steps, largest_low,
-                largest_step,
-                count, tokens, spec.bits, size, head_dim, tile, num_warps=4,
-            )  # fmt: skip
-            round_scales(steps, largest_step, target["steps"], target["units"], 0)
-            round_scales(lows, largest_low, target["lows"], target["units"], 1)
-            _asymmetric_kernel[(tiles, points.heads)](
-                points.block, *points.block.stride()[:2], rounded, ids,
-                target["lows"], target["steps"], target["units"], target["codes"],
-                count, tokens, spec.bits, size, head_dim, tile, num_warps=4,
-            )  # fmt: skip
-
-        return fill
+    def fill(points: Points, target: dict[str, Tensor], found: Tensor) -> None:
+        measure(points, found)
+        ids, rounded = cluster(points, starts, spec.iterations)
+        target["ids"].copy_(ids)
+        target["centroids"].copy_(rounded)
+        lows, steps = points.empty(tokens * groups), points.empty(tokens * groups)
+        largest_low, largest_step = points.empty(tiles), points.empty(tiles)
+        _extent_kernel[(tiles, points.heads)](
+            points.block, *points.strides, rounded, ids, lows, steps, largest_low, largest_step,
+            count, tokens, spec.bits, size, head_dim, tile, num_warps=4,
+        )  # fmt: skip
+        round_scales(steps, largest_step, target["steps"], target["units"], 0)
+        round_scales(lows, largest_low, target["lows"], target["units"], 1)
+        _asymmetric_kernel[(tiles, points.heads)](
+            points.block, *points.strides, rounded, ids,
+            target["lows"], target["steps"], target["units"], target["codes"],
+            count, tokens, spec.bits, size, head_dim, tile, num_warps=4,
+        )  # fmt: skip
 
     shapes = {
         "codes": (torch.uint8, (tokens, head_dim * spec.bits // 8)),
@@ -67,7 +51,7 @@ def encode(block: Tensor, spec: AsymSpec, seed: int) -> Packed:
         "centroids": (torch.bfloat16, (count, head_dim)),
         "units": (torch.float32, (2,)),
     }
-    return encode_heads(block, spec, shapes, begin)
+    return encode_heads(block, spec, shapes, fill)
 
 
 @kernel(do_not_specialize=["count", "num_tokens"])

@@ -28,7 +28,7 @@ KINDS = {
 }
 
 
-class AsymCodec(HeadwiseCodec[AsymSpec, Tensor]):
+class AsymCodec(HeadwiseCodec[AsymSpec]):
     """K-means in bf16, then `low + step * code` in blocks of channels, both numbers e4m3 times a unit."""
 
     kinds = KINDS

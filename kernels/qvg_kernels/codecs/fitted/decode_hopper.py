@@ -8,7 +8,7 @@ g3 g2 c2 c1 c0 and four lanes those of g1 g0, so nothing moves between lanes: a 
 g2 g1 g0 c0, of which tensor cores take operands and give results just so, additions over the other three.
 """
 
-from __future__ import annotations
+from typing import Any
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -16,7 +16,6 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma
 
 from qvg_kernels.codecs.fitted.decode import FOLDED, KEY, VALUE, channel_numbers
-from qvg_kernels.codecs.fitted.spec import GridName
 from qvg_kernels.codecs.reading import (
     CODEBOOK_ROWS,
     TOKENS,
@@ -457,16 +456,9 @@ def _decode_lattice(
 _decode_lattice_kernel = Kernel(_decode_lattice)
 
 
-def decode_lattice(
-    blocks: BlockTable,
-    tiles: Tiles,
-    target: DecodeTarget,
-    grid: GridName,
-    *,
-    has_codebook: bool,
-    shaping: int,
-) -> None:
-    """Decode some heads of a pass, as `BlockReader.decode` has it."""
+def decode_lattice(blocks: BlockTable, tiles: Tiles, target: DecodeTarget, settings: tuple[Any, ...]) -> None:
+    """Decode some heads of a pass, as `BlockReader.decode` has it; `settings` are the reader's."""
+    grid, _, has_codebook, shaping = settings
     placement, device = blocks.placement, blocks.rows.device
     tables, spaces = placement.tables, placement.spaces
     if tables is not None and spaces is not None:

@@ -5,8 +5,6 @@ rounding leaves of each cluster on average moves into its centroid, and what the
 leaves of each channel into its offset.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 
@@ -19,18 +17,11 @@ from qvg_kernels.codec import FiniteCheck, Shaper
 from qvg_kernels.codecs.encoding import Packed, encode_heads
 from qvg_kernels.codecs.fitted.residuals import TINY, round_residuals
 from qvg_kernels.codecs.fitted.spec import FittedSpec
-from qvg_kernels.quant import kmeans_kernels
+from qvg_kernels.quant import numbers
 from qvg_kernels.quant.hadamard import phase_of_seed
 from qvg_kernels.quant.kmeans import spread_starts
-from qvg_kernels.quant.kmeans_kernels import Centroids, ClusterSums, add_splits
-from qvg_kernels.quant.numbers import (
-    e4m3_bits,
-    e4m3_value,
-    operand_dtype,
-    power_of_two,
-    round_half_even,
-    unit_exponent,
-)
+from qvg_kernels.quant.kmeans_kernels import add_splits, cluster_sums, kmeans
+from qvg_kernels.quant.numbers import e4m3_bits, e4m3_value, power_of_two, round_half_even, unit_exponent
 from qvg_kernels.quant.points import Points, measure, round_scales
 from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.replay import replay
@@ -66,13 +57,13 @@ def encode(block: Tensor, spec: FittedSpec, seed: int, shaper: Shaper | None) ->
     def pack(inputs: Sequence[Tensor]) -> list[Tensor]:
         values, phase, *matrices = inputs
 
-        def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
+        def fill(points: Points, target: dict[str, Tensor], found: Tensor) -> None:
             target["phase"].copy_(phase)
             target["units"].zero_()
-            _encode_heads(values, target, found, spec, starts)
+            _encode_heads(points, target, found, spec, starts)
 
         given = dict(zip(("matrix", "inverse"), matrices, strict=False))
-        tensors, check = encode_heads(values, spec, shapes, lambda: fill, given)
+        tensors, check = encode_heads(values, spec, shapes, fill, given)
         return [*tensors.values(), check.found]
 
     # All that a block has of its seed.
@@ -91,35 +82,45 @@ def _spread(tokens: int, count: int, device: torch.device) -> Tensor:
 
 
 def _encode_heads(
-    values: Tensor,
-    target: dict[str, Tensor],
-    found: Tensor,
-    spec: FittedSpec,
-    starts: Tensor | None,
+    values: Points, target: dict[str, Tensor], found: Tensor, spec: FittedSpec, starts: Tensor | None
 ) -> None:
-    points = Points(values)
-    units = target["units"]
-    channels = measure(points, target["weights"], units, found)
-    matrix, inverse, weights = target.get("matrix"), target.get("inverse"), target["weights"]
-    if inverse is None:
-        points = Points(values, channels.offset, channels.inverse)
-    else:
+    tokens, head_dim, units, weights = values.tokens, values.head_dim, target["units"], target["weights"]
+    measured = points = measure(values, found, weights, units)
+    matrix, inverse = target.get("matrix"), target.get("inverse")
+    if inverse is not None:
         weights = None
-        points = _transform(Points(values, channels.offset), inverse)
-    ids, table, steps, decoded = target.get("ids"), target.get("table"), target.get("steps"), None
-    if starts is not None and ids is not None and table is not None and steps is not None:
-        centroids = kmeans_kernels.kmeans(points, starts, spec.iterations, ids)
-        decoded = _round_table(centroids, table, steps, units)
+        points = Points(values.empty(tokens, head_dim, dtype=numbers.OPERAND_DTYPE))
+        _transform_kernel[(triton.cdiv(tokens, 64), values.heads)](
+            values.block, *values.strides, measured.offset, inverse, points.block, tokens, head_dim, 64, 64,
+            num_warps=4,
+        )  # fmt: skip
+    ids = table = steps = decoded = None
+    count = 0 if starts is None else len(starts)
+    if starts is not None:
+        ids, table, steps = target["ids"], target["table"], target["steps"]
+        centroids = kmeans(points, starts, spec.iterations, ids)
+        decoded, num_rows = points.empty(head_dim), centroids.values.shape[1]
+        _table_kernel[(1, points.heads)](
+            centroids.values, table, steps, units, decoded, count, num_rows, head_dim, min(num_rows, 64),
+            num_warps=8,
+        )  # fmt: skip
     scales, largest, errors = round_residuals(
         points, ids, table, decoded, spec, target["phase"], target["codes"]
     )
     round_scales(scales, largest, target["scales"], units, 0)
-    missed = kmeans_kernels.cluster_sums(errors, ids, 1 if table is None else table.shape[1])
-    rests = _refit(points, missed, table, steps, units)
+    # Without a table all tokens are in one cluster.
+    sums, sizes = cluster_sums(Points(errors), ids, max(count, 1))
+    splits, num_rows = sizes.shape[1:]
+    tiles = num_rows // launch.MEAN_ROWS
+    rests = points.empty(tiles, head_dim)
+    _refit_kernel[(tiles, points.heads)](
+        sums, sizes, table, steps, units, rests, count, splits, num_rows, head_dim, launch.MEAN_ROWS,
+        num_warps=4,
+    )  # fmt: skip
     moving = matrix if spec.shaping == "key" else inverse
     _offset_kernel[(1, points.heads)](
-        rests, channels.offset, weights, units, moving, target["offset"], rests.shape[1], points.tokens,
-        spec.shaping == "key", points.head_dim, num_warps=4,
+        rests, measured.offset, weights, units, moving, target["offset"], tiles, tokens,
+        spec.shaping == "key", head_dim, num_warps=4,
     )  # fmt: skip
 
 
@@ -128,7 +129,11 @@ def _transform_kernel(
     block, head_stride, token_stride, offset, inverse, target, num_tokens,
     HEAD_DIM: tl.constexpr, TILE_S: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """TILE_S tokens of a head without their mean, times the inverse of its matrix, which is symmetric."""
+    """TILE_S tokens of a head without their mean, times the inverse of its matrix, which is symmetric.
+
+    Args:
+        inverse: `[H, HEAD_DIM, HEAD_DIM]` float16.
+    """
     head = tl.program_id(1).to(tl.int64)
     channels = tl.arange(0, HEAD_DIM)
     tokens = tl.program_id(0) * TILE_S + tl.arange(0, TILE_S)
@@ -148,17 +153,6 @@ def _transform_kernel(
     tl.store(at, moved.to(target.dtype.element_ty), mask=is_token)
 
 
-def _transform(points: Points, inverse: Tensor) -> Points:
-    """Points less their offset, times `[H, D, D]` float16 matrices; as products take them."""
-    moved = points.empty(points.tokens, points.head_dim, dtype=operand_dtype())
-    tile = 64
-    _transform_kernel[(triton.cdiv(points.tokens, tile), points.heads)](
-        points.block, *points.block.stride()[:2], points.offset, inverse, moved, points.tokens,
-        points.head_dim, tile, 64, num_warps=4,
-    )  # fmt: skip
-    return Points(moved)
-
-
 @triton.jit
 def _in_steps(values, step):
     """Float32 integers: values in steps, to nearest even, at most 127 either way."""
@@ -176,7 +170,11 @@ def _table_steps(steps, units, head, HEAD_DIM: tl.constexpr):
 def _table_kernel(
     centroids, table, steps, units, decoded, count, num_rows, HEAD_DIM: tl.constexpr, TILE_K: tl.constexpr
 ):  # fmt: skip
-    """One head's steps and its table of rounded centroids."""
+    """One head's steps, as e4m3 bits and as they are decoded, and its table `[H, K, D]` of rounded centroids.
+
+    Args:
+        units: `[H, 3]`; the third receives the unit of the steps.
+    """
     head = tl.program_id(1)
     channels = tl.arange(0, HEAD_DIM)
     largest = tl.zeros([HEAD_DIM], tl.float32)
@@ -259,47 +257,3 @@ def _offset_kernel(
             # [64, HEAD_DIM]
             part = tl.load(matrix + rows[:, None] * HEAD_DIM + channels[None, :]).to(tl.float32)
             tl.store(offset + rows, still + tl.sum(part * moving[None, :], 1))
-
-
-def _round_table(centroids: Centroids, table: Tensor, steps: Tensor, units: Tensor) -> Tensor:
-    """Round centroids to the table.
-
-    Args:
-        table: `[H, K, D]` int8, contiguous; receives the centroids in steps.
-        steps: `[H, D]` uint8, contiguous; receives e4m3 bit patterns.
-        units: `[H, 3]` float32, contiguous; its third column receives the unit of the steps.
-
-    Returns:
-        `[H, D]` float32, the steps as they are decoded.
-    """
-    heads, num_rows, head_dim = centroids.values.shape
-    decoded = torch.empty(heads, head_dim, dtype=torch.float32, device=table.device)
-    _table_kernel[(1, heads)](
-        centroids.values, table, steps, units, decoded, centroids.count, num_rows,
-        head_dim, min(num_rows, 64), num_warps=8,
-    )  # fmt: skip
-    return decoded
-
-
-def _refit(
-    points: Points, errors: ClusterSums, table: Tensor | None, steps: Tensor | None, units: Tensor
-) -> Tensor:
-    """Move the table's entries so that tokens err by zero on average.
-
-    Args:
-        errors: Of each cluster's points minus what they decode to; of all tokens in cluster 0 without table.
-        table: `[H, K, D]` int8, changed in place.
-
-    Returns:
-        `[H, tiles, D]` sums of the errors that are left.
-    """
-    heads, splits, num_rows, head_dim = errors.sums.shape
-    tile = launch.MEAN_ROWS
-    tiles = num_rows // tile
-    rests = points.empty(tiles, head_dim)
-    count = 0 if table is None else table.shape[1]
-    _refit_kernel[(tiles, heads)](
-        errors.sums, errors.sizes, table, steps, units, rests, count, splits, num_rows,
-        head_dim, tile, num_warps=4,
-    )  # fmt: skip
-    return rests

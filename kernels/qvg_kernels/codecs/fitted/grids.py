@@ -3,8 +3,6 @@
 Invariant: levels are integers that int8 holds exactly, symmetric about zero; `read(write(levels)) == levels`.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from types import ModuleType
 from typing import Protocol

@@ -6,16 +6,9 @@ codes make one word. In the lattice's search a magnitude carries the number of i
 bits of its float32 pattern: that orders equal ones, and thresholds take the place of an ordering of indices.
 """
 
-from __future__ import annotations
-
-from functools import cache
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from qvg_kernels.quant import lattice
 from qvg_kernels.quant.numbers import int_of
 
 SIGN = tl.constexpr(0x80000000)
@@ -23,12 +16,6 @@ SIGN = tl.constexpr(0x80000000)
 
 NEVER = tl.constexpr(0x7F800000)
 """A threshold that no finite magnitude reaches: infinity."""
-
-
-@cache
-def pattern_codes(device: torch.device) -> Tensor:
-    """`[3 ** 8]` uint8, `lattice.pattern_codes`."""
-    return lattice.pattern_codes(device).to(torch.uint8)
 
 
 @triton.jit
@@ -120,7 +107,7 @@ def nearest_words(values, codes, num_shifts):
 
     Args:
         values: Eight float32 tensors `[TILE_S, GROUPS]`, in quarters.
-        codes: Pointer to `pattern_codes`.
+        codes: Pointer to `lattice.pattern_codes`.
         num_shifts: 2.
 
     Returns:

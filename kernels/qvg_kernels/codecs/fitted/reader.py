@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 import triton.language as tl
@@ -23,6 +22,7 @@ from qvg_kernels.codecs.reading import (
 )
 from qvg_kernels.quant import numbers
 from qvg_kernels.rope.kernels import ROTARY
+from qvg_kernels.rope.tables import on_device
 from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import kernel
 
@@ -90,43 +90,26 @@ class FittedReader(BlockReader):
         tensors: tuple[str, ...] = ("codes", "scales", "weights", "offset", "units", "phase")
         tensors += ("ids", "table", "steps") if has_codebook else ()
         tensors += ("matrix",) if spec.is_shaped else ()
-        return cls(
-            head_dim,
-            tensors,
-            "table" if has_codebook else None,
-            spec.grid != "int4",
-            (spec.grid, spec.code_shape(1, head_dim)[1], has_codebook, SHAPING[spec.shaping].value),
-            begin,
-            read,
-            is_scaled=True,
-        )
+        codebook = "table" if has_codebook else None
+        row_bytes = spec.code_shape(1, head_dim)[1]
+        settings = spec.grid, row_bytes, has_codebook, SHAPING[spec.shaping].value
+        return cls(head_dim, tensors, codebook, spec.grid != "int4", settings, begin, read, is_scaled=True)
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         form = grid(self.settings[0])
         if isinstance(form, ScalarGrid):
-            words = _levels(form.levels, device)
+            words = on_device(form.levels, device)
         else:
             words = numbers.word_sums(GRID_BITS[self.settings[0]], device)
         return words, numbers.sign_flips(self.head_dim, device)
 
     def decode(self, blocks: BlockTable, tiles: Tiles, target: DecodeTarget) -> None:
         is_wide = not (target.is_transposed or target.is_reordered)
-        has_kernel = (
-            self.settings[0] in ("e8", "e8x1")
-            and self.head_dim == 128
-            and launch.has_gluon(blocks.rows.device)
-        )
-        if has_kernel and is_wide:
+        is_lattice = self.settings[0] in ("e8", "e8x1") and self.head_dim == 128
+        if is_wide and is_lattice and launch.has_gluon(blocks.rows.device):
             from qvg_kernels.codecs.fitted.decode_hopper import decode_lattice
 
-            decode_lattice(
-                blocks,
-                tiles,
-                target,
-                self.settings[0],
-                has_codebook=self.settings[2],
-                shaping=self.settings[3],
-            )
+            decode_lattice(blocks, tiles, target, self.settings)
         else:
             super().decode(blocks, tiles, target)
 
@@ -136,15 +119,7 @@ class FittedReader(BlockReader):
         return super().tile(is_transposed=is_transposed)
 
     def measure(self, blocks: BlockTable, *, is_key: bool) -> HeadScales:
+        is_folded = self.settings[3] == FOLDED.value
         return self._measure(
-            _unit_kernel,
-            blocks,
-            is_key,
-            PLACEMENT=blocks.placement.kind,
-            IS_FOLDED=self.settings[3] == FOLDED.value,
+            _unit_kernel, blocks, is_key, PLACEMENT=blocks.placement.kind, IS_FOLDED=is_folded
         )
-
-
-@lru_cache(maxsize=8)
-def _levels(levels: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(levels, dtype=torch.int32, device=device)

@@ -45,7 +45,7 @@ TINY = 1e-30
 """Stands in for a zero that would divide; far below any value that a model makes."""
 
 
-class FittedCodec(HeadwiseCodec[FittedSpec, tuple[Tensor, Tensor]]):
+class FittedCodec(HeadwiseCodec[FittedSpec]):
     """Channel weights, k-means, token signs, Hadamard, fitted grid, unbiased scale, centroid refit.
 
     A token decodes to `offset + weight * (sign * (scale * levels) @ hadamard + step * table[id])`, with

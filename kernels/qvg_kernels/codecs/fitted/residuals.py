@@ -5,8 +5,6 @@ apart into eight tensors of every eighth channel: a thread holds whole groups of
 grid stands once.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch
@@ -21,10 +19,10 @@ from qvg_kernels.codecs.fitted.levels import (
     nearest_levels,
     nearest_roots,
     nearest_words,
-    pattern_codes,
 )
 from qvg_kernels.codecs.fitted.spec import FittedSpec
-from qvg_kernels.quant import numbers
+from qvg_kernels.quant import lattice, numbers
+from qvg_kernels.quant.hadamard import hadamard
 from qvg_kernels.quant.numbers import OPERAND, token_pattern
 from qvg_kernels.quant.points import Points, centred, load_tokens
 from qvg_kernels.runtime import launch
@@ -36,13 +34,15 @@ TINY = tl.constexpr(1e-30)
 
 @cache
 def hadamard_chunks(head_dim: int, device: torch.device) -> Tensor:
-    """`[D / CHUNK, CHUNK, D]`: the symmetric matrix of signs, in an order of its rows that suits products.
+    """`[D / CHUNK, CHUNK, D]`: the Sylvester matrix of 1 and -1, in an order of its rows that suits products.
+
+    The kernel divides by `sqrt(D)`.
 
     Of 32 rows, row `8 a + 2 b + c` is channel `8 b + 2 a + c`. A thread has columns `2 b`, `2 b + 1` and
     every eighth further of a product, for one `b`: so it has group `b` whole, and the next product takes
     the levels from where they are.
     """
-    signs = numbers.hadamard_signs(head_dim, device).to(numbers.operand_dtype())
+    signs = hadamard(head_dim, device).sign().to(numbers.OPERAND_DTYPE)
     rows = signs.reshape(-1, launch.CHUNK // 32, 4, 4, 2, head_dim).transpose(2, 3)
     return rows.reshape(-1, launch.CHUNK, head_dim).contiguous()
 
@@ -129,7 +129,7 @@ def _residual_kernel(
         ids: `[H, S]` uint8, rows of `table`, `[H, count, D]` int8 in `steps`, `[H, D]`; `None` without a
             codebook.
         phases: `[H]` uint8, of the sign patterns.
-        flips: `numbers.sign_flips`; `matrix` is `hadamard_chunks`, `patterns` is `levels.pattern_codes`.
+        flips: `numbers.sign_flips`; `matrix` is `hadamard_chunks`, `patterns` is `lattice.pattern_codes`.
         codes: Receives the codes; `scales` `[H, S]`, `largest` `[H, tiles]` and `errors` `[H, S, D]`
             likewise.
         step: Of the levels in deviations, that of single values before it is fitted; `unbiased` as in the
@@ -243,7 +243,7 @@ def round_residuals(
     shape = launch.residuals(head_dim)
     tiles = triton.cdiv(tokens, shape.rows)
     scales, largest = points.empty(tokens), points.empty(tiles)
-    errors = points.empty(tokens, head_dim, dtype=numbers.operand_dtype())
+    errors = points.empty(tokens, head_dim, dtype=numbers.OPERAND_DTYPE)
     name = spec.grid
     form = grid(name)
     levels = form.levels if isinstance(form, ScalarGrid) else ()
@@ -255,9 +255,10 @@ def round_residuals(
         target = codes.view(torch.int32) if name == "int4" else codes.view(torch.int16)
     count = 0 if table is None else table.shape[1]
     _residual_kernel[(tiles, points.heads)](
-        points.block, *points.block.stride()[:2], points.offset, points.inverse, ids, table, steps,
-        numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device), pattern_codes(device),
-        target, scales, largest, errors, phases, count, tokens, head_dim // launch.CHUNK, 2,
+        points.block, *points.strides, points.offset, points.inverse, ids, table, steps,
+        numbers.sign_flips(head_dim, device), hadamard_chunks(head_dim, device),
+        lattice.pattern_codes(device), target, scales, largest, errors,
+        phases, count, tokens, head_dim // launch.CHUNK, 2,
         form.step, spec.unbiased, name, levels, len(levels), head_dim, shape.rows, launch.CHUNK,
         num_warps=shape.warps, maxnreg=shape.registers,
     )  # fmt: skip

@@ -7,8 +7,6 @@ the inverse of S (Pusz and Woronowicz 1975). An error of a value costs the same 
 Scales of M and S do not matter.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ differs between them is what their papers are about: along which axis groups lie
 rotated first.
 """
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import torch
@@ -20,14 +18,11 @@ from qvg_kernels.quant.hadamard import hadamard
 AnySpec = TypeVar("AnySpec", bound=RtnSpec | KiviSpec | QuarotSpec)
 
 
-class _MinMaxCodec(HeadwiseCodec[AnySpec, None]):
+class _MinMaxCodec(HeadwiseCodec[AnySpec]):
     """Groups of a token's channels as they are."""
 
     kinds = {"codes": "codes", "lows": "scales", "steps": "scales"}  # noqa: RUF012
     clip_ratio = 1.0
-
-    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> None:
-        """Nothing is drawn."""
 
     def encode_head(self, points: Tensor, draws: None) -> dict[str, Tensor]:
         tokens, head_dim = points.shape

@@ -1,7 +1,5 @@
 """Settings of the peers that round to nearest between the lowest and highest value of a group."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Blocks of plain bf16 numbers read by kernels."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -1,7 +1,5 @@
 """Blocks kept as plain numbers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

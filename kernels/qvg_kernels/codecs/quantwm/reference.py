@@ -4,8 +4,6 @@ Invariant: nothing is improved here. The correction of keys is always stored in 
 block's size must be known before its values are.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -31,7 +29,7 @@ TINY = 1e-30
 """Stands in for a zero that would divide."""
 
 
-class QuantWmCodec(HeadwiseCodec[QuantWmSpec, Tensor]):
+class QuantWmCodec(HeadwiseCodec[QuantWmSpec]):
     """K-means as in QVG, groups of four levels, and for keys what queries weigh.
 
     Source: QuantWM (arXiv 2609.26425): "QSAC" chooses the centroid, "PSAC" stores a key's error along the

@@ -3,22 +3,12 @@
 A residual is what a token's centroid, rounded to bf16, leaves of it.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from qvg_kernels.codecs.encoding import (
-    Fill,
-    Packed,
-    cluster,
-    draw_starts,
-    encode_heads,
-    residual_of,
-    store_codes,
-)
+from qvg_kernels.codecs.encoding import Packed, cluster, draw_starts, encode_heads, residual_of, store_codes
 from qvg_kernels.codecs.qvg.spec import QvgSpec
 from qvg_kernels.quant.numbers import e4m3_bits, e4m3_value, round_half_even
 from qvg_kernels.quant.points import Points, measure
@@ -31,31 +21,26 @@ def encode(block: Tensor, spec: QvgSpec, seed: int) -> Packed:
     _, _, tokens, head_dim = block.shape
     count, size = min(spec.num_centroids, tokens), min(spec.block_size, head_dim)
     tile = launch.group_tokens(head_dim)
+    starts = draw_starts(tokens, count, spec.stages, seed, block.device)
 
-    def begin() -> Fill:
-        starts = draw_starts(tokens, count, spec.stages, seed, block.device)
-
-        def fill(values: Tensor, target: dict[str, Tensor], found: Tensor) -> None:
-            points = Points(values)
-            grid = (triton.cdiv(tokens, tile), points.heads)
-            measure(points, None, None, found)
-            for stage in range(spec.stages):
-                ids, rounded = cluster(points, starts[stage], spec.iterations)
-                target["ids"][:, stage] = ids
-                target["centroids"][:, stage] = rounded
-                if stage + 1 < spec.stages:
-                    left = points.empty(tokens, head_dim)
-                    _subtract_kernel[grid](
-                        points.block, *points.block.stride()[:2], rounded, ids, left, count, tokens,
-                        head_dim, tile, num_warps=4,
-                    )  # fmt: skip
-                    points = Points(left)
-            _symmetric_kernel[grid](
-                points.block, *points.block.stride()[:2], rounded, ids, target["scales"], target["codes"],
-                count, tokens, spec.bits, size, head_dim, tile, num_warps=4,
-            )  # fmt: skip
-
-        return fill
+    def fill(points: Points, target: dict[str, Tensor], found: Tensor) -> None:
+        grid = (triton.cdiv(tokens, tile), points.heads)
+        measure(points, found)
+        for stage in range(spec.stages):
+            ids, rounded = cluster(points, starts[stage], spec.iterations)
+            target["ids"][:, stage] = ids
+            target["centroids"][:, stage] = rounded
+            if stage + 1 < spec.stages:
+                left = points.empty(tokens, head_dim)
+                _subtract_kernel[grid](
+                    points.block, *points.strides, rounded, ids, left, count, tokens, head_dim, tile,
+                    num_warps=4,
+                )  # fmt: skip
+                points = Points(left)
+        _symmetric_kernel[grid](
+            points.block, *points.strides, rounded, ids, target["scales"], target["codes"],
+            count, tokens, spec.bits, size, head_dim, tile, num_warps=4,
+        )  # fmt: skip
 
     shapes = {
         "codes": (torch.uint8, (tokens, head_dim * spec.bits // 8)),
@@ -63,7 +48,7 @@ def encode(block: Tensor, spec: QvgSpec, seed: int) -> Packed:
         "ids": (torch.uint8, (spec.stages, tokens)),
         "centroids": (torch.bfloat16, (spec.stages, count, head_dim)),
     }
-    return encode_heads(block, spec, shapes, begin)
+    return encode_heads(block, spec, shapes, fill)
 
 
 @kernel(do_not_specialize=["count", "num_tokens"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KINDS = {"codes": "codes", "scales": "scales", "ids": "ids", "centroids": "tables"}
 
 
-class QvgCodec(HeadwiseCodec[QvgSpec, Tensor]):
+class QvgCodec(HeadwiseCodec[QvgSpec]):
     """K-means in stages, then a symmetric grid in blocks of channels.
 
     Source: QVG paper (arXiv 2602.02958), sections on semantic-aware smoothing and progressive residual

@@ -3,8 +3,6 @@
 Invariant: the rotation and the levels depend on the head size and the bits alone, never on data.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 
@@ -43,13 +41,10 @@ def _levels(bits: int, device: torch.device) -> Tensor:
     return torch.tensor(levels, device=device)
 
 
-class TurboQuantCodec(HeadwiseCodec[TurboQuantSpec, None]):
+class TurboQuantCodec(HeadwiseCodec[TurboQuantSpec]):
     """A token's norm in bf16 and its rotated direction on fixed levels."""
 
     kinds = KINDS
-
-    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> None:
-        """Nothing: the rotation is the same for every block."""
 
     def encode_head(self, points: Tensor, draws: None) -> dict[str, Tensor]:
         head_dim, bits = points.shape[1], self.spec.bits

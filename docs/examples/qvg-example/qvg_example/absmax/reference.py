@@ -10,13 +10,10 @@ from qvg_kernels.codec import ALL, HeadwiseCodec, PackedTensor
 from .spec import AbsmaxSpec
 
 
-class AbsmaxCodec(HeadwiseCodec[AbsmaxSpec, None]):
+class AbsmaxCodec(HeadwiseCodec[AbsmaxSpec]):
     """A token's values over its largest magnitude."""
 
     kinds = {"codes": "codes", "scales": "scales"}  # noqa: RUF012
-
-    def draw(self, tokens: int, head_dim: int, seed: int, device: torch.device) -> None:
-        """Nothing is drawn."""
 
     def encode_head(self, points: Tensor, draws: None) -> dict[str, Tensor]:
         scales = points.abs().amax(-1) * self.spec.clip_ratio / 127
