@@ -1,5 +1,5 @@
 """`python -m qvg_cli` is `qvg`."""
 
-from qvg_cli.main import main
+from qvg_cli.main import program
 
-main()
+program()

@@ -7,6 +7,7 @@ from typing import Any
 from qvg_cli.config.load import make_request
 from qvg_cli.config.resources import preset_names
 from qvg_cli.engine.jobs import plan_caches
+from qvg_cli.models.registry import check_keywords
 from qvg_cli.report.forecasts import Plan, make_plan
 
 
@@ -55,6 +56,7 @@ def plan(
     Example:
         >>> print(qvg.plan("self-forcing", seconds=45, card="RTX 4090"))
     """
+    check_keywords(plan, options)
     request = make_request(
         backend, pocket=pocket, device=device, file=file, settings=settings, options=options
     )

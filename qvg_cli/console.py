@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from logging import getLogger
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _LOG = getLogger(SAID)
 
 
-class Progress(Protocol):
-    """Shows how far a video is."""
+class Progress:
+    """Says nothing of how far a video is; others show it."""
 
     def step(self) -> None:
         """A model call has ended."""
@@ -59,7 +59,7 @@ class Console:
     def progress(self, calls: Sequence[int], num_done: int = 0) -> Iterator[Progress]:
         """Progress of one video, by the model calls of each chunk, after those that were made before."""
         if self._is_quiet:
-            yield _Silent()
+            yield Progress()
             return
         from rich.console import Console as RichConsole
 
@@ -140,23 +140,12 @@ def visible(text: str) -> str:
     )
 
 
-class _Silent:
-    def step(self) -> None:
-        pass
-
-    def chunk_done(self, status: str) -> None:
-        pass
-
-
-class _Lines:
+class _Lines(Progress):
     def __init__(self, console: Console, num_chunks: int, num_done: int) -> None:
         self._console = console
         self._num_chunks = num_chunks
         self._num_done = self._num_before = num_done
         self._started = time.monotonic()
-
-    def step(self) -> None:
-        pass
 
     def chunk_done(self, status: str) -> None:
         self._num_done += 1
@@ -166,7 +155,7 @@ class _Lines:
         self._console.note(f"chunk {self._num_done}/{self._num_chunks}: {status}{ahead}")
 
 
-class _Chunks:
+class _Chunks(Progress):
     """Chunks and model calls of one video, as columns that are 60 wide at most, `texts` after these.
 
     A chunk counts by its model calls, so that the time left is known before the first one has ended.
@@ -209,7 +198,7 @@ class _Chunks:
         self.shown.update(self._task, completed=self._num_done, step="", status=status)
 
 
-class _Bar:
+class _Bar(_Chunks):
     """A bar that moves with every model call, and how the run goes on a line below."""
 
     def __init__(self, rich_console: RichConsole, calls: Sequence[int], num_done: int) -> None:
@@ -217,11 +206,9 @@ class _Bar:
         from rich.live import Live
         from rich.text import Text
 
-        self._chunks = _Chunks(calls, num_done)
+        super().__init__(calls, num_done)
         self._status = Text("", no_wrap=True, overflow="ellipsis")
-        shown = Group(self._chunks.shown, self._status)
-        self._live = Live(shown, console=rich_console, refresh_per_second=4)
-        self.step = self._chunks.step
+        self._live = Live(Group(self.shown, self._status), console=rich_console, refresh_per_second=4)
 
     def __enter__(self) -> _Bar:
         self._live.start()
@@ -231,26 +218,26 @@ class _Bar:
         self._live.stop()
 
     def chunk_done(self, status: str) -> None:
-        self._chunks.chunk_done(status)
+        super().chunk_done(status)
         self._status.plain = status
 
 
-class _NotebookBar:
+class _NotebookBar(_Chunks):
     """A bar in the output of a cell: one line that changes in its place."""
 
     def __init__(self, calls: Sequence[int], num_done: int) -> None:
         from IPython.display import display
 
-        self._chunks = _Chunks(calls, num_done, "{task.fields[status]}")
+        super().__init__(calls, num_done, "{task.fields[status]}")
         self._display = display(self._table(), display_id=True)  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
-        self._chunks.step()
+        super().step()
         self._display.update(self._table())
 
     def chunk_done(self, status: str) -> None:
-        self._chunks.chunk_done(status)
+        super().chunk_done(status)
         self._display.update(self._table())
 
     def _table(self) -> Table:
-        return self._chunks.shown.make_tasks_table(self._chunks.shown.tasks)
+        return self.shown.make_tasks_table(self.shown.tasks)

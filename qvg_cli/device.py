@@ -45,7 +45,6 @@ def _find_device(name: str) -> torch.device:
 
 
 def model_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The dtype that `config` means on `device`."""
     return _DTYPES.get(config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 

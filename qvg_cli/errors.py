@@ -81,7 +81,6 @@ def known_hint(name: object, known: Iterable[str], *, cutoff: float = 0.5) -> st
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not one of `known`."""
     return UsageError(f"unknown {kind} {str(name)!r}", hint=known_hint(name, known))
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -155,6 +155,15 @@ def take_lock(path: Path, busy: QvgError) -> FileLock:
     return lock
 
 
+@contextmanager
+def hold_lock(path: Path, busy: QvgError) -> Iterator[None]:
+    lock = take_lock(path, busy)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def sha256(path: Path) -> str:
     """The hash of a whole file, read in parts, as hexadecimal."""
     with path.open("rb") as stream:
@@ -187,9 +196,8 @@ def unique_names(names: Sequence[str], numbered: str) -> list[str]:
 def slug(text: str) -> str:
     """Lower-case ASCII letters, digits and hyphens of `text`, at most 48, cut between words."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    words = re.findall(r"[a-z0-9]+", ascii_text.lower())
     name = ""
-    for word in words:
+    for word in re.findall(r"[a-z0-9]+", ascii_text.lower()):
         longer = f"{name}-{word}" if name else word[:_MAX_SLUG]
         if len(longer) > _MAX_SLUG:
             break

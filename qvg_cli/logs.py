@@ -28,8 +28,6 @@ _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class _Formatter(logging.Formatter):
-    """Lines without secrets."""
-
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 

@@ -51,8 +51,7 @@ from qvg_cli.environment import find_launch
 from qvg_cli.files import write_whole
 from qvg_cli.models.base import Pipeline
 from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayPipeline
-from qvg_cli.models.longcat.denoiser import LongCatDenoiser
-from qvg_cli.models.longcat.pipeline import LongCatPipeline
+from qvg_cli.models.longcat.pipeline import LongCatDenoiser, LongCatPipeline
 from qvg_cli.models.longcat.plan import plan_video as plan_longcat
 from qvg_cli.models.longcat.schedule import Schedule, guided_schedule
 from qvg_cli.models.registry import family_of, load_config, plan_video
@@ -324,7 +323,7 @@ class Arm:
                 raise
             self._samples.append(result.memory)
             latents.append(result.latents.cpu())
-            report = MemoryReport(plan, self._samples, config.video.fps, config.cache.preset)
+            report = MemoryReport(self._samples, config.video.fps, config.cache.preset)
             figures = report.to_json({})
             row = {**figures.pop("chunks")[-1], **clock.figures()}
             if probe is not None:

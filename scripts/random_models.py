@@ -21,8 +21,8 @@ from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.longcat.layers import TransformerConfig
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.offload import STORAGE_DTYPE, Offload
-from qvg_cli.models.parallel import AllRows, AllTokens, Rows, Tokens
-from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
+from qvg_cli.models.parallel import Rows, Tokens
+from qvg_cli.models.self_forcing.pipeline import SelfForcingTransformer
 from qvg_cli.models.taehv import SmallNetwork, network_dtype
 from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix, put_tensor
 from qvg_cli.models.wan.pipeline import place_transformer, place_vae
@@ -118,8 +118,8 @@ class RandomModels:
         self.layout = layout
         self.dtype = model_dtype(config.model, device)
         self.device = device
-        self.tokens: Tokens = AllTokens()
-        self.rows: Rows = AllRows()
+        self.tokens = Tokens()
+        self.rows = Rows()
         self.prompts = self
         self._text_tokens = config.model.text_tokens
         self._seed = seed

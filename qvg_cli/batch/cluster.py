@@ -72,11 +72,9 @@ class Cluster:
         node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
-        each = (
-            {"num_gpus": plan.num_processes, "num_cpus": 1}
-            if plan.device == "cuda"
-            else {"num_cpus": plan.num_processes}
-        )
+        each = {"num_cpus": plan.num_processes}
+        if plan.device == "cuda":
+            each = {"num_gpus": plan.num_processes, "num_cpus": 1}
         num_workers = min(num_workers, len(plan.jobs))
         board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=node).remote(num_workers)
         indices = [{"index": index} for index in range(len(plan.jobs))]

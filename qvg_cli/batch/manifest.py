@@ -64,7 +64,6 @@ class Status:
         return float(self._last - self.start["time"])
 
     def count(self) -> dict[str, int]:
-        """Jobs by status."""
         counted = Counter(self._jobs.get(each, {}).get("status", "waiting") for each in self.start["ids"])
         return {name: counted[name] for name in ("complete", "failed", "running", "stopped", "waiting")}
 
@@ -108,9 +107,8 @@ class Manifest(Status):
             self._write("\n")
 
     def begin(self, prompts: str, ids: Sequence[str], workers: int, left_out: Sequence[str]) -> None:
-        """Add the line of a start."""
-        start = {"schema": SCHEMA, "prompts": prompts, "workers": workers, "left_out": left_out, "ids": ids}
-        self.add(start)
+        about = {"prompts": prompts, "workers": workers, "left_out": left_out, "ids": ids}
+        self.add({"schema": SCHEMA, **about})
 
     def add(self, row: Row) -> None:
         row = {"time": round(time.time(), 3), **row}
@@ -123,14 +121,13 @@ class Manifest(Status):
 
     def _write(self, text: str) -> None:
         self._text += text
-        if self._store.is_address:
-            if time.monotonic() - self._moved >= _MOVE_SECONDS:
-                self._move()
-            return
-        with (self._store.root / MANIFEST).open("a", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        if not self._store.is_address:
+            with (self._store.root / MANIFEST).open("a", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+        elif time.monotonic() - self._moved >= _MOVE_SECONDS:
+            self._move()
 
     def _move(self) -> None:
         if self._store.is_address:

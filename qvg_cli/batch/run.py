@@ -37,7 +37,6 @@ def make_batch(
 
     Args:
         bad: What is wrong with lines that are no jobs.
-        num_processes: That make each video together.
         show: Takes the manifest's line of each video when it is whole.
     """
     check_weights(planned[0])

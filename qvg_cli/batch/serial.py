@@ -86,7 +86,6 @@ def resume_video(video: Planned, folder: RunDir, console: Console, *, is_json: b
 
 
 def show_run(run: Run, *, is_json: bool) -> None:
-    """Print the path of a run's video, or its figures."""
     show_data(json.dumps(run.figures()) if is_json else str(run.folder.video))
 
 

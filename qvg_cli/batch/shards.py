@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from qvg_cli.config.load import Request
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import UsageError
-from qvg_cli.files import RunDir, slug, take_lock, write_text
+from qvg_cli.files import RunDir, hold_lock, slug, write_text
 from qvg_cli.models.registry import load_config
 from qvg_cli.report.run_files import is_finished
 from qvg_cli.runs.identity import are_settings_equal
@@ -48,19 +48,14 @@ class Shard:
         """The file that says what has become of the part, written when all of it was tried."""
         return folder / f"{slug(self.file.stem) or 'prompts'}-{self.index}-of-{self.count}.json"
 
-    @contextmanager
-    def hold(self, folder: Path) -> Iterator[None]:
+    def hold(self, folder: Path) -> AbstractContextManager[None]:
         """Keep other processes from making this part in `folder`; `UsageError` if one is at it."""
         manifest = self.manifest(folder)
         busy = UsageError(
             f"another qvg process works on --shard {self.index}/{self.count} of {self.file} in {folder}",
             hint="wait for it, or use another shard or another --out",
         )
-        lock = take_lock(manifest.with_name(f".{manifest.stem}.lock"), busy)
-        try:
-            yield
-        finally:
-            lock.release()
+        return hold_lock(manifest.with_name(f".{manifest.stem}.lock"), busy)
 
     def write_manifest(
         self, folder: Path, videos: Sequence[dict[str, Any]], left_out: Sequence[Exception]

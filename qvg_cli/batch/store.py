@@ -10,14 +10,13 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fsspec
 
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir, prepare_folder, take_lock, write_text
+from qvg_cli.files import RunDir, hold_lock, prepare_folder, write_text
 from qvg_cli.report.run_files import MEMORY, is_finished
 
 _LOCK = ".batch.lock"
@@ -56,21 +55,14 @@ class Store:
         return {f"{backend}/{path.split('/')[-2]}" for path in found}
 
     def has(self, folder: str) -> bool:
-        """Whether the run of `folder` is whole, and in its place."""
         if self.is_address:
             return bool(self._fs.exists(f"{self._address}/{folder}/{MEMORY}"))
         return is_finished(RunDir(self.root / folder))
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> AbstractContextManager[None]:
         """Keep other batches out of a folder, by a `UsageError`; an address cannot be held."""
         message = f"another qvg batch process is working in {self.place}"
-        busy = UsageError(message, hint="wait for it, or use another --out")
-        lock = take_lock(self.root / _LOCK, busy)
-        try:
-            yield
-        finally:
-            lock.release()
+        return hold_lock(self.root / _LOCK, UsageError(message, hint="wait for it, or use another --out"))
 
     def open_run(self, folder: str) -> RunDir:
         """The place on this machine in which a run is made, or goes on."""
@@ -95,11 +87,10 @@ class Store:
     def read(self, name: str) -> str:
         """The text of a file in the place itself; empty if there is none, `QvgError` if it cannot be read."""
         try:
-            content = (
-                self._fs.cat_file(f"{self._address}/{name}")
-                if self.is_address
-                else (self.root / name).read_bytes()
-            )
+            if self.is_address:
+                content = self._fs.cat_file(f"{self._address}/{name}")
+            else:
+                content = (self.root / name).read_bytes()
         except FileNotFoundError:
             return ""
         except Exception as error:

@@ -78,11 +78,9 @@ class Board:
         return self._tries[job], self._errors.get(job)
 
     async def fail(self, job: str, error: str) -> None:
-        """Remember how a try ended."""
         self._errors[job] = error
 
     async def report(self, event: Row) -> None:
-        """Take an event for the command."""
         self._events.append(event)
 
     async def take(self) -> list[Row]:
@@ -124,7 +122,7 @@ class WorkerPlan:
         return replace(self.base, config=config)
 
 
-class Worker(Console):
+class Worker(Console, Progress):
     """Makes jobs with one loaded model; Ray keeps it in a process of its own.
 
     As a console it shows nothing, and lets the `board`, a handle of the `Board`, know of every chunk.
@@ -153,8 +151,7 @@ class Worker(Console):
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         """Make the job of a batch of one, and let the board know what has become of it."""
-        ended = self._make(int(batch["index"][0]))
-        if ended is not None:
+        if (ended := self._make(int(batch["index"][0]))) is not None:
             self._ask("report", ended)
         return {"index": []}
 
@@ -167,7 +164,6 @@ class Worker(Console):
         self._engine = load(self._plan.base.config, self._device, self)
 
     def _ask(self, method: str, *arguments: object) -> Any:
-        """What a method of the board returns."""
         import ray
 
         return ray.get(getattr(self._board, method).remote(*arguments))
@@ -177,8 +173,7 @@ class Worker(Console):
         started = time.perf_counter()
         row = {**self._plan.jobs[index], "worker": self._name}
         while True:
-            begun = self._ask("begin", row)
-            if begun is None:
+            if (begun := self._ask("begin", row)) is None:
                 return None
             tries, error = begun
             row |= {"tries": min(tries, MAX_TRIES), "seconds": round(time.perf_counter() - started, 3)}
@@ -201,7 +196,6 @@ class Worker(Console):
                 return {**row, "status": "complete", "seconds": round(time.perf_counter() - started, 3)}
 
     def _make_once(self, index: int) -> None:
-        """Make the video, or go on with it."""
         from qvg_cli.runs.make import make_video
         from qvg_cli.runs.run import Run
 
@@ -227,10 +221,7 @@ class Worker(Console):
         self._store.deliver(folder)
 
     def _is_lost(self, error: Exception) -> bool:
-        """Whether this process can make nothing after `error`.
-
-        The others of its group wait within the video, or the GPU has refused to go on.
-        """
+        """Whether others wait for this process within the video, or the GPU has refused to go on."""
         if self._plan.num_processes > 1:
             return True
         return self._device.type == "cuda" and not is_out_of_memory(error) and "CUDA error" in str(error)
@@ -240,11 +231,7 @@ class Worker(Console):
         self._num_chunks, self._num_done = len(calls), num_done
         yield self
 
-    def step(self) -> None:
-        """A model call has ended."""
-
     def chunk_done(self, status: str) -> None:
-        """Let the board know how far the video is."""
         self._num_done += 1
         event = {"chunk": self._num_done, "chunks": self._num_chunks}
         self._board.report.remote({"folder": self._folder, "worker": self._name, **event})

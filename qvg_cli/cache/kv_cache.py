@@ -18,16 +18,7 @@ from qvg_cli.cache.shaping import Matrices, Shaping, read_shipped
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.errors import QvgError
 from qvg_cli.planning.cache_forecast import CacheShape
-from qvg_cli.planning.cache_plan import (
-    Block,
-    CachePlan,
-    CacheStep,
-    Commit,
-    Packing,
-    PackPolicy,
-    Versions,
-    unpacked_spec,
-)
+from qvg_cli.planning.cache_plan import Block, CachePlan, CacheStep, Commit, Packing, Versions, unpacked_spec
 from qvg_cli.planning.chunks import ChunkPlan, Frames, Geometry
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes
 from qvg_cli.randomness import derive_seed
@@ -84,7 +75,6 @@ class Entry:
     value: PackedTensor
 
     def payload_bytes(self) -> PayloadBytes:
-        """Bytes held, by kind."""
         return add(self.key.payload_bytes(), self.value.payload_bytes())
 
     def decode(self, heads: slice = slice(None), tokens: slice = slice(None)) -> tuple[Tensor, Tensor]:
@@ -104,9 +94,7 @@ class LayerCache:
         entry_of: The entry that a held frame is read from. A frame that was evicted is in none, even while a
             block keeps its tokens beside those of other frames.
         shipped: `[H, D, D]` matrices that came with the model and shape the errors of packed blocks.
-        shaping: Those that do.
         unsettled: Checks of new blocks that would have waited for the device.
-        watcher: Sees every call, if there is one.
         errors: What the blocks of the chunk in hand bring to logits.
     """
 
@@ -222,8 +210,7 @@ class LayerCache:
         if block.frames == frames:
             return states
         by_frame = states.unflatten(2, (len(frames), self.tokens_per_frame))
-        taken: Tensor = by_frame[:, :, [frames.index(frame) for frame in block.frames]].flatten(2, 3)
-        return taken
+        return by_frame[:, :, [frames.index(frame) for frame in block.frames]].flatten(2, 3)
 
     def _history(self, reads: Frames, rotation: Rotation, value_rotation: Rotation | None) -> History:
         """What `reads` are stored in, made once for all steps of a chunk."""
@@ -298,7 +285,6 @@ class LayerCache:
         return Entry(block, codecs, *pair)
 
     def refuse(self, frames: Frames, error: NonFiniteError) -> QvgError:
-        """The error for a value of `frames` that is not finite."""
         frame = frames[error.token // self.tokens_per_frame]
         return QvgError(f"cannot cache layer {self.index}, latent frame {frame}: {error}")
 
@@ -322,9 +308,6 @@ class KVCache:
     """The history of all layers; carries out a `CachePlan`, which grows with the chunks that begin.
 
     Args:
-        packed: Codecs of packed blocks, of each layer.
-        unpacked: Codecs of the chunks that wait or stay unpacked.
-        seed: Of the codecs' starting points.
         workspace_bytes: Size of decoded keys and values of all layers together.
         shipped: Matrices that shape errors, of each layer; without them they are learnt.
 
@@ -424,11 +407,9 @@ class KVCache:
         return self._num_held * self._bf16_frame_bytes
 
     def payload_bytes(self) -> PayloadBytes:
-        """Bytes held by all layers, by kind."""
         return dict(self.ledger.held)
 
     def sample(self, chunk: ChunkPlan, device_peak_bytes: int | None) -> MemorySample:
-        """The account of the chunk that has just ended."""
         return MemorySample(
             chunk=chunk.index,
             num_frames=max(chunk.frames) + 1,
@@ -442,12 +423,9 @@ class KVCache:
 
 
 def open_cache(config: CacheConfig, geometry: Geometry, shape: CacheShape, seed: int) -> KVCache:
-    """An empty cache of a video, as configured."""
     unpacked = build_codec(unpacked_spec(config))
     return KVCache(
-        CachePlan(
-            PackPolicy.of(config, tokens_per_frame=geometry.tokens_per_frame, sink_frames=shape.sink_frames)
-        ),
+        CachePlan.of(config, tokens_per_frame=geometry.tokens_per_frame, sink_frames=shape.sink_frames),
         geometry,
         shape,
         packed=[

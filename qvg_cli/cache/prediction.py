@@ -36,7 +36,6 @@ def _turn(index: int) -> int:
 
 
 def is_measured(chunk: ChunkPlan) -> bool:
-    """Whether queries of `chunk` are looked at."""
     return bool(chunk.makes) and _is_due(chunk.index)
 
 
@@ -70,7 +69,6 @@ class LogitErrors:
 
     @property
     def is_observing(self) -> bool:
-        """Whether queries of the chunk in hand are looked at."""
         return self._chunk is not None
 
     def begin(self, chunk: ChunkPlan | None) -> None:

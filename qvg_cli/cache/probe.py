@@ -62,11 +62,9 @@ class Probe(Watcher):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the caches that are only measured."""
         return sum(total(other.payload_bytes()) for other in self._others.values())
 
     def begin(self, chunk: ChunkPlan) -> None:
-        """Drop what `chunk` evicts."""
         self._steps = {name: other.begin(chunk) for name, other in self._others.items()}
         self._chunk, self._asked = chunk if is_measured(chunk) and chunk.reads else None, {}
 

@@ -57,7 +57,6 @@ class Shaping:
         return self._is_shaped and self._shipped is None and NUM_VERSIONS - 1 not in self.versions
 
     def begin(self) -> None:
-        """Begin a chunk: what was observed is of earlier ones."""
         if self._codecs[0].spec.weighs_queries:
             self.earlier = self._query
 
@@ -83,7 +82,6 @@ class Shaping:
                 self._residuals[side] = found if before is None else before + found
 
     def learnt(self) -> Matrices:
-        """The matrices of all that was taken into account."""
         query = None
         if self._query is not None:
             raw = self._query.double()
@@ -123,7 +121,6 @@ class Shaping:
         return key, value
 
     def take(self, version: int, matrices: Matrices) -> None:
-        """Hold the newest version."""
         self.versions[version], self._newest = matrices, self._prepare(matrices)
 
     def _prepare(self, matrices: Matrices) -> Shapers:

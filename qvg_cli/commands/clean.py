@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ def disk(out: Path = _OUT, json_: bool = _JSON, debug: bool = DEBUG) -> None:
     name. Videos and reports are not listed.
     """
     del debug
-    _show([kept for kept, _ in _find(out)], is_removed=False, is_json=json_)
+    _show(_find(out), is_removed=False, is_json=json_)
 
 
 def clean(
@@ -49,18 +49,18 @@ def clean(
     del debug
     found = _find(out)
     if names:
-        known = [kept.name for kept, _ in found]
+        known = [kept.name for kept in found]
         for name in names:
             if name not in known:
                 if not known:
                     raise UsageError(f"there is no {name} to delete: qvg keeps nothing on this disk")
                 raise unknown_name("name", name, known)
-    chosen = [(kept, free) for kept, free in found if not names or kept.name in names]
+    chosen = [kept for kept in found if not names or kept.name in names]
     is_removed = bool(names) and yes
     if is_removed:
-        for _, free in chosen:
-            free()
-    _show([kept for kept, _ in chosen], is_removed=is_removed, is_json=json_)
+        for kept in chosen:
+            kept.free()
+    _show(chosen, is_removed=is_removed, is_json=json_)
     if names and not yes and not json_:
         Console().note("dry run: nothing deleted (use --yes to delete)")
 
@@ -81,15 +81,15 @@ def _show(listed: Sequence[Kept], *, is_removed: bool, is_json: bool) -> None:
     show_data(f"{whole:>11}  {'deleted' if is_removed else 'total'}")
 
 
-def _find(out: Path) -> list[tuple[Kept, Callable[[], None]]]:
-    """Everything there is, each with what removes it."""
+def _find(out: Path) -> list[Kept]:
     from functools import partial
 
     from qvg_cli.files import drop_state, find_states
-    from qvg_cli.hub.kept import Kept, find_kept, free, size_of
+    from qvg_cli.hub.kept import Kept, find_kept, size_of
 
-    found: list[tuple[Kept, Callable[[], None]]] = [(kept, partial(free, kept)) for kept in find_kept()]
-    for folder in find_states(out):
-        about = "checkpoint of an unfinished run; without it the run cannot be resumed"
-        found.append((Kept("unfinished", folder, size_of(folder), about), partial(drop_state, folder)))
-    return found
+    about = "checkpoint of an unfinished run; without it the run cannot be resumed"
+    unfinished = (
+        Kept("unfinished", folder, size_of(folder), about, partial(drop_state, folder))
+        for folder in find_states(out)
+    )
+    return [*find_kept(), *unfinished]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from qvg_cli.hub.plan import DownloadPlan, WantedRepository
+    from qvg_cli.hub.plan import DownloadPlan
     from qvg_cli.hub.spec import Download
 
 _COMMIT_DIGITS = 12
@@ -114,16 +114,11 @@ def _download_all(
             stack.enter_context(locked(each.name, console.note))
             record = read_record(each.name)
             is_asked = any(config.repository in revisions for config in each.config.repositories)
+            is_there = record is not None and record.config == each.config and is_whole(each.name, record)
             folders.append(qvg_home() / each.name)
-            if (
-                record is not None
-                and record.config == each.config
-                and not is_asked
-                and is_whole(each.name, record)
-            ):
-                console.note(
-                    f"{each.name} is already downloaded; --revision REPOSITORY=main gets a newer version"
-                )
+            if is_there and not is_asked:
+                note = "is already downloaded; --revision REPOSITORY=main gets a newer version"
+                console.note(f"{each.name} {note}")
                 continue
             refuse_strangers(each.name)
             plans.append(plan_download(each, record, revisions))
@@ -199,14 +194,11 @@ def _about(download: Download) -> str:
     commits = {found.repository: found.commit for found in record.repositories} if record is not None else {}
     for config in download.config.repositories:
         commit = commits.get(config.repository)
-        lines.append(
-            f"  {config.repository} " + (f"at commit {commit}" if commit else f"at {config.revision}")
-        )
+        lines.append(f"  {config.repository} at {f'commit {commit}' if commit else config.revision}")
     return "\n".join(lines)
 
 
 def _plan_lines(plan: DownloadPlan) -> Iterator[str]:
-    """Files, sizes, licences and space of one download."""
     from pathlib import Path
 
     from huggingface_hub import constants
@@ -217,29 +209,18 @@ def _plan_lines(plan: DownloadPlan) -> Iterator[str]:
     yield f"{plan.download.name}: {plan.download.summary}"
     yield f"licence: {plan.download.licence}"
     for repository in plan.repositories:
-        yield from _repository_lines(repository)
+        snapshot = repository.snapshot
+        commit = snapshot.commit[:_COMMIT_DIGITS]
+        origin = "the commit of the last download" if repository.is_same_commit else f"of {snapshot.revision}"
+        licence = f", licence on the model card: {snapshot.licence}" if snapshot.licence else ""
+        yield f"https://huggingface.co/{snapshot.repository} at {commit} ({origin}){licence}"
+        for wanted in repository.files:
+            missing, size = wanted.file.missing_bytes, wanted.file.size
+            part = "" if missing == size else f"{size_text(missing)} "
+            state = f"{part}to download" if missing else "there"
+            yield f"  {size_text(size):>11}  {wanted.file.path}  ({state})"
     cache = Path(constants.HF_HUB_CACHE)
     yield f"to download: {size_text(plan.missing_bytes)}; free at {cache}: {size_text(free_bytes(cache))}"
-    if plan.converted_bytes:
+    if converted := plan.download.config.converted_bytes:
         home = qvg_home()
-        yield f"to convert: {size_text(plan.converted_bytes)}; free at {home}: {size_text(free_bytes(home))}"
-
-
-def _repository_lines(repository: WantedRepository) -> Iterator[str]:
-    from qvg_cli.hub.plan import size_text
-
-    snapshot = repository.snapshot
-    commit = snapshot.commit[:_COMMIT_DIGITS]
-    origin = "the commit of the last download" if repository.is_same_commit else f"of {snapshot.revision}"
-    licence = f", licence on the model card: {snapshot.licence}" if snapshot.licence else ""
-    yield f"https://huggingface.co/{snapshot.repository} at {commit} ({origin}){licence}"
-    for wanted in repository.files:
-        missing = wanted.file.missing_bytes
-        state = (
-            "there"
-            if missing == 0
-            else "to download"
-            if missing == wanted.file.size
-            else (f"{size_text(missing)} to download")
-        )
-        yield f"  {size_text(wanted.file.size):>11}  {wanted.file.path}  ({state})"
+        yield f"to convert: {size_text(converted)}; free at {home}: {size_text(free_bytes(home))}"

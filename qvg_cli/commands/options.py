@@ -40,7 +40,6 @@ class _Option(typer.models.OptionInfo):
 
     @property
     def flag(self) -> str:
-        """Its first name."""
         assert self.param_decls is not None
         return self.param_decls[0]
 
@@ -95,8 +94,6 @@ DEBUG = option("--debug", "Show the traceback of errors.", panel=OUTPUT)
 
 @dataclass(frozen=True)
 class Options:
-    """Base of every group."""
-
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
         """One for each option, as Typer reads them."""
@@ -114,7 +111,6 @@ class Options:
         return {option.flag: value for option, value in values if value not in (option.default, None)}
 
     def layers(self) -> Iterator[Layer]:
-        """The settings of options that were given, each with its option's name."""
         from qvg_cli.config.load import Layer, nest
 
         for parameter in self.parameters():
@@ -125,8 +121,6 @@ class Options:
 
 @dataclass(frozen=True)
 class Model(Options):
-    """The model and its settings."""
-
     backend: str | None = option(
         "--backend NAME",
         "Model, e.g. self-forcing, hyworldplay or longcat; qvg download --list shows all [default: the "
@@ -164,8 +158,6 @@ class Model(Options):
 
 @dataclass(frozen=True)
 class Length(Options):
-    """How much is made."""
-
     seconds: float | None = option(
         "--seconds <float>",
         "Video length in seconds, rounded up to a whole chunk [default: the length of the model].",
@@ -198,8 +190,6 @@ def _parse_size(text: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Size(Options):
-    """The shape of a frame, and how many are shown in a second."""
-
     size: str | None = option(
         "--size WIDTHxHEIGHT",
         "Frame size in pixels, e.g. 832x480 [default: the size of the model].",
@@ -221,15 +211,11 @@ class Size(Options):
 
 @dataclass(frozen=True)
 class Seed(Options):
-    """What a video's noise is drawn from."""
-
     seed: int | None = option("--seed N", "Random seed [default: 0].", setting="seed")
 
 
 @dataclass(frozen=True)
 class Prompting(Seed):
-    """Which videos are made."""
-
     prompts: Path | None = option(
         "--prompts FILE",
         "Batch mode: a .txt file with one prompt per line (# starts a comment), or a .jsonl file with one "
@@ -257,8 +243,6 @@ class Prompting(Seed):
 
 @dataclass(frozen=True)
 class Cache(Options):
-    """How the history is kept."""
-
     cache: str | None = option(
         "--cache PRESET",
         "KV-cache preset, e.g. int2, int4, trit or bf16 [default: int2].",
@@ -269,8 +253,6 @@ class Cache(Options):
 
 @dataclass(frozen=True)
 class Run(Cache):
-    """Where a run is kept, and whether it is made at all."""
-
     out: Path = OUT
     dry_run: bool = option("--dry-run", "Print the plan (memory, disk, chunks) and exit, like qvg plan.")
     gpu: str | None = option(

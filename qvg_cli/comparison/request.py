@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -59,9 +60,8 @@ def read_begun(folder: Path) -> Begun:
     return Begun(names, rows, has_lpips=content.get("lpips") is True)
 
 
-def _planned(video: dict[str, object]) -> Planned:
-    text = json.dumps(video["config"])
-    values = json.loads(text)
+def _planned(video: dict[str, Any]) -> Planned:
+    values = video["config"]
     family = find_family(values.get("family") or values["backend"])
-    config = family.config_class.model_validate_json(text)
+    config = family.config_class.model_validate_json(json.dumps(values))
     return Planned(config, plan_video(config), str(video["name"]))

@@ -30,6 +30,7 @@ from qvg_cli.errors import QvgError, UsageError
 from qvg_cli.files import RunDir, slug, unique_names
 from qvg_cli.interrupts import hold_interrupts, stop_if_asked
 from qvg_cli.models.decoder import redecode
+from qvg_cli.models.registry import check_keywords
 from qvg_cli.report.run_files import Result, is_finished, read_result
 from qvg_cli.report.tables import comparison_tables
 from qvg_cli.report.words import short_prompt
@@ -58,7 +59,6 @@ class SpooledRun(Run):
         self._engine = engine
 
     def begin(self, cache: KVCache) -> Done | None:
-        """Decode the frames of the chunks that are there, too."""
         done = super().begin(cache)
         if done is not None:
             for frames in redecode(self._engine.pipeline.decoder(), done.chunks, done.latents):
@@ -66,12 +66,10 @@ class SpooledRun(Run):
         return done
 
     def add(self, result: ChunkResult) -> None:
-        """Keep the chunk's frames as they are, too."""
         super().add(result)
         self._spool.write(result.frames[0].numpy())
 
     def suggestion(self) -> str | None:
-        """How to resume the whole comparison."""
         return f"resume with: qvg compare --resume {shlex.quote(str(self.folder.path.parents[1]))}"
 
 
@@ -144,6 +142,7 @@ def compare(
         >>> comparison = qvg.compare(engine, ["bf16", "int2"], prompt="a red ball on grass", seconds=2)
         >>> print(comparison)
     """
+    check_keywords(compare, options)
     if not are_presets(caches):
         raise UsageError("folders of runs are not presets", hint="use the command qvg compare for folders")
     console = Console(is_quiet=not progress)
@@ -215,7 +214,8 @@ def _compare(begun: Begun, folder: Path, console: Console, engine: Engine | None
             places = [folder / name / variant for variant in variant_names]
             _compare_row(row, places, writer, engine, perceptual, console)
     except BaseException as error:
-        _keep_report(writer, error)
+        if writer.num_videos:
+            _keep_report(writer, error)
         raise
     comparison = Comparison(folder, writer.write("complete"))
     (folder / BEGUN).unlink()
@@ -227,12 +227,11 @@ def compare_runs(
 ) -> Comparison:
     """Compare finished runs; their frames are decoded from their latents, since their videos are lossy."""
     check_encoder()
-    video = variants[0].video
+    video, names = variants[0].video, [variant.name for variant in variants]
     device = resolve_device(device_name)
-    names = [variant.name for variant in variants]
     perceptual = load_perceptual_distance() if has_lpips else None
-    name = comparison_name(names, [video])
-    with _kept_if_filled(RunDir.create(out, "compare", name).path) as folder:
+    place = RunDir.create(out, "compare", comparison_name(names, [video]))
+    with _kept_if_filled(place.path) as folder:
         _check_space(folder, len(variants), video)
         console.note(f"loading {video.config.model.name} on {device}, to decode the latents of the runs")
         engine = Engine.load_config(video.config, device)
@@ -273,20 +272,16 @@ def _compare_row(
                 with prompts_heard(console):
                     prompt_embeds = engine.encode_prompts(row[0])
             console.note(f"generating with {name}")
-            others = {} if runs else _measured_caches(writer.names, row)
+            others: dict[str, CacheConfig] = {}
+            if not runs and not packs_keys(video.config.cache):
+                # The baseline's keys are exact.
+                caches = zip(writer.names, (each.config.cache for each in row), strict=True)
+                others = {name: cache for name, cache in caches if packs_keys(cache)}
             path.mkdir(exist_ok=True)
             run = SpooledRun(video, place, engine.device, spool, engine, console.note)
             make_video(run, engine, console, prompt_embeds=prompt_embeds, others=others)
             runs.append(read_result(path))
         _measure(row[0], folder, runs, spools, writer, engine.device, perceptual, console)
-
-
-def _measured_caches(names: Sequence[str], row: Sequence[Planned]) -> dict[str, CacheConfig]:
-    """The caches that pack, by their names, if the baseline's keys are exact."""
-    caches = [video.config.cache for video in row]
-    if packs_keys(caches[0]):
-        return {}
-    return {name: cache for name, cache in zip(names, caches, strict=True) if packs_keys(cache)}
 
 
 def _measure(
@@ -344,8 +339,6 @@ def _kept_if_filled(folder: Path) -> Iterator[Path]:
 
 def _keep_report(writer: ComparisonWriter, error: BaseException) -> None:
     """Report on the videos that were compared before something went wrong."""
-    if not writer.num_videos:
-        return
     try:
         with hold_interrupts():
             writer.write("partial")

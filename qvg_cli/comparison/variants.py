@@ -97,16 +97,14 @@ def find_variants(folders: Sequence[str]) -> list[FinishedVariant]:
 
 
 def _with_seeds(jobs: Sequence[Planned], num_seeds: int) -> tuple[Planned, ...]:
-    """Every job with its seed and the ones after it."""
     videos = []
     for job in jobs:
-        is_named = job.name != run_name(job.config.prompt, job.config.seed)
-        for seed in range(job.config.seed, job.config.seed + num_seeds):
+        prompt, first = job.config.prompt, job.config.seed
+        for seed in range(first, first + num_seeds):
             name = job.name if num_seeds == 1 else f"{job.name}-seed{seed}"
-            if not is_named:
-                name = run_name(job.config.prompt, seed)
-            config = job.config.model_copy(update={"seed": seed})
-            videos.append(replace(job, config=config, name=name))
+            if job.name == run_name(prompt, first):
+                name = run_name(prompt, seed)
+            videos.append(replace(job, config=job.config.model_copy(update={"seed": seed}), name=name))
     return tuple(videos)
 
 
@@ -132,6 +130,5 @@ def _check_same(first: RunConfig, other: RunConfig, first_folder: Path, folder: 
 
 
 def comparison_name(variants: Sequence[str], videos: Sequence[Planned]) -> str:
-    """Name of the folder that a comparison is written to."""
     what = videos[0].name if len(videos) == 1 else f"{len(videos)}-videos"
     return f"{slug(' '.join(variants))}-{what}"

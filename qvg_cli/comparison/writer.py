@@ -77,18 +77,15 @@ class ComparisonWriter:
         return content
 
     def _content(self, status: str) -> dict[str, Any]:
-        config = self.configs[0]
-        memory = self._memories[0][0]
+        config, memory = self.configs[0], self._memories[0][0]
+        taken = ("height", "width", "fps", "latent_frames", "pixel_frames", "video_seconds")
         return {
             "schema": SCHEMA,
             "status": status,
             "compared": self.compared,
             "backend": config.backend,
             "model": config.model.name,
-            **{
-                name: memory[name]
-                for name in ("height", "width", "fps", "latent_frames", "pixel_frames", "video_seconds")
-            },
+            **{name: memory[name] for name in taken},
             "window_seconds": WINDOW_SECONDS,
             "divergence_psnr_db": DIVERGENCE_DB,
             "arms": self._variants(),
@@ -99,6 +96,7 @@ class ComparisonWriter:
 
     def _variants(self) -> list[dict[str, Any]]:
         variants = []
+        baseline = [memories[0] for memories in self._memories] if self.is_probed else []
         for index, name in enumerate(self.names):
             figures = [video["arms"][index] for video in self._videos]
             variants.append(
@@ -107,9 +105,7 @@ class ComparisonWriter:
                     "cache": self.configs[index].cache.model_dump(mode="json"),
                     **variant_costs([memories[index] for memories in self._memories]),
                     "quality": mean_figures(figures) if index else None,
-                    "attention": attention_losses([memories[0] for memories in self._memories], name)
-                    if index and self.is_probed
-                    else None,
+                    "attention": attention_losses(baseline, name) if index else None,
                 }
             )
         return with_baseline(variants)

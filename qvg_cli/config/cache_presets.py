@@ -40,50 +40,48 @@ def merge_cache(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, An
             known = read_preset(section["preset"], source)
             own = _by_layer(known.pop("layers", {}), source)
             merged.update(known, preset=section["preset"].lower())
-        _take_presets(merged, section, source)
-        for name, value in section.items():
-            if name in KNOBS:
-                for side in SIDES:
-                    _set_knob(merged, side, name, value, source)
-            elif name not in (*SIDES, "preset", "layers"):
-                merged[name] = value
-        for side in SIDES:
-            _merge_side(merged, side, _side_section(section, side, source))
+        _merge_sides(merged, section, source)
+        merged |= {
+            name: value for name, value in section.items() if name not in (*KNOBS, *SIDES, "preset", "layers")
+        }
         for number, changes in _by_layer(section.get("layers", {}), source).items():
             own.setdefault(number, []).extend(changes)
     if own:
-        merged["layers"] = {number: _layer(merged, number, own[number]) for number in sorted(own)}
+        merged["layers"] = {}
+    for number in sorted(own):
+        layer = {side: merged[side] for side in SIDES if side in merged}
+        for source, section in own[number]:
+            _merge_sides(layer, section, source, f"cache.layers.{number}")
+        merged["layers"][number] = layer
     return merged
 
 
-def _layer(
-    merged: Mapping[str, Any], number: int, changes: Sequence[tuple[str, Mapping[str, Any]]]
-) -> dict[str, Any]:
-    """The codecs of one layer, from those of the others and what changes them."""
-    path = f"cache.layers.{number}"
-    layer = {side: merged[side] for side in SIDES if side in merged}
-    for source, section in changes:
-        _take_presets(layer, section, source, path)
-        for side in SIDES:
-            _merge_side(layer, side, _side_section(section, side, source, path))
-    return layer
-
-
-def _merge_side(merged: dict[str, Any], side: str, section: Mapping[str, Any]) -> None:
-    changes = {name: value for name, value in section.items() if name != "preset"}
-    current = merged.get(side, {})
-    is_other_scheme = changes.get("scheme", current.get("scheme")) != current.get("scheme")
-    if changes:
-        merged[side] = changes if is_other_scheme else {**current, **changes}
-
-
-def _take_presets(
+def _merge_sides(
     merged: dict[str, Any], section: Mapping[str, Any], source: str, path: str = "cache"
 ) -> None:
+    """Change both codecs: first to those of another preset, then by settings of both, then by their own."""
     for side in SIDES:
-        side_section = _side_section(section, side, source, path)
-        if "preset" in side_section:
-            merged[side] = read_preset(side_section["preset"], source)[side]
+        own = section.get(side, {})
+        if not isinstance(own, Mapping):
+            raise UsageError(
+                f"{path}.{side}={own!r} ({source}): {path}.{side} is a group of settings",
+                hint=f"for a preset's codec, set {path}.{side}.preset={own}",
+            )
+        codec = read_preset(own["preset"], source)[side] if "preset" in own else merged.get(side, {})
+        known = _SETTINGS_OF.get(codec.get("scheme"), ())
+        both = {name: value for name, value in section.items() if name in KNOBS}
+        for name, value in both.items():
+            if name not in known:
+                raise UsageError(
+                    f"cache.{name}={value} ({source}): cache.{side} has scheme {codec.get('scheme')!r} "
+                    "without it",
+                    hint=f"it has: {', '.join(known)}" if known else "it has no settings; use another preset",
+                )
+        changes = {name: value for name, value in own.items() if name != "preset"}
+        is_other_scheme = changes.get("scheme", codec.get("scheme")) != codec.get("scheme")
+        codec = changes if is_other_scheme else {**codec, **both, **changes}
+        if codec:
+            merged[side] = codec
 
 
 def _by_layer(section: object, source: str) -> dict[int, list[tuple[str, Mapping[str, Any]]]]:
@@ -130,26 +128,3 @@ def take_preset(cache: CacheConfig, preset: str) -> CacheConfig:
     """`cache` with the codecs of a preset, as it has them."""
     known = CacheConfig.model_validate(merge_cache([("a preset", {"preset": preset})]))
     return known.model_copy(update={name: getattr(cache, name) for name in _BESIDE_CODECS})
-
-
-def _side_section(
-    section: Mapping[str, Any], side: str, source: str, path: str = "cache"
-) -> Mapping[str, Any]:
-    value = section.get(side, {})
-    if not isinstance(value, Mapping):
-        raise UsageError(
-            f"{path}.{side}={value!r} ({source}): {path}.{side} is a group of settings",
-            hint=f"for a preset's codec, set {path}.{side}.preset={value}",
-        )
-    return value
-
-
-def _set_knob(merged: dict[str, Any], side: str, name: str, value: Any, source: str) -> None:
-    codec = merged.get(side, {})
-    known = _SETTINGS_OF.get(codec.get("scheme"), ())
-    if name not in known:
-        raise UsageError(
-            f"cache.{name}={value} ({source}): cache.{side} has scheme {codec.get('scheme')!r} without it",
-            hint=f"it has: {', '.join(known)}" if known else "it has no settings; use another preset",
-        )
-    merged[side] = {**codec, name: value}

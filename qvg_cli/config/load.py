@@ -28,6 +28,7 @@ from qvg_cli.text_files import find_unwritable, read_text
 DEFAULT_BACKEND = "self-forcing"
 _ABOUT_THE_FILE = ("summary", "licence", "claims", "provenance", "details", "download")
 """Sections of a file that describe it and set nothing."""
+_CACHE_NAMES = [f"cache.{side}{knob}" for side in ("", "k.", "v.") for knob in KNOBS]
 _NAMES_BACKEND = re.compile(r"^(backend|family):", re.MULTILINE)
 
 
@@ -78,11 +79,7 @@ Rules = tuple[type[RunConfig], Sequence[FamilyOption]]
 
 
 def resolve(request: Request, rules_of: Callable[[str], Rules]) -> LoadedConfig:
-    """Lay the settings of a request over one another, the last on top, and check them; or a `UsageError`.
-
-    Args:
-        rules_of: Those of a family, by its name.
-    """
+    """Lay the settings of a request over one another, the last on top, and check them; or a `UsageError`."""
     given = [_read_layer(request.file)] if request.file else []
     given += sorted([*map(_parse_set, request.sets), *request.options], key=_is_change)
     named = [layer.values["backend"] for layer in given if "backend" in layer.values]
@@ -162,12 +159,10 @@ def make_request(
 
 
 def setting_layers(settings: Mapping[str, Any]) -> list[Layer]:
-    """Settings by their dotted names."""
     return [Layer(name, nest(name, value)) for name, value in settings.items()]
 
 
 def option_layers(options: Mapping[str, Any]) -> list[Layer]:
-    """Options of a family by their names in Python."""
     flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     return [Layer(flag, {flag: value}) for flag, value in flags.items()]
 
@@ -199,8 +194,7 @@ def nest(path: str, value: Any) -> dict[str, Any]:
     """`value` at a dotted path."""
     for key in reversed(path.split(".")):
         value = {key: value}
-    nested: dict[str, Any] = value
-    return nested
+    return value
 
 
 def _old_words(layer: Layer) -> Iterator[str]:
@@ -295,7 +289,7 @@ def _check(layers: Sequence[Layer], model: type[RunConfig]) -> RunConfig:
     try:
         return model.model_validate(merged)
     except ValidationError as error:
-        raise describe(error, sources, model, extra_names=[f"cache.{knob}" for knob in KNOBS]) from error
+        raise describe(error, sources, model, _CACHE_NAMES) from error
 
 
 def _check_texts(values: Mapping[str, Any], sources: Mapping[str, str], path: str = "") -> None:

@@ -35,6 +35,11 @@ class FamilyOption:
     not_in: tuple[str, ...] = ()
     is_repeatable: bool = False
 
+    @property
+    def keyword(self) -> str:
+        """Its name in Python."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
     def read(self, value: Any) -> object:
         """The setting's value, or a `UsageError`; from Python, a number may stand for the text of one."""
         if self.is_repeatable:
@@ -68,6 +73,10 @@ def spaced_steps(count: int) -> tuple[int, ...]:
     if not 1 <= count <= 1000:
         raise UsageError(f"--steps {count} is not a valid number of denoising steps", hint="use 1 to 1000")
     return tuple(round(1000 - 1000 * index / count) for index in range(count))
+
+
+_STEPS = "Denoising steps per chunk, evenly spaced [default: 4]."
+STEPS = FamilyOption("--steps", "sampler.steps", _STEPS, "N", int, spaced_steps)
 
 
 def parse_lora(text: str) -> dict[str, object]:

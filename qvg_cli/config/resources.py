@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -84,7 +85,9 @@ def weights_folder(name: str) -> Path:
     raise MissingModelError(f"no weights at {folders[-1]}", hint=hint)
 
 
-def check_weights(weights: str, checkpoint: str | None = None, decoder: str = "vae") -> None:
+def check_weights(
+    weights: str, checkpoint: str | None = None, loras: Sequence[str] = (), decoder: str = "vae"
+) -> None:
     """Notice at once, by a `MissingModelError`, what would be missed after seconds of loading.
 
     `UsageError` if there is no such decoder for this model.
@@ -97,15 +100,27 @@ def check_weights(weights: str, checkpoint: str | None = None, decoder: str = "v
         )
     if checkpoint is not None and not expand_user(checkpoint).is_file():
         raise MissingModelError(f"model.checkpoint={checkpoint} does not exist")
+    for lora in map(expand_user, loras):
+        if not lora.is_file():
+            raise MissingModelError(f"no adapter at {lora}", hint="model.lora names it")
     if decoder == "taehv":
         find_taehv(folder)
 
 
 def find_taehv(weights: Path) -> Path:
-    """The file of the small decoder for the latents of the VAE in the folder `weights`.
+    """The downloaded file that `taehv_file` names; `MissingModelError` if it is not there."""
+    path = taehv_file(weights)
+    if not path.is_file():
+        raise MissingModelError(
+            f"video.decoder=taehv needs a small decoder, which is not at {path}",
+            hint="download it with: qvg download taehv (--dry-run shows from where)",
+        )
+    return path
 
-    `UsageError` if there is none for these, `MissingModelError` if it was not downloaded.
-    """
+
+def taehv_file(weights: Path) -> Path:
+    """Where the small decoder for the latents of the VAE in the folder `weights` belongs; `UsageError` if
+    there is none for these."""
     try:
         layout = json.loads((weights / "vae" / "config.json").read_text(encoding="utf-8-sig"))
         # diffusers' defaults are those of Wan 2.1.
@@ -117,13 +132,7 @@ def find_taehv(weights: Path) -> Path:
             f"video.decoder=taehv is for latents of Wan 2.1 and Wan 2.2 5B; the VAE in {weights} has others",
             hint="use video.decoder=vae",
         )
-    path = qvg_home() / "taehv" / _TAEHV_FILES[kind]
-    if not path.is_file():
-        raise MissingModelError(
-            f"video.decoder=taehv needs a small decoder, which is not at {path}",
-            hint="download it with: qvg download taehv (--dry-run shows from where)",
-        )
-    return path
+    return qvg_home() / "taehv" / _TAEHV_FILES[kind]
 
 
 def pocket_grammar(family: str) -> Path:

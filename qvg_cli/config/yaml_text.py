@@ -61,7 +61,8 @@ def _parse(text: str, source: str) -> Any:
                 # JSON writes an emoji as two escapes, halves of a character that are joined here.
                 halves = node.value.translate(hidden).encode("utf-16-le", "surrogatepass")
                 node.value = halves.decode("utf-16-le", "surrogatepass")
-        _check_node(root, source)
+        for node in nodes:
+            _check_node(node, source)
         return loader.construct_document(root)
     except RecursionError as error:
         raise UsageError(f"{source}: brackets are nested too deeply", hint=_NEST_HINT) from error
@@ -97,15 +98,14 @@ def _hide_old_breaks(text: str) -> tuple[str, dict[int, str]]:
 
 
 def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
-    """All of a document, what has several names as often as it is named."""
+    """All of a document in its order, what has several names as often as it is named."""
     waiting = [root]
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, yaml.MappingNode):
-            waiting += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+        if isinstance(node, yaml.CollectionNode):
+            parts = chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+            waiting += reversed([*parts])
 
 
 def _place(source: str, mark: Any) -> str:
@@ -116,22 +116,16 @@ def _place(source: str, mark: Any) -> str:
 def _check_node(node: yaml.Node, source: str) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
-        for key, value in node.value:
-            _check_node(key, source)
+        for key, _ in node.value:
+            place = _place(source, key.start_mark)
             if not (isinstance(key, yaml.ScalarNode) and key.tag.endswith((":str", ":merge"))):
                 raise UsageError(
-                    f"{_place(source, key.start_mark)}: the name of a setting must be text",
+                    f"{place}: the name of a setting must be text",
                     hint="put it in quotes" if isinstance(key, yaml.ScalarNode) else None,
                 )
             if key.value in seen:
-                raise UsageError(
-                    f"{_place(source, key.start_mark)}: {key.value!r} is set twice", hint="keep one of them"
-                )
+                raise UsageError(f"{place}: {key.value!r} is set twice", hint="keep one of them")
             seen.add(key.value)
-            _check_node(value, source)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_node(item, source)
     elif isinstance(node, yaml.ScalarNode) and node.style is None and (trap := _trap(node.value)):
         problem, remedy = trap
         place = _place(source, node.start_mark)

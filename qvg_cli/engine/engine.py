@@ -25,7 +25,7 @@ from qvg_cli.engine.video import Video
 from qvg_cli.errors import UsageError
 from qvg_cli.logs import timed
 from qvg_cli.models.base import Pipeline
-from qvg_cli.models.registry import family_of, load_config, load_pipeline, model_calls
+from qvg_cli.models.registry import check_keywords, family_of, load_config, load_pipeline, model_calls
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.ledger import total
 from qvg_cli.planning.prompts import ScheduledPrompt
@@ -151,6 +151,7 @@ class Engine:
             >>> video = engine.generate("a large red ball bounces on grass", seconds=2, seed=1)
             >>> video.save("ball.mp4")
         """
+        check_keywords(Engine.generate, options)
         length = {"seconds": seconds, "frames": frames, "segments": segments}
         planned, notes = self._plan(prompt, seed, settings, options, length, schedule)
         return self._make(planned, notes, on_chunk, progress=progress)
@@ -184,6 +185,7 @@ class Engine:
         Example:
             >>> longer = engine.extend("results/self-forcing/NAME", seconds=5)
         """
+        check_keywords(Engine.extend, options)
         start, length = find_start(Path(video)), {"seconds": seconds, "frames": frames, "segments": segments}
         planned, notes = self._plan(prompt, seed, settings, options, length, schedule, start)
         return self._make(planned, notes, on_chunk, progress=progress)
@@ -213,6 +215,7 @@ class Engine:
             >>> session = engine.session("a large red ball bounces on grass", seed=1)
             >>> chunk = session.step()
         """
+        check_keywords(Engine.session, options)
         self._refuse_several()
         planned, _ = self._plan(prompt, seed, settings, options, {})
         config = planned.config

@@ -14,6 +14,7 @@ from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
 from qvg_cli.errors import UsageError
 from qvg_cli.files import run_name, slug
 from qvg_cli.models.registry import family_of, load_config, plan_video
+from qvg_cli.planning.cache_forecast import CacheShape, check_matrices
 from qvg_cli.planning.chunks import VideoPlan, prompt_begins
 from qvg_cli.planning.forecast import is_for_gpu
 from qvg_cli.planning.prompts import (
@@ -65,10 +66,8 @@ def plan_jobs(
     for line in loaded.notes:
         note(line)
     if loaded.has_default_backend:
-        note(
-            "no --backend given: using the built-in demo model (--backend selects a real one; see qvg "
-            "download --list)"
-        )
+        how = "--backend selects a real one; see qvg download --list"
+        note(f"no --backend given: using the built-in demo model ({how})")
     if is_made and loaded.has_default_prompt and prompts is None:
         if start is not None:
             config = config.model_copy(update={"prompt": _prompt_after(start, schedule)})
@@ -79,6 +78,8 @@ def plan_jobs(
     elif config.source is not None and config.source.image is not None:
         config = take_picture(config, note, is_size_given=has_size(request))
     config = fit_length(config, seconds=seconds, frames=frames, segments=segments)
+    if config.video.decoder == "taehv" and not config.has_published_weights:
+        resources.taehv_file(resources.weights_folder(config.model.weights))
     plan = plan_video(config)
     if rounding := rounding_note(config, plan, seconds=seconds, frames=frames):
         note(rounding)
@@ -128,10 +129,14 @@ def plan_caches(
 
 
 def check_weights(video: Planned) -> None:
-    """Notice missing weights, and a decoder that is not there, before torch is loaded."""
+    """Notice files that are missing, or do not fit the model, before torch is loaded."""
     config = video.config
     checkpoint = getattr(config.model, "checkpoint", None)
-    resources.check_weights(config.model.weights, checkpoint, config.video.decoder)
+    loras = [lora.file for lora in getattr(config.model, "lora", ())]
+    resources.check_weights(config.model.weights, checkpoint, loras, config.video.decoder)
+    if config.cache.matrices is not None:
+        sizes = family_of(config).sizes(config, is_gpu=False)
+        check_matrices(config.cache, CacheShape(sizes.num_layers, sizes.heads, sizes.head_dim))
 
 
 def _prompt_after(start: Start, schedule: Path | Sequence[ScheduledPrompt] | None) -> str:
@@ -166,11 +171,9 @@ def _read_prompts(
     if prompts is not None or is_prompt_given:
         # Whoever gives a prompt does not mean the changes that a file had.
         config = config.model_copy(update={"prompt_changes": ()})
-    scheduled: Sequence[ScheduledPrompt]
+    scheduled = _scheduled(schedule)
     if prompts is not None and is_one:
         scheduled = prompt_a_chunk(read_jobs(prompts), plan, prompts)
-    else:
-        scheduled = _scheduled(schedule)
     for number, change in enumerate(config.prompt_changes, start=1):
         check_prompt(change.prompt, f"prompt_changes, number {number}: prompt")
     first = config.prompt
@@ -191,9 +194,8 @@ def _note_tall_size(note: Callable[[str], None], config: RunConfig, request: Req
     width, height = config.video.width, config.video.height
     is_given = any(layer.source == "--size" for layer in request.options)
     if is_given and height > width and config.source is None:
-        note(
-            f"--size is width x height, so this video is portrait; for landscape use --size {height}x{width}"
-        )
+        landscape = f"--size {height}x{width}"
+        note(f"--size is width x height, so this video is portrait; for landscape use {landscape}")
 
 
 def _note_length(note: Callable[[str], None], config: RunConfig, plan: VideoPlan) -> None:
@@ -231,12 +233,9 @@ def _note_recache(note: Callable[[str], None], config: RunConfig, plan: VideoPla
 
 
 def _note_unknown_words(note: Callable[[str], None], prompt: str, family: str) -> None:
-    words = unknown_words(prompt, family)
-    if words:
+    if words := unknown_words(prompt, family):
         named = ", ".join(map(repr, words[:_MAX_WORDS]))
         if len(words) > _MAX_WORDS:
             named += f" and {len(words) - _MAX_WORDS} more words"
-        note(
-            f"the demo model does not know {named} and may show something else; "
-            f"it knows {pocket_examples(family)}"
-        )
+        known = pocket_examples(family)
+        note(f"the demo model does not know {named} and may show something else; it knows {known}")

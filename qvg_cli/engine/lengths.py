@@ -5,7 +5,7 @@ import math
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.models.registry import family_of
-from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import PIXEL_FRAMES, VideoPlan, pixel_frames
 
 _REACH = 64
 """Latent frames around a wish in which a possible length is looked for; chunks are far shorter."""
@@ -50,11 +50,15 @@ def fit_pixel_frames(config: RunConfig, wanted: int) -> RunConfig:
         raise UsageError(f"--frames {wanted} is not a valid length", hint="the shortest video has 1 frame")
     family, given = family_of(config), given_pixel_frames(config)
     # The fewest that decode to so many pixel frames, possible or not.
-    per_latent = pixel_frames(2) - pixel_frames(1)
-    latent = 1 + -(-(given + wanted - 1) // per_latent)
-    # Where no length near this one is possible, planning it says why.
-    above = _next_possible(config, latent) or family.plan(with_video(config, frames=latent))
-    return with_video(config, frames=above.num_frames)
+    latent = 1 + -(-(given + wanted - 1) // PIXEL_FRAMES)
+    for num_frames in range(latent, latent + _REACH):
+        longer = with_video(config, frames=num_frames)
+        try:
+            return with_video(config, frames=family.plan(longer).num_frames)
+        except UsageError:
+            continue
+    # No length near this one is possible: planning it says why.
+    return with_video(config, frames=family.plan(with_video(config, frames=latent)).num_frames)
 
 
 def rounding_note(
@@ -87,14 +91,3 @@ def shorter_lengths(config: RunConfig, plan: VideoPlan) -> list[RunConfig]:
     cut = config.model_copy(update={"prompt_changes": ()})
     ends = {max(chunk.frames) + 1 for chunk in plan.chunks if chunk.makes}
     return [with_video(cut, frames=end) for end in sorted(ends) if given < end < plan.num_frames]
-
-
-def _next_possible(config: RunConfig, latent: int) -> VideoPlan | None:
-    """The plan of the shortest possible length from `latent` on."""
-    family = family_of(config)
-    for num_frames in range(latent, latent + _REACH):
-        try:
-            return family.plan(with_video(config, frames=num_frames))
-        except UsageError:
-            continue
-    return None

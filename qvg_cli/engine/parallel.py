@@ -24,7 +24,7 @@ from qvg_cli.engine.suggestions import check_processes
 from qvg_cli.environment import Launch, find_launch
 from qvg_cli.errors import NoAnswerError, QvgError, UsageError, is_out_of_memory
 from qvg_cli.models.decoder import Decoder, Pixels, WrappedDecoder
-from qvg_cli.models.parallel import AllRows, AllTokens, CfgGroup, Rows, SequenceGroup, Tokens
+from qvg_cli.models.parallel import CfgGroup, Rows, SequenceGroup, Tokens
 from qvg_cli.models.registry import family_of
 from qvg_cli.planning.chunks import ChunkPlan
 from qvg_cli.planning.ledger import join as join_samples
@@ -41,8 +41,6 @@ class Parallel:
 
     Attributes:
         control: Carries what the first, of rank 0, tells the others, in CPU memory.
-        tokens: Who computes the tokens of a call.
-        rows: Who computes the rows of the guidance.
         is_amid: Whether the others make a video that is not at its end.
     """
 
@@ -153,8 +151,8 @@ def join(config: RunConfig, launch: Launch, device: torch.device, control: dist.
     num_rows, num_tokens = check_processes(config, launch.num_processes)
     # Neighbours share tokens, since they exchange most.
     mesh = init_device_mesh(device.type, (num_rows, num_tokens), mesh_dim_names=("rows", "tokens"))
-    tokens: Tokens = AllTokens()
-    rows: Rows = AllRows()
+    tokens = Tokens()
+    rows = Rows()
     if num_tokens > 1:
         tokens = SequenceGroup(mesh.get_group("tokens"), mesh.get_local_rank("tokens"), num_tokens)
     if num_rows > 1:
@@ -176,8 +174,7 @@ class SharedDecoder(WrappedDecoder):
         self._parallel = parallel
 
     def recall(self, latents: Tensor) -> Tensor:
-        recalled: Tensor = self._parallel.share_tensors(super().recall(latents))
-        return recalled
+        return self._parallel.share_tensors(super().recall(latents))
 
 
 class NoDecoder(Decoder):
@@ -187,14 +184,10 @@ class NoDecoder(Decoder):
         self._parallel = parallel
 
     def recall(self, latents: Tensor) -> Tensor:
-        recalled: Tensor = self._parallel.share_tensors(None)
-        return recalled
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return torch.empty(len(latents), 0, 1, 1, 3, dtype=torch.uint8)
+        return self._parallel.share_tensors(None)
 
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
-        yield Pixels(self.decode(latents))
+        yield Pixels(torch.empty(len(latents), 0, 1, 1, 3, dtype=torch.uint8))
 
     def follow(self, frames: Tensor, latents: Tensor) -> None:
         pass

@@ -93,7 +93,11 @@ def seeded_noise(
         channels, height, width = geometry.latent_shape
         shape = (batch, channels, len(chunk.makes), height, width)
         generator = torch.Generator().manual_seed(derive_seed(seed, "noise", chunk.index))
-        return lambda: torch.randn(shape, generator=generator).to(device, dtype)
+        # Pinned, so that the copy does not wait until the device has done all before.
+        is_gpu = device.type == "cuda"
+        return lambda: torch.randn(shape, generator=generator, pin_memory=is_gpu).to(
+            device, dtype, non_blocking=True
+        )
 
     return of_chunk
 

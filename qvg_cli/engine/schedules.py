@@ -58,13 +58,11 @@ def prompt_a_chunk(jobs: Sequence[Job], plan: VideoPlan, path: Path) -> list[Sch
 
 
 def _find(entry: ScheduledPrompt, begins: Sequence[int], fps: int, note: Callable[[str], None]) -> int:
-    """The new frame that a line means."""
     if entry.unit == "chunk":
         if entry.begin > len(begins):
             raise UsageError(f"{entry.place}: {_named(entry)}: there are {len(begins)} new chunks")
         return begins[int(entry.begin) - 1]
-    scale = fps if entry.unit == "seconds" else 1
-    slack = _TOLERANCE * fps if entry.unit == "seconds" else 0
+    scale, slack = (fps, _TOLERANCE * fps) if entry.unit == "seconds" else (1, 0)
     wanted = entry.begin * scale
     following = next((begin for begin in begins if begin >= wanted - slack), None)
     if following is None:

@@ -73,7 +73,7 @@ class Session:
         if made is not None:
             # The history is computed again, by the passes that made it.
             done = Done(self._plan_made(made.shape[2]), made.to(denoiser.device), has_history=False)
-            self.num_frames = pixel_frames(made.shape[2], geometry.pixel_frames_per_latent)
+            self.num_frames = pixel_frames(made.shape[2])
         self._results = rollout(
             self._take_planned(),
             denoiser,
@@ -92,8 +92,7 @@ class Session:
         """The settings with which `Engine.generate` makes the same video, as long as it is now."""
         prompts = {"prompt": self._first_prompt, "prompt_changes": tuple(self._changes)}
         config = with_video(self._config.model_copy(update=prompts), frames=max(1, self._num_latents))
-        with_path: RunConfig = self._planner.with_path(config)
-        return with_path
+        return self._planner.with_path(config)
 
     @property
     def prompt(self) -> str:
@@ -164,10 +163,9 @@ class Session:
         config = self._config
         self._planner.follow(config)
         later = {change.frame: change.prompt for change in config.prompt_changes}
-        per_latent = self._planner.geometry.pixel_frames_per_latent
         chunks: list[ChunkPlan] = []
         while self._num_latents < num_latents:
-            begin = pixel_frames(self._num_latents, per_latent)
+            begin = pixel_frames(self._num_latents)
             chunks.extend(self._plan_next(later.pop(begin, None), None))
         if self._num_latents > num_latents or later:
             raise UsageError(

@@ -14,7 +14,7 @@ from qvg_cli.engine.lengths import with_video
 from qvg_cli.errors import UsageError
 from qvg_cli.files import RunDir, slug
 from qvg_cli.models.registry import extension_of, load_config
-from qvg_cli.planning.chunks import pixel_frames
+from qvg_cli.planning.chunks import length_text, pixel_frames
 from qvg_cli.text_files import find_unwritable
 from qvg_cli.video.clip import Clip, open_clip, survey_clip
 from qvg_cli.video.picture import address_in, fitting_note, open_image
@@ -75,9 +75,9 @@ def find_start(path: Path) -> Start:
                 f"the run in {path} is unfinished", hint=f"finish it: qvg generate --resume {path}"
             )
         if not is_run:
+            lacks = f"{run.config.name}, {run.latents.name} and {run.video.name}"
             raise UsageError(
-                f"{path} is not the folder of a run: it lacks "
-                f"{run.config.name}, {run.latents.name} and {run.video.name}",
+                f"{path} is not the folder of a run: it lacks {lacks}",
                 hint="use a video file, or a folder such as results/self-forcing/NAME",
             )
         return Start(run.video, run)
@@ -99,17 +99,10 @@ def take_up(
     if obstacle is not None:
         note(f"{start.run.path}: {obstacle}; continuing {start.video.name} like any other clip")
         return _after_clip(start.video, config, note, is_size_given=is_size_given)
-    old = made_with.source
-    source = SourceConfig(
-        frames=num_frames,
-        clip=old.clip if old is not None else None,
-        clip_frames=old.clip_frames if old is not None else 0,
-        latents=str(start.run.latents.absolute()),
-    )
-    note(
-        f"continuing from the {num_frames} latent frames ({pixel_frames(num_frames)} pixel frames) of "
-        f"{start.run.path}"
-    )
+    old, latents = made_with.source, str(start.run.latents.absolute())
+    clip, clip_frames = (old.clip, old.clip_frames) if old is not None else (None, 0)
+    source = SourceConfig(frames=num_frames, clip=clip, clip_frames=clip_frames, latents=latents)
+    note(f"continuing from the {length_text(num_frames)} of {start.run.path}")
     return _with_source(config, source, rules.default_frames(num_frames))
 
 
@@ -128,7 +121,6 @@ def take_picture(config: RunConfig, note: Callable[[str], None], *, is_size_give
 
 
 def has_size(request: Request) -> bool:
-    """Whether a request names a size."""
     asked = [f"video.{name}" for layer in request.options for name in layer.values.get("video", ())]
     asked += [text.partition("=")[0].strip() for text in request.sets]
     return not {"video.height", "video.width"}.isdisjoint(asked)
@@ -152,9 +144,8 @@ def _after_clip(
             hint="use a --size of the same shape, or crop it first",
         )
     survey = survey_clip(clip, video.fps)
-    num_frames = survey.num_frames
-    clip_frames = rules.clip_frames(num_frames)
-    note(_fitting(clip, config, num_frames, kept))
+    clip_frames = rules.clip_frames(survey.num_frames)
+    note(_fitting(clip, config, survey.num_frames, kept))
     for line in survey.notes:
         note(f"{path}: {line}")
     note(f"the model continues from its last {pixel_frames(clip_frames)} frames ({clip_frames} latent)")

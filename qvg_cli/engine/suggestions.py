@@ -17,13 +17,13 @@ _PRESETS = ("int4", "int3", "int2", "trit", "bit1")
 """Smaller caches to try, the closest to BF16 first."""
 _Changes = Sequence[tuple[str, str | bool]]
 _CHANGES: _Changes = (
-    ("memory.vae", "model"),
-    ("memory.transformer", "model"),
-    ("memory.weights", "fp8"),
-    ("memory.transformer", "group"),
+    ("vae", "model"),
+    ("transformer", "model"),
+    ("weights", "fp8"),
+    ("transformer", "group"),
 )
-"""Places for weights, the cheapest in time first."""
-_CHANGES_OF_SEVERAL: _Changes = (("memory.vae", "model"), ("memory.weights_sharded", True))
+"""Places for weights, settings of `memory`, the cheapest in time first."""
+_CHANGES_OF_SEVERAL: _Changes = (("vae", "model"), ("weights_sharded", True))
 """The same for several processes, whose GPUs are beside each other."""
 _TOO_MUCH = 1.25
 """A run is refused where it needs more than so many times all of a card's memory: no estimate is as wrong."""
@@ -96,11 +96,7 @@ class Trial:
         for choices in (smaller, places):
             found |= self.first(choices, plan)
         if not found and self.is_gpu:
-            both = [
-                (f"{cache} {place}", moved)
-                for cache, small in smaller
-                for place, moved in _places(small, known)
-            ]
+            both = [(f"{cache} {p}", moved) for cache, small in smaller for p, moved in _places(small, known)]
             found = self.first(both, plan)
         return found | self.longest(config, plan)
 
@@ -191,17 +187,10 @@ def _smaller_caches(config: RunConfig, plan: VideoPlan, trial: Trial) -> Iterato
 
 def _places(config: RunConfig, known: _Changes) -> Iterator[tuple[str, RunConfig]]:
     """Every place alone, then each together with those before it."""
-    changes = [(k, v) for k, v in known if getattr(config.memory, k.removeprefix("memory.")) != v]
-    for change in changes:
-        yield _placed(config, [change])
-    for count in range(2, len(changes) + 1):
-        yield _placed(config, changes[:count])
-
-
-def _placed(config: RunConfig, changes: _Changes) -> tuple[str, RunConfig]:
-    last = dict(changes)
-    memory = config.memory.model_copy(
-        update={key.removeprefix("memory."): value for key, value in last.items()}
-    )
-    options = " ".join(f"--set {key}={str(value).lower()}" for key, value in last.items())
-    return options, config.model_copy(update={"memory": memory})
+    changes = [(name, value) for name, value in known if getattr(config.memory, name) != value]
+    together = [changes[:count] for count in range(2, len(changes) + 1)]
+    for chosen in [*([change] for change in changes), *together]:
+        # Of two places of one part the later counts.
+        places = dict(chosen)
+        options = " ".join(f"--set memory.{name}={str(value).lower()}" for name, value in places.items())
+        yield options, config.model_copy(update={"memory": config.memory.model_copy(update=places)})

@@ -21,8 +21,6 @@ from qvg_cli.files import write_whole
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.video.io import Frames, VideoWriter
 
-_SUFFIXES = (".mp4", ".gif")
-
 
 @dataclass(frozen=True, eq=False)
 class Memory:
@@ -103,22 +101,15 @@ class Video:
                 writer.write(self.frames)
         elif path.suffix == ".gif":
             first, *others = [Image.fromarray(frame) for frame in self.frames]
-            duration = round(1000 / self.fps)
-            write_whole(
-                path,
-                lambda part: first.save(
-                    part, "GIF", save_all=True, append_images=others, duration=duration, loop=0
-                ),
-            )
+            about = {"save_all": True, "append_images": others, "duration": round(1000 / self.fps), "loop": 0}
+            write_whole(path, lambda part: first.save(part, "GIF", **about))
         elif not path.suffix:
             path.mkdir(parents=True, exist_ok=True)
             for number, frame in enumerate(self.frames):
                 Image.fromarray(frame).save(path / f"{number:05}.png")
         else:
-            raise UsageError(
-                f"{path} is not a file type that can be written",
-                hint=f"{', '.join(_SUFFIXES)}, or a folder for one PNG a frame",
-            )
+            hint = ".mp4, .gif, or a folder for one PNG a frame"
+            raise UsageError(f"{path} is not a file type that can be written", hint=hint)
         return path
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:

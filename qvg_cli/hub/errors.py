@@ -9,17 +9,7 @@ from contextlib import contextmanager
 
 import httpx2
 from huggingface_hub import constants, get_token
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors as hub
 
 from qvg_cli.errors import MissingModelError, QvgError
 from qvg_cli.hub.proxies import check_proxies, proxy_for
@@ -39,7 +29,7 @@ def hub_errors(repository: str, revision: str) -> Iterator[None]:
         raise
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         # The hub's library wraps what it met while it looked for a file in its cache.
-        is_wrapped = isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception)
+        is_wrapped = isinstance(error, hub.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception)
         met = error.__cause__ if is_wrapped else error
         raise _told(met, repository, revision) from error
 
@@ -57,32 +47,32 @@ def disk_error(error: OSError, place: str, variable: str) -> QvgError:
 def _told(error: BaseException | None, repository: str, revision: str) -> QvgError:
     page = f"https://huggingface.co/{repository}"
     # Subclasses before their bases.
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, hub.OfflineModeIsEnabled):
         return MissingModelError(
             f"{repository} is not completely downloaded, and offline mode forbids downloading it",
             hint="unset HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE)",
         )
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, hub.GatedRepoError):
         return MissingModelError(
             f"{repository} is gated: its terms must be accepted first",
             hint=f"accept them at {page}, then {_LOG_IN}",
         )
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, hub.RepositoryNotFoundError):
         token = "the token has no read access to it" if get_token() else _LOG_IN
         return MissingModelError(
             f"{repository} does not exist, or is private", hint=f"see {page}; if it is private, {token}"
         )
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, hub.RevisionNotFoundError):
         return MissingModelError(
             f"{repository} has no revision {revision}", hint=f"see the list of revisions at {page}/tree/main"
         )
-    if isinstance(error, RemoteEntryNotFoundError):
+    if isinstance(error, hub.RemoteEntryNotFoundError):
         return MissingModelError(f"a file of {repository} is gone", hint=f"see {page}/tree/{revision}")
-    if isinstance(error, DisabledRepoError):
+    if isinstance(error, hub.DisabledRepoError):
         return MissingModelError(f"{repository} is disabled on Hugging Face", hint=f"see {page}")
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, hub.HfHubHTTPError):
         return _answered(error.response.status_code, repository)
-    if isinstance(error, FileMetadataError | ValueError | httpx2.InvalidURL):
+    if isinstance(error, hub.FileMetadataError | ValueError | httpx2.InvalidURL):
         return QvgError(
             f"{constants.ENDPOINT} does not respond like the Hugging Face Hub",
             hint="check HF_ENDPOINT, and whether a proxy or firewall answers instead",

@@ -61,12 +61,10 @@ def _is_intact(path: Path, file: RemoteFile) -> bool:
 
 
 def _is_right(path: Path, file: RemoteFile) -> bool:
-    """Whether `path` has the whole content of a large file."""
     return path.exists() and path.stat().st_size == file.size and sha256(path) == file.sha256
 
 
 def _fetch_large(file: RemoteFile, note: Note) -> None:
-    """Let the hub's cache have the content of `file`."""
     # Before the lock: a cache that is only read has no place for one.
     if _is_right(file.blob, file):
         return

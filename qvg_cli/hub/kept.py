@@ -1,8 +1,9 @@
 """What the tool keeps on disk outside of results: weights folders, and what the hub's cache holds of them."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import constants, scan_cache_dir
@@ -20,12 +21,19 @@ _FOUND_OUT = {"text": "prompt embeddings", "hashes": "SHA-256 of large weight fi
 
 @dataclass(frozen=True)
 class Kept:
-    """Something that can be freed, by its name: bytes that come free, and what it is good for."""
+    """Something that can be freed, by its name: bytes that come free, its use, and what removes it."""
 
     name: str
     path: Path
     size: int
     about: str
+    remove: Callable[[], None]
+
+    def free(self) -> None:
+        try:
+            self.remove()
+        except OSError as error:
+            raise disk_error(error, str(self.path), "QVG_HOME") from error
 
 
 def find_kept() -> Iterator[Kept]:
@@ -38,7 +46,8 @@ def find_kept() -> Iterator[Kept]:
         paths = [qvg_home() / each for each in (name, f".{name}.part", f".{name}.old")]
         if any(path.exists() for path in paths):
             size = sum(map(size_of, paths))
-            yield Kept(f"weights:{name}", folder, size, f"qvg download {name} creates it again")
+            about, remove = f"qvg download {name} creates it again", partial(_remove_weights, name)
+            yield Kept(f"weights:{name}", folder, size, about, remove)
         for config in download.config.repositories:
             path = Path(constants.HF_HUB_CACHE) / repo_folder_name(
                 repo_id=config.repository, repo_type="model"
@@ -47,27 +56,12 @@ def find_kept() -> Iterator[Kept]:
             if path.exists() and path not in seen:
                 seen.add(path)
                 about = f"downloaded for {name}; other programs may use it"
-                yield Kept(f"hub:{config.repository}", path, size_of(path), about)
+                remove = partial(_remove_repository, config.repository, path)
+                yield Kept(f"hub:{config.repository}", path, size_of(path), about, remove)
     for name, what in _FOUND_OUT.items():
         if (folder := qvg_home() / name).is_dir():
-            yield Kept(name, folder, size_of(folder), f"{what}; created again when needed")
-
-
-def free(kept: Kept) -> None:
-    """Remove a repository from the hub's cache, a weights folder under its lock, or any other folder."""
-    kind, _, name = kept.name.partition(":")
-    try:
-        if kind == "hub":
-            _free_repository(kept)
-        elif kind in _FOUND_OUT:
-            shutil.rmtree(kept.path)
-        else:
-            with locked(name, lambda text: None):
-                if kept.path.exists():
-                    refuse_strangers(name)
-                    shutil.rmtree(kept.path)
-    except OSError as error:
-        raise disk_error(error, str(kept.path), "QVG_HOME") from error
+            about = f"{what}; created again when needed"
+            yield Kept(name, folder, size_of(folder), about, partial(shutil.rmtree, folder))
 
 
 def size_of(path: Path) -> int:
@@ -78,8 +72,14 @@ def size_of(path: Path) -> int:
     return path.lstat().st_size if path.is_symlink() or path.exists() else 0
 
 
-def _free_repository(kept: Kept) -> None:
-    repository = kept.name.partition(":")[2]
+def _remove_weights(name: str) -> None:
+    with locked(name, lambda text: None):
+        if (folder := qvg_home() / name).exists():
+            refuse_strangers(name)
+            shutil.rmtree(folder)
+
+
+def _remove_repository(repository: str, path: Path) -> None:
     try:
         found = [repo for repo in scan_cache_dir().repos if repo.repo_id == repository]
     except CacheNotFound:
@@ -88,4 +88,4 @@ def _free_repository(kept: Kept) -> None:
     if commits:
         scan_cache_dir().delete_revisions(*commits).execute()
     # Parts of files that never became whole belong to no revision.
-    shutil.rmtree(kept.path, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)

@@ -14,8 +14,6 @@ from qvg_cli.hub.record import Record
 from qvg_cli.hub.remote import RemoteFile, Snapshot, list_files
 from qvg_cli.hub.spec import Download, RepositoryConfig, targets
 
-_BYTES_PER_PARAMETER = 2
-
 
 @dataclass(frozen=True)
 class WantedFile:
@@ -37,8 +35,6 @@ class WantedRepository:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """Everything that one name needs."""
-
     download: Download
     repositories: tuple[WantedRepository, ...]
 
@@ -50,12 +46,6 @@ class DownloadPlan:
     def missing_bytes(self) -> int:
         """What comes over the network; a file that is named twice comes once."""
         return sum({wanted.file.blob: wanted.file.missing_bytes for wanted in self.files}.values())
-
-    @property
-    def converted_bytes(self) -> int:
-        """What converted checkpoints need."""
-        converts = [repository.config.convert for repository in self.repositories]
-        return sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
 
 
 def plan_download(download: Download, record: Record | None, revisions: Mapping[str, str]) -> DownloadPlan:
@@ -88,10 +78,8 @@ def check_space(plans: Iterable[DownloadPlan]) -> None:
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
     for plan in plans:
-        for place, size in (
-            (Path(constants.HF_HUB_CACHE), plan.missing_bytes),
-            (qvg_home(), plan.converted_bytes),
-        ):
+        cache = Path(constants.HF_HUB_CACHE)
+        for place, size in ((cache, plan.missing_bytes), (qvg_home(), plan.download.config.converted_bytes)):
             device = os.stat(_existing(place)).st_dev
             needed[device] = needed.get(device, 0) + size
             places.setdefault(device, place)
@@ -106,7 +94,6 @@ def check_space(plans: Iterable[DownloadPlan]) -> None:
 
 
 def size_text(size: int) -> str:
-    """Bytes as a person reads them."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 2**power:
             return f"{size / 2**power:.1f} {unit}"

@@ -57,16 +57,13 @@ class Record(Config):
 
     @property
     def num_bytes(self) -> int:
-        """What was downloaded, and what was converted of it."""
         downloaded = sum(file.size for found in self.repositories for file in found.files)
         return downloaded + sum(size for each in self.converted for size in each.sizes.values())
 
     def commit(self, config: RepositoryConfig) -> str | None:
         """The commit to use again; none where the YAML has come to name another revision."""
-        is_same = any(
-            (old.repository, old.revision) == (config.repository, config.revision)
-            for old in self.config.repositories
-        )
+        wanted = config.repository, config.revision
+        is_same = wanted in [(old.repository, old.revision) for old in self.config.repositories]
         commits = [found.commit for found in self.repositories if found.repository == config.repository]
         return commits[0] if is_same and commits else None
 
@@ -81,12 +78,8 @@ def read_record(name: str) -> Record | None:
 
 def is_whole(name: str, record: Record) -> bool:
     """Whether every file of the record is there in its size."""
-    linked = {
-        file.target: file.size
-        for found in record.repositories
-        for file in found.files
-        if file.target is not None
-    }
+    files = [file for found in record.repositories for file in found.files]
+    linked = {file.target: file.size for file in files if file.target is not None}
     # A converted checkpoint brings a config.json of its own.
     made = {path: size for converted in record.converted for path, size in converted.sizes.items()}
     return are_whole(name, {**linked, **made})

@@ -77,13 +77,9 @@ class Snapshot:
 def list_files(repository: str, revision: str, commit: str | None = None) -> Snapshot:
     """Ask the hub what `repository` holds at `revision`, or at the known `commit` of it."""
     with hub_errors(repository, commit or revision):
+        wanted, seconds = commit or revision, constants.HF_HUB_ETAG_TIMEOUT
         info = patiently(
-            lambda: HfApi().model_info(
-                repository,
-                revision=commit or revision,
-                files_metadata=True,
-                timeout=constants.HF_HUB_ETAG_TIMEOUT,
-            )
+            lambda: HfApi().model_info(repository, revision=wanted, files_metadata=True, timeout=seconds)
         )
     if info.sha is None:
         raise MissingModelError(f"Hugging Face lists no commit of {repository} at {revision}")
@@ -91,10 +87,8 @@ def list_files(repository: str, revision: str, commit: str | None = None) -> Sna
     for file in info.siblings or ():
         size = file.lfs.size if file.lfs is not None else file.size
         if size is not None and file.blob_id is not None:
-            sha256 = file.lfs.sha256 if file.lfs is not None else None
-            files[file.rfilename] = RemoteFile(
-                repository, info.sha, file.rfilename, size, file.blob_id, sha256
-            )
+            name, sha256 = file.rfilename, file.lfs.sha256 if file.lfs is not None else None
+            files[name] = RemoteFile(repository, info.sha, name, size, file.blob_id, sha256)
     licence = info.card_data.get("license") if info.card_data is not None else None
     return Snapshot(repository, revision, info.sha, str(licence) if licence else None, files)
 

@@ -5,7 +5,7 @@ All that `qvg download` knows about a model is said there; this module reads it.
 
 import re
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,6 +17,7 @@ from qvg_cli.errors import MissingModelError
 
 _FOLDER_NAME = r"^[a-z0-9_]+$"
 _REPOSITORY_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
+_BYTES_PER_PARAMETER = 2
 
 FolderName = Annotated[str, Field(pattern=_FOLDER_NAME)]
 Patterns = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
@@ -42,7 +43,6 @@ class ConvertConfig(Config):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Paths in the repository of all that is read."""
         return (self.file,) if self.lora is None else (self.file, self.lora.file)
 
 
@@ -74,6 +74,12 @@ class DownloadConfig(Config):
     about_gb: float | None = Field(None, gt=0)
     repositories: Annotated[tuple[RepositoryConfig, ...], Field(strict=False, min_length=1)]
 
+    @property
+    def converted_bytes(self) -> int:
+        """What the results of its conversions need on the disk."""
+        converts = [repository.convert for repository in self.repositories]
+        return sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
+
 
 class Download(Config):
     """What can be downloaded under one name, that of a backend or of a model which measures.
@@ -95,15 +101,19 @@ class Download(Config):
 
 
 def read_downloads() -> dict[str, Download]:
-    """Everything that can be downloaded, by name."""
     found = {name: read_download(name) for name in config_files()}
     return {name: download for name, download in found.items() if download is not None}
 
 
 def read_download(name: str) -> Download | None:
     """What the weights of this name are; `None` where there is nothing to download."""
+
+    def read(name: str) -> dict[str, Any]:
+        path = files[name]
+        return parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+
     files = config_files()
-    values = _values(files[name]) if name in files else {}
+    values = read(name) if name in files else {}
     section = values.get("download")
     if section is None:
         return None
@@ -115,15 +125,10 @@ def read_download(name: str) -> Download | None:
         summary=values["summary"],
         licence=values["licence"],
         use=values.get("use", f'qvg generate --backend {name} "..."'),
-        config=DownloadConfig.model_validate(section if other is None else _values(files[other])["download"]),
+        config=DownloadConfig.model_validate(section if other is None else read(other)["download"]),
         claims=values.get("claims", ""),
         weights_of=other,
     )
-
-
-def _values(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    return values
 
 
 def targets(config: RepositoryConfig, paths: list[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
@@ -144,15 +145,17 @@ def _convert(
 
 
 def _record(plan: DownloadPlan, converted: tuple[ConvertedRecord, ...]) -> Record:
+    def taken(source: object, *names: str) -> dict[str, Any]:
+        return {name: getattr(source, name) for name in names}
+
     repositories = []
     for wanted in plan.repositories:
-        files = []
-        for item in wanted.files:
-            about = {name: getattr(item.file, name) for name in ("path", "size", "sha256", "git_sha1")}
-            files.append(FileRecord(**about, target=item.target))
-        names = ("repository", "revision", "commit", "licence")
-        about = {name: getattr(wanted.snapshot, name) for name in names}
-        repositories.append(RepositoryRecord(**about, files=tuple(files)))
+        files = tuple(
+            FileRecord(**taken(each.file, "path", "size", "sha256", "git_sha1"), target=each.target)
+            for each in wanted.files
+        )
+        about = taken(wanted.snapshot, "repository", "revision", "commit", "licence")
+        repositories.append(RepositoryRecord(**about, files=files))
     return Record(config=plan.download.config, repositories=tuple(repositories), converted=converted)
 
 

@@ -21,7 +21,6 @@ class Pixels:
         done: `None` if they are there.
 
     Attributes:
-        num_frames: How many there are.
         is_there: Whether nobody has to wait for them.
         is_beside: Whether they are computed beside the model.
     """
@@ -57,8 +56,7 @@ class Pixels:
         """How long the decoder's own stream took, once they are there."""
         if self._began is None or self._done is None:
             return 0.0
-        seconds: float = self._began.elapsed_time(self._done) / 1000
-        return seconds
+        return self._began.elapsed_time(self._done) / 1000
 
     def seconds_after(self, event: torch.cuda.Event) -> float:
         """How long after `event` they came, once they are there; 0 if it came later."""
@@ -72,7 +70,16 @@ class Decoder(Protocol):
         """What a prefill reads of frames that were made, or given, as `latents`; `[B, C, F, h, w]` both."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels `[B, n, height, width, 3]` uint8, on the CPU, of the next latent frames."""
+        """Pixels of the next latent frames, if any.
+
+        Args:
+            latents: `[B, C, F, h, w]`, normalised as the transformer makes them.
+
+        Returns:
+            `[B, n, height, width, 3]` uint8 on the CPU, `n = 4 F`, or `4 F - 3` at the video's beginning;
+            values are rounded to nearest.
+        """
+        return torch.cat([part.wait() for part in self.decode_each(latents)], dim=1)
 
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         """The pixels of `decode` in parts; a GPU may compute them until somebody waits for them."""
@@ -98,10 +105,6 @@ class WrappedDecoder(Decoder):
     def recall(self, latents: Tensor) -> Tensor:
         with self._around():
             return self._decoder.recall(latents)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        with self._around():
-            return self._decoder.decode(latents)
 
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
         # Once around all parts.

@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from qvg_cli.config.schema import MemoryConfig
 from qvg_cli.errors import UsageError
-from qvg_cli.models.decoder import Decoder, WrappedDecoder
 
 STORAGE_DTYPE = torch.float8_e4m3fn
 _HOST = torch.device("cpu")
@@ -79,19 +78,16 @@ class Offload:
 
     @property
     def load_device(self) -> torch.device:
-        """Where the transformer is to be read to."""
         return _HOST if self.is_fp8 or self.memory.transformer == "group" else self.device
 
     @property
     def vae_load_device(self) -> torch.device:
-        """Where the VAE is to be read to."""
         return self.device if self.memory.vae == "none" else _HOST
 
     @property
     def is_fixed(self) -> bool:
         """Whether the transformer's weights stay on a GPU, as they are, for good."""
-        memory = self.memory
-        is_moved = memory.transformer != "none" or memory.weights_sharded or self.is_fp8
+        is_moved = self.memory.transformer != "none" or self.memory.weights_sharded or self.is_fp8
         return self.device.type == "cuda" and not is_moved
 
     def shard(self, model: nn.Module) -> None:
@@ -112,8 +108,7 @@ class Offload:
     @property
     def is_resident(self) -> bool:
         """Whether transformer and VAE stay on a GPU side by side."""
-        places = (self.memory.transformer, self.memory.vae)
-        return self.device.type == "cuda" and places == ("none", "none")
+        return self.device.type == "cuda" and self.memory.transformer == self.memory.vae == "none"
 
     def place_transformer(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Bring a transformer that was just read to its place; it names parts that stay on the device."""
@@ -149,7 +144,6 @@ class Offload:
             model.add_module(name, module.to(self.device) if module is not None else None)
 
     def place_vae(self, vae: nn.Module) -> None:
-        """Bring a VAE that was just read to its place."""
         if self.memory.vae == "model":
             self._here_for_pixels.append(OffloadedModule(vae, self.device))
             self._here_for_pixels[-1].offload()
@@ -169,10 +163,3 @@ class Offload:
                 part.offload()
             for part in self._away_for_pixels:
                 part.onload()
-
-
-class OffloadedDecoder(WrappedDecoder):
-    """A decoder that makes room for itself on the device, and for `features`, and gives it back."""
-
-    def __init__(self, decoder: Decoder, offload: Offload, features: Offloadable | None = None) -> None:
-        super().__init__(decoder, lambda: offload.pixels(features))

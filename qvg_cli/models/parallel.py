@@ -9,7 +9,6 @@ Source: DeepSpeed-Ulysses, arXiv 2309.14509.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,61 +16,42 @@ from torch import Tensor
 from torch.nn import functional
 
 
-class Tokens(Protocol):
-    """Who computes the tokens and the heads of a call: this process alone, or several together.
+class Tokens:
+    """Who computes the tokens and the heads of a call: this process alone, or as a `SequenceGroup` several.
 
     Every frame has P tokens, of which p are here, and F frames pass through the model.
+
+    Attributes:
+        size: How many processes there are.
+        rank: Number of this process among them.
     """
 
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-
-    @property
-    def rank(self) -> int:
-        """Number of this process among them."""
-        ...
+    size: int = 1
+    rank: int = 0
 
     def split(self, states: Tensor, frame_tokens: int) -> Tensor:
         """Of `[B, F * P, C]` those of this process, `[B, F * p, C]`: some of every frame."""
+        return states
 
     def gather(self, states: Tensor, frame_tokens: int) -> Tensor:
         """All tokens `[B, F * P, C]` of those of every process."""
+        return states
 
     def to_heads(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
         """Each `[B, H, F * p, D]` of some tokens to `[B, H / N, F * P, D]` of some heads, in one exchange."""
-
-    def to_tokens(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
-        """Each `[B, F * P, H / N, D]` of some heads to `[B, F * p, H * D]` of some tokens, in one too."""
-
-    def to_held(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Of each `[B, H / N, S, D]` the heads whose history is held here."""
-
-
-class AllTokens(Tokens):
-    """All tokens and all heads here."""
-
-    size = 1
-    rank = 0
-
-    def split(self, states: Tensor, frame_tokens: int) -> Tensor:
-        return states
-
-    def gather(self, states: Tensor, frame_tokens: int) -> Tensor:
-        return states
-
-    def to_heads(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
         return tuple(states)
 
     def to_tokens(self, states: Sequence[Tensor], frame_tokens: int) -> tuple[Tensor, ...]:
+        """Each `[B, F * P, H / N, D]` of some heads to `[B, F * p, H * D]` of some tokens, in one too."""
         return tuple(each.flatten(2) for each in states)
 
     def to_held(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Of each `[B, H / N, S, D]` the heads whose history is held here."""
         return tuple(states)
 
 
 @dataclass(frozen=True)
-class SequenceGroup:
+class SequenceGroup(Tokens):
     """Several processes, of which each has as many tokens of a frame; the last has zeros for those that lack.
 
     Attributes:
@@ -140,28 +120,22 @@ def _gather(states: Tensor, group: dist.ProcessGroup, size: int) -> list[Tensor]
     return parts
 
 
-class Rows(Protocol):
-    """Who computes the rows of a guided step: this process alone, or two together."""
+class Rows:
+    """Who computes the rows of a guided step: this process alone, or as a `CfgGroup` two.
 
-    @property
-    def together(self) -> Tokens | None:
-        """Who computes a call that has one row, if not those that compute a row."""
+    Attributes:
+        together: Who computes a call that has one row, if not those that compute a row.
+    """
+
+    together: Tokens | None = None
 
     def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
         """Predictions `[num_rows, ...]`; `predict` makes those of some rows."""
-
-
-class AllRows(Rows):
-    """All rows here, in one model call."""
-
-    together = None
-
-    def compute(self, predict: Callable[[slice], Tensor], num_rows: int) -> Tensor:
         return predict(slice(0, num_rows))
 
 
 @dataclass(frozen=True)
-class CfgGroup:
+class CfgGroup(Rows):
     """Two processes, of which each, by its rank, makes one of two rows; `together` they compute one row."""
 
     group: dist.ProcessGroup

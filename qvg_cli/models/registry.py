@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 from qvg_cli import plugins
-from qvg_cli.errors import UsageError, unknown_name
+from qvg_cli.errors import UsageError, known_hint, unknown_name
 from qvg_cli.models.base import Extension, Family
 from qvg_cli.models.hyworldplay.family import HyWorldPlay
 from qvg_cli.models.longcat.family import LongCat
@@ -53,8 +54,16 @@ def find_family(name: str) -> Family[Any]:
 
 
 def family_of(config: RunConfig) -> Family[Any]:
-    """The family that makes the video of `config`."""
     return find_family(config.family_name)
+
+
+def check_keywords(function: Callable[..., object], options: Mapping[str, object]) -> None:
+    """Refuse keywords of a function of the Python API that are no option of any family."""
+    known = {option.keyword: None for family in families().values() for option in family.options}
+    if unknown := [name for name in options if name not in known]:
+        arguments = [name for name in signature(function).parameters if name not in ("self", "options")]
+        hint = known_hint(unknown[0], [*arguments, *known])
+        raise UsageError(f"{function.__name__}() has no argument {unknown[0]}", hint=hint)
 
 
 def load_config(request: Request) -> LoadedConfig:
@@ -80,7 +89,6 @@ def extension_of(config: RunConfig) -> Extension:
 
 
 def plan_video(config: RunConfig) -> VideoPlan:
-    """The plan of a run, without torch and without weights; see `Family.plan`."""
     return family_of(config).plan(config)
 
 
@@ -96,5 +104,4 @@ def model_calls(config: RunConfig, plan: VideoPlan) -> list[int]:
 
 
 def load_pipeline(config: RunConfig, device: torch.device) -> Pipeline:
-    """The model of a run, weights loaded; see `Family.load`."""
     return family_of(config).load(config, device)

@@ -31,7 +31,6 @@ class Seam:
         self._num_done = 0
 
     def skip(self, num_frames: int) -> None:
-        """Count frames as done."""
         self._num_done += num_frames
 
     def fade(self, frames: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ class Bound(nn.Module):
     """Keeps latents within three."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """Any shape."""
         return 3 * torch.tanh(states / 3)
 
 
@@ -62,8 +61,7 @@ class Grow(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """`[n, C, h, w]` to `[n * factor, C, h, w]`."""
-        grown: Tensor = self.conv(frames).unflatten(1, (self.factor, -1))
-        return grown.flatten(0, 1)
+        return self.conv(frames).unflatten(1, (self.factor, -1)).flatten(0, 1)
 
 
 class SmallNetwork(nn.Module):
@@ -87,7 +85,6 @@ class SmallNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes."""
         return next(self.parameters()).dtype
 
     def forward(self, latents: Tensor, memory: list[Tensor | str | None]) -> Tensor:
@@ -136,11 +133,8 @@ class SmallDecoder(FrameDecoder):
 
 
 def read_network(path: Path) -> SmallNetwork:
-    """The network of a file under the authors' names or diffusers', on the CPU, frozen.
-
-    Raises:
-        MissingModelError: The file is broken or not such a network; the first wrong tensor is named.
-    """
+    """The network of a file under the authors' names or diffusers', on the CPU, frozen; `MissingModelError`
+    if it is none."""
     found = {original_name(name): tensor for name, tensor in read_file(path).items()}
     # What encodes is of no use here.
     found = {name: tensor for name, tensor in found.items() if not name.startswith("encoder.")}

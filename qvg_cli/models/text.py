@@ -54,11 +54,7 @@ class PromptEmbeds:
     num_tokens: int
 
     def padded(self, num_rows: int) -> Tensor:
-        """`[1, num_rows, C]`, zero after the prompt.
-
-        Warns:
-            PromptWarning: The prompt has more tokens; the last ones are left out.
-        """
+        """`[1, num_rows, C]`, zero after the prompt; a `PromptWarning` if its last tokens are left out."""
         if self.num_tokens > num_rows:
             warnings.warn(
                 f"the prompt has {self.num_tokens} tokens, but the model reads only {num_rows}: "
@@ -117,20 +113,12 @@ class PromptEncoder:
         self._revision = encoder_revision(weights)
 
     def encode(self, prompt: str) -> Tensor:
-        """Embeddings `[1, num_tokens, C]` of a prompt, on the device.
-
-        Warns:
-            PromptWarning: The prompt has more tokens, the last of which are left out; and as `prepare`.
-        """
+        """Embeddings `[1, num_tokens, C]` of a prompt, on the device; `PromptWarning` as `prepare`."""
         self.prepare([prompt])
         return self._known[clean_prompt(prompt)].padded(self._num_tokens).to(self._device)
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Make the embeddings of prompts known; the encoder is loaded once for those that are not.
-
-        Warns:
-            PromptWarning: The embeddings could not be written to the disk.
-        """
+        """Make embeddings known, loading the encoder once; a `PromptWarning` if they cannot be written."""
         texts = [clean_prompt(prompt) for prompt in prompts]
         for text in texts:
             if text not in self._known and (found := self._read(text)) is not None:

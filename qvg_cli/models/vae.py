@@ -27,8 +27,6 @@ class FrameDecoder(Decoder, ABC):
     """Decodes one video, a few latent frames at a time, and remembers what its network has seen.
 
     Args:
-        device: Of the network.
-        num_features: How many tensors it remembers.
         reach: Latent frames of the past that it can see.
         side: Pixels to a side of a latent position.
         is_beside: Compute on a stream of its own, beside the model; for a network that stays on a GPU.
@@ -65,20 +63,8 @@ class FrameDecoder(Decoder, ABC):
             for frame in latents[:, :, num_shown:][:, :, -reach:].split(1, dim=2):
                 self.decode_float(frame)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode the next latent frames, if any.
-
-        Args:
-            latents: `[B, C, F, h, w]`, normalised as the transformer makes them.
-
-        Returns:
-            `[B, n, height, width, 3]` uint8 on the CPU, `n = 4 F`, or `4 F - 3` at the video's beginning;
-            values are rounded to nearest.
-        """
-        return torch.cat([part.wait() for part in self.decode_each(latents)], dim=1)
-
     def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
-        """As `decode`, a latent frame at a time."""
+        """A latent frame at a time."""
         if not latents.shape[2]:
             yield Pixels(no_pixels(latents, self._side))
             return
@@ -112,7 +98,6 @@ class FrameDecoder(Decoder, ABC):
             yield began
 
     def offload(self) -> None:
-        """Keep what the decoder remembers in CPU memory, until `onload`."""
         for index, feature in enumerate(self._features):
             if isinstance(feature, Tensor):
                 copy = self._copies.get(index)
@@ -127,19 +112,13 @@ class FrameDecoder(Decoder, ABC):
             torch.cuda.current_stream(self._device).synchronize()
 
     def onload(self) -> None:
-        """Bring what the decoder remembers back to its device."""
         for index, feature in enumerate(self._features):
             if isinstance(feature, Tensor):
                 self._features[index] = feature.to(self._device, non_blocking=True, copy=True)
 
 
 class StreamingDecoder(FrameDecoder):
-    """The VAE's decoder.
-
-    Args:
-        vae: Not changed; several decoders may share it.
-        is_beside: See `FrameDecoder`.
-    """
+    """The VAE's decoder; several may share the VAE, which is not changed."""
 
     def __init__(self, vae: AutoencoderKLWan, *, is_beside: bool = False) -> None:
         num_convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
@@ -226,8 +205,7 @@ def encode_frames(vae: AutoencoderKLWan, frames: Tensor, generator: torch.Genera
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
-    normalised: Tensor = (latents - mean) / std
-    return normalised
+    return (latents - mean) / std
 
 
 def no_pixels(latents: Tensor, side: int) -> Tensor:
@@ -236,18 +214,8 @@ def no_pixels(latents: Tensor, side: int) -> Tensor:
     return torch.empty(len(latents), 0, height, width, 3, dtype=torch.uint8)
 
 
-def to_pixels(frames: Tensor) -> Tensor:
-    """`[B, 3, n, height, width]` in -1 .. 1 to `[B, n, height, width, 3]` uint8 on the CPU, rounded to
-    nearest.
-
-    Raises:
-        QvgError: A value is NaN; as a pixel it would be anything.
-    """
-    return send_pixels(frames).wait()
-
-
 def send_pixels(frames: Tensor, began: torch.cuda.Event | None = None) -> Pixels:
-    """As `to_pixels`, on their way to the CPU.
+    """`[B, 3, n, height, width]` in -1 .. 1 as uint8, rounded to nearest, on their way to the CPU.
 
     Args:
         began: When a stream of the decoder's own began with them.

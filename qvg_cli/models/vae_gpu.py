@@ -124,8 +124,7 @@ class FastResample(WanResample):  # type: ignore[misc]  # diffusers has no types
         batch, channels, frames, height, width = states.shape
         images = states.transpose(1, 2).reshape(batch * frames, channels, height, width)
         images = self.resample(images)
-        resampled: Tensor = images.unflatten(0, (batch, frames)).transpose(1, 2)
-        return resampled
+        return images.unflatten(0, (batch, frames)).transpose(1, 2)
 
 
 _CLASSES = {
@@ -162,5 +161,4 @@ def _room_after_past(states: Tensor, before: Tensor | None, num_frames: int) -> 
 def _interleave(states: Tensor) -> Tensor:
     """`[B, 2 C, T, H, W]`, two frames in the channels of one, to `[B, C, 2 T, H, W]`."""
     pairs = states.permute(0, 2, 3, 4, 1).unflatten(-1, (2, -1)).permute(0, 1, 4, 2, 3, 5)
-    frames: Tensor = pairs.flatten(1, 2).permute(0, 4, 1, 2, 3)
-    return frames
+    return pairs.flatten(1, 2).permute(0, 4, 1, 2, 3)

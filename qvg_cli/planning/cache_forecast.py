@@ -14,15 +14,7 @@ from safetensors import SafetensorError, safe_open
 from qvg_cli.config.resources import matrices_file
 from qvg_cli.config.schema import CacheConfig, LayerCodecs
 from qvg_cli.errors import UsageError
-from qvg_cli.planning.cache_plan import (
-    NUM_VERSIONS,
-    Block,
-    CachePlan,
-    Commit,
-    PackPolicy,
-    Versions,
-    unpacked_spec,
-)
+from qvg_cli.planning.cache_plan import NUM_VERSIONS, Block, CachePlan, Commit, Versions, unpacked_spec
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import Ledger, MemorySample, add, bf16_frame_bytes, total
 from qvg_kernels.spec import CodecSpec, PayloadBytes
@@ -96,7 +88,7 @@ def predict_payload(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> 
     held_versions = [Versions(ledger) for _ in layers]
     samples = []
     num_held = 0
-    blocks = _plan_cache(config, plan, shape)
+    blocks = CachePlan.of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
     for chunk in plan.chunks:
         step = blocks.advance(chunk)
         num_left = len(blocks.block_of)
@@ -142,7 +134,7 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     if shape.num_parts > 1 or not is_kept:
         return 0
     layers = _block_bytes(config, plan, shape)
-    blocks = _plan_cache(config, plan, shape)
+    blocks = CachePlan.of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
     version_bytes = _version_bytes(config, shape)
     file_bytes: dict[int, int] = {}
     saved: set[Block] = set()
@@ -166,13 +158,7 @@ def predict_history_files(config: CacheConfig, plan: VideoPlan, shape: CacheShap
     return most
 
 
-def _plan_cache(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> CachePlan:
-    policy = PackPolicy.of(config, tokens_per_frame=plan.tokens_per_frame, sink_frames=shape.sink_frames)
-    return CachePlan(policy)
-
-
 def _block_bytes(config: CacheConfig, plan: VideoPlan, shape: CacheShape) -> list[BlockBytes]:
-    """The bytes that each layer holds of a block."""
     unpacked = unpacked_spec(config)
 
     @cache
@@ -201,7 +187,6 @@ def _version_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
 
 
 def _matrix_bytes(config: CacheConfig, shape: CacheShape) -> list[int]:
-    """Bytes of the matrices of each layer."""
     return [
         sum(spec.matrix_bytes(shape.heads, shape.head_dim) for spec in (layer.k, layer.v))
         for layer in config.of_layers(shape.num_layers)

@@ -22,33 +22,6 @@ NUM_VERSIONS = 2
 
 
 @dataclass(frozen=True)
-class PackPolicy:
-    """When finished chunks are packed.
-
-    Attributes:
-        keep_recent_chunks: Newest finished chunks that stay unpacked.
-        keep_sink: Whether the first committed block stays unpacked.
-        block_frames: Chunks wait until together they have this many latent frames.
-        sink_frames: Frames `0 .. sink_frames - 1` outlive a rolling window and are packed on their own.
-    """
-
-    keep_recent_chunks: int = 0
-    keep_sink: bool = False
-    block_frames: int = 1
-    sink_frames: int = 0
-
-    @classmethod
-    def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> Self:
-        """The policy of `config` for frames of so many tokens."""
-        return cls(
-            keep_recent_chunks=config.keep_recent_chunks,
-            keep_sink=config.keep_sink,
-            block_frames=math.ceil(config.span_tokens / tokens_per_frame),
-            sink_frames=sink_frames,
-        )
-
-
-@dataclass(frozen=True)
 class Block:
     """Keys and values of some frames that are stored together, in every layer.
 
@@ -82,7 +55,6 @@ class Commit:
 
     @property
     def frames(self) -> Frames:
-        """Frames whose keys and values are stored."""
         return tuple(frame for block in self.stores for frame in block.frames)
 
 
@@ -103,22 +75,35 @@ class CacheStep:
     commit: Commit | None
 
 
+@dataclass(eq=False)
 class CachePlan:
     """The blocks of one video, chunk after chunk.
 
     Attributes:
+        keep_recent_chunks: Newest finished chunks that stay unpacked.
+        keep_sink: Whether the first committed block stays unpacked.
+        block_frames: Chunks wait until together they have this many latent frames.
+        sink_frames: Frames `0 .. sink_frames - 1` outlive a rolling window and are packed on their own.
         blocks: Those held after the last chunk, in the order in which they were stored.
         block_of: The block that a held frame is read from.
         num_packed: Blocks packed since the cache was last empty.
     """
 
-    def __init__(self, policy: PackPolicy) -> None:
-        self.blocks: list[Block] = []
-        self.block_of: dict[int, Block] = {}
-        self.num_packed = 0
-        self._policy = policy
-        self._waiting: list[Block] = []
-        self._is_first = True
+    keep_recent_chunks: int = 0
+    keep_sink: bool = False
+    block_frames: int = 1
+    sink_frames: int = 0
+    blocks: list[Block] = field(default_factory=list, init=False)
+    block_of: dict[int, Block] = field(default_factory=dict, init=False)
+    num_packed: int = field(default=0, init=False)
+    _waiting: list[Block] = field(default_factory=list, init=False)
+    _is_first: bool = field(default=True, init=False)
+
+    @classmethod
+    def of(cls, config: CacheConfig, *, tokens_per_frame: int, sink_frames: int) -> Self:
+        """The plan of a cache as configured, before the first chunk."""
+        block_frames = math.ceil(config.span_tokens / tokens_per_frame)
+        return cls(config.keep_recent_chunks, config.keep_sink, block_frames, sink_frames)
 
     def advance(self, chunk: ChunkPlan) -> CacheStep:
         evicts = tuple(frame for frame in chunk.evicts if self.block_of.pop(frame, None) is not None)
@@ -143,7 +128,7 @@ class CachePlan:
         for frames in groups:
             block = Block(frames, False, chunk)
             stored.append(block)
-            if not (self._is_first and self._policy.keep_sink):
+            if not (self._is_first and self.keep_sink):
                 self._waiting.append(block)
             self._is_first = False
         packings = []
@@ -173,17 +158,17 @@ class CachePlan:
 
         A group waits for `block_frames` frames; a smaller one is packed early when it ends the sink.
         """
-        policy, waiting = self._policy, self._waiting
+        waiting = self._waiting
         groups: list[tuple[Block, ...]] = []
         start = 0
-        for stop in range(1, len(waiting) - policy.keep_recent_chunks + 1):
+        for stop in range(1, len(waiting) - self.keep_recent_chunks + 1):
             group = waiting[start:stop]
             ends_sink = (
-                group[0].frames[0] < policy.sink_frames
+                group[0].frames[0] < self.sink_frames
                 and stop < len(waiting)
-                and waiting[stop].frames[0] >= policy.sink_frames
+                and waiting[stop].frames[0] >= self.sink_frames
             )
-            if sum(len(block.frames) for block in group) >= policy.block_frames or ends_sink:
+            if sum(len(block.frames) for block in group) >= self.block_frames or ends_sink:
                 groups.append(tuple(group))
                 start = stop
         del waiting[:start]

@@ -43,7 +43,6 @@ class Card:
 
     @property
     def usable_bytes(self) -> int:
-        """What a run may take."""
         usable = int(USABLE * self.memory_bytes)
         return usable if self.free_bytes is None else min(usable, self.free_bytes)
 

@@ -11,6 +11,8 @@ from qvg_cli.errors import UsageError
 
 Frames = tuple[int, ...]
 """Absolute ids of latent frames."""
+PIXEL_FRAMES = 4
+"""Of every latent frame but the first, which gives one."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,17 @@ class Geometry:
 
     Attributes:
         tokens_per_frame: Attention tokens of one latent frame.
-        pixel_frames_per_latent: Pixel frames of every latent frame but the first, which gives one.
     """
 
     tokens_per_frame: int
     latent_shape: tuple[int, int, int]
     height: int
     width: int
-    pixel_frames_per_latent: int = 4
 
     def first_pixel_frame(self, chunk: ChunkPlan) -> int:
         """The first frame of the decoded video that `chunk` adds."""
         added = chunk.makes or chunk.given or chunk.prefill
-        return pixel_frames(min(added), self.pixel_frames_per_latent)
+        return pixel_frames(min(added))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +94,12 @@ class VideoPlan(Geometry):
 
     @property
     def num_pixel_frames(self) -> int:
-        return pixel_frames(self.num_frames, self.pixel_frames_per_latent)
+        return pixel_frames(self.num_frames)
 
 
-def pixel_frames(num_frames: int, pixel_frames_per_latent: int = 4) -> int:
+def pixel_frames(num_frames: int) -> int:
     """Pixel frames that `num_frames` latent frames decode to: the first gives one, each other a group."""
-    return 1 + pixel_frames_per_latent * (num_frames - 1) if num_frames else 0
+    return 1 + PIXEL_FRAMES * (num_frames - 1) if num_frames else 0
 
 
 def length_text(num_frames: int) -> str:
@@ -117,7 +117,7 @@ def prompt_begins(plan: VideoPlan, frames: Sequence[int]) -> list[int]:
     for chunk in plan.chunks:
         # A chunk that adds no frame belongs to the next one, and the first has the video's first prompt.
         if chunk.index:
-            begins.setdefault(pixel_frames(end, plan.pixel_frames_per_latent), chunk.index)
+            begins.setdefault(pixel_frames(end), chunk.index)
         end = max(end, max(chunk.frames) + 1)
     possible = list(begins)
     for last, frame in zip((0, *frames), frames, strict=False):

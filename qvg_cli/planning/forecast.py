@@ -4,13 +4,13 @@ The cache is exact. The rest of the device's memory is an estimate: weights from
 passes from shapes, traced once (`planning/sizes.py`). docs/plan.md says how it compares with a GPU. No torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qvg_cli.config.schema import MemoryConfig, RunConfig
 from qvg_cli.errors import UsageError
 from qvg_cli.planning.cache_forecast import CacheShape, predict_history_files, predict_payload, shipped_bytes
-from qvg_cli.planning.chunks import ChunkPlan, VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import PIXEL_FRAMES, VideoPlan, pixel_frames
 from qvg_cli.planning.ledger import MemorySample, total
 from qvg_cli.planning.sizes import PASS_PIXELS, ModelSizes, element_bytes
 from qvg_cli.planning.time_forecast import transformer_seconds
@@ -53,7 +53,6 @@ class Forecast:
 
     Attributes:
         text_stage_bytes: On the device while prompts are read, before anything else.
-        moments: One a chunk.
         samples: The cache, one a chunk, as memory.json will have it.
         latents_bytes: Of latents.safetensors, its header left out.
         state_bytes: That the run's `state/` holds at most while it runs, headers and video parts left out.
@@ -117,10 +116,9 @@ def forecast(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: b
     channels, height, width = plan.latent_shape
     latents_bytes = plan.num_frames * channels * height * width * sizes.latent_bytes
     beside_text = sizes.vae_bytes if sizes.text_beside_vae and config.memory.vae == "none" else 0
-    device = _Device(config, plan, sizes, size, shipped_bytes(config.cache, shape))
     found = Forecast(
         text_stage_bytes=sizes.text_encoder_bytes + beside_text,
-        moments=[device.moment(chunk, sample) for chunk, sample in zip(plan.chunks, samples, strict=True)],
+        moments=list(_moments(config, plan, sizes, samples, size, shipped_bytes(config.cache, shape))),
         samples=samples,
         latents_bytes=latents_bytes,
         state_bytes=latents_bytes + history_bytes,
@@ -134,7 +132,7 @@ def _host_bytes(
     found: Forecast, config: RunConfig, plan: VideoPlan, sizes: ModelSizes, *, is_gpu: bool
 ) -> int:
     """The program, what waits in CPU memory or is read through it, and what two chunks leave to write."""
-    frames = max(len(chunk.frames) for chunk in plan.chunks) * plan.pixel_frames_per_latent
+    frames = max(len(chunk.frames) for chunk in plan.chunks) * PIXEL_FRAMES
     chunk_bytes = frames * plan.height * plan.width * _PIXEL_BYTES + found.state_bytes // len(plan.chunks)
     # At the end the latents of the whole video are joined.
     written = 2 * max(chunk_bytes, found.latents_bytes)
@@ -147,59 +145,47 @@ def _host_bytes(
     return _PROGRAM_BYTES + max(sizes.text_encoder_bytes, waits + written)
 
 
-class _Device:
-    """The memory of the device, chunk by chunk."""
-
-    def __init__(
-        self, config: RunConfig, plan: VideoPlan, sizes: ModelSizes, element_bytes: int, shipped_bytes: int
-    ) -> None:
-        self._memory: MemoryConfig = config.memory
-        self._plan = plan
-        self._sizes = sizes
-        self._element_bytes = element_bytes
-        self._shipped_bytes = shipped_bytes
-        self._workspace_bytes = config.cache.workspace_mib * 2**20
-        self._working_bytes, self._idle_bytes = _transformer_bytes(sizes, config.memory, element_bytes)
-        self._pixels = plan.height * plan.width
-
-    def moment(self, chunk: ChunkPlan, sample: MemorySample) -> Moment:
-        """The fuller one of a chunk's two: the transformer at work, the VAE at work."""
-        common = {
-            "text": self._sizes.text_bytes,
-            "cache": total(sample.peak_bytes),
-            "workspace": self._workspace_bytes,
-        }
-        vae, is_offloaded = self._sizes.vae, self._memory.vae == "model"
-        features = int(vae.feature_bytes * self._pixels * self._element_bytes / 2)
+def _moments(
+    config: RunConfig,
+    plan: VideoPlan,
+    sizes: ModelSizes,
+    samples: Sequence[MemorySample],
+    element_bytes: int,
+    shipped_bytes: int,
+) -> Iterator[Moment]:
+    """The fuller one of the two moments of each chunk: the transformer at work, the VAE at work."""
+    memory, vae, pixels = config.memory, sizes.vae, plan.height * plan.width
+    working_bytes, idle_bytes = _transformer_bytes(sizes, memory, element_bytes)
+    features = int(vae.feature_bytes * pixels * element_bytes / 2)
+    pass_frames = min(PIXEL_FRAMES, max(1, PASS_PIXELS // pixels))
+    is_offloaded = memory.vae == "model"
+    for chunk, sample in zip(plan.chunks, samples, strict=True):
+        common = {"text": sizes.text_bytes, "workspace": config.cache.workspace_mib * 2**20}
         prefilled = len(chunk.prefill) if chunk.commits or chunk.makes else 0
-        tokens = max(prefilled, len(chunk.makes) * self._sizes.rows) * self._plan.tokens_per_frame
+        tokens = max(prefilled, len(chunk.makes) * sizes.rows) * plan.tokens_per_frame
         working = {
             **common,
-            "transformer": self._working_bytes + self._shipped_bytes,
-            "VAE": 0 if is_offloaded else self._sizes.vae_bytes,
-            "pass": int(tokens * self._sizes.token_bytes),
+            "cache": total(sample.peak_bytes),
+            "transformer": working_bytes + shipped_bytes,
+            "VAE": 0 if is_offloaded else sizes.vae_bytes,
+            "pass": int(tokens * sizes.token_bytes),
             # Nothing is remembered before the first frames are decoded.
             "decoding": features if vae.keeps_features and chunk.index and not is_offloaded else 0,
         }
+        frames = max(len(chunk.makes) + len(chunk.given), len(chunk.prefill)) * PIXEL_FRAMES
+        pixel_bytes = vae.work_bytes + vae.pass_bytes * (pass_frames - 1) + 2 * _PIXEL_BYTES * frames
         decoding = {
             **common,
             "cache": total(sample.end_bytes),
-            "transformer": self._idle_bytes + self._shipped_bytes,
-            "VAE": self._sizes.vae_bytes,
+            "transformer": idle_bytes + shipped_bytes,
+            "VAE": sizes.vae_bytes,
             "pass": 0,
-            "decoding": self._decoding_bytes(chunk),
+            "decoding": int(pixels * pixel_bytes * element_bytes / 2 * _CONVOLUTION_WORK),
         }
         is_decoding = sum(decoding.values()) >= sum(working.values())
         kinds = decoding if is_decoding else working
-        end = pixel_frames(sample.num_frames, self._plan.pixel_frames_per_latent)
-        return Moment(chunk.index, end, is_decoding, {kind: kinds[kind] for kind in KINDS})
-
-    def _decoding_bytes(self, chunk: ChunkPlan) -> int:
-        vae, per_latent = self._sizes.vae, self._plan.pixel_frames_per_latent
-        together = min(per_latent, max(1, PASS_PIXELS // self._pixels))
-        frames = max(len(chunk.makes) + len(chunk.given), len(chunk.prefill)) * per_latent
-        pixel_bytes = vae.work_bytes + vae.pass_bytes * (together - 1) + 2 * _PIXEL_BYTES * frames
-        return int(self._pixels * pixel_bytes * self._element_bytes / 2 * _CONVOLUTION_WORK)
+        end = pixel_frames(sample.num_frames)
+        yield Moment(chunk.index, end, is_decoding, {kind: kinds[kind] for kind in KINDS})
 
 
 def _transformer_bytes(sizes: ModelSizes, memory: MemoryConfig, element_bytes: int) -> tuple[int, int]:

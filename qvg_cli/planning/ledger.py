@@ -101,12 +101,10 @@ def root_mean_square(values: Iterable[float]) -> float:
 
 
 def total(payload: PayloadBytes) -> int:
-    """All kinds together."""
     return sum(payload.values())
 
 
 def add(first: PayloadBytes, second: PayloadBytes) -> PayloadBytes:
-    """Sum by kind."""
     return {kind: first.get(kind, 0) + second.get(kind, 0) for kind in {**first, **second}}
 
 

@@ -197,14 +197,9 @@ def pocket_examples(family: str) -> str:
     return "; ".join(f"{concept}: {', '.join(values)}" for concept, values in concepts.items())
 
 
-def _grammar(family: str) -> dict[str, Any]:
-    return _read_grammar(pocket_grammar(family))
-
-
 @cache
-def _read_grammar(path: Path) -> dict[str, Any]:
-    grammar: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return grammar
+def _grammar(family: str) -> dict[str, Any]:
+    return yaml.safe_load(pocket_grammar(family).read_text(encoding="utf-8"))
 
 
 def _words(text: str) -> list[str]:

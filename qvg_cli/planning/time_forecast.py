@@ -39,7 +39,18 @@ def transformer_seconds(config: RunConfig, plan: VideoPlan, sizes: ModelSizes, c
     matrix_rate = _MATRIX_RATE * 2 / (_slower(card) + RATES[CARD][1] / RATES[card][1])
 
     def call(frames: int, attended: int, rows: int) -> float:
-        return _call(plan, sizes, frames, attended, rows, matrix_rate, attention_rate)
+        """Seconds of a model call that `rows` times `frames` pass, and attend to `attended` frames."""
+        tokens, width = rows * frames * plan.tokens_per_frame, sizes.heads * sizes.head_dim
+        matrices = 2 * sizes.matrix_values * tokens / sizes.num_parts
+        keys = attended * plan.tokens_per_frame
+        attention = 4 * sizes.streams * tokens * keys * width * sizes.num_layers
+        device = matrices / matrix_rate + attention / attention_rate
+        seconds = max(device, sizes.num_layers * _LAUNCH_SECONDS)
+        if sizes.num_parts == 1:
+            return seconds
+        # Queries, keys and values go, and of each stream what was gathered comes back, in two bytes a value.
+        sent = (3 + sizes.streams) * tokens * width * 2 * (sizes.num_parts - 1) / sizes.num_parts
+        return seconds + sizes.num_layers * (2 * _EXCHANGE_SECONDS + sent / _LINK_BYTES)
 
     seconds = 0.0
     for chunk in plan.chunks:
@@ -60,26 +71,3 @@ def decoding_seconds(plan: VideoPlan, sizes: ModelSizes, card: str = CARD) -> fl
 
 def _slower(card: str) -> float:
     return RATES[CARD][0] / RATES[card][0]
-
-
-def _call(
-    plan: VideoPlan,
-    sizes: ModelSizes,
-    frames: int,
-    attended: int,
-    rows: int,
-    matrix_rate: float,
-    attention_rate: float,
-) -> float:
-    """Seconds of a model call that `rows` times `frames` pass, and attend to `attended` frames."""
-    tokens, width = rows * frames * plan.tokens_per_frame, sizes.heads * sizes.head_dim
-    matrices = 2 * sizes.matrix_values * tokens / sizes.num_parts
-    keys = attended * plan.tokens_per_frame
-    attention = 4 * sizes.streams * tokens * keys * width * sizes.num_layers
-    device = matrices / matrix_rate + attention / attention_rate
-    seconds = max(device, sizes.num_layers * _LAUNCH_SECONDS)
-    if sizes.num_parts == 1:
-        return seconds
-    # Queries, keys and values go, and of each stream what was gathered comes back, in two bytes a value.
-    sent = (3 + sizes.streams) * tokens * width * 2 * (sizes.num_parts - 1) / sizes.num_parts
-    return seconds + sizes.num_layers * (2 * _EXCHANGE_SECONDS + sent / _LINK_BYTES)

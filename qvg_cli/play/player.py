@@ -86,7 +86,6 @@ class Player:
         return option_value(self._engine.config, "--pose") is not None
 
     def start(self, first: Callable[[], None]) -> None:
-        """Begin to work, with `first`."""
         self._tasks.append(first)
         self._thread.start()
 
@@ -102,9 +101,7 @@ class Player:
 
     def stop(self) -> None:
         """Forget the moves that wait; the chunk in hand is finished."""
-        with self._wake:
-            self._moves.clear()
-            self._held = ()
+        self._forget_moves()
         self._tell_state()
 
     def set_room(self, has_room: bool) -> None:
@@ -115,9 +112,8 @@ class Player:
 
     def set_prompt(self, text: str) -> None:
         if self.has_camera:
-            raise UsageError(
-                "this model uses one prompt for the whole walk", hint="start a new world with it"
-            )
+            hint = "start a new world with it"
+            raise UsageError("this model uses one prompt for the whole walk", hint=hint)
         self._next_prompt = check_prompt(text)
         self._tell_state()
 
@@ -176,6 +172,11 @@ class Player:
             self._tasks.append(task)
             self._wake.notify()
 
+    def _forget_moves(self) -> None:
+        with self._wake:
+            self._moves.clear()
+            self._held = ()
+
     def _run(self) -> None:
         while (task := self._wait()) is not None:
             try:
@@ -217,8 +218,7 @@ class Player:
         if config.model.weights == "pocket" and (words := unknown_words(config.prompt, config.family_name)):
             named = ", ".join(map(repr, words[:_MOST_WORDS]))
             self._tell({"type": "notice", "message": f"the demo model does not know {named}"})
-        image = option_value(config, "--image")
-        if image is not None:
+        if (image := option_value(config, "--image")) is not None:
             video = config.video
             self._show(fill_frame(open_image(image), height=video.height, width=video.width)[None])
         self._tell_path(0)
@@ -271,9 +271,8 @@ class Player:
 
     def _open_folder(self, session: Session) -> WalkFolder:
         config = session.config
-        name = self._record or (
-            self._given.path.name if self._given else run_name(config.prompt, config.seed)
-        )
+        name = self._given.path.name if self._given else run_name(config.prompt, config.seed)
+        name = self._record or name
         run = RunDir.create(self._out.parent, self._out.name, slug(name) or "walk")
         folder = WalkFolder(run, self._engine.device, self._given)
         if self._picture is not None:
@@ -290,9 +289,7 @@ class Player:
 
     def _leave_world(self) -> None:
         """End the walk in hand, saved."""
-        with self._wake:
-            self._moves.clear()
-            self._held = ()
+        self._forget_moves()
         self._keep()
         self._session, self._given, self._picture, self._next_prompt = None, None, None, None
         self._path, self._figures, self._is_saved = [], {}, True
@@ -316,9 +313,7 @@ class Player:
         shown = shown_error(error)
         hint = shown.hint
         if self._session is None:
-            with self._wake:
-                self._moves.clear()
-                self._held = ()
+            self._forget_moves()
             try:
                 self._keep()
             except QvgError as second:
@@ -340,13 +335,11 @@ class Player:
     def _tell_path(self, begin: int) -> None:
         assert self._session is not None
         viewmats = self._session.viewmats
-        if viewmats is not None:
-            for viewmat in viewmats[begin:]:
-                camera = np.linalg.inv(viewmat)
-                heading = float(np.degrees(np.arctan2(camera[0, 2], camera[2, 2])))
-                self._path.append(
-                    [round(float(camera[0, 3]), 4), round(float(camera[2, 3]), 4), round(heading, 2)]
-                )
+        for viewmat in viewmats[begin:] if viewmats is not None else ():
+            camera = np.linalg.inv(viewmat)
+            right, ahead = (round(float(camera[axis, 3]), 4) for axis in (0, 2))
+            heading = float(np.degrees(np.arctan2(camera[0, 2], camera[2, 2])))
+            self._path.append([right, ahead, round(heading, 2)])
         self._tell({"type": "path", "begin": begin, "points": self._path[begin:]})
 
 

@@ -26,20 +26,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from qvg_cli.engine.engine import Engine
 from qvg_cli.errors import QvgError, UsageError
+from qvg_cli.play import messages
 from qvg_cli.play.access import Access
-from qvg_cli.play.messages import (
-    MAX_BYTES,
-    Hold,
-    Message,
-    Prompt,
-    Save,
-    Shown,
-    Sit,
-    Stop,
-    TakeUp,
-    World,
-    read_message,
-)
 from qvg_cli.play.player import Player
 from qvg_cli.play.viewers import HELD_SECONDS, Audience, Seats, Viewer
 from qvg_cli.play.walk import downloads, find_saved, saved_runs
@@ -123,9 +111,8 @@ class PlayServer:
             elif num_bytes > 10 * MAX_PICTURE_BYTES:
                 break
         if num_bytes > MAX_PICTURE_BYTES:
-            raise UsageError(
-                f"the picture is larger than {MAX_PICTURE_BYTES >> 20} MiB", hint="use a smaller one"
-            )
+            most = MAX_PICTURE_BYTES >> 20
+            raise UsageError(f"the picture is larger than {most} MiB", hint="use a smaller one")
         return await run_in_threadpool(keep_picture, bytes(content), self._pictures)
 
     async def _give_file(self, request: Request) -> Response:
@@ -172,16 +159,16 @@ class PlayServer:
             if received["type"] != "websocket.receive":
                 return
             try:
-                message = read_message(received.get("text") or received.get("bytes") or b"")
+                message = messages.read_message(received.get("text") or received.get("bytes") or b"")
                 self._obey(viewer, message)
             except QvgError as error:
                 viewer.tell({"type": "error", "message": str(error), "hint": error.hint})
 
-    def _obey(self, viewer: Viewer, message: Message) -> None:
-        if isinstance(message, Shown):
+    def _obey(self, viewer: Viewer, message: messages.Message) -> None:
+        if isinstance(message, messages.Shown):
             self.audience.has_shown(viewer, message.frame)
             return
-        if isinstance(message, Sit):
+        if isinstance(message, messages.Sit):
             self.seats.sit(viewer.ticket)
             self._tell_seats()
             return
@@ -189,17 +176,17 @@ class PlayServer:
             raise UsageError("someone else is playing; you are watching")
         player = self.player
         match message:
-            case Hold():
+            case messages.Hold():
                 player.hold(message.keys)
-            case Stop():
+            case messages.Stop():
                 player.stop()
-            case Prompt():
+            case messages.Prompt():
                 player.set_prompt(message.text)
-            case World():
+            case messages.World():
                 player.begin(message.prompt, self._find_picture(message.picture), message.seed)
-            case TakeUp():
+            case messages.TakeUp():
                 player.take_up(find_saved(self._out, message.name))
-            case Save():
+            case messages.Save():
                 player.save()
 
     def _find_picture(self, name: str | None) -> Path | None:
@@ -220,15 +207,9 @@ class PlayServer:
         self._tell_seats()
 
     def _tell_seats(self) -> None:
+        about = {"type": "seat", "is_free": self.seats.is_free, "watching": len(self._open) - 1}
         for viewer, _ in self._open.values():
-            viewer.tell(
-                {
-                    "type": "seat",
-                    "player": self.seats.is_player(viewer.ticket),
-                    "is_free": self.seats.is_free,
-                    "watching": len(self._open) - 1,
-                }
-            )
+            viewer.tell({**about, "player": self.seats.is_player(viewer.ticket)})
 
 
 def keep_picture(content: bytes, folder: Path) -> Path:
@@ -315,7 +296,7 @@ def web_server(app: Starlette) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         lifespan="on",
-        ws_max_size=MAX_BYTES,
+        ws_max_size=messages.MAX_BYTES,
         timeout_graceful_shutdown=2,
     )
     return uvicorn.Server(config)

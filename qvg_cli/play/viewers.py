@@ -38,7 +38,6 @@ class Seats:
 
     @property
     def is_free(self) -> bool:
-        """Whether anyone may sit down."""
         if self._player is None:
             return True
         return self._left_at is not None and self._clock() - self._left_at >= HELD_SECONDS
@@ -48,16 +47,14 @@ class Seats:
 
         The first to come plays, and so does the player who comes back in time.
         """
-        if ticket is None or not ticket:
-            ticket = secrets.token_urlsafe(16)
+        ticket = ticket or secrets.token_urlsafe(16)
         self.sit(ticket)
         return ticket
 
-    def sit(self, ticket: str) -> bool:
-        """Take the seat if it is free or one's own; whether it is theirs now."""
+    def sit(self, ticket: str) -> None:
+        """Take the seat if it is free or one's own."""
         if self.is_free or ticket == self._player:
             self._player, self._left_at = ticket, None
-        return self.is_player(ticket)
 
     def leave(self, ticket: str) -> None:
         if ticket == self._player and self._left_at is None:

@@ -25,7 +25,7 @@ from qvg_cli.engine.opening import read_latents
 from qvg_cli.engine.session import Chunk
 from qvg_cli.errors import UsageError
 from qvg_cli.files import RunDir, remove_folder, sync, write_text, write_whole
-from qvg_cli.models.registry import family_of, load_config, plan_video
+from qvg_cli.models.registry import family_of, load_config
 from qvg_cli.planning.ledger import MemorySample, by_layer
 from qvg_cli.report.html import run_page
 from qvg_cli.report.memory import MemoryReport, about_run
@@ -36,6 +36,7 @@ from qvg_cli.video.parts import encode_part, join_parts
 
 _PARTS = "parts"
 _GIVEN = "given"
+_MOST_SAVED = 12
 POSE, PICTURE = "pose.txt", "picture"
 
 
@@ -108,11 +109,8 @@ class WalkFolder:
     def _write_chunk(self, number: int, chunk: Chunk, config: RunConfig) -> None:
         stem = self._parts / f"{number:05}"
         latents = save({"latents": chunk.latents.contiguous()})
-        about = {
-            "seconds": round(chunk.seconds, 4),
-            "frames": len(chunk.frames),
-            "memory": asdict(chunk.memory),
-        }
+        seconds, memory = round(chunk.seconds, 4), asdict(chunk.memory)
+        about = {"seconds": seconds, "frames": len(chunk.frames), "memory": memory}
         write_whole(stem.with_suffix(".safetensors"), lambda part: part.write_bytes(latents))
         write_text(stem.with_suffix(".json"), json.dumps(about))
         # The video last: a chunk is known by it.
@@ -130,9 +128,7 @@ class WalkFolder:
             MemorySample(**{**memory, "logit_rms": by_layer(memory.get("logit_rms", ()))})
             for memory in memories
         ]
-        report = MemoryReport(
-            plan_video(config), samples, config.video.fps, f"{cache_label(config.cache)} cache"
-        )
+        report = MemoryReport(samples, config.video.fps, f"{cache_label(config.cache)} cache")
         about = _about(config, self._device, num_frames, records)
         write_text(self.run.memory, json.dumps(report.to_json(about), indent=1) + "\n")
         write_whole(self.run.plot, report.save_plot)
@@ -148,7 +144,7 @@ def recover(folder: Path, device: torch.device) -> bool:
     return True
 
 
-def saved_runs(folder: Path, most: int = 12) -> list[str]:
+def saved_runs(folder: Path) -> list[str]:
     """Names of the newest runs in `folder` that can be gone on with, the newest first."""
     try:
         found = [
@@ -159,7 +155,7 @@ def saved_runs(folder: Path, most: int = 12) -> list[str]:
         found.sort(key=lambda run: run.video.stat().st_mtime, reverse=True)
     except OSError:
         return []
-    return [run.path.name for run in found[:most]]
+    return [run.path.name for run in found[:_MOST_SAVED]]
 
 
 def find_saved(folder: Path, name: str) -> RunDir:
@@ -178,14 +174,14 @@ def downloads(run: RunDir) -> list[Path]:
 
 def option_value(config: RunConfig, flag: str) -> Any:
     """The setting of an option that the family may have; `None` if it has not."""
-    for option in family_of(config).options:
-        if option.flag == flag:
-            value: Any = config
-            for name in option.setting.split("."):
-                # A group may be missing, such as a source.
-                value = getattr(value, name, None)
-            return value
-    return None
+    settings = {option.flag: option.setting for option in family_of(config).options}
+    if flag not in settings:
+        return None
+    value: Any = config
+    for name in settings[flag].split("."):
+        # A group may be missing, such as a source.
+        value = getattr(value, name, None)
+    return value
 
 
 def with_option(config: RunConfig, flag: str, value: object) -> RunConfig:

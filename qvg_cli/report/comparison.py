@@ -42,18 +42,18 @@ def variant_costs(memories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def with_baseline(variants: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The variants, each with its costs as parts of the first's."""
-    baseline = variants[0]
-    return [
+    costs = [
         {
-            **variant,
-            "of_baseline": {
-                "peak_bytes": _part(variant["peak"]["bytes"], baseline["peak"]["bytes"]),
-                "end_bytes": _part(variant["end"]["bytes"], baseline["end"]["bytes"]),
-                "device_peak_bytes": _part(variant["device_peak_bytes"], baseline["device_peak_bytes"]),
-                "seconds_per_chunk": _part(variant["seconds_per_chunk"], baseline["seconds_per_chunk"]),
-            },
+            "peak_bytes": variant["peak"]["bytes"],
+            "end_bytes": variant["end"]["bytes"],
+            "device_peak_bytes": variant["device_peak_bytes"],
+            "seconds_per_chunk": variant["seconds_per_chunk"],
         }
         for variant in variants
+    ]
+    return [
+        {**variant, "of_baseline": {name: _part(cost, costs[0][name]) for name, cost in own.items()}}
+        for variant, own in zip(variants, costs, strict=True)
     ]
 
 
@@ -122,9 +122,8 @@ def db_text(psnr_db: float | None) -> str:
 
 def summary_lines(comparison: Mapping[str, Any]) -> list[str]:
     """What every variant but the baseline cost and lost, a sentence each."""
-    variants = comparison["arms"]
-    fps = comparison["fps"]
-    return [_summary(variant, variants[0], fps) for variant in variants[1:]]
+    baseline, *others = comparison["arms"]
+    return [_summary(variant, baseline, comparison["fps"]) for variant in others]
 
 
 def _summary(variant: Mapping[str, Any], baseline: Mapping[str, Any], fps: int) -> str:
@@ -137,11 +136,9 @@ def _summary(variant: Mapping[str, Any], baseline: Mapping[str, Any], fps: int) 
     different, diverged = quality["first_different_frame"], quality["first_diverged_frame"]
     if different is None:
         return f"{cost}. All frames are equal."
-    under = (
-        "none falls below 30 dB"
-        if diverged is None
-        else f"the first below 30 dB is at {frame_time(diverged, fps)}"
-    )
+    under = "none falls below 30 dB"
+    if diverged is not None:
+        under = f"the first below 30 dB is at {frame_time(diverged, fps)}"
     figures = [f"{db_text(quality['psnr_db'])} dB", f"an SSIM of {quality['ssim']:.4f}"]
     if quality.get("lpips") is not None:
         figures.append(f"an LPIPS of {quality['lpips']:.4f}")

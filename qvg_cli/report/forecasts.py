@@ -22,7 +22,7 @@ from qvg_cli.report.words import memory_text, mib_text
 
 SCHEMA = 1
 _MAX_CHUNKS = 8
-_BYTES_PER_PARAMETER = 2
+_DURATION = ("card", "transformer_seconds", "decoding_seconds")
 _KIND_WORDS = {
     "transformer": "transformer weights",
     "VAE": "VAE weights",
@@ -39,7 +39,6 @@ class CacheForecast:
     """What a video needs with one cache.
 
     Attributes:
-        name: Of the preset.
         forecast: Bytes over the video, of the device and of the run's folder.
         verdict: "fits", "tight" or "does not fit"; `None` without a card.
         suggestions: Options with which it would fit, to the bytes that the device needs then.
@@ -110,6 +109,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Everything for a program; bytes."""
         config, plan, card = self.caches[0].config, self.video, self.card
+        names = ("name", "memory_bytes", "usable_bytes")
         return {
             "schema": SCHEMA,
             "backend": config.backend,
@@ -125,9 +125,7 @@ class Plan:
             "video_seconds": plan.num_pixel_frames / config.video.fps,
             "chunks": len(plan.chunks),
             "download": _download(config),
-            "card": None
-            if card is None
-            else {"name": card.name, "memory_bytes": card.memory_bytes, "usable_bytes": card.usable_bytes},
+            "card": card and {name: getattr(card, name) for name in names},
             "caches": [_cache_json(cache) for cache in self.caches],
         }
 
@@ -187,8 +185,7 @@ def _cache_json(cache: CacheForecast) -> dict[str, Any]:
         "state_bytes": found.state_bytes,
         "host_bytes": found.host_bytes,
         "transformer_seconds": {CARD: round(found.transformer_seconds, 1)},
-        "duration": cache.duration
-        and dict(zip(("card", "transformer_seconds", "decoding_seconds"), cache.duration, strict=True)),
+        "duration": cache.duration and dict(zip(_DURATION, cache.duration, strict=True)),
         "over_time": [
             {
                 "chunk": moment.chunk,
@@ -220,13 +217,9 @@ def _facts(planned: Plan) -> list[tuple[str, str]]:
         f"{plan.width}x{plan.height}, {plan.num_pixel_frames} frames ({plan.num_frames} latent) at "
         f"{config.video.fps} fps, {seconds:.2f} s in {chunks} chunk{'s' if chunks != 1 else ''}"
     )
-    states = ", ".join(
-        f"{memory_text(cache.forecast.state_bytes)} ({cache.name})" for cache in planned.caches
-    )
-    folder = (
-        f"latents {memory_text(found.latents_bytes)}; checkpoint while it runs, at most {states}; plus video "
-        "and reports"
-    )
+    states = ", ".join(f"{memory_text(each.forecast.state_bytes)} ({each.name})" for each in planned.caches)
+    latents = memory_text(found.latents_bytes)
+    folder = f"latents {latents}; checkpoint while it runs, at most {states}; plus video and reports"
     shown = 'no GPU found; pass --gpu "RTX 4090" or --gpu 24GiB to check the fit'
     if card is not None:
         usable = memory_text(card.usable_bytes)
@@ -255,15 +248,13 @@ def _download(config: RunConfig) -> dict[str, Any]:
     known = read_download(weights)
     if known is None:
         return {"name": None, "is_there": True, "bytes": 0, "about_bytes": 0, "converted_bytes": 0}
-    converts = [repository.convert for repository in known.config.repositories]
-    converted = sum(_BYTES_PER_PARAMETER * convert.parameters for convert in converts if convert is not None)
     is_there, about_gb = (qvg_home() / weights).is_dir(), known.config.about_gb
     return {
         "name": weights,
         "is_there": is_there,
         "bytes": 0 if is_there else None,
         "about_bytes": 0 if is_there else None if about_gb is None else round(about_gb * 10**9),
-        "converted_bytes": converted,
+        "converted_bytes": known.config.converted_bytes,
     }
 
 
@@ -284,15 +275,14 @@ def _kinds_table(caches: Sequence[CacheForecast]) -> str:
     rows[0] += [mib_text(cache.forecast.text_stage_bytes) for cache in caches]
     for kind in KINDS:
         values = [mib_text(cache.forecast.peak.bytes_by_kind[kind]) for cache in caches]
-        rows.append([f"  {_KIND_WORDS[kind]}", *values])
+        if set(values) != {"0.00"}:
+            rows.append([f"  {_KIND_WORDS[kind]}", *values])
     rows.append(["total (generation)", *(mib_text(cache.forecast.peak.total_bytes) for cache in caches)])
     rows.append(["peak", *(mib_text(cache.forecast.device_bytes) for cache in caches)])
     rows.append(["peak at chunk", *(str(cache.forecast.peak.chunk + 1) for cache in caches)])
     cached = [cache.forecast.cache_peak for cache in caches]
-    ratios = [
-        f"{sample.bf16_peak_bytes / held:.2f}x" if (held := total(sample.peak_bytes)) else "-"
-        for sample in cached
-    ]
+    held = [(sample.bf16_peak_bytes, total(sample.peak_bytes)) for sample in cached]
+    ratios = [f"{bf16 / packed:.2f}x" if packed else "-" for bf16, packed in held]
     rows.append(["KV-cache compression vs BF16", *ratios])
     return format_table(("", *(cache.name for cache in caches)), rows)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,31 +16,29 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qvg_cli.config.yaml_text import format_yaml
+from qvg_cli.report import tables
 from qvg_cli.report.comparison import db_text, frame_time, summary_lines, window_label
 from qvg_cli.report.pictures import poster_jpeg
 from qvg_cli.report.run_figures import CHUNK_HEADER, chunk_rows, logit_rows, result_rows, short_rows, title_of
 from qvg_cli.report.run_files import Result
-from qvg_cli.report.tables import (
-    ATTENTION_HEADER,
-    COST_HEADER,
-    attention_rows,
-    cost_rows,
-    has_lpips,
-    layer_rows,
-    quality_header,
-    quality_rows,
-)
 from qvg_cli.report.words import short_prompt
 
 if TYPE_CHECKING:
     from qvg_cli.comparison.video import ComparedVideo
 
+_TEMPLATES = Environment(
+    loader=PackageLoader("qvg_cli.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
 
 def run_page(run: Result) -> str:
     """The page of one run, made from the files in its folder."""
     settings = run.folder / "run.yaml"
-    return _render(
-        "run.html",
+    return _TEMPLATES.get_template("run.html").render(
         title=title_of(run.figures),
         video=_video(run.folder, run.folder / "video.mp4", run.figures),
         rows=result_rows(run),
@@ -55,41 +52,35 @@ def run_page(run: Result) -> str:
 
 def comparison_page(folder: Path, comparison: Mapping[str, Any], videos: Sequence[ComparedVideo]) -> str:
     """The page of a comparison whose plots are in `folder`."""
-    fps = comparison["fps"]
-    variants = comparison["arms"]
+    fps, variants = comparison["fps"], comparison["arms"]
     shown = []
     for video, compared in zip(comparison["videos"], videos, strict=True):
         stills = [
             {"time": frame_time(still.frame, fps), "picture": _encode(still.jpeg, "image/jpeg")}
             for still in compared.stills
         ]
-        poster = stills[len(stills) // 2]["picture"]
-        shown.append(
-            {
-                **video,
-                "title": short_prompt(video["prompt"]),
-                "source": quote(video["side_by_side"]),
-                "poster": poster,
-                "stills": stills,
-                "rows": quality_rows(
-                    [{"name": variant["name"], "quality": variant} for variant in video["arms"]], fps
-                ),
-                "runs": [(variant["name"], quote(variant["run"])) for variant in video["arms"]],
-            }
-        )
-    return _render(
-        "compare.html",
+        arms = video["arms"]
+        about = {
+            "title": short_prompt(video["prompt"]),
+            "source": quote(video["side_by_side"]),
+            "poster": stills[len(stills) // 2]["picture"],
+            "stills": stills,
+            "rows": tables.quality_rows([{"name": each["name"], "quality": each} for each in arms], fps),
+            "runs": [(each["name"], quote(each["run"])) for each in arms],
+        }
+        shown.append({**video, **about})
+    return _TEMPLATES.get_template("compare.html").render(
         title=f"{', '.join(variant['name'] for variant in variants[1:])} vs {variants[0]['name']}",
         comparison=comparison,
         summary=summary_lines(comparison),
-        cost_header=COST_HEADER,
-        costs=cost_rows(variants),
-        quality_header=quality_header(variants),
-        has_lpips=has_lpips(variants),
-        quality=quality_rows(variants, fps),
-        attention_header=ATTENTION_HEADER,
-        attention=attention_rows(variants),
-        layers=layer_rows(variants),
+        cost_header=tables.COST_HEADER,
+        costs=tables.cost_rows(variants),
+        quality_header=tables.quality_header(variants),
+        has_lpips=tables.has_lpips(variants),
+        quality=tables.quality_rows(variants, fps),
+        attention_header=tables.ATTENTION_HEADER,
+        attention=tables.attention_rows(variants),
+        layers=tables.layer_rows(variants),
         attention_plot=_data_uri(folder / "attention.png", "image/png"),
         windows=_window_rows(comparison),
         quality_plot=_data_uri(folder / "quality.png", "image/png"),
@@ -117,8 +108,8 @@ def gallery_line(root: Path, result: Result) -> dict[str, Any]:
 
 def gallery_page(root: Path, lines: Sequence[Mapping[str, Any]], *, reload_seconds: int | None = None) -> str:
     """The page of the `gallery_line`s of results, loaded anew after some seconds while more come."""
-    title = f"Videos in {root.resolve().name}"
-    return _render("gallery.html", title=title, lines=lines, reload_seconds=reload_seconds)
+    template, title = _TEMPLATES.get_template("gallery.html"), f"Videos in {root.resolve().name}"
+    return template.render(title=title, lines=lines, reload_seconds=reload_seconds)
 
 
 def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
@@ -130,7 +121,7 @@ def _window_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
         for variant in variants:
             figures = variant["quality"]["windows"][index]
             row += [db_text(figures["psnr_db"]), f"{figures['ssim']:.4f}"]
-            if has_lpips(comparison["arms"]):
+            if tables.has_lpips(comparison["arms"]):
                 row.append(f"{figures['lpips']:.4f}")
         rows.append(row)
     return rows
@@ -153,18 +144,3 @@ def _data_uri(path: Path, kind: str) -> str | None:
 
 def _encode(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _render(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(**values)
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("qvg_cli.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

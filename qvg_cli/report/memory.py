@@ -11,7 +11,7 @@ from typing import Any
 
 from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.schema import RunConfig
-from qvg_cli.planning.chunks import VideoPlan, pixel_frames
+from qvg_cli.planning.chunks import pixel_frames
 from qvg_cli.planning.ledger import MemorySample, root_mean_square, total
 from qvg_cli.plotting import new_figure
 from qvg_cli.report.words import MIB, describe_bytes
@@ -25,12 +25,10 @@ class MemoryReport:
     """The samples of one run, and what they are of.
 
     Attributes:
-        plan: Of the whole video; a run that was stopped has fewer samples than chunks.
         label: Of the cache in the plot.
         frames_ahead: Pixel frames of the video in front of the plan's first.
     """
 
-    plan: VideoPlan
     samples: Sequence[MemorySample]
     fps: int
     label: str
@@ -123,7 +121,7 @@ class MemoryReport:
             figure.savefig(path, format="png")
 
     def _pixel_frames(self, sample: MemorySample) -> int:
-        return self.frames_ahead + pixel_frames(sample.num_frames, self.plan.pixel_frames_per_latent)
+        return self.frames_ahead + pixel_frames(sample.num_frames)
 
 
 def about_run(

@@ -57,7 +57,7 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     hardware: dict[str, Any] = {
         "device": str(device),
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cpu_cores(),
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
@@ -65,6 +65,10 @@ def _hardware(device: torch.device) -> dict[str, Any]:
         hardware["gpu"] = properties.name
         hardware["gpu_memory_mib"] = properties.total_memory // (1024 * 1024)
     return hardware
+
+
+def cpu_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def cpu_name() -> str:

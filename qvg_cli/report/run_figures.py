@@ -24,14 +24,12 @@ def title_of(figures: Mapping[str, Any]) -> str:
 def result_rows(result: Result) -> list[tuple[str, str]]:
     """Names and figures of a run, or of a comparison, in a few lines."""
     figures = result.figures
+    size, count = f"{figures['width']} x {figures['height']}", figures["pixel_frames"]
+    video = f"{size}, {count} frames at {figures['fps']} fps, {figures['video_seconds']:.2f} s"
     rows = [
         ("status", figures["status"]),
         ("model", f"{figures['model']}, {figures['backend']}"),
-        (
-            "video",
-            f"{figures['width']} x {figures['height']}, {figures['pixel_frames']} frames at "
-            f"{figures['fps']} fps, {figures['video_seconds']:.2f} s",
-        ),
+        ("video", video),
     ]
     # Results of version 0.1 do not say it.
     if (decoder := figures.get("decoder", "vae")) != "vae":
@@ -48,21 +46,21 @@ def short_rows(result: Result) -> list[tuple[str, str]]:
 
 
 def chunk_rows(figures: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of every chunk of a run."""
-    return [
-        [
-            str(chunk["chunk"] + 1),
-            str(chunk["pixel_frames"]),
-            mib_text(chunk["end"]["bytes"]),
-            mib_text(chunk["end"]["bf16_bytes"]),
-            "-" if chunk["device_peak_bytes"] is None else mib_text(chunk["device_peak_bytes"]),
-            f"{seconds:.2f}",
-            f"{root_mean_square(by_layer(logits).values()):.4f}"
-            if (logits := chunk.get("predicted_logit_rms"))
-            else "-",
-        ]
-        for chunk, seconds in zip(figures["chunks"], figures["chunk_seconds"], strict=True)
-    ]
+    rows = []
+    for chunk, seconds in zip(figures["chunks"], figures["chunk_seconds"], strict=True):
+        end, peak, logits = chunk["end"], chunk["device_peak_bytes"], chunk.get("predicted_logit_rms")
+        rows.append(
+            [
+                str(chunk["chunk"] + 1),
+                str(chunk["pixel_frames"]),
+                mib_text(end["bytes"]),
+                mib_text(end["bf16_bytes"]),
+                "-" if peak is None else mib_text(peak),
+                f"{seconds:.2f}",
+                f"{root_mean_square(by_layer(logits).values()):.4f}" if logits else "-",
+            ]
+        )
+    return rows
 
 
 def logit_rows(figures: Mapping[str, Any]) -> list[list[str]]:
@@ -100,10 +98,8 @@ def _comparison_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("compared", figures["compared"])]
     for variant in figures["arms"]:
         said = describe_bytes(variant["peak"]["bytes"], variant["peak"]["bf16_bytes"])
-        quality = variant["quality"]
-        if quality is not None:
-            said += (
-                f"; {db_text(quality['psnr_db'])} dB" if quality["psnr_db"] is not None else "; equal frames"
-            )
+        if (quality := variant["quality"]) is not None:
+            psnr_db = quality["psnr_db"]
+            said += "; equal frames" if psnr_db is None else f"; {db_text(psnr_db)} dB"
         rows.append((variant["name"], said))
     return rows

@@ -83,8 +83,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     for key in _KEYS[path.name]:
         if key not in figures:
             raise UsageError(f"{path} is incomplete: it has no {key}", hint="generate the run again")
-    content: Mapping[str, Any] = figures
-    return content
+    return figures
 
 
 def is_finished(run: RunDir) -> bool:

@@ -50,7 +50,6 @@ def format_facts(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> str:
-    """What the variants cost and what they lost, for a terminal."""
     variants, fps = comparison["arms"], comparison["fps"]
     baseline = variants[0]["name"]
     costs = format_table(COST_HEADER, cost_rows(variants))
@@ -81,17 +80,15 @@ def cost_rows(variants: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = []
     for variant in variants:
         times = {} if variant is variants[0] else variant["of_baseline"]
-        ratio = variant["peak"]["ratio"]
-        device_peak = variant["device_peak_bytes"]
+        ratio, device_peak = variant["peak"]["ratio"], variant["device_peak_bytes"]
+        peak = "-" if device_peak is None else mib_text(device_peak)
         rows.append(
             [
                 variant["name"],
                 _beside(mib_text(variant["peak"]["bytes"]), times.get("peak_bytes")),
                 "-" if ratio is None else f"{ratio:.2f}x",
                 mib_text(variant["end"]["bytes"]),
-                "-"
-                if device_peak is None
-                else _beside(mib_text(device_peak), times.get("device_peak_bytes")),
+                _beside(peak, times.get("device_peak_bytes")),
                 _beside(f"{variant['seconds_per_chunk']:.3g}", times.get("seconds_per_chunk")),
             ]
         )
@@ -128,25 +125,19 @@ def has_lpips(variants: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def quality_header(variants: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Titles of `quality_rows`."""
     lpips = ("LPIPS",) if has_lpips(variants) else ()
     return ("cache", "PSNR dB", "SSIM", *lpips, "first differing frame", "first frame below 30 dB")
 
 
 def quality_rows(variants: Sequence[Mapping[str, Any]], fps: int) -> list[list[str]]:
     """Cells of the losses of all variants but the baseline."""
-    is_perceptual = has_lpips(variants)
-    return [
-        [
-            variant["name"],
-            db_text(variant["quality"]["psnr_db"]),
-            f"{variant['quality']['ssim']:.4f}",
-            *([f"{variant['quality']['lpips']:.4f}"] if is_perceptual else []),
-            frame_time(variant["quality"]["first_different_frame"], fps),
-            frame_time(variant["quality"]["first_diverged_frame"], fps),
-        ]
-        for variant in variants[1:]
-    ]
+    rows = []
+    for variant in variants[1:]:
+        quality = variant["quality"]
+        lpips = [f"{quality['lpips']:.4f}"] if has_lpips(variants) else []
+        times = [frame_time(quality[f"first_{kind}_frame"], fps) for kind in ("different", "diverged")]
+        rows.append([variant["name"], db_text(quality["psnr_db"]), f"{quality['ssim']:.4f}", *lpips, *times])
+    return rows
 
 
 def _window_table(variants: Sequence[Mapping[str, Any]], fps: int, shown: Sequence[int], name: str) -> str:

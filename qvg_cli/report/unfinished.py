@@ -38,9 +38,8 @@ class Unfinished:
         planned = "" if self.num_planned is None else f" of {self.num_planned}"
         done = "" if self.num_chunks is None else f", {self.num_chunks}{planned} chunks are complete"
         shown = "" if self.prompt is None else f": {short_prompt(self.prompt)!r}"
-        return f"the {what} in {self.folder} {state}{done}{shown}" + (
-            "" if self.is_running else f"; {self.suggestion}"
-        )
+        suggestion = "" if self.is_running else f"; {self.suggestion}"
+        return f"the {what} in {self.folder} {state}{done}{shown}{suggestion}"
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -43,15 +44,11 @@ class DamagedError(QvgError):
 
 
 class StoredFile(Config):
-    """Size and hash of a file, in bytes and as hexadecimal SHA-256."""
-
     size: int
     sha256: str
 
 
 class HeldEntry(Config):
-    """Frames of a block, and whether it is packed."""
-
     frames: tuple[int, ...]
     is_packed: bool
 
@@ -61,6 +58,10 @@ class Held(Config):
 
     entry: HeldEntry
     chunk: int
+
+    @classmethod
+    def of(cls, block: Block) -> Self:
+        return cls(entry=HeldEntry(frames=block.frames, is_packed=block.is_packed), chunk=block.chunk)
 
     @property
     def block(self) -> Block:
@@ -207,10 +208,7 @@ class Checkpoint:
             chunk=chunk,
             files={},
             entries=entries,
-            held=tuple(
-                Held(entry=HeldEntry(frames=block.frames, is_packed=block.is_packed), chunk=block.chunk)
-                for block in held
-            ),
+            held=tuple(map(Held.of, held)),
             has_history=keeps and not (held and cache.is_learning),
             memory=result.memory,
             num_frames=result.num_frames,
@@ -232,13 +230,13 @@ class Checkpoint:
             blocks: The tensors of the history that it adds, on the host.
             frames: `[n, height, width, 3]` uint8.
         """
-        writes: dict[str, Callable[[Path], None]] = {LATENTS: self._safetensors({"latents": latents})}
-        matrices = {name: each for name, each in blocks.items() if name.startswith(MATRICES)}
-        for kind, tensors in ((CACHE, blocks.keys() - matrices), (MATRICES, matrices)):
-            if tensors:
-                writes[kind] = self._safetensors(
-                    {name.removeprefix(f"{MATRICES}/"): blocks[name] for name in tensors}
-                )
+        tensors: dict[str, dict[str, Tensor]] = {LATENTS: {"latents": latents}}
+        for name, tensor in blocks.items():
+            kind = MATRICES if name.startswith(MATRICES) else CACHE
+            tensors.setdefault(kind, {})[name.removeprefix(f"{MATRICES}/")] = tensor
+        writes: dict[str, Callable[[Path], None]] = {
+            kind: partial(self._save_tensors, named) for kind, named in tensors.items()
+        }
         if len(frames):
             writes[VIDEO] = lambda path: encode_part(path, frames, fps=fps)
         # ffmpeg computes while the other files are written.
@@ -282,17 +280,14 @@ class Checkpoint:
         finally:
             self._lock.release()
 
-    def _safetensors(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
-        def write(path: Path) -> None:
-            # To a file, not to bytes: that would keep Python, and with it the model's next launch, waiting.
-            try:
-                save_file(dict(tensors), path)
-                # It makes files that only their owner can read.
-                shutil.copymode(self.folder / IDENTITY, path)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
-
-        return write
+    def _save_tensors(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        # To a file, not to bytes: that would keep Python, and with it the model's next launch, waiting.
+        try:
+            save_file(dict(tensors), path)
+            # It makes files that only their owner can read.
+            shutil.copymode(self.folder / IDENTITY, path)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
     def _store(self, chunk: int, kind: str, write: Callable[[Path], None]) -> StoredFile:
         path = self.path(chunk, kind)

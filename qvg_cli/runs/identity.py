@@ -67,18 +67,12 @@ class Identity(Config):
 
 
 def identify(config: RunConfig, device: str) -> Identity:
-    """The identity of a run of `config` on a kind of device."""
     settings = config.model_dump(mode="json", exclude=_PLACES)
     inputs = {name: hash_file(expand_user(name)) for name in sorted(_texts(settings)) if _is_file(name)}
     if config.cache.matrices is not None:
         inputs[config.cache.matrices] = hash_file(matrices_file(config.cache.matrices))
-    return Identity(
-        settings=settings,
-        device=device,
-        weights=_hash_weights(config),
-        inputs=inputs,
-        versions=_versions(device),
-    )
+    weights, versions = _hash_weights(config), _versions(device)
+    return Identity(settings=settings, device=device, weights=weights, inputs=inputs, versions=versions)
 
 
 def video_ids(configs: Sequence[RunConfig], device: str) -> list[str]:
@@ -115,11 +109,12 @@ def are_settings_equal(one: RunConfig, other: RunConfig) -> bool:
 
 def differences(begun: Identity, now: Identity) -> list[str]:
     """In what two identities differ so that their frames would, in words; empty if they do not."""
-    found: list[str] = []
     before, after = (dict(leaves({**_known_settings(each), **each.extra})) for each in (begun, now))
-    for name in {**before, **after}:
-        if before.get(name) != after.get(name):
-            found.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
+    found = [
+        f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    ]
     if begun.device != now.device:
         found.append(f"it started on {begun.device}, this is {now.device}")
     if not found and begun.weights != now.weights:
@@ -138,8 +133,7 @@ def _known_settings(identity: Identity) -> dict[str, JsonValue]:
         config = family.config_class.model_validate_json(json.dumps(settings))
     except (UsageError, ValidationError):
         return settings
-    known: dict[str, JsonValue] = config.model_dump(mode="json", exclude=_PLACES)
-    return known
+    return config.model_dump(mode="json", exclude=_PLACES)
 
 
 def other_versions(begun: Identity, now: Identity) -> list[str]:

@@ -136,7 +136,7 @@ class Summary:
         if config.source is not None and config.source.clip is not None:
             ahead = self.num_clip - pixel_frames(config.source.clip_frames)
         label = f"{cache_label(config.cache)} cache"
-        return MemoryReport(self.video.plan, self.samples, config.video.fps, label, ahead)
+        return MemoryReport(self.samples, config.video.fps, label, ahead)
 
     def status_line(self) -> str:
         """How the run goes, in a few words."""

@@ -41,22 +41,16 @@ _HIGHEST_SHARE = Fraction(3, 2)
 
 
 class Source(AbstractContextManager["Source"]):
-    """An open video file, read once from its begin.
+    """An open video file, read once from its begin; `UsageError` if it cannot be read, or holds no video.
 
     Attributes:
         fps: Frames per second, on average.
         pixel_aspect: Width of a pixel over its height.
-        has_sound: Whether there is a soundtrack too.
         is_damaged: Something could not be decoded so far.
         is_interlaced: Fields were made one moment so far.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a file.
-
-        Raises:
-            UsageError: It cannot be read, or holds no video.
-        """
         _check_file(path)
         self.path = path
         self._open(threads="AUTO")
@@ -87,7 +81,6 @@ class Source(AbstractContextManager["Source"]):
 
     @property
     def codec(self) -> str:
-        """The name of what it is coded with."""
         return self.stream.codec_context.codec.canonical_name
 
     @property
@@ -128,10 +121,8 @@ class Source(AbstractContextManager["Source"]):
                     origin = second
                 second -= origin
                 if end is not None:
-                    is_set_anew = start - second > _LONGEST_GAP or (
-                        is_broadcast and second - end > _LONGEST_GAP
-                    )
-                    if is_set_anew:
+                    is_later = is_broadcast and second - end > _LONGEST_GAP
+                    if start - second > _LONGEST_GAP or is_later:
                         origin += second - end
                         second = end
                     second = max(second, start)

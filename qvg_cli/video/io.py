@@ -46,7 +46,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
     width are even, as the yuv420p of H.264 players needs, or a `UsageError`.
     """
 
-    def __init__(self, path: Path, *, height: int, width: int, fps: int, comment: str = "") -> None:
+    def __init__(self, path: Path, *, height: int, width: int, fps: int) -> None:
         for name, size in (("height", height), ("width", width)):
             if size % 2:
                 raise UsageError(f"{name} {size} is odd, MP4 needs it even; nearest: {size - 1}, {size + 1}")
@@ -60,8 +60,6 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         params = ["-crf", "16", "-g", str(_KEYFRAME_INTERVAL), "-movflags", "+hybrid_fragmented"]
         # The part's name does not end in .mp4, so the format is named.
         params += ["-flush_packets", "1", "-f", "mp4"]
-        if comment:
-            params += ["-metadata", f"comment={comment}"]
         self._encoder: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
             # Absolute: ffmpeg takes the begin of a name such as a:b for a protocol.
             str(self._part.absolute()),

@@ -29,8 +29,7 @@ def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
     """Write frames, `[n, height, width, 3]` uint8 RGB, as a file; `QvgError` if ffmpeg failed."""
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    arguments = [*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())]
-    with _ffmpeg(arguments, path, frames=frames):
+    with _ffmpeg([*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())], path, frames=frames):
         pass
 
 

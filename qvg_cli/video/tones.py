@@ -61,7 +61,6 @@ class Tones:
 
     @property
     def words(self) -> str:
-        """What is done with them."""
         if self.is_hdr:
             name = _Transfer(self.transfer).name
             return (
@@ -84,8 +83,7 @@ class Tones:
             brightest = np.maximum(light.max(axis=-1, keepdims=True), np.float32(1e-4))
             light = light * (_roll_off(brightest) / brightest)
         shown = np.clip(light / np.float32(_WHITE), 0, 1) ** np.float32(1 / _GAMMA)
-        levels: NDArray[np.uint8] = np.rint(shown * 255).astype(np.uint8)
-        return levels
+        return np.rint(shown * 255).astype(np.uint8)
 
     def _light(self, codes: NDArray[np.uint16]) -> Light:
         """cd/m² of every colour on a display."""
@@ -124,14 +122,12 @@ _C1, _C2, _C3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
 
 def _from_pq(codes: NDArray[np.floating]) -> NDArray[np.floating]:
     power = codes ** (1 / _M2)
-    light: NDArray[np.floating] = 10000 * (np.maximum(power - _C1, 0) / (_C2 - _C3 * power)) ** (1 / _M1)
-    return light
+    return 10000 * (np.maximum(power - _C1, 0) / (_C2 - _C3 * power)) ** (1 / _M1)
 
 
 def _to_pq(light: NDArray[np.floating]) -> NDArray[np.floating]:
     power = (light / 10000) ** _M1
-    codes: NDArray[np.floating] = ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2
-    return codes
+    return ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2
 
 
 def _roll_off(light: Light) -> Light:
@@ -153,8 +149,7 @@ def _roll_off(light: Light) -> Light:
 def _matrix(source: tuple[tuple[float, float], ...]) -> Light:
     """Linear RGB of `source` to linear RGB of BT.709."""
     matrix = np.linalg.inv(_to_xyz(_BT709)) @ _to_xyz(source)
-    rounded: Light = matrix.astype(np.float32)
-    return rounded
+    return matrix.astype(np.float32)
 
 
 def _to_xyz(xy: tuple[tuple[float, float], ...]) -> NDArray[np.floating]:

@@ -29,7 +29,7 @@ from pocket_runs import Arm, read_prompts, start_batch
 from torch import Tensor
 
 from qvg_cli.cache.kv_cache import KVCache
-from qvg_cli.comparison.metrics import psnr, ssim
+from qvg_cli.comparison.quality import psnr, ssim
 from qvg_cli.config.resources import preset_names
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import resolve_device

@@ -16,9 +16,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from qvg_cli.models.hyworldplay.denoiser import PUBLISHED_TIMESTEPS
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
 from qvg_cli.models.hyworldplay.model import WalkTransformer
+from qvg_cli.models.hyworldplay.pipeline import PUBLISHED_TIMESTEPS
 from scripts.pocket.causal import attend, attend_text, initialize, rope_tables, rotate, unpatchify
 
 CONTEXT_TIMESTEP = 14.0

@@ -9,7 +9,7 @@ import torch
 from qvg_cli.batch.manifest import Manifest
 from qvg_cli.batch.store import Store
 from qvg_cli.errors import QvgError
-from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
+from qvg_cli.models.self_forcing.pipeline import SelfForcingDenoiser
 
 SHORT = ("--frames", 9)
 

@@ -130,4 +130,4 @@ def test_the_machine_needs_not_be_linux(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "sysconf", without_free_pages)
     monkeypatch.setattr(provenance, "Path", lambda place: Path("/nowhere"))
-    assert re.fullmatch(r"\S.*, \d+ cores, [\d.]+ of [\d.]+ GiB free", doctor._cpu().said)
+    assert re.fullmatch(r"\S.*, \d+ cores, [\d.]+ of [\d.]+ GiB free", doctor._cpu()[1])

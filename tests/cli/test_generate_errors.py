@@ -107,6 +107,24 @@ def test_missing_weights(qvg, tmp_path):
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--lora", "no.safetensors"], 3, "no adapter at no.safetensors"),
+        (["--cache", "int2-shaped", "--set", "cache.matrices=no.safetensors"], 2, "there is no such file"),
+        (["--cache", "int2-shaped", "--set", "cache.matrices=prompts.txt"], 2, "cannot read the matrices"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_before_the_model_is_loaded(
+    qvg, tmp_path, monkeypatch, arguments, exit_code, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a red ball\n")
+    result = qvg("generate", *arguments, "--out", tmp_path / "out")
+    assert (result.exit_code, message in result.stderr) == (exit_code, True), result.stderr
+    assert "loading" not in result.stderr
+
+
 def test_missing_ffmpeg(qvg, tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
     assert_refused(

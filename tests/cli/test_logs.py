@@ -6,7 +6,7 @@ from logging import getLogger
 from pathlib import Path
 
 from qvg_cli.logs import run_log
-from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser
+from qvg_cli.models.self_forcing.pipeline import SelfForcingDenoiser
 
 TOKEN = "hf_" + "AbCdEfGh" * 4
 

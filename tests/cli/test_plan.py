@@ -72,6 +72,12 @@ def test_caches_side_by_side_against_a_card(qvg):
     }
 
 
+def test_what_takes_no_memory_has_no_row(qvg):
+    told = qvg("plan", "--seconds", 1, "--gpu", "24GiB", "--set", "memory.vae=model").stdout
+    assert "VAE activations" in told
+    assert " 0.00" not in told
+
+
 def test_several_gpus_divide_the_cache_and_the_first_decodes(qvg):
     def plan(*arguments):
         told = qvg("plan", "--backend", "self-forcing", "--seconds", 20, "--quiet", *arguments)
@@ -120,6 +126,7 @@ def test_a_run_on_a_gpu_is_checked_before_anything_is_loaded(monkeypatch, capsys
         (["plan", "--cache", "int9"], "unknown cache preset 'int9'"),
         (["plan", "--backend", "self-forcing", "--gpus", "5"], "start 2, 3, 4, 6, 12"),
         (["plan", "--set", "memory.weights_sharded=true"], "needs several processes, and this is one"),
+        (["plan", "--pocket", "--set", "video.decoder=taehv"], "the VAE in"),
         (["generate", "--card", "24GiB"], "--gpu has no effect without --dry-run"),
         (["generate", "--resume", "x", "--dry-run"], "--dry-run and --resume were both given"),
     ],

@@ -25,7 +25,7 @@ from qvg_cli.files import RunDir
 from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.longcat.layers import TransformerConfig
 from qvg_cli.models.longcat.model import LongCatTransformer
-from qvg_cli.models.parallel import AllRows, AllTokens
+from qvg_cli.models.parallel import Rows, Tokens
 from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 from qvg_cli.planning.ledger import total
 from qvg_cli.runs.run import Run
@@ -98,7 +98,7 @@ MORE_RESUMES = [
 ]
 
 
-class OneByOne(AllRows):
+class OneByOne(Rows):
     """Every row of the guidance in a call of its own, as each of two processes has one."""
 
     def compute(self, predict, num_rows):
@@ -174,7 +174,7 @@ class Work:
         video = self.planned(case)
         engine = Engine.load_config(video.config, CPU)
         if self.num_processes == 1:
-            engine.pipeline.share(AllTokens(), OneByOne())
+            engine.pipeline.share(Tokens(), OneByOne())
         if rank:
             engine.parallel.share(None)
         results = []
@@ -354,7 +354,7 @@ def test_sharded_weights_are_refused_where_nothing_shares_them():
 def leave_a_video(rank, store):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=1)
-    parallel = Parallel(0, CPU, torch.distributed.group.WORLD, AllTokens(), AllRows())
+    parallel = Parallel(0, CPU, torch.distributed.group.WORLD, Tokens(), Rows())
     config = Case("self-forcing").config()
     engine, video = Engine(config, load_pipeline(config, CPU), CPU, parallel=parallel), plan_video(config)
     planned = Planned(config, video, "video")

@@ -16,7 +16,7 @@ from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
-from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser, SelfForcingTransformer
+from qvg_cli.models.self_forcing.pipeline import SelfForcingDenoiser, SelfForcingTransformer
 from qvg_cli.models.self_forcing.plan import plan_chunks
 from qvg_cli.models.wan.checkpoint import Checkpoint, model_name
 from qvg_cli.models.wan.lora import Lora

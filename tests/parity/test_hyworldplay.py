@@ -15,9 +15,9 @@ from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.engine.rollout import rollout
 from qvg_cli.models.hyworldplay.config import WalkSamplerConfig
-from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser, denoising_steps
 from qvg_cli.models.hyworldplay.memory import CHUNK_FRAMES
 from qvg_cli.models.hyworldplay.model import WalkTransformer
+from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayDenoiser, denoising_steps
 from qvg_cli.models.hyworldplay.plan import plan_chunks
 from qvg_cli.models.hyworldplay.trajectory import camera_path
 from qvg_cli.models.wan.checkpoint import Checkpoint

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from qvg_cli.cache.kv_cache import CodecPair, KVCache
 from qvg_cli.config.load import Request
-from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.model import open_longcat
+from qvg_cli.models.longcat.pipeline import LongCatDenoiser
 from qvg_cli.models.longcat.plan import fit_size, plan_chunks
 from qvg_cli.models.longcat.schedule import (
     Sampling,
@@ -38,7 +38,7 @@ from qvg_cli.models.wan.lora import Lora
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.models.wan.transformer import Call
 from qvg_cli.planning.cache_forecast import CacheShape
-from qvg_cli.planning.cache_plan import CachePlan, PackPolicy
+from qvg_cli.planning.cache_plan import CachePlan
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_kernels.codec import PackedTensor
 from qvg_kernels.codecs.registry import build_codec
@@ -121,7 +121,7 @@ def open_cache(plan: VideoPlan, codec=None) -> KVCache:
     pair = CodecPair(codec, codec)
     head_dim = DIT["hidden_size"] // DIT["num_heads"]
     return KVCache(
-        CachePlan(PackPolicy()),
+        CachePlan(),
         plan,
         CacheShape(DIT["depth"], DIT["num_heads"], head_dim),
         packed=[pair] * DIT["depth"],

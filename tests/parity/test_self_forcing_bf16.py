@@ -11,7 +11,7 @@ from diffusers import WanTransformer3DModel
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
-from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser, SelfForcingTransformer
+from qvg_cli.models.self_forcing.pipeline import SelfForcingDenoiser, SelfForcingTransformer
 from qvg_cli.models.wan.checkpoint import Checkpoint
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.chunks import ChunkPlan, VideoPlan

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from qvg_cli.models import vae as vae_stream
-from qvg_cli.models.vae import StreamingDecoder, to_pixels
+from qvg_cli.models.vae import StreamingDecoder, send_pixels
 
 CONFIGS = {
     "wan 2.1": {"base_dim": 16, "dim_mult": [1, 2], "temperal_downsample": [True]},
@@ -82,7 +82,7 @@ def test_what_lies_out_of_reach_need_not_be_decoded_again(config, monkeypatch):
 
 def test_pixels_are_rounded_not_truncated():
     values = torch.tensor([-1.0, -0.9969, 0.0, 0.9999, 1.0]).view(1, 1, 1, 1, 5).expand(1, 3, 1, 1, 5)
-    assert to_pixels(values)[0, 0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert send_pixels(values).wait()[0, 0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 @pytest.mark.gpu

@@ -21,12 +21,14 @@ def test_the_first_to_come_plays_and_the_seat_waits_a_minute():
     seats.leave(player)
     now[0] = HELD_SECONDS - 1
     assert not seats.is_free
-    assert not seats.sit(other)
+    seats.sit(other)
+    assert not seats.is_player(other)
     assert seats.is_player(seats.enter(player))
     seats.leave(player)
     now[0] += HELD_SECONDS
     assert seats.is_free
-    assert seats.sit(other)
+    seats.sit(other)
+    assert seats.is_player(other)
     assert not seats.is_player(seats.enter(player))
 
 

@@ -63,6 +63,21 @@ def test_every_function_says_what_it_takes_and_raises(name):
         assert section in function.__doc__
 
 
+@pytest.mark.parametrize(
+    ("call", "message", "nearest"),
+    [
+        (lambda: qvg.plan(gpu="24GiB"), r"plan\(\) has no argument gpu", "gpus"),
+        (lambda: qvg.plan(windw=12), r"plan\(\) has no argument windw", "window"),
+        (lambda: qvg.compare(None, [], framez=9), r"compare\(\) has no argument framez", "frames"),
+        (lambda: qvg.Engine.session(None, "x", sed=9), r"session\(\) has no argument sed", "seed"),
+    ],
+)
+def test_an_unknown_keyword_is_told_with_the_nearest(call, message, nearest):
+    with pytest.raises(UsageError, match=message) as caught:
+        call()
+    assert caught.value.hint.startswith(f"nearest: {nearest}; known: ")
+
+
 def test_a_loaded_model_is_not_another(tmp_path):
     engine = qvg.Engine.load(pocket=True, device="cpu")
     with pytest.raises(UsageError, match="settings of memory are fixed when the model is loaded"):

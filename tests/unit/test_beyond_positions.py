@@ -10,7 +10,7 @@ from qvg_cli.engine.rollout import rollout
 from qvg_cli.errors import UsageError
 from qvg_cli.models.decoder import Pixels
 from qvg_cli.models.registry import load_config, plan_video
-from qvg_cli.models.self_forcing.denoiser import SelfForcingDenoiser, SelfForcingTransformer
+from qvg_cli.models.self_forcing.pipeline import SelfForcingDenoiser, SelfForcingTransformer
 from qvg_cli.models.self_forcing.plan import MAX_FRAMES
 from qvg_cli.planning.cache_forecast import CacheShape
 from qvg_cli.planning.ledger import total

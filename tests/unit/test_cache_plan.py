@@ -4,7 +4,7 @@ import pytest
 
 from qvg_cli.models.self_forcing.config import BlockSamplerConfig
 from qvg_cli.models.self_forcing.plan import plan_chunks
-from qvg_cli.planning.cache_plan import Block, CachePlan, PackPolicy
+from qvg_cli.planning.cache_plan import Block, CachePlan
 from qvg_cli.planning.chunks import ChunkPlan
 
 
@@ -15,7 +15,7 @@ def chunks(frames=18, **changes):
 
 def packed_at_each_chunk(chunks, policy):
     """The frames of the blocks that become packed once a chunk is committed."""
-    plan, packed = CachePlan(policy), []
+    plan, packed = CachePlan(**policy), []
     for chunk in chunks:
         commit = plan.advance(chunk).commit
         stored = [block.frames for block in commit.stores if block.is_packed] if commit else []
@@ -30,12 +30,12 @@ A, B, C, D, E = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 13, 14))
 @pytest.mark.parametrize(
     ("policy", "packs"),
     [
-        (PackPolicy(), [(A,), (B,), (C,), (D,), (E,), ()]),
-        (PackPolicy(block_frames=6), [(), (A + B,), (), (C + D,), (), ()]),
-        (PackPolicy(block_frames=4), [(), (A + B,), (), (C + D,), (), ()]),
-        (PackPolicy(keep_recent_chunks=1), [(), (A,), (B,), (C,), (D,), ()]),
-        (PackPolicy(keep_sink=True), [(), (B,), (C,), (D,), (E,), ()]),
-        (PackPolicy(block_frames=6, sink_frames=3), [(), (A,), (B + C,), (), (D + E,), ()]),
+        ({}, [(A,), (B,), (C,), (D,), (E,), ()]),
+        ({"block_frames": 6}, [(), (A + B,), (), (C + D,), (), ()]),
+        ({"block_frames": 4}, [(), (A + B,), (), (C + D,), (), ()]),
+        ({"keep_recent_chunks": 1}, [(), (A,), (B,), (C,), (D,), ()]),
+        ({"keep_sink": True}, [(), (B,), (C,), (D,), (E,), ()]),
+        ({"block_frames": 6, "sink_frames": 3}, [(), (A,), (B + C,), (), (D + E,), ()]),
     ],
 )
 def test_growing_window(policy, packs):
@@ -43,12 +43,12 @@ def test_growing_window(policy, packs):
 
 
 def test_chunks_that_leave_a_window_before_their_block_is_full_are_never_packed():
-    packs = packed_at_each_chunk(chunks(window=6, sink=0), PackPolicy(block_frames=9))
+    packs = packed_at_each_chunk(chunks(window=6, sink=0), {"block_frames": 9})
     assert packs == [()] * 6
 
 
 def test_every_frame_is_packed_at_most_once():
-    policy = PackPolicy(block_frames=6, sink_frames=3)
+    policy = {"block_frames": 6, "sink_frames": 3}
     packed = [
         frame
         for groups in packed_at_each_chunk(chunks(90, window=12, sink=3), policy)
@@ -58,10 +58,10 @@ def test_every_frame_is_packed_at_most_once():
     assert len(packed) == len(set(packed))
 
 
-@pytest.mark.parametrize("policy", [PackPolicy(), PackPolicy(block_frames=6), PackPolicy(keep_sink=True)])
+@pytest.mark.parametrize("policy", [{}, {"block_frames": 6}, {"keep_sink": True}])
 @pytest.mark.parametrize(("window", "sink"), [(None, 0), (8, 2), (12, 5), (6, 0)])
 def test_what_a_chunk_reads_is_held(policy, window, sink):
-    plan = CachePlan(policy)
+    plan = CachePlan(**policy)
     for chunk in chunks(60, window=window, sink=sink):
         plan.advance(chunk)
         assert set(chunk.reads) <= set(plan.block_of)
@@ -69,7 +69,7 @@ def test_what_a_chunk_reads_is_held(policy, window, sink):
 
 
 def test_a_block_stays_until_the_last_of_its_frames_goes():
-    plan = CachePlan(PackPolicy(block_frames=6))
+    plan = CachePlan(block_frames=6)
     plan.advance(ChunkPlan(0, A, commits=A))
     plan.advance(ChunkPlan(1, B, reads=A, commits=B))
     (block,) = plan.blocks
@@ -81,7 +81,7 @@ def test_a_block_stays_until_the_last_of_its_frames_goes():
 
 def test_frames_that_were_evicted_can_be_committed_again():
     """As at a change of the prompt: the newest frames pass again, and an old block is left to the sink."""
-    plan = CachePlan(PackPolicy(block_frames=6))
+    plan = CachePlan(block_frames=6)
     plan.advance(ChunkPlan(0, A, commits=A))
     plan.advance(ChunkPlan(1, B, reads=A, commits=B))
     (old,) = plan.blocks
@@ -97,7 +97,7 @@ def test_frames_that_were_evicted_can_be_committed_again():
 
 
 def test_what_stays_after_the_next_chunk_is_known_without_it():
-    plan = CachePlan(PackPolicy())
+    plan = CachePlan()
     for chunk in chunks(window=6)[:3]:
         plan.advance(chunk)
     before = tuple(plan.blocks)

@@ -141,6 +141,11 @@ def test_another_scheme_starts_from_its_own_defaults():
             "unknown setting cache.blocksize (--set cache.blocksize)",
             "nearest: cache.block_size",
         ),
+        (
+            ["cache.k.num_centroid=3"],
+            "unknown setting cache.k.num_centroid (--set cache.k.num_centroid)",
+            "nearest: cache.k.num_centroids",
+        ),
         (["provenance.seed=9"], "unknown setting provenance (--set provenance.seed)", None),
         (["video.fps"], "--set video.fps is not of the form KEY=VALUE", "e.g. --set video.fps=24"),
         (["=3"], "--set =3 is not of the form KEY=VALUE", "e.g. --set video.fps=24"),

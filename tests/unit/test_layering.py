@@ -30,7 +30,7 @@ ARROWS = {
     "comparison": "base config device cache video models engine report runs",
     "play": "base config planning device video models engine report",
     "batch": "base config device video models engine report runs",
-    "api": "config engine report",
+    "api": "config models engine report",
     "commands": "base config planning device video models hub engine report comparison play batch",
     "main": "base models engine commands",
 }

@@ -12,7 +12,7 @@ from qvg_cli import lean_imports
 lean_imports.begin()
 from qvg_cli.models.self_forcing.pipeline import SelfForcingPipeline
 from scripts.random_models import TINY
-from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
+from qvg_cli.models.self_forcing.pipeline import SelfForcingTransformer
 from qvg_cli.models.wan.checkpoint import Checkpoint
 layout = TINY["self-forcing"].transformer
 model = SelfForcingTransformer(**layout)

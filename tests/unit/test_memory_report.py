@@ -2,12 +2,10 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import MemorySample, join
 from qvg_cli.report.memory import MemoryReport
 from qvg_cli.report.words import describe_bytes, processes_text
@@ -21,13 +19,12 @@ def sample(chunk, frames, peak, end, bf16_peak, bf16_end, device_peak=None):
 
 @pytest.fixture
 def report():
-    plan = VideoPlan(chunks=(), tokens_per_frame=8, latent_shape=(16, 4, 8), height=32, width=64)
     samples = [
         sample(0, 3, {"bf16": 64, "codes": 10}, {"codes": 10, "scales": 2}, 80, 80, 500),
         sample(1, 6, {"bf16": 64, "codes": 20}, {"codes": 20, "scales": 4}, 160, 160, 700),
         sample(2, 9, {"codes": 20, "scales": 4}, {"codes": 20, "scales": 4}, 160, 160, 600),
     ]
-    return MemoryReport(plan, samples, fps=16, label="int2 cache")
+    return MemoryReport(samples, fps=16, label="int2 cache")
 
 
 def test_the_peak_is_the_fullest_moment_and_stands_beside_the_same_frames(report):
@@ -60,7 +57,7 @@ def test_several_processes_are_added_up_and_each_is_told(report):
         700,
     )
     later = join([replace(part, chunk=1, end_bytes={"codes": 16}, device_peak_bytes=600) for part in parts])
-    content = MemoryReport(report.plan, [together, later], fps=16, label="int2").to_json({})
+    content = MemoryReport([together, later], fps=16, label="int2").to_json({})
     assert content["processes"] == [
         {"peak_bytes": 20, "end_bytes": 16, "device_peak_bytes": peak} for peak in (700, 600)
     ]
@@ -79,7 +76,7 @@ def test_every_chunk_is_listed_and_its_kinds_add_up(report):
 
 
 def test_a_cache_that_held_nothing_has_no_ratio():
-    report = MemoryReport(SimpleNamespace(pixel_frames_per_latent=4), [sample(0, 3, {}, {}, 0, 0)], 16, "x")
+    report = MemoryReport([sample(0, 3, {}, {}, 0, 0)], 16, "x")
     assert report.summary() == {
         "peak": {"chunk": 0, "bytes": 0, "kinds": {}, "bf16_bytes": 0, "ratio": None},
         "end": {"bytes": 0, "kinds": {}, "bf16_bytes": 0, "ratio": None},
@@ -89,7 +86,7 @@ def test_a_cache_that_held_nothing_has_no_ratio():
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_plot_is_an_image(report, tmp_path, count):
-    few = MemoryReport(report.plan, report.samples[:count], report.fps, report.label)
+    few = MemoryReport(report.samples[:count], report.fps, report.label)
     few.save_plot(tmp_path / "m.png.part")
     with Image.open(tmp_path / "m.png.part") as image:
         assert image.format == "PNG"

@@ -6,7 +6,7 @@ gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, c
 
 import torch
 
-from qvg_cli.comparison.metrics import psnr, ssim
+from qvg_cli.comparison.quality import psnr, ssim
 
 
 def frames():

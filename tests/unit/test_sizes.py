@@ -9,7 +9,7 @@ from qvg_cli.models.hyworldplay.model import WalkTransformer
 from qvg_cli.models.longcat.layers import TransformerConfig
 from qvg_cli.models.longcat.model import LongCatTransformer
 from qvg_cli.models.registry import family_of, load_config
-from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
+from qvg_cli.models.self_forcing.pipeline import SelfForcingTransformer
 from qvg_cli.models.wan.checkpoint import dtype_of, is_block_matrix
 from scripts.random_models import FULL
 

@@ -13,7 +13,7 @@ from qvg_cli.engine.jobs import Planned
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.registry import family_of, load_config, plan_video
 from qvg_cli.models.taehv import SmallDecoder, SmallNetwork, read_network
-from qvg_cli.models.vae import to_pixels
+from qvg_cli.models.vae import send_pixels
 from qvg_cli.runs.identity import identify
 from scripts import full_size
 from scripts.random_models import FULL, TINY, RandomModels
@@ -109,7 +109,7 @@ def test_every_family_shows_what_it_decodes(backend):
     shown = torch.cat([result.frames for result in results], dim=1)
     assert shown.shape[1] == video.plan.num_pixel_frames
     first = SmallDecoder(models.small_decoder).decode_float(results[0].latents)
-    assert torch.equal(results[0].frames, to_pixels(first))
+    assert torch.equal(results[0].frames, send_pixels(first).wait())
 
 
 def test_another_file_is_another_run(tiny_weights, random_taehv, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ Invariant: both are orthogonal and depend on the token's number and one stored b
 
 import math
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,12 @@ PHASE_STRIDE = 65_537
 """Tokens between the starts of two phases: more than most blocks have, so that phases share no numbers."""
 
 
-def mix(values: Tensor) -> Tensor:
-    """Scramble int64 values below 2**32 to int64 values below 2**32.
+Whole = TypeVar("Whole", int, Tensor)
+"""A number below 2**32, or int64 values that are."""
+
+
+def mix(values: Whole) -> Whole:
+    """Scramble numbers below 2**32 to numbers below 2**32.
 
     Source: "lowbias32", an integer hash by Chris Wellons (github.com/skeeto/hash-prospector).
     """
@@ -31,8 +36,8 @@ def mix(values: Tensor) -> Tensor:
     return values ^ (values >> 16)
 
 
-def _times(values: Tensor, factor: int) -> Tensor:
-    """Product modulo 2**32 of values below 2**32; by 16-bit halves, which never leave int64."""
+def _times(values: Whole, factor: int) -> Whole:
+    """Product modulo 2**32; by 16-bit halves, which never leave int64."""
     low, high = factor & 0xFFFF, factor >> 16
     return (values * low + (((values * high) & 0xFFFF) << 16)) & 0xFFFFFFFF
 
@@ -59,7 +64,7 @@ def token_patterns(tokens: Tensor, phase: Tensor) -> Tensor:
 
 def phase_of_seed(seed: int) -> int:
     """The byte that shifts a block's sign patterns, so that a still scene gets new ones in every block."""
-    return int(mix(torch.tensor(seed & 0xFFFFFFFF)).item()) & 0xFF
+    return mix(seed & 0xFFFFFFFF) & 0xFF
 
 
 @cache

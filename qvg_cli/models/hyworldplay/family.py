@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvg_cli.config.options import FamilyOption, parse_window, spaced_steps
+from qvg_cli.config.options import STEPS, FamilyOption, parse_window
 from qvg_cli.models.base import Family
 
 if TYPE_CHECKING:
@@ -62,14 +62,7 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
             "N",
             parse=parse_window,
         ),
-        FamilyOption(
-            "--steps",
-            "sampler.steps",
-            "Denoising steps per chunk, evenly spaced [default: 4].",
-            "N",
-            int,
-            spaced_steps,
-        ),
+        STEPS,
     )
 
     @property
@@ -119,9 +112,9 @@ class HyWorldPlay(Family["HyWorldPlayConfig"]):
     ) -> None:
         from qvg_cli.models.hyworldplay.model import WalkTransformer
         from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
-        from qvg_cli.models.wan.lora import Lora
+        from qvg_cli.models.wan.lora import open_loras
 
         # The published pickle has averaged weights too, which its authors do not run.
-        generators = ("generator",) if weights_key == "auto" else WEIGHTS_KEYS[weights_key]
-        adapters = [Lora(Path(each.file), weight=each.weight, alpha=each.alpha) for each in lora]
-        convert_checkpoint(WalkTransformer, source, config, folder, generators=generators, adapters=adapters)
+        keys = ("generator",) if weights_key == "auto" else WEIGHTS_KEYS[weights_key]
+        adapters = open_loras(lora)
+        convert_checkpoint(WalkTransformer, source, config, folder, generators=keys, adapters=adapters)

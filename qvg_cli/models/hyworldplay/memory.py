@@ -20,8 +20,8 @@ _HALF_VIEW_DEGREES = (30.0, 17.5)
 _NUM_POINTS = 20_000
 
 
-def ball_points(count: int = _NUM_POINTS) -> Array:
-    """`[count, 3]` points, evenly spread over the ball of radius 8.
+def ball_points() -> Array:
+    """`[20_000, 3]` points, evenly spread over the ball of radius 8.
 
     An additive recurrence instead of the reference's random draws: the same everywhere, and more even.
 
@@ -29,7 +29,7 @@ def ball_points(count: int = _NUM_POINTS) -> Array:
     `x ** 4 = x + 1`.
     """
     root = 1.2207440846057596
-    fractions = (0.5 + np.outer(np.arange(1, count + 1), root ** -np.arange(1.0, 4.0))) % 1
+    fractions = (0.5 + np.outer(np.arange(1, _NUM_POINTS + 1), root ** -np.arange(1.0, 4.0))) % 1
     radius = _RADIUS * np.cbrt(fractions[:, 0])
     height = 2 * fractions[:, 1] - 1
     around = 2 * np.pi * fractions[:, 2]
@@ -55,8 +55,7 @@ class ViewOverlap:
         poses = query @ np.linalg.inv(others)
         offsets = self._points - poses[:, None, :3, 3]
         seen = _is_inside(offsets, poses[:, None, :3, 2]) & (_length(offsets) < _RADIUS)
-        unseen: Array = 1 - seen.mean(axis=1)
-        return unseen
+        return 1 - seen.mean(axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +104,8 @@ def _is_inside(vectors: Array, forward: Array) -> NDArray[np.bool_]:
     across = (vectors[..., ::2] * forward[..., ::2]).sum(axis=-1)
     along = flat * forward_flat + vectors[..., 1] * forward[..., 1]
     horizontal, vertical = np.cos(np.radians(_HALF_VIEW_DEGREES))
-    inside: NDArray[np.bool_] = across > horizontal * flat * forward_flat
-    inside &= along > vertical * _length(vectors)
-    return inside
+    return (across > horizontal * flat * forward_flat) & (along > vertical * _length(vectors))
 
 
 def _length(vectors: Array) -> Array:
-    length: Array = np.sqrt((vectors * vectors).sum(axis=-1))
-    return length
+    return np.sqrt((vectors * vectors).sum(axis=-1))

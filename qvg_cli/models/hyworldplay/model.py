@@ -84,7 +84,6 @@ class WalkCall(Call):
     """What the parts of the model need to know about a call, set by the denoiser before it.
 
     Attributes:
-        cameras: Camera of every frame that is known.
         actions: `[B * F]` action labels of the input's frames.
     """
 
@@ -120,8 +119,7 @@ class ActionConditioning(WanTimeTextImageEmbedding):  # type: ignore[misc]  # di
 
     def _embed(self, embedder: TimestepEmbedding, numbers: Tensor) -> Tensor:
         sinusoid = self.timesteps_proj(numbers).to(embedder.linear_1.weight.dtype)
-        embedded: Tensor = embedder(sinusoid)
-        return embedded
+        return embedder(sinusoid)
 
 
 class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
@@ -150,8 +148,7 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
     def output(self, attn: Any, *attended: Tensor) -> Tensor:
         joined = self.call.to_tokens(self.layer, *attended)
         timed, seen = (each.unflatten(1, (len(self.call.frames), -1)).flatten(0, 1) for each in joined)
-        output: Tensor = attn.to_out[0](timed) + attn.to_out_prope[0](seen)
-        return output
+        return attn.to_out[0](timed) + attn.to_out_prope[0](seen)
 
 
 class FramewiseCrossAttention(TextCrossAttention):

@@ -30,16 +30,12 @@ def plan_video(config: HyWorldPlayConfig) -> VideoPlan:
         raise UsageError("this model uses one prompt for the whole walk", hint="omit --schedule")
     geometry = _geometry(config)
     path, notes = fit_path(config)
-    image = config.walk.image
-    if image is not None:
-        fitting = fitting_note(image, height=config.video.height, width=config.video.width)
-        if not is_shipped(image):
-            notes += (fitting,)
-        else:
-            notes += (
-                f"starting from the built-in picture {image!r}; --image FILE uses another one, "
-                "--set walk.image=null none",
-            )
+    if (image := config.walk.image) is not None:
+        note = fitting_note(image, height=config.video.height, width=config.video.width)
+        if is_shipped(image):
+            others = "--image FILE uses another one, --set walk.image=null none"
+            note = f"starting from the built-in picture {image!r}; {others}"
+        notes += (note,)
     return VideoPlan(**vars(geometry), chunks=plan_chunks(path, config.sampler), notes=notes)
 
 
@@ -59,11 +55,8 @@ def plan_chunks(path: Trajectory, sampler: WalkSamplerConfig) -> tuple[ChunkPlan
     chunks: list[ChunkPlan] = []
     cached: Frames = ()
     for index in range(len(starts)):
-        chunk = _chunk(index, sampler.context, reads[index], cached, needed[index])
-        if not needed[index + 1]:
-            chunk = replace(chunk, commits=())
-        chunks.append(chunk)
-        cached = _cached_after(chunk, cached)
+        chunk, cached = _chunk(index, sampler.context, reads[index], cached, needed[index])
+        chunks.append(chunk if needed[index + 1] else replace(chunk, commits=()))
     return tuple(chunks)
 
 
@@ -123,18 +116,20 @@ class WalkPlanner(Planner):
         needed = set(self._cached)
         if sampler.window is not None and not sampler.recall:
             needed = set(range(max(0, start + CHUNK_FRAMES - sampler.window), start))
-        chunk = _chunk(index, sampler.context, reads, self._cached, needed)
-        self._num_chunks, self._cached = index + 1, _cached_after(chunk, self._cached)
+        chunk, self._cached = _chunk(index, sampler.context, reads, self._cached, needed)
+        self._num_chunks = index + 1
         return (chunk,)
 
 
-def _chunk(index: int, context: Context, reads: Frames, cached: Frames, needed: Collection[int]) -> ChunkPlan:
-    """One chunk that looks back at `reads`; it or a later one may look back at those `needed`."""
+def _chunk(
+    index: int, context: Context, reads: Frames, cached: Frames, needed: Collection[int]
+) -> tuple[ChunkPlan, Frames]:
+    """One chunk that looks back at `reads`, and what is cached after it; later ones may need `needed`."""
     own = tuple(range(index * CHUNK_FRAMES, (index + 1) * CHUNK_FRAMES))
     kept = () if context == "rebuild" else tuple(frame for frame in cached if frame in needed)
     is_incremental = context == "incremental"
     added = tuple(frame for frame in reads if frame not in kept)
-    return ChunkPlan(
+    chunk = ChunkPlan(
         index=index,
         makes=own,
         prefill=() if is_incremental else reads,
@@ -145,10 +140,7 @@ def _chunk(index: int, context: Context, reads: Frames, cached: Frames, needed: 
         # Time has no gaps: the history first, then the chunk.
         positions=tuple(range(len(reads) + len(own))),
     )
-
-
-def _cached_after(chunk: ChunkPlan, cached: Frames) -> Frames:
-    return tuple(frame for frame in cached if frame not in chunk.evicts) + chunk.kept
+    return chunk, kept + chunk.kept
 
 
 def _geometry(config: HyWorldPlayConfig) -> Geometry:
@@ -158,19 +150,17 @@ def _geometry(config: HyWorldPlayConfig) -> Geometry:
     model = config.model
     geometry = wan_geometry(config.video, channels=model.latent_channels, spatial_factor=model.spatial_factor)
     if config.sampler.context == "rebuild":
-        most_tokens = CHUNK_FRAMES * geometry.tokens_per_frame
-        hint = "or take --context append or incremental"
+        most_tokens, hint = (
+            CHUNK_FRAMES * geometry.tokens_per_frame,
+            "or take --context append or incremental",
+        )
         refuse_unpacked(config.cache, most_tokens, "a context that is rebuilt", hint)
     return geometry
 
 
 def memory_of(path: Trajectory, sampler: WalkSamplerConfig) -> Memory:
-    return Memory(
-        path.viewmats,
-        ViewOverlap(ball_points()),
-        num_frames=None if sampler.window is None else sampler.window - CHUNK_FRAMES,
-        num_recalled=sampler.recall,
-    )
+    num_frames = None if sampler.window is None else sampler.window - CHUNK_FRAMES
+    return Memory(path.viewmats, ViewOverlap(ball_points()), num_frames, num_recalled=sampler.recall)
 
 
 def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
@@ -194,10 +184,8 @@ def fit_path(config: HyWorldPlayConfig) -> tuple[Trajectory, tuple[str, ...]]:
         notes.append(f"the camera path ends at latent frame {poses}; its last pose is held")
     # A walk of whole chunks has a pose more than frames: where the last of them leads to.
     if poses > num_frames + 1:
-        notes.append(
-            f"of the pose's latent frames 0 to {poses - 1}, {num_frames} to {poses - 1} are after the end of "
-            "the video"
-        )
+        left = f"{num_frames} to {poses - 1} are after the end of the video"
+        notes.append(f"of the pose's latent frames 0 to {poses - 1}, {left}")
     return path.take(num_frames), tuple(notes)
 
 

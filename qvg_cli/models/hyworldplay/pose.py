@@ -18,6 +18,7 @@ MOVES = ("w", "s", "a", "d", "up", "down", "left", "right")
 """Forward, back, left and right; then turns."""
 MAX_POSES = 10_000
 """Latent frames of the longest path, 41 minutes at 16 frames a second; more is a slip of the finger."""
+_FORM = f"a move, a hyphen and latent frames, such as w-8,right-4; moves: {', '.join(MOVES)}"
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 
 
@@ -54,12 +55,10 @@ def parse_pose(text: str) -> Pose:
             notes += [note] if note else []
         start += len(part) + 1
     if not commands:
-        raise UsageError(f"the pose {text!r} holds no move", hint=_form())
+        raise UsageError(f"the pose {text!r} holds no move", hint=_FORM)
     pose = Pose(tuple(commands), tuple(notes))
-    if pose.num_poses > MAX_POSES:
-        raise UsageError(
-            f"the pose {text!r} has {pose.num_poses - 1} latent frames, the longest path has {MAX_POSES - 1}"
-        )
+    if (count := pose.num_poses - 1) >= MAX_POSES:
+        raise UsageError(f"the pose {text!r} has {count} latent frames, the longest path has {MAX_POSES - 1}")
     return pose
 
 
@@ -106,8 +105,4 @@ def _parse_command(text: str, part: str, start: int) -> tuple[Command, str | Non
 
 
 def _mistake(text: str, position: int, what: str, near: str = "") -> UsageError:
-    return UsageError(f"pose {text!r}, character {position + 1}: {what}", hint=near + _form())
-
-
-def _form() -> str:
-    return f"a move, a hyphen and latent frames, such as w-8,right-4; moves: {', '.join(MOVES)}"
+    return UsageError(f"pose {text!r}, character {position + 1}: {what}", hint=near + _FORM)

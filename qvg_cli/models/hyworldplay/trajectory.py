@@ -134,16 +134,13 @@ def read_trajectory(path: Path) -> Trajectory:
         raise UsageError(f"the trajectory {path} is not JSON: {error}") from error
     if not isinstance(entries, dict) or not entries:
         raise UsageError(f"the trajectory {path} has no entries", hint='entries are named "0", "1", ...')
+    has = f"the trajectory {path} has {len(entries)} entries"
     if len(entries) > MAX_POSES:
-        raise UsageError(
-            f"the trajectory {path} has {len(entries)} entries, the longest path has {MAX_POSES}"
-        )
-    missing = next((index for index in range(len(entries)) if str(index) not in entries), None)
-    if missing is not None:
-        raise UsageError(
-            f"the trajectory {path} has {len(entries)} entries but none named {str(missing)!r}",
-            hint='entries are named "0", "1", ... without a gap',
-        )
+        raise UsageError(f"{has}, the longest path has {MAX_POSES}")
+    for name in map(str, range(len(entries))):
+        if name not in entries:
+            hint = 'entries are named "0", "1", ... without a gap'
+            raise UsageError(f"{has} but none named {name!r}", hint=hint)
     ordered = [entries[str(index)] for index in range(len(entries))]
     poses = [_pose(path, index, entry) for index, entry in enumerate(ordered)]
     lenses = [_lens(path, index, entry) for index, entry in enumerate(ordered)]

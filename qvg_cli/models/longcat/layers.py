@@ -85,7 +85,6 @@ class ProjectedPrompt:
     mask: Tensor | None
 
     def __getitem__(self, rows: slice) -> Self:
-        """Some of the rows."""
         return type(self)(self.states[rows], None if self.mask is None else self.mask[rows])
 
 
@@ -99,8 +98,7 @@ class PatchEmbedder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """`[B, C, F, h, w]` to `[B, S, D]`."""
-        tokens: Tensor = self.proj(latents).flatten(2).transpose(1, 2)
-        return tokens
+        return self.proj(latents).flatten(2).transpose(1, 2)
 
 
 class TimestepEmbedder(nn.Module):
@@ -117,13 +115,10 @@ class TimestepEmbedder(nn.Module):
         sinusoid = get_timestep_embedding(
             timesteps, self.num_channels, flip_sin_to_cos=True, downscale_freq_shift=0
         )
-        embedded: Tensor = self.mlp(sinusoid)
-        return embedded
+        return self.mlp(sinusoid)
 
 
 class CaptionEmbedder(nn.Module):
-    """Projection of the prompt embeddings."""
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.hidden_size
@@ -133,8 +128,7 @@ class CaptionEmbedder(nn.Module):
 
     def forward(self, prompt_embeds: Tensor) -> Tensor:
         """`[B, N, C]` to `[B, N, D]`."""
-        projected: Tensor = self.y_proj(prompt_embeds)
-        return projected
+        return self.y_proj(prompt_embeds)
 
 
 class SelfAttention(nn.Module):
@@ -160,13 +154,10 @@ class SelfAttention(nn.Module):
         attended = call.attend(layer, rotation.rotate(query, call.frames), key, value, rotation)
         call.fill(layer, key, value)
         (joined,) = call.to_tokens(layer, attended.transpose(1, 2))
-        output: Tensor = self.proj(joined)
-        return output
+        return self.proj(joined)
 
 
 class CrossAttention(nn.Module):
-    """Attention of a call's tokens to the text."""
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.hidden_size
@@ -184,8 +175,7 @@ class CrossAttention(nn.Module):
         attended = functional.scaled_dot_product_attention(
             self.q_norm(query), self.k_norm(key), value, attn_mask=text.mask
         )
-        output: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
-        return output
+        return self.proj(attended.transpose(1, 2).flatten(2))
 
 
 class GatedFeedForward(nn.Module):
@@ -255,8 +245,7 @@ class FinalLayer(nn.Module):
     def forward(self, states: Tensor, time: Tensor) -> Tensor:
         """`[B, S, D]` and `[B, F, E]` to `[B, S, pt * ph * pw * C]` float32, channels fastest."""
         shift, scale = self.adaLN_modulation(time).chunk(2, dim=-1)
-        patches: Tensor = self.linear(_modulate(states, shift, scale))
-        return patches
+        return self.linear(_modulate(states, shift, scale))
 
 
 def _modulation(config: TransformerConfig, num_vectors: int) -> nn.Sequential:

@@ -23,7 +23,7 @@ from qvg_cli.models.longcat.layers import (
     TimestepEmbedder,
     TransformerConfig,
 )
-from qvg_cli.models.parallel import AllTokens, Tokens
+from qvg_cli.models.parallel import Tokens
 from qvg_cli.models.wan.checkpoint import Checkpoint, read_folder
 from qvg_cli.models.wan.lora import Lora
 from qvg_cli.models.wan.transformer import Call, FrameRope
@@ -38,7 +38,6 @@ class LongCatTransformer(nn.Module):
 
     Attributes:
         stays_on_device: Parts beside the blocks that never wait elsewhere: small, and needed outside a call.
-        tokens: Who computes the tokens of a call, unless it says otherwise.
     """
 
     stays_on_device: ClassVar = ("x_embedder", "y_embedder", "final_layer")
@@ -53,7 +52,7 @@ class LongCatTransformer(nn.Module):
         self.y_embedder = CaptionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
-        self.tokens: Tokens = AllTokens()
+        self.tokens = Tokens()
         self.rope = FrameRope(config.head_dim, MAX_POSITIONS, config.patch_size)
 
     @property

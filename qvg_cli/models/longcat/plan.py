@@ -34,15 +34,10 @@ def fit_size(height: int, width: int) -> tuple[int, int]:
     return _SIZES_480P[min(_SIZES_480P, key=lambda listed: abs(listed - ratio))]
 
 
-def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
-    """Plan a run; a `UsageError` names the nearest size, length, window or cache that fits.
-
-    Args:
-        context_frames: Given latent frames at the start, part of `config.video.frames`; see `plan_chunks`.
-            `config.source` says it if it is there.
-    """
+def plan_video(config: LongCatConfig) -> VideoPlan:
+    """Plan a run; a `UsageError` names the nearest size, length, window or cache that fits."""
     geometry = _geometry(config)
-    source, finished_frames = config.source, 0
+    source, context_frames, finished_frames = config.source, 0, 0
     if source is not None:
         context_frames = source.clip_frames if source.image is None else 1
         finished_frames = source.frames
@@ -53,13 +48,9 @@ def plan_video(config: LongCatConfig, *, context_frames: int = 0) -> VideoPlan:
         context_frames=context_frames,
         finished_frames=finished_frames,
     )
-    notes: tuple[str, ...] = ()
-    if config.sampler.mode == "distilled":
-        num_steps = len(config.sampler.steps)
-        notes = (
-            f"distilled: {num_steps} steps per clip, no guidance; sampler.guided_steps, guidance and "
-            "negative_prompt are ignored",
-        )
+    steps = f"distilled: {len(config.sampler.steps)} steps per clip, no guidance"
+    note = f"{steps}; sampler.guided_steps, guidance and negative_prompt are ignored"
+    notes = (note,) if config.sampler.mode == "distilled" else ()
     return VideoPlan(**vars(geometry), chunks=chunks, notes=notes)
 
 
@@ -81,10 +72,8 @@ class SegmentPlanner(Planner):
             raise UsageError("this model has no camera: pose is not an option of it")
         sampler = self._config.sampler
         num_frames = self._num_frames + sampler.frames_per_chunk if self._num_frames else sampler.window
-        config = self._config.model_copy(
-            update={"video": self._config.video.model_copy(update={"frames": num_frames})}
-        )
-        chunks = plan_video(config).chunks[self._num_chunks :]
+        video = self._config.video.model_copy(update={"frames": num_frames})
+        chunks = plan_video(self._config.model_copy(update={"video": video})).chunks[self._num_chunks :]
         self._num_frames, self._num_chunks = num_frames, self._num_chunks + len(chunks)
         return chunks
 
@@ -155,17 +144,14 @@ def plan_chunks(
             f"a segment continues from exactly {length_text(condition_frames)}"
         )
     if num_frames > MAX_FRAMES:
-        raise UsageError(
-            f"{length_text(num_frames)} are too many; at most {length_text(MAX_FRAMES)} are planned"
-        )
+        most = length_text(MAX_FRAMES)
+        raise UsageError(f"{length_text(num_frames)} are too many; at most {most} are planned")
     first_end = window if context_frames <= 1 else context_frames
     step = window - condition_frames
     segments, rest = divmod(num_frames - first_end, step)
     if segments < 0 or rest:
         below = first_end + max(0, segments) * step
-        near = ", ".join(
-            length_text(length) for length in ([below] if segments < 0 else [below, below + step])
-        )
+        near = ", ".join(map(length_text, [below] if segments < 0 else [below, below + step]))
         raise UsageError(
             f"{length_text(num_frames)} do not fit a start of {first_end} and segments of {step}; "
             f"nearest: {near}"
@@ -183,21 +169,19 @@ def plan_chunks(
     for start in range(first_end, num_frames, step):
         pieces.append((range(start - condition_frames, start), range(start, start + step)))
     chunks: list[ChunkPlan] = []
-    for index, (condition, own) in enumerate(pieces):
-        if own[-1] < finished_frames:
-            chunks.append(ChunkPlan(index, (), prefill=tuple(condition), given=tuple(own)))
-        else:
-            frames = tuple(condition)
-            chunks.append(
-                ChunkPlan(
-                    index,
-                    tuple(own),
-                    prefill=frames,
-                    reads=frames,
-                    prefill_commits=(frames,) if frames else (),
-                    evicts=chunks[-1].kept if chunks else (),
-                    # Every window begins at position 0.
-                    positions=tuple(range(len(frames) + len(own))),
-                )
+    for index, (condition, made) in enumerate(pieces):
+        frames, own = tuple(condition), tuple(made)
+        chunk = ChunkPlan(index, (), prefill=frames, given=own)
+        if own[-1] >= finished_frames:
+            chunk = ChunkPlan(
+                index,
+                own,
+                prefill=frames,
+                reads=frames,
+                prefill_commits=(frames,) if frames else (),
+                evicts=chunks[-1].kept if chunks else (),
+                # Every window begins at position 0.
+                positions=tuple(range(len(frames) + len(own))),
             )
+        chunks.append(chunk)
     return tuple(chunks)

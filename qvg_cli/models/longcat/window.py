@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qvg_cli.models.decoder import Decoder, Pixels, redecode
 from qvg_cli.models.seam import Seam
-from qvg_cli.models.vae import FrameDecoder, StreamingDecoder, encode_frames, no_pixels, to_pixels
+from qvg_cli.models.vae import FrameDecoder, StreamingDecoder, encode_frames, no_pixels, send_pixels
 from qvg_cli.planning.chunks import ChunkPlan, pixel_frames
 from qvg_cli.randomness import derive_seed
 
@@ -25,7 +25,6 @@ class WindowDecoder(Decoder):
     """Decodes one video, a window at a time; several decoders may share the VAE.
 
     Args:
-        condition_frames: Latent frames that a segment goes on from.
         open_decoder: What decodes a window instead of `vae`.
     """
 
@@ -72,10 +71,11 @@ class WindowDecoder(Decoder):
             pass
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode the frames of a window that are new; rounded to nearest."""
+    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
+        """The frames of a window that are new, in one part: a window is decoded as a whole."""
         if not latents.shape[2]:
-            return no_pixels(latents, self._vae.config.scale_factor_spatial)
+            yield Pixels(no_pixels(latents, self._vae.config.scale_factor_spatial))
+            return
         decoder = self._open_decoder()
         if self._condition is not None:
             # Decoded for the decoder's memory alone.
@@ -90,8 +90,4 @@ class WindowDecoder(Decoder):
             frames = self._seam.fade(frames)
         shown = frames.cpu() if self._shown is None else torch.cat([self._shown, frames.cpu()], dim=2)
         self._shown = shown[:, :, -self._num_kept :]
-        return to_pixels(frames)
-
-    def decode_each(self, latents: Tensor) -> Iterator[Pixels]:
-        """As `decode`, in one part: a window is decoded as a whole."""
-        yield Pixels(self.decode(latents))
+        yield Pixels(send_pixels(frames).wait())

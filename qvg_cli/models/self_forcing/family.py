@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvg_cli.config.options import FamilyOption, parse_lora, parse_window, spaced_steps
+from qvg_cli.config.options import STEPS, FamilyOption, parse_lora, parse_window
 from qvg_cli.models.base import Family
 
 if TYPE_CHECKING:
@@ -47,14 +47,7 @@ class SelfForcing(Family["SelfForcingConfig"]):
             "N",
             int,
         ),
-        FamilyOption(
-            "--steps",
-            "sampler.steps",
-            "Denoising steps per chunk, evenly spaced [default: 4].",
-            "N",
-            int,
-            spaced_steps,
-        ),
+        STEPS,
         FamilyOption(
             "--image",
             "source.image",
@@ -117,12 +110,9 @@ class SelfForcing(Family["SelfForcingConfig"]):
     def convert_checkpoint(
         self, source: Path, config: Mapping[str, object], folder: Path, weights_key: str, lora: Loras = ()
     ) -> None:
-        from qvg_cli.models.self_forcing.denoiser import SelfForcingTransformer
+        from qvg_cli.models.self_forcing.pipeline import SelfForcingTransformer
         from qvg_cli.models.wan.checkpoint import WEIGHTS_KEYS, convert_checkpoint
-        from qvg_cli.models.wan.lora import Lora
+        from qvg_cli.models.wan.lora import open_loras
 
-        adapters = [Lora(Path(each.file), weight=each.weight, alpha=each.alpha) for each in lora]
-        generators = WEIGHTS_KEYS[weights_key]
-        convert_checkpoint(
-            SelfForcingTransformer, source, config, folder, generators=generators, adapters=adapters
-        )
+        keys, adapters = WEIGHTS_KEYS[weights_key], open_loras(lora)
+        convert_checkpoint(SelfForcingTransformer, source, config, folder, generators=keys, adapters=adapters)

@@ -25,37 +25,33 @@ MAX_FRAMES = 1024
 def plan_video(config: SelfForcingConfig) -> VideoPlan:
     """Plan a run; a `UsageError` names the nearest size, length, window or context that fits."""
     geometry = _geometry(config)
+    context_frames, is_begun = _given(config)
     chunks = plan_chunks(
         config.video.frames,
         config.sampler,
-        context_frames=0 if config.source is None else config.source.frames,
-        is_begun=_is_begun(config),
+        context_frames=context_frames,
+        is_begun=is_begun,
         prompt_begins=[change.frame for change in config.prompt_changes],
     )
     return VideoPlan(**vars(geometry), chunks=chunks, notes=_about_length(config))
 
 
-def _is_begun(config: SelfForcingConfig) -> bool:
-    """Whether frames of the video were made by the model before, in the run that it goes on from."""
+def _given(config: SelfForcingConfig) -> tuple[int, bool]:
+    """Latent frames that are given, and whether some of them were made by the model, in an earlier run."""
     source = config.source
-    return source is not None and source.latents is not None
+    return (0, False) if source is None else (source.frames, source.latents is not None)
 
 
 def _geometry(config: SelfForcingConfig) -> Geometry:
-    geometry = wan_geometry(config.video)
-    _check_image(config)
-    _check_window(config.sampler)
-    _check_spans(config, geometry.tokens_per_frame)
-    return geometry
-
-
-def _check_image(config: SelfForcingConfig) -> None:
-    source = config.source
+    geometry, source = wan_geometry(config.video), config.source
     if source is not None and source.image is not None and config.sampler.image_frames is None:
         raise UsageError(
             f"{config.backend} is text to video: there are no published weights of it that take a picture",
             hint="omit --image, or use a checkpoint that takes one: causal-forcing-frame, sgf-chunk",
         )
+    _check_window(config.sampler)
+    _check_spans(config, geometry.tokens_per_frame)
+    return geometry
 
 
 def _about_length(config: SelfForcingConfig) -> tuple[str, ...]:
@@ -103,7 +99,6 @@ class BlockPlanner(Planner):
 
     Args:
         geometry: Shape of the frames; `None` for the chunks alone.
-        is_begun: Whether some of the given frames were made by the model, as part of the same video.
 
     Attributes:
         num_frames: Latent frames planned so far.
@@ -224,8 +219,8 @@ class BlockPlanner(Planner):
 
 def open_planner(config: SelfForcingConfig) -> BlockPlanner:
     """The planner of a video without an end; `UsageError` if size, window or context do not fit."""
-    context_frames = 0 if config.source is None else config.source.frames
-    return BlockPlanner(config.sampler, _geometry(config), context_frames, is_begun=_is_begun(config))
+    context_frames, is_begun = _given(config)
+    return BlockPlanner(config.sampler, _geometry(config), context_frames, is_begun=is_begun)
 
 
 @dataclass(frozen=True)
@@ -302,10 +297,10 @@ def _check_spans(config: SelfForcingConfig, tokens_per_frame: int) -> None:
     chunks = (sampler.window - sampler.sink) // sampler.frames_per_chunk - cache.keep_recent_chunks
     most_tokens = chunks * sampler.frames_per_chunk * tokens_per_frame
     if cache.span_tokens > most_tokens:
+        window = f"a window of {sampler.window} frames beside its sink of {sampler.sink}"
         raise UsageError(
-            f"cache.span_tokens={cache.span_tokens} is more than the {most_tokens} tokens that wait in a "
-            f"window of {sampler.window} frames beside its sink of {sampler.sink} and the "
-            f"{cache.keep_recent_chunks} chunks kept unpacked",
+            f"cache.span_tokens={cache.span_tokens} is more than the {most_tokens} tokens that wait in "
+            f"{window} and the {cache.keep_recent_chunks} chunks kept unpacked",
             hint="use a longer window, or a smaller cache.span_tokens or cache.keep_recent_chunks",
         )
 
@@ -324,13 +319,11 @@ def _check_window(sampler: BlockSamplerConfig) -> None:
                 hint=f"use --window {sampler.position_span} or less",
             )
         if not sampler.window <= sampler.position_span <= MAX_FRAMES:
-            raise UsageError(
-                f"sampler.position_span={sampler.position_span} does not fit a window of {sampler.window}: "
-                f"{sampler.window} to {MAX_FRAMES} do"
-            )
+            window = f"a window of {sampler.window}: {sampler.window} to {MAX_FRAMES} do"
+            raise UsageError(f"sampler.position_span={sampler.position_span} does not fit {window}")
     if sampler.recache != "off" and sampler.window is None:
+        why = "otherwise the whole history would be recomputed"
         raise UsageError(
-            f"sampler.recache={sampler.recache} needs a window: otherwise the whole history would be "
-            "recomputed",
+            f"sampler.recache={sampler.recache} needs a window: {why}",
             hint="use --window, or set sampler.recache=off",
         )

@@ -40,7 +40,7 @@ WEIGHTS_KEYS = {
     "raw": ("generator", "model"),
 }
 """Where a published pickle has the model, by `weights_key`; the first that is there is taken."""
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _TOP_LEVEL = {
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
     "text_embedding.2": "condition_embedder.text_embedder.linear_2",
@@ -72,17 +72,11 @@ _IN_BLOCK = {
 
 
 class Checkpoint(Generic[ModelT]):
-    """Weights that fit a model, not read yet.
+    """Weights that fit a model, not read yet; a `MissingModelError` names the first tensor that does not.
 
     Args:
-        build: Makes the model.
         tensors: All of its tensors, under its own names or published ones.
         place: Where they are, for messages.
-        adapters: To merge.
-
-    Raises:
-        MissingModelError: A tensor is missing, unknown or has another shape, or an adapter is for another
-            model; the first such tensor is named.
     """
 
     def __init__(
@@ -123,9 +117,6 @@ class Checkpoint(Generic[ModelT]):
         """Write `folder` in diffusers' layout, in bf16 and in parts of which one is in memory at a time.
 
         The tensors that stay float32 do so here: a model loaded in bf16 is the same from both.
-
-        Args:
-            config: What the model is built from.
         """
         model = self._empty()
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +144,6 @@ class Checkpoint(Generic[ModelT]):
         return tensor
 
     def _empty(self) -> ModelT:
-        """The model without storage."""
         try:
             with _Empty():
                 model = self._build()
@@ -187,10 +177,6 @@ def open_wan(
 
     Args:
         tensors: Instead of those in the folder, from `place`.
-        adapters: To merge.
-
-    Raises:
-        MissingModelError: A file or tensor is missing, broken, unknown or has another shape; it is named.
     """
     settings = {name: value for name, value in read_layout(folder).items() if not name.startswith("_")}
     found = read_folder(folder) if tensors is None else tensors
@@ -207,27 +193,14 @@ def convert_checkpoint(
     adapters: Sequence[Lora] = (),
     part_bytes: int = _PART_BYTES,
 ) -> None:
-    """Write the generator of the published checkpoint `source` to `folder`; see `Checkpoint.write`.
-
-    Args:
-        config: Arguments of `model_class`.
-        generators: See `read_published`.
-        adapters: To merge.
-
-    Raises:
-        MissingModelError: The file is not a checkpoint of this model; what is wrong is named.
-    """
+    """Write the generator of the published checkpoint `source` to `folder`, as `Checkpoint.write` does."""
     tensors = read_published(source, generators)
     found = Checkpoint(lambda: model_class(**config), tensors, source, adapters)
     found.write(folder, config, part_bytes=part_bytes)
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the files that a folder's index lists, else of every safetensors file, mapped.
-
-    Raises:
-        MissingModelError: A file is missing or broken.
-    """
+    """The tensors of the files that a folder's index lists, else of every safetensors file, mapped."""
     index = folder / INDEX_FILE
     try:
         files = sorted(folder.glob("*.safetensors"))
@@ -252,9 +225,6 @@ def read_published(
         generators: Keys of the pickle that hold it, the first that is there; a bare state dict is taken too,
             but for averaged weights, which only a key tells from others.
         what: It is called in messages.
-
-    Raises:
-        MissingModelError: The file is broken, holds more than tensors, or has no generator.
     """
     needs_key = generators == WEIGHTS_KEYS["ema"]
     if path.suffix == ".safetensors":
@@ -287,10 +257,7 @@ def model_name(name: str, known: Tensors) -> str:
     """The name in a model of a published tensor; one that it does not have keeps its own."""
     if name in known:
         return name
-    bare = name
-    for wrapper in _WRAPPERS:
-        bare = bare.replace(wrapper, "")
-    bare = bare.removeprefix("model.")
+    bare = _WRAPPERS.sub("", name).removeprefix("model.")
     return bare if bare in known else diffusers_name(bare) or bare
 
 
@@ -332,11 +299,7 @@ def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped.
-
-    Raises:
-        MissingModelError: It is missing or broken.
-    """
+    """The tensors of a safetensors file, mapped; `MissingModelError` if it is missing or broken."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -344,11 +307,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def check_tensors(found: Tensors, expected: Tensors, place: object) -> None:
-    """Refuse a file whose tensors are not those of a model, by the first that is not.
-
-    Raises:
-        MissingModelError: It is missing, unknown or has another shape.
-    """
+    """Refuse tensors that are not those of a model: a `MissingModelError` names the first that is missing,
+    unknown or of another shape."""
     missing = [name for name in expected if name not in found]
     if missing:
         others = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"

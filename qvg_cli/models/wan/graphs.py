@@ -92,16 +92,14 @@ class FusedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no
         """`[B, S, C]` to `[B, S, C]`."""
         if temb.ndim == 4:
             # Every token has a timestep of its own, as in no call of ours.
-            states: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
-            return states
+            return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
         modulation = self.modulation(temb)
         attended = self.attn1.processor.attend(*self.before_attention(hidden_states, modulation), rotary_emb)
         return self.after_attention(hidden_states, modulation, attended, encoder_hidden_states)
 
     def modulation(self, time: Tensor) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the self-attention, then those of the feed-forward part."""
-        modulation: tuple[Tensor, ...] = (self.scale_shift_table + time.float()).chunk(6, dim=1)
-        return modulation
+        return (self.scale_shift_table + time.float()).chunk(6, dim=1)
 
     def before_attention(
         self, hidden: Tensor, modulation: Sequence[Tensor], out: Sequence[Tensor] = ()
@@ -109,8 +107,7 @@ class FusedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no
         """Queries, keys and values, in `out` where that saves a copy."""
         shift, scale, *_ = modulation
         normed = norm_modulate(hidden, 1 + scale, shift, self.norm1.eps)
-        projected: tuple[Tensor, ...] = self.attn1.processor.project(self.attn1, normed, out)
-        return projected
+        return self.attn1.processor.project(self.attn1, normed, out)
 
     def after_attention(
         self,
@@ -181,8 +178,7 @@ class GraphedBlock(FusedBlock):
         if self.is_first:
             graphs.begin(hidden_states, temb)
         if not graphs.is_running:
-            states: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
-            return states
+            return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
         assert graphs.hidden is not None
         captured = self.captured
         if captured.pool is not graphs.pool:

@@ -13,13 +13,15 @@ has those of PEFT under `generator_lora`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from qvg_cli.config.schema import LoraConfig
+from qvg_cli.environment import expand_user
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.wan.checkpoint import read_published
 
@@ -47,21 +49,24 @@ class _Adapter:
     ups: dict[int, str] = field(default_factory=dict)
 
 
+def open_loras(configs: Sequence[LoraConfig]) -> list[Lora]:
+    return [
+        Lora(expand_user(each.file), weight=each.weight, alpha=each.alpha, hint="model.lora names it")
+        for each in configs
+    ]
+
+
 class Lora:
-    """One adapter file; tensors are read when they are asked for.
+    """One adapter file, whose tensors are read when they are asked for; `MissingModelError` if it is none.
 
     Args:
         path: `.safetensors`, or a `.pt` of tensors.
         weight: How strong it is; 1 is as it was trained.
         alpha: Instead of the one in the file, or of the rank where the file has none.
-        hint: What to do where there is no such file.
 
     Attributes:
         shapes: Paths of the adapted modules, as the file has them, to `(out, in)` of what is added to their
             weights.
-
-    Raises:
-        MissingModelError: The file is not there, not whole, or not in a published format.
     """
 
     def __init__(
@@ -80,14 +85,10 @@ class Lora:
         self.shapes = {module: self._shape(module) for module in self._adapters}
 
     def fit(self, expected: Mapping[str, Tensor], model_name: Callable[[str], str]) -> None:
-        """Find the weights of a model that it changes.
+        """Find the weights of a model that it changes; a `MissingModelError` names one that does not fit.
 
         Args:
-            expected: Tensors of the model by name.
             model_name: From a published name of a tensor to the model's.
-
-        Raises:
-            MissingModelError: A module is unknown or has another shape; it is named.
         """
         for module, shape in self.shapes.items():
             name = model_name(f"{module}.weight")

@@ -23,9 +23,9 @@ from qvg_cli.config.schema import RunConfig
 from qvg_cli.device import model_dtype
 from qvg_cli.errors import MissingModelError
 from qvg_cli.models.base import Denoiser, Pipeline, Planner
-from qvg_cli.models.decoder import Decoder
-from qvg_cli.models.offload import STORAGE_DTYPE, Offload, OffloadedDecoder
-from qvg_cli.models.parallel import AllRows, AllTokens, Rows, Tokens
+from qvg_cli.models.decoder import Decoder, WrappedDecoder
+from qvg_cli.models.offload import STORAGE_DTYPE, Offload
+from qvg_cli.models.parallel import Rows, Tokens
 from qvg_cli.models.taehv import SmallDecoder, SmallNetwork, network_dtype, read_network
 from qvg_cli.models.text import PromptEncoder
 from qvg_cli.models.vae import FrameDecoder, StreamingDecoder, encode_frames
@@ -63,8 +63,8 @@ class Models(Generic[ModelT]):
         self.device = device
         self.dtype = model_dtype(config.model, device)
         self.prompts = PromptEncoder(self.weights, config.model.text_tokens, device, self.dtype)
-        self.tokens: Tokens = AllTokens()
-        self.rows: Rows = AllRows()
+        self.tokens = Tokens()
+        self.rows = Rows()
         self._checkpoint = open_checkpoint(self.weights)
         if config.video.decoder == "taehv":
             # Read at once, being small: what is missing or broken is found before a prompt is encoded.
@@ -196,7 +196,7 @@ class WanPipeline(Pipeline, Generic[ConfigT, ModelT]):
     def decoder(self) -> Decoder:
         offload = self._models.offload
         decoder = self.open_decoder(is_beside=offload.is_resident)
-        return OffloadedDecoder(decoder, offload, features=decoder)
+        return WrappedDecoder(decoder, lambda: offload.pixels(decoder))
 
     @abstractmethod
     def denoiser(self, cache: KVCache, planner: Planner, prompt_embeds: Tensor, seed: int) -> Denoiser: ...

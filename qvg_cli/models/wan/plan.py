@@ -10,14 +10,10 @@ _PATCH_SIZE = 2
 
 
 def wan_geometry(video: VideoConfig, *, channels: int = 16, spatial_factor: int = 8) -> Geometry:
-    """The shape of the frames of `video`, as the VAE of Wan 2.1 makes them or another one.
+    """The shape of the frames of `video`, by the VAE of Wan 2.1 or another; `UsageError` for other sizes.
 
     Args:
-        channels: Of the latents.
         spatial_factor: Pixels to a side of a latent.
-
-    Raises:
-        UsageError: The size is not one of whole tokens; the nearest that are are named.
     """
     multiple = spatial_factor * _PATCH_SIZE
     for name, value in (("height", video.height), ("width", video.width)):
@@ -34,11 +30,7 @@ def wan_geometry(video: VideoConfig, *, channels: int = 16, spatial_factor: int 
 
 
 def refuse_unpacked(cache: CacheConfig, most_tokens: int, what: str, hint: str) -> None:
-    """Refuse settings that leave a history unpacked which lives for one chunk only, of `most_tokens`.
-
-    Raises:
-        UsageError: A setting does; it is named with its limit.
-    """
+    """Refuse settings that leave a history unpacked which lives for one chunk only, of `most_tokens`."""
     limits = {"keep_recent_chunks": 0, "keep_sink": False, "span_tokens": most_tokens}
     for name, limit in limits.items():
         value = getattr(cache, name)

@@ -30,11 +30,9 @@ class FrameRotation:
 
     @property
     def tokens_per_frame(self) -> int:
-        """Tokens of one frame."""
         return self.rows * self.columns
 
     def placement(self, frames: Frames) -> Rotary:
-        """Where the tokens of `frames` stand."""
         if self.positions is not None:
             position_of = dict(zip(self.view, self.positions, strict=True))
             frames = tuple(position_of.get(frame, 0) for frame in frames)

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from qvg_cli.config.resources import weights_folder
 from qvg_cli.config.schema import RunConfig
 from qvg_cli.errors import MissingModelError
-from qvg_cli.planning.sizes import (
-    TEXT_ENCODER_VALUES,
-    ModelSizes,
-    VaeSizes,
-    count_values,
-    element_bytes,
-    read_layout,
-    read_vae,
-    with_decoder,
-)
+from qvg_cli.planning import sizes
 
 
 @dataclass(frozen=True)
@@ -42,30 +33,16 @@ class WanLayout:
 
     @classmethod
     def read(cls, layout: Mapping[str, Any], *, has_camera: bool = False) -> WanLayout:
-        """From the content of a `config.json` of diffusers.
-
-        Raises:
-            MissingModelError: A size is missing.
-        """
-        names = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels")
-        for name in (*names, "out_channels", "text_dim", "freq_dim"):
+        """From the content of a `config.json` of diffusers; `MissingModelError` if a size is missing."""
+        others = {"heads": "num_attention_heads", "head_dim": "attention_head_dim"}
+        names = {field.name: others.get(field.name, field.name) for field in fields(cls)[:-1]}
+        for name in names.values():
             if not isinstance(layout.get(name), int):
                 raise MissingModelError(f"the transformer's config.json gives no {name}")
-        return cls(
-            num_layers=layout["num_layers"],
-            heads=layout["num_attention_heads"],
-            head_dim=layout["attention_head_dim"],
-            ffn_dim=layout["ffn_dim"],
-            in_channels=layout["in_channels"],
-            out_channels=layout["out_channels"],
-            text_dim=layout["text_dim"],
-            freq_dim=layout["freq_dim"],
-            has_camera=has_camera,
-        )
+        return cls(**{own: layout[name] for own, name in names.items()}, has_camera=has_camera)
 
     @property
     def width(self) -> int:
-        """Channels."""
         return self.heads * self.head_dim
 
     @property
@@ -107,29 +84,24 @@ class WanLayout:
 def wan_sizes(
     config: RunConfig,
     layout: WanLayout,
-    vae: VaeSizes,
+    vae: sizes.VaeSizes,
     *,
     is_gpu: bool,
     transformer: str = "transformer",
-) -> ModelSizes:
+) -> sizes.ModelSizes:
     """Sizes of the published model, or of that in the folder that `weights` names.
 
     Args:
-        layout: Of the published transformer.
-        vae: The published one.
         transformer: Its folder in the one that `weights` names.
-
-    Raises:
-        MissingModelError: There is no such folder, or what it holds cannot be counted.
     """
-    text_values = TEXT_ENCODER_VALUES
+    text_values = sizes.TEXT_ENCODER_VALUES
     if not config.has_published_weights:
         folder = weights_folder(config.model.weights)
-        layout = WanLayout.read(read_layout(folder / transformer), has_camera=layout.has_camera)
-        vae, text_values = read_vae(folder / "vae"), count_values(folder / "text_encoder")
-    vae = with_decoder(vae, config.video.decoder, layout.in_channels)
-    size = element_bytes(config.model.dtype, is_gpu=is_gpu)
-    return ModelSizes(
+        layout = WanLayout.read(sizes.read_layout(folder / transformer), has_camera=layout.has_camera)
+        vae, text_values = sizes.read_vae(folder / "vae"), sizes.count_values(folder / "text_encoder")
+    vae = sizes.with_decoder(vae, config.video.decoder, layout.in_channels)
+    size = sizes.element_bytes(config.model.dtype, is_gpu=is_gpu)
+    return sizes.ModelSizes(
         num_layers=layout.num_layers,
         heads=layout.heads,
         head_dim=layout.head_dim,

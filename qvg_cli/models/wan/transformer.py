@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qvg_cli.cache.kv_cache import KVCache, LayerCache, Rotation
-from qvg_cli.models.parallel import AllTokens, Tokens
+from qvg_cli.models.parallel import Tokens
 from qvg_cli.models.wan.graphs import BlockGraphs, GraphedBlock, fuse
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_cli.planning.cache_plan import Commit
@@ -36,16 +36,14 @@ class Call:
     """What the layers need to know of one model call, set by the denoiser before it.
 
     Attributes:
-        chunk: The plan of the chunk.
         frames: Frames of the input, in order.
         commit: What the call leaves in each layer; `None` leaves nothing.
-        tokens: Who computes its tokens and heads.
     """
 
     chunk: ChunkPlan
     frames: Frames = ()
     commit: Commit | None = None
-    tokens: Tokens = field(default_factory=AllTokens)
+    tokens: Tokens = field(default_factory=Tokens)
 
     @property
     def reads(self) -> Frames:
@@ -201,8 +199,7 @@ class CachedSelfAttention(Generic[CallT]):
     def output(self, attn: WanAttention, *attended: Tensor) -> Tensor:
         """`[B, S, C]` of what was gathered."""
         (joined,) = self.call.to_tokens(self.layer, *attended)
-        output: Tensor = attn.to_out[0](joined)
-        return output
+        return attn.to_out[0](joined)
 
 
 class TextCrossAttention:
@@ -240,8 +237,7 @@ class TextCrossAttention:
             self._is_stale = False
         query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         attended = functional.scaled_dot_product_attention(query, *self._text)
-        output: Tensor = attn.to_out[0](join_heads(attended))
-        return output
+        return attn.to_out[0](join_heads(attended))
 
 
 class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diffusers has no types
@@ -250,7 +246,6 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
     Attributes:
         stays_on_device: Parts beside the blocks that never wait elsewhere: small, and at work in every call.
         self_attention: Processor of each layer, made of its cache and the call.
-        cross_attention: Processor of each layer.
     """
 
     stays_on_device: ClassVar = ("patch_embedding", "condition_embedder", "norm_out", "proj_out")
@@ -262,7 +257,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._graphs: BlockGraphs | None = None
-        self._tokens: Tokens = AllTokens()
+        self._tokens = Tokens()
         for block in self.blocks:
             fuse(block)
         config = self.config
@@ -273,11 +268,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
         """Replace or add what a family has otherwise, once the stock model is built."""
 
     def attach(self, cache: KVCache) -> Call:
-        """Read and fill `cache`, and forget the last prompt.
-
-        Returns:
-            What the denoiser sets before every model call.
-        """
+        """Read and fill `cache`, and forget the last prompt; returns what is to be set before every call."""
         return self.attach_call(Call(ChunkPlan(0, ())), cache)
 
     def attach_call(self, call: CallT, cache: KVCache) -> CallT:
@@ -330,8 +321,7 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
 
 def split_heads(states: Tensor, heads: int) -> Tensor:
     """`[B, S, H * D]` to `[B, H, S, D]`."""
-    split: Tensor = states.unflatten(-1, (heads, -1))
-    return split.transpose(1, 2)
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def join_heads(states: Tensor) -> Tensor:

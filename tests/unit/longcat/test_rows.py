@@ -5,7 +5,7 @@ import torch
 from qvg_cli.config.load import Request
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
-from qvg_cli.models.parallel import AllRows, AllTokens
+from qvg_cli.models.parallel import Rows, Tokens
 from qvg_cli.models.registry import load_config, load_pipeline, plan_video
 
 SETTINGS = {
@@ -23,7 +23,7 @@ SETTINGS = {
 CPU = torch.device("cpu")
 
 
-class OneByOne(AllRows):
+class OneByOne(Rows):
     """Every row in a call of its own."""
 
     def compute(self, predict, num_rows):
@@ -36,8 +36,8 @@ def test_rows_one_by_one_are_the_rows_together(longcat_weights):
     config = load_config(Request(backend="longcat", sets=sets)).config
     video, pipeline = Planned(config, plan_video(config), "video"), load_pipeline(config, CPU)
     latents = []
-    for rows in (AllRows(), OneByOne()):
-        pipeline.share(AllTokens(), rows)
+    for rows in (Rows(), OneByOne()):
+        pipeline.share(Tokens(), rows)
         results = Engine(config, pipeline, CPU).rollout(video)
         latents.append(torch.cat([result.latents for result in results], dim=2))
     together, apart = latents

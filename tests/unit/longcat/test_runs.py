@@ -1,6 +1,7 @@
 """Whole videos with a tiny random model of the real classes: base clip, segments, cache, adapter, command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import rollout, seeded_noise
 from qvg_cli.main import app
-from qvg_cli.models.longcat.plan import plan_video as plan_longcat
+from qvg_cli.models.longcat.plan import plan_chunks
 from qvg_cli.models.longcat.window import WindowDecoder
 from qvg_cli.models.registry import family_of, load_config, load_pipeline, plan_video
 from qvg_cli.models.vae import StreamingDecoder, encode_frames
@@ -67,7 +68,10 @@ class Run:
 
 def go_on_from(given, run, config):
     """The chunks of a video whose first latents are `given`, with the model of `run`."""
-    plan, pipeline = plan_longcat(config, context_frames=given.shape[2]), run.engine.pipeline
+    chunks = plan_chunks(
+        config.video.frames, window=WINDOW, condition_frames=CONDITION, context_frames=given.shape[2]
+    )
+    plan, pipeline = replace(plan_video(config), chunks=chunks), run.engine.pipeline
     cache = open_cache(config.cache, plan, pipeline.cache_shape, config.seed)
     denoiser = pipeline.denoiser(
         cache, family_of(config).planner(config), pipeline.encode_prompt(run.config.prompt), config.seed

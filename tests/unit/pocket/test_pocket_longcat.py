@@ -7,8 +7,8 @@ import torch
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.schema import CacheConfig
-from qvg_cli.models.longcat.denoiser import LongCatDenoiser
 from qvg_cli.models.longcat.model import open_longcat
+from qvg_cli.models.longcat.pipeline import LongCatDenoiser
 from qvg_cli.models.longcat.plan import plan_chunks
 from qvg_cli.models.longcat.schedule import Sampling, guided_schedule
 from qvg_cli.models.wan.lora import Lora

@@ -5,8 +5,8 @@ import torch
 
 from qvg_cli.cache.kv_cache import open_cache
 from qvg_cli.config.load import Request
-from qvg_cli.models.hyworldplay.denoiser import HyWorldPlayDenoiser
 from qvg_cli.models.hyworldplay.model import WalkTransformer
+from qvg_cli.models.hyworldplay.pipeline import HyWorldPlayDenoiser
 from qvg_cli.models.hyworldplay.plan import WalkPlanner, fit_path, plan_video
 from qvg_cli.models.registry import load_config
 from qvg_cli.models.wan.checkpoint import open_wan

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qvg_cli.comparison.metrics import psnr, ssim
-from qvg_cli.comparison.quality import FrameQuality, mean_figures, measure, video_figures
+from qvg_cli.comparison.quality import FrameQuality, mean_figures, measure, psnr, ssim, video_figures
 from qvg_cli.comparison.spool import FrameSpool, check_space
 from qvg_cli.errors import QvgError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qvg_cli.comparison.side_by_side import ERROR_LEVELS, SideBySide, error_map
+from qvg_cli.comparison.video import ERROR_LEVELS, SideBySide, error_map
 
 
 def test_equal_pixels_are_black_and_large_errors_are_bright():
