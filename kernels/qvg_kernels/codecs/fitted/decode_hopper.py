@@ -44,39 +44,33 @@ SHAPED_WARPS = 4
 """Warps of a program whose rows are multiplied by a matrix: those of one instruction of the tensor cores."""
 
 
-def _product_layout(warps: int) -> gl.constexpr:
-    return gl.constexpr(gl.NVMMADistributedLayout([2, 0], [warps, 1], [16, 8]))
+@gluon.constexpr_function
+def _product_layout(warps):
+    return gl.NVMMADistributedLayout([2, 0], [warps, 1], [16, 8])
 
 
-def _rows_of(width: int, lane: int, warps: int) -> gl.constexpr:
+@gluon.constexpr_function
+def _rows_of(width, lane, warps):
     """Layout of `[16 * warps, width]` where a lane holds `lane` neighbours, as all of this file's are."""
     inner = [[0, 2**bit] for bit in range(lane.bit_length() - 1)]
     outer = [[0, 4 * lane], [0, 8 * lane], [8, 0]]
     lanes = [[0, lane], [0, 2 * lane], [1, 0], [2, 0], [4, 0]]
     by_warp = [[16 << bit, 0] for bit in range(warps.bit_length() - 1)]
-    return gl.constexpr(gl.DistributedLinearLayout(inner + outer, lanes, by_warp, [], [16 * warps, width]))
+    return gl.DistributedLinearLayout(inner + outer, lanes, by_warp, [], [16 * warps, width])
 
 
-def _words_of(warps: int) -> gl.constexpr:
+@gluon.constexpr_function
+def _words_of(warps):
     """Layout of `[16 * warps, GROUPS, 8]`, the same as that of the channels."""
-    return gl.constexpr(
-        gl.DistributedLinearLayout(
-            [[0, 0, 1], [0, 0, 2], [0, 0, 4], [0, 4, 0], [0, 8, 0], [8, 0, 0]],
-            [[0, 1, 0], [0, 2, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]],
-            [[16 << bit, 0, 0] for bit in range(warps.bit_length() - 1)],
-            [],
-            [16 * warps, 16, 8],
-        )
+    return gl.DistributedLinearLayout(
+        [[0, 0, 1], [0, 0, 2], [0, 0, 4], [0, 4, 0], [0, 8, 0], [8, 0, 0]],
+        [[0, 1, 0], [0, 2, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]],
+        [[16 << bit, 0, 0] for bit in range(warps.bit_length() - 1)],
+        [],
+        [16 * warps, 16, 8],
     )
 
 
-# Of one warp, and of four.
-_PRODUCT, _PRODUCT_4 = _product_layout(1), _product_layout(4)
-_CHANNELS, _CHANNELS_4 = _rows_of(128, 8, 1), _rows_of(128, 8, 4)
-_PAIRS, _PAIRS_4 = _rows_of(64, 4, 1), _rows_of(64, 4, 4)
-_QUADS, _QUADS_4 = _rows_of(32, 2, 1), _rows_of(32, 2, 4)
-_CODES, _CODES_4 = _rows_of(16, 1, 1), _rows_of(16, 1, 4)
-_WORDS, _WORDS_4 = _words_of(1), _words_of(4)
 _SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))
 """Of the product with a matrix, `[64, 128]`."""
 
@@ -218,7 +212,7 @@ def _int8_of(values):
 def _product(values, matrix, WARPS: gl.constexpr):
     """`[TILE_S, 2, 4, 2]` values, summed over g2, g1 g0 and c0."""
     TILE_S: gl.constexpr = WARP_TOKENS * WARPS
-    layout: gl.constexpr = _PRODUCT_4 if WARPS == 4 else _PRODUCT
+    layout: gl.constexpr = _product_layout(WARPS)
     operand: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
     left = gl.convert_layout(gl.reshape(values, [TILE_S, 16]), operand, assert_trivial=True)
     summed = mma_v2(left, matrix, gl.zeros([TILE_S, 16], gl.float16, layout))
@@ -262,7 +256,7 @@ def _hadamard(levels, shifts, matrix, WARPS: gl.constexpr):
         _over_groups(low_rest + high_rest, matrix, WARPS), _over_groups(low_rest - high_rest, matrix, WARPS)
     )
     together = gl.permute(gl.join(first, second), [0, 4, 1, 2, 6, 5, 3])
-    layout: gl.constexpr = _CHANNELS_4 if WARPS == 4 else _CHANNELS
+    layout: gl.constexpr = _rows_of(128, 8, WARPS)
     rows = gl.reshape(together, [WARP_TOKENS * WARPS, HEAD_DIM])
     return gl.convert_layout(rows, layout, assert_trivial=True)
 
@@ -270,7 +264,7 @@ def _hadamard(levels, shifts, matrix, WARPS: gl.constexpr):
 @gluon.jit
 def _sylvester(WARPS: gl.constexpr):
     """The matrix of 16, as the second operand of a product."""
-    layout: gl.constexpr = gl.DotOperandLayout(1, _PRODUCT_4 if WARPS == 4 else _PRODUCT, 2)
+    layout: gl.constexpr = gl.DotOperandLayout(1, _product_layout(WARPS), 2)
     row = gl.arange(0, 16, gl.SliceLayout(1, layout))[:, None]
     both = row & gl.arange(0, 16, gl.SliceLayout(0, layout))[None, :]
     both = both ^ (both >> 2)
@@ -283,8 +277,8 @@ def _rotated(values, tokens, slots, times, spaces, tokens_per_frame, WARPS: gl.c
     them.
     """
     TILE_S: gl.constexpr = WARP_TOKENS * WARPS
-    layout: gl.constexpr = _CHANNELS_4 if WARPS == 4 else _CHANNELS
-    pairs: gl.constexpr = _PAIRS_4 if WARPS == 4 else _PAIRS
+    layout: gl.constexpr = _rows_of(128, 8, WARPS)
+    pairs: gl.constexpr = _rows_of(64, 4, WARPS)
     frame = tokens // tokens_per_frame
     channels = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))[None, :]
     time = times + (gl.load(slots + frame) * HEAD_DIM)[:, None] + channels
@@ -305,8 +299,8 @@ def _rotated(values, tokens, slots, times, spaces, tokens_per_frame, WARPS: gl.c
 def _multiplied(values, tokens, slots, matrices, tokens_per_frame, WARPS: gl.constexpr):
     """`kernels.multiply` in this file's layouts."""
     TILE_S: gl.constexpr = WARP_TOKENS * WARPS
-    layout: gl.constexpr = _CHANNELS_4 if WARPS == 4 else _CHANNELS
-    quads: gl.constexpr = _QUADS_4 if WARPS == 4 else _QUADS
+    layout: gl.constexpr = _rows_of(128, 8, WARPS)
+    quads: gl.constexpr = _rows_of(32, 2, WARPS)
     tokens = gl.convert_layout(tokens, gl.SliceLayout(1, quads), assert_trivial=True)
     matrix = matrices + gl.load(slots + tokens // tokens_per_frame)[:, None] * 16
     zero_two, one_three = gl.split(gl.reshape(values.to(gl.float32), [TILE_S, 32, 2, 2]))
@@ -330,8 +324,8 @@ def _tokens(start, source, count, TILE_S: gl.constexpr, layout: gl.constexpr):
 @gluon.jit
 def _codes(codes, tokens, groups, WARPS: gl.constexpr):
     """Codes of a round, `[TILE_S, GROUPS]`, in the layout of words without its last axis."""
-    layout: gl.constexpr = _CODES_4 if WARPS == 4 else _CODES
-    words: gl.constexpr = _WORDS_4 if WARPS == 4 else _WORDS
+    layout: gl.constexpr = _rows_of(16, 1, WARPS)
+    words: gl.constexpr = _words_of(WARPS)
     tokens = gl.convert_layout(tokens, gl.SliceLayout(1, layout), assert_trivial=True)
     loaded = gl.load(codes + tokens[:, None] * GROUPS + groups)
     return gl.convert_layout(loaded, gl.SliceLayout(2, words), assert_trivial=True)
@@ -367,7 +361,7 @@ def _shaped(values, matrix):
     operand: gl.constexpr = gl.DotOperandLayout(0, _SUMS, 2)
     left = gl.convert_layout(_reordered(values, 1), operand, assert_trivial=True)
     moved = warpgroup_mma(left, matrix, gl.zeros([64, HEAD_DIM], gl.float32, _SUMS), use_acc=False)
-    return gl.convert_layout(_reordered(moved.to(gl.float16), 1), _CHANNELS_4, assert_trivial=True)
+    return gl.convert_layout(_reordered(moved.to(gl.float16), 1), _rows_of(128, 8, 4), assert_trivial=True)
 
 
 @gluon.jit(do_not_specialize=GROUPED, do_not_specialize_on_alignment=SLICED)
@@ -378,9 +372,9 @@ def _decode_lattice(
     BLOCK_COLUMNS: gl.constexpr, PLACEMENT: gl.constexpr,
 ):  # fmt: skip
     TILE_S: gl.constexpr = WARP_TOKENS * WARPS
-    layout: gl.constexpr = _CHANNELS_4 if WARPS == 4 else _CHANNELS
-    words_layout: gl.constexpr = _WORDS_4 if WARPS == 4 else _WORDS
-    codes_layout: gl.constexpr = _CODES_4 if WARPS == 4 else _CODES
+    layout: gl.constexpr = _rows_of(128, 8, WARPS)
+    words_layout: gl.constexpr = _words_of(WARPS)
+    codes_layout: gl.constexpr = _rows_of(16, 1, WARPS)
     block, row, source, target_row, count, fill = tile_of(blocks, tiles, BLOCK_COLUMNS, False)
     head, head_row = head_row_of(heads, total_heads, first_head)
     total = gl.load(row + TOKENS)
