@@ -188,9 +188,9 @@ class HeadwiseCodec(Codec, Generic[Settings]):
         found = self.encode_by_kernels(block, seed, shaper) if uses_kernels(block.device) else None
         if found is not None:
             tensors, check = found
-            _settle(check, checks)
+            check.settle(checks)
         else:
-            require_finite(block, checks)
+            FiniteCheck.of(block).settle(checks)
             draws = self.draw(tokens, head_dim, seed, block.device)
             points = [points.float() for points in block.flatten(0, 1)]
             if shaper is None:
@@ -263,6 +263,13 @@ class FiniteCheck:
         value = float(found[batch, head, 2].view(torch.float32))
         return NonFiniteError(int(found[..., 0].sum()), batch, head, token, channel, value)
 
+    def settle(self, checks: list[FiniteCheck] | None) -> None:
+        """Put it off to whoever holds `checks`; without them raise `NonFiniteError` now if there is one."""
+        if checks is not None and self.found.device.type != "cpu":
+            checks.append(self)
+        elif error := self.error():
+            raise error
+
 
 def first_error(checks: Sequence[FiniteCheck]) -> tuple[int, NonFiniteError] | None:
     """Number and error of the first block with a NaN or infinite value; waits once, whatever their number."""
@@ -273,19 +280,6 @@ def first_error(checks: Sequence[FiniteCheck]) -> tuple[int, NonFiniteError] | N
         if count and (error := check.error()):
             return number, error
     return None
-
-
-def _settle(check: FiniteCheck, checks: list[FiniteCheck] | None) -> None:
-    """Put `check` off to whoever holds `checks`; without them raise `NonFiniteError` now if it has one."""
-    if checks is not None and check.found.device.type != "cpu":
-        checks.append(check)
-    elif error := check.error():
-        raise error
-
-
-def require_finite(block: Tensor, checks: list[FiniteCheck] | None = None) -> None:
-    """Raise `NonFiniteError` if `[B, H, S, D]` values are not all finite, or put it off as `encode` does."""
-    _settle(FiniteCheck.of(block), checks)
 
 
 def encode_pair(

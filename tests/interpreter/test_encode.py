@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from histories import make_span
 
 from qvg_kernels.codec import NonFiniteError
 from qvg_kernels.codecs.registry import build_codec
@@ -22,17 +23,6 @@ SPECS = [
     pytest.param(AsymSpec(num_centroids=16), id="asym"),
     pytest.param(AsymSpec(num_centroids=16, block_size=32, bits=4), id="asym in four bits", marks=SLOW),
 ]
-
-
-def clustered(*shape, dtype=torch.float32):
-    """Clusters, channel offsets and noise, `[B, H, S, D]`."""
-    batch, heads, tokens, head_dim = shape
-    generator = torch.Generator().manual_seed(tokens * head_dim)
-    centres = torch.randn(batch, heads, 6, head_dim, generator=generator)
-    ids = torch.randint(0, 6, (tokens,), generator=generator)
-    offset = 4 * torch.randn(batch, heads, 1, head_dim, generator=generator)
-    noise = 0.3 * torch.randn(batch, heads, tokens, head_dim, generator=generator)
-    return (centres[:, :, ids] + offset + noise).to(dtype)
 
 
 @pytest.fixture
@@ -78,7 +68,7 @@ def assert_alike(codec, expected, found, span):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_kernels_pack_what_the_reference_packs(spec, monkeypatch, poison):
-    span = clustered(1, 2, 77, 64)
+    span = make_span(1, 2, 77, 64)
     monkeypatch.setenv("QVG_KERNELS", "reference")
     assert_alike(*both(spec, span, monkeypatch), span)
 
@@ -88,18 +78,18 @@ def test_the_kernels_pack_what_the_reference_packs(spec, monkeypatch, poison):
     [(1, 64), (3, 128), pytest.param(130, 128, marks=SLOW), pytest.param(65, 256, marks=SLOW)],
 )
 def test_any_length_and_head_size_is_packed(tokens, head_dim, monkeypatch, poison):
-    span = clustered(1, 1, tokens, head_dim)
+    span = make_span(1, 1, tokens, head_dim)
     assert_alike(*both(FittedSpec(), span, monkeypatch), span)
 
 
 @pytest.mark.slow
 def test_few_centroids_of_wide_heads_are_still_too_many_for_one_program(monkeypatch, poison):
-    span = clustered(1, 1, 130, 256)
+    span = make_span(1, 1, 130, 256)
     assert_alike(*both(FittedSpec(num_centroids=40), span, monkeypatch), span)
 
 
 def test_a_bf16_span_of_any_strides_is_packed_as_it_lies(monkeypatch, poison):
-    wide = clustered(2, 2, 140, 64, dtype=torch.bfloat16).transpose(1, 2).contiguous()
+    wide = make_span(2, 2, 140, 64, dtype=torch.bfloat16).transpose(1, 2).contiguous()
     span = wide[:, ::2].transpose(1, 2)
     assert not span.is_contiguous()
     assert_alike(*both(FittedSpec(unbiased=0.8), span, monkeypatch), span)
@@ -118,7 +108,7 @@ def test_channels_that_never_change_and_tokens_that_are_alike_are_packed(monkeyp
 
 def test_a_heads_bytes_do_not_depend_on_other_heads(monkeypatch, poison):
     monkeypatch.setenv("QVG_KERNELS", "triton")
-    span = clustered(2, 2, 40, 64)
+    span = make_span(2, 2, 40, 64)
     whole = build_codec(FittedSpec()).encode(span, seed=5)
     part = build_codec(FittedSpec()).encode(span[1:, 1:2], seed=5)
     for name, tensor in whole.tensors.items():
@@ -129,7 +119,7 @@ def test_a_heads_bytes_do_not_depend_on_other_heads(monkeypatch, poison):
 @pytest.mark.parametrize("value", [float("nan"), pytest.param(-float("inf"), marks=SLOW)])
 def test_a_value_that_is_not_finite_is_named(value, monkeypatch):
     monkeypatch.setenv("QVG_KERNELS", "triton")
-    span = clustered(1, 3, 70, 64)
+    span = make_span(1, 3, 70, 64)
     span[0, 1, 66, 5] = span[0, 2, 3, 4] = value
     message = rf"2 NaN or infinite .*\({value}\) in batch 0, head 1, token 66, channel 5"
     with pytest.raises(NonFiniteError, match=message):

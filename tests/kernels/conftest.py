@@ -5,7 +5,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
 REPOSITORY = Path(__file__).parents[2]
 # The benches are scripts, not a package; their data generator and their presets are used here too.
@@ -41,14 +40,3 @@ def every_spec():
 def packed_specs():
     """The specs of `every_spec` that pack."""
     return [param for param in every_spec() if param.values[0].packs]
-
-
-def make_span(*shape, dtype=torch.float32):
-    """Clusters, channel offsets and noise, `[B, H, S, D]`."""
-    batch, heads, tokens, head_dim = shape
-    generator = torch.Generator().manual_seed(tokens * head_dim)
-    centres = torch.randn(batch, heads, 6, head_dim, generator=generator)
-    ids = torch.randint(0, 6, (tokens,), generator=generator)
-    offset = 4 * torch.randn(batch, heads, 1, head_dim, generator=generator)
-    noise = 0.3 * torch.randn(batch, heads, tokens, head_dim, generator=generator)
-    return (centres[:, :, ids] + offset + noise).to(dtype)

@@ -23,6 +23,19 @@ SPECS = [
 ]
 
 PLACEMENTS = ["rotary", "matrices"]
+
+
+def make_span(*shape, dtype=torch.float32):
+    """Clusters, channel offsets and noise, `[B, H, S, D]`."""
+    batch, heads, tokens, head_dim = shape
+    generator = torch.Generator().manual_seed(tokens * head_dim)
+    centres = torch.randn(batch, heads, 6, head_dim, generator=generator)
+    ids = torch.randint(0, 6, (tokens,), generator=generator)
+    offset = 4 * torch.randn(batch, heads, 1, head_dim, generator=generator)
+    noise = 0.3 * torch.randn(batch, heads, tokens, head_dim, generator=generator)
+    return (centres[:, :, ids] + offset + noise).to(dtype)
+
+
 ROWS, COLUMNS = 3, 4
 
 

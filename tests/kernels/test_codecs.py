@@ -8,7 +8,8 @@ from qvg_kernels.codec import NonFiniteError
 from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import Bf16Spec, FittedSpec, KiviSpec, NoneSpec, QvgSpec
 
-from .conftest import every_spec, make_span, packed_specs
+from .conftest import every_spec, packed_specs
+from .histories import make_span
 
 SHAPES = [(1, 2, 113, 128), (2, 3, 37, 64), (1, 1, 300, 256), (1, 2, 1, 128)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from .conftest import make_span
+from .histories import make_span
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import torch
 
 from qvg_kernels.codecs.registry import build_codec
 
-from .conftest import every_spec, make_span
+from .conftest import every_spec
+from .histories import make_span
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ from qvg_kernels.codec import NonFiniteError, first_error
 from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.spec import AsymSpec, FittedSpec, QvgSpec
 
-from .conftest import make_span
+from .histories import make_span
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,8 @@ from qvg_kernels.codecs.registry import build_codec
 from qvg_kernels.quant.kmeans import kmeans
 from qvg_kernels.spec import QuantWmSpec
 
-from .conftest import make_span, preset_specs
+from .conftest import preset_specs
+from .histories import make_span
 
 TOKENS, HEAD_DIM = 200, 64
 KEYS = QuantWmSpec(num_centroids=16, candidates=4, rank=4)

@@ -11,7 +11,8 @@ import yaml
 
 from qvg_kernels.codecs.registry import SCHEMES, build_codec
 
-from .conftest import REPOSITORY, every_spec, make_span
+from .conftest import REPOSITORY, every_spec
+from .histories import make_span
 
 # Heads of one block, as ranks of several GPUs would hold them; the last cuts are uneven.
 CUTS = [(0, 5), (0, 2, 5), (0, 1, 4, 5), (0, 1, 2, 3, 4, 5)]

@@ -78,11 +78,14 @@ class BlockList:
 
     def scales(self, first: int, stop: int) -> Scales:
         """Those of some heads, made once."""
-        if (first, stop) not in self._scales:
+        found = self._scales.get((first, stop))
+        if found is None:
             every = self.key.scales.scale, self.key.scales.smoothing, self.value.scales.scale
-            some = (None if each is None else each[:, first:stop].flatten(0, 1) for each in every)
-            self._scales[first, stop] = Scales(*some)
-        return self._scales[first, stop]
+            found = Scales(*(None if each is None else each[:, first:stop].flatten(0, 1) for each in every))
+            # They may be copies; what is copied while a CUDA graph is captured is that graph's.
+            if not (self.key.table.rows.is_cuda and torch.cuda.is_current_stream_capturing()):
+                self._scales[first, stop] = found
+        return found
 
 
 def prepare(blocks: Sequence[StoredBlock]) -> tuple[BlockList, ...] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,19 +24,6 @@ MOST_KEPT = 256
 """Views that a workspace keeps: those of a call are some ten, and change with the length of the history."""
 
 Made = TypeVar("Made")
-
-
-class Readable(Protocol):
-    """Keys and values that are read a slice at a time."""
-
-    @property
-    def num_tokens(self) -> int:
-        """How many keys there are."""
-        ...
-
-    def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
-        """Keys and values of `heads` and `tokens`, placed: two `[B, h, s, D]`."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +46,7 @@ class StoredBlock:
     num_tokens: int
 
     def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
+        """Keys and values of `heads` and `tokens`, placed: two `[B, h, s, D]`."""
         inside = slice(self.first_token + tokens.start, self.first_token + tokens.stop)
         key = self.key_codec.decode(self.key, heads=heads, tokens=inside)
         value = self.value_codec.decode(self.value, heads=heads, tokens=inside)
@@ -79,6 +67,7 @@ class OwnKeys:
         return self.key.shape[2]
 
     def read(self, heads: slice, tokens: slice) -> tuple[Tensor, Tensor]:
+        """As `StoredBlock.read`."""
         key, value = self.key[:, heads, tokens], self.value[:, heads, tokens]
         return _placed(key, value, self.key_placement, self.value_placement, tokens)
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qvg_kernels.attention.history import Readable, Workspace
+from qvg_kernels.attention.history import OwnKeys, StoredBlock, Workspace
 
 _QUERY_TILE = 1024
 
 
-def attend_in_torch(query: Tensor, keys: Sequence[Readable], workspace: Workspace) -> Tensor:
+def attend_in_torch(query: Tensor, keys: Sequence[StoredBlock | OwnKeys], workspace: Workspace) -> Tensor:
     """`attend.attend` in torch: a few heads at a time.
 
     Of one head whose keys exceed the workspace as many keys as fit, merged by an online-softmax state:
@@ -41,7 +41,7 @@ def attend_in_torch(query: Tensor, keys: Sequence[Readable], workspace: Workspac
 
 
 def _passes(
-    query: Tensor, heads: slice, keys: Sequence[Readable], pass_tokens: int, workspace: Workspace
+    query: Tensor, heads: slice, keys: Sequence[StoredBlock | OwnKeys], pass_tokens: int, workspace: Workspace
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Fill the workspace with up to `pass_tokens` keys at a time; a pass is valid until the next."""
     batch, group, _, head_dim = query.shape

@@ -73,7 +73,7 @@ def cluster(points: Points, starts: Tensor, iterations: int) -> tuple[Tensor, Te
     """Ids `[H, S]` uint8 and centroids `[H, K, D]` bf16 of k-means from `starts`."""
     ids = points.empty(points.tokens, dtype=torch.uint8)
     centroids = kmeans(points, starts, iterations, ids)
-    return ids, centroids.values[:, : centroids.count].to(torch.bfloat16).contiguous()
+    return ids, centroids[:, : len(starts)].to(torch.bfloat16).contiguous()
 
 
 @triton.jit

@@ -5,8 +5,6 @@ the means are exact. A cluster's sum is a product with ones and zeros: a bf16 bl
 float32, and shifted and scaled afterwards.
 """
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,28 +16,17 @@ from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import kernel
 
 
-@dataclass(frozen=True)
-class Centroids:
-    """Centroids of every head, in rows that a launch can read without a mask.
-
-    Attributes:
-        count: K, of which there are; rows beyond the last are never chosen.
-        values: `[H, R, D]` float32, R a multiple of the rows of a tile.
-        operand: `[H, R, D]`, the values as products take them.
-        bias: `[H, R]` float32: minus half the squared norm of a row of `operand`, or minus infinity.
-    """
-
-    count: int
-    values: Tensor
-    operand: Tensor
-    bias: Tensor
-
-
 @triton.jit
 def _store_centroids(
     values, rows, count, num_rows, centroids, operand, bias, HEAD_DIM: tl.constexpr
 ):  # fmt: skip
-    """Store `[TILE_K, HEAD_DIM]` centroids, and what `_assign_kernel` reads of them."""
+    """Store `[TILE_K, HEAD_DIM]` centroids, and what `_assign_kernel` reads of them.
+
+    Args:
+        operand: `[H, R, D]`: receives the values as products take them.
+        bias: `[H, R]`: receives minus half the squared norm of a row of `operand`, or minus infinity for rows
+            beyond the last, which are never chosen.
+    """
     row = tl.program_id(1) * num_rows + rows
     at = row[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
     is_centroid = rows < count
@@ -240,7 +227,7 @@ def _mean_kernel(
     _store_centroids(values, rows, count, num_rows, centroids, operand, bias, HEAD_DIM)
 
 
-def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Centroids:
+def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Tensor:
     """Lloyd's rounds from the points at `starts`; an empty cluster keeps its centroid.
 
     Args:
@@ -249,44 +236,45 @@ def kmeans(points: Points, starts: Tensor, iterations: int, ids: Tensor) -> Cent
         ids: `[H, S]` uint8, contiguous; receives the ids of the last assignment.
 
     Returns:
-        The means of exactly the points that `ids` names.
+        `[H, R, D]` float32, the means of exactly the points that `ids` names; R is a multiple of the rows of
+        a tile, so that a launch can read them without a mask.
     """
     count, head_dim, rows = len(starts), points.head_dim, launch.MEAN_ROWS
     tile = launch.cluster_tile(count, head_dim, ids.device)
     num_rows = launch.round_up(count, tile)
-    operand = points.empty(num_rows, head_dim, dtype=numbers.OPERAND_DTYPE)
-    centroids = Centroids(count, points.empty(num_rows, head_dim), operand, points.empty(num_rows))
-    stored = centroids.values, centroids.operand, centroids.bias
+    operand, bias = points.empty(num_rows, head_dim, dtype=numbers.OPERAND_DTYPE), points.empty(num_rows)
+    centroids = points.empty(num_rows, head_dim)
     given = points.block, *points.strides, points.offset, points.inverse
     _start_kernel[(num_rows // rows, points.heads)](
-        *given, starts, *stored, count, num_rows, head_dim, rows, num_warps=4
+        *given, starts, centroids, operand, bias, count, num_rows, head_dim, rows, num_warps=4
     )
     # Few centroids are found by the kernel that adds up their tokens: one of its programs must hold them all.
     is_few = num_rows <= min(tile, launch.ASSIGNED_CLUSTERS)
-    sizes = launch.assign(head_dim)
+    shape = launch.assign(head_dim)
     for _ in range(iterations):
         if not is_few:
-            _assign_kernel[(triton.cdiv(points.tokens, sizes.rows), points.heads)](
-                *given, centroids.operand, centroids.bias, ids, points.tokens, num_rows,
-                head_dim, sizes.rows, min(launch.MOST_ASSIGNED, tile), sizes.stages, num_warps=sizes.warps,
+            _assign_kernel[(triton.cdiv(points.tokens, shape.rows), points.heads)](
+                *given, operand, bias, ids, points.tokens, num_rows,
+                head_dim, shape.rows, min(launch.MOST_ASSIGNED, tile), shape.stages, num_warps=shape.warps,
             )  # fmt: skip
-        sums, members = cluster_sums(points, ids, count, centroids if is_few else None)
+        sums, sizes = cluster_sums(points, ids, count, (operand, bias) if is_few else None)
         _mean_kernel[(num_rows // rows, points.heads)](
-            sums, members, points.offset, points.inverse, *stored, count, sums.shape[1], num_rows,
-            head_dim, rows, num_warps=4,
+            sums, sizes, points.offset, points.inverse, centroids, operand, bias, count, sums.shape[1],
+            num_rows, head_dim, rows, num_warps=4,
         )  # fmt: skip
     return centroids
 
 
 def cluster_sums(
-    points: Points, ids: Tensor | None, count: int, centroids: Centroids | None = None
+    points: Points, ids: Tensor | None, count: int, centroids: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sums of the tokens of each cluster, not shifted or scaled, over splits of the tokens.
 
     Args:
         ids: `[H, S]` uint8, contiguous; `None` puts every token into cluster 0.
         count: K.
-        centroids: Ids are those of the nearest of these, and are found first; all must fit a tile.
+        centroids: Operand and bias, as `_store_centroids` has them; ids are those of the nearest, and are
+            found first. All must fit a tile.
 
     Returns:
         Sums `[H, splits, R, D]` float32 and numbers of tokens `[H, splits, R]` float32, which whoever reads
@@ -300,7 +288,7 @@ def cluster_sums(
     shape = launch.sums(head_dim, assigns=centroids is not None)
     given = (None,) * 4
     if centroids is not None:
-        given = points.offset, points.inverse, centroids.operand, centroids.bias
+        given = points.offset, points.inverse, *centroids
     _sum_kernel[(splits * num_tiles, points.heads)](
         points.block, *points.strides, *given, ids, sums, sizes,
         tokens, tokens_per_split, num_tiles, centroids is not None,

@@ -204,7 +204,7 @@ def measure(
         units: `[H, 3]` float32, contiguous; its second column receives the unit of the weights.
     """
     tokens, head_dim = points.tokens, points.head_dim
-    shape, split = launch.moments(head_dim), launch.SPLIT_TOKENS
+    shape, split = launch.groups(head_dim), launch.SPLIT_TOKENS
     splits = triton.cdiv(tokens, split)
     means, squares = points.empty(splits, head_dim), points.empty(splits, head_dim)
     checks = points.empty(splits, 2, dtype=torch.int32)

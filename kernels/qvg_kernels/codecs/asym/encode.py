@@ -20,7 +20,7 @@ def encode(block: Tensor, spec: AsymSpec, seed: int) -> Packed:
     """Pack `[B, H, S, D]` values."""
     _, _, tokens, head_dim = block.shape
     count, size = min(spec.num_centroids, tokens), min(spec.block_size, head_dim)
-    tile, groups = launch.group_tokens(head_dim), head_dim // size
+    tile, groups = launch.groups(head_dim).rows, head_dim // size
     tiles = triton.cdiv(tokens, tile)
     (starts,) = draw_starts(tokens, count, 1, seed, block.device)
 

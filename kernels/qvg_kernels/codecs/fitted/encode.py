@@ -99,9 +99,9 @@ def _encode_heads(
     if starts is not None:
         ids, table, steps = target["ids"], target["table"], target["steps"]
         centroids = kmeans(points, starts, spec.iterations, ids)
-        decoded, num_rows = points.empty(head_dim), centroids.values.shape[1]
+        decoded, num_rows = points.empty(head_dim), centroids.shape[1]
         _table_kernel[(1, points.heads)](
-            centroids.values, table, steps, units, decoded, count, num_rows, head_dim, min(num_rows, 64),
+            centroids, table, steps, units, decoded, count, num_rows, head_dim, min(num_rows, 64),
             num_warps=8,
         )  # fmt: skip
     scales, largest, errors = round_residuals(

@@ -5,38 +5,12 @@ Invariant: levels are integers that int8 holds exactly, symmetric about zero; `r
 
 from functools import cache
 from types import ModuleType
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from qvg_kernels.codecs.fitted.spec import GridName
 from qvg_kernels.quant import bitpack, lattice, roots
-
-
-class Grid(Protocol):
-    """A set of levels for unit-variance Gaussian values and its layout in bytes.
-
-    Attributes:
-        step: Distance of one unit of the levels in standard deviations of the values.
-    """
-
-    step: float
-
-    def quantize(self, values: Tensor) -> Tensor:
-        """Levels for `[S, D]` values of unit variance, float32 integers of the same shape.
-
-        Every token is rounded at one step; the caller fits the token's scale to the levels afterwards.
-        """
-        ...
-
-    def write(self, levels: Tensor) -> Tensor:
-        """Pack `[S, D]` levels into `[rows, bytes]` uint8."""
-        ...
-
-    def read(self, codes: Tensor, start: int, stop: int, head_dim: int) -> Tensor:
-        """Levels of tokens `start` to `stop`, `[..., stop - start, D]` float32, from `[..., rows, bytes]`."""
-        ...
 
 
 @cache
@@ -50,7 +24,8 @@ class ScalarGrid:
 
     Attributes:
         levels: Integers, ascending.
-        step: Before it is refined for each token.
+        step: Distance of one unit of the levels in standard deviations of the values, before it is refined
+            for each token.
     """
 
     def __init__(self, levels: tuple[int, ...], step: float) -> None:
@@ -58,7 +33,11 @@ class ScalarGrid:
         self.step = step
 
     def quantize(self, values: Tensor) -> Tensor:
-        """Nearest levels; each token's step is refined once by least squares before the final rounding."""
+        """Levels for `[S, D]` values of unit variance, float32 integers of the same shape.
+
+        Each token's step is refined once by least squares before the final rounding; the caller fits its
+        scale to the levels afterwards.
+        """
         levels = _on_device(self.levels, values.device)
         bounds = (levels[1:] + levels[:-1]) / 2
         rounded = levels[torch.bucketize(values / self.step, bounds)]
@@ -71,13 +50,14 @@ class ScalarGrid:
         return torch.searchsorted(_on_device(self.levels, levels.device), levels).to(torch.uint8)
 
     def write(self, levels: Tensor) -> Tensor:
-        """Indices of the levels, ascending, packed as `bitpack` says for their number of bits."""
+        """Pack indices of `[S, D]` levels into `[rows, bytes]` uint8, as `bitpack` says for their bits."""
         indices = self._indices(levels)
         if len(self.levels) == 8:
             return torch.cat([bitpack.pack(indices & 3, 2), bitpack.pack(indices >> 2, 1)], -1)
         return bitpack.pack(indices, (len(self.levels) - 1).bit_length())
 
     def read(self, codes: Tensor, start: int, stop: int, head_dim: int) -> Tensor:
+        """Levels of tokens `start` to `stop`, `[..., stop - start, D]` float32, from `[..., rows, bytes]`."""
         codes = codes[..., start:stop, :]
         if len(self.levels) == 8:
             low, high = codes[..., : head_dim // 4], codes[..., head_dim // 4 :]
@@ -119,6 +99,9 @@ class LatticeGrid:
     def read(self, codes: Tensor, start: int, stop: int, head_dim: int) -> Tensor:
         levels: Tensor = self.points.unpack(codes[..., start:stop, :])
         return levels
+
+
+Grid = ScalarGrid | LatticeGrid
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qvg_kernels.codec import ALL, Codec, FiniteCheck, PackedTensor, Shaper, require_finite
+from qvg_kernels.codec import ALL, Codec, FiniteCheck, PackedTensor, Shaper
 from qvg_kernels.codecs.plain.spec import Bf16Spec, NoneSpec
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class PlainCodec(Codec):
         checks: list[FiniteCheck] | None = None,
         shaper: Shaper | None = None,
     ) -> PackedTensor:
-        require_finite(block, checks)
+        FiniteCheck.of(block).settle(checks)
         dtype = torch.bfloat16 if isinstance(self.spec, Bf16Spec) else block.dtype
         # A copy: the block may be a view into a buffer that the model writes again.
         values = block.to(dtype, copy=True, memory_format=torch.contiguous_format)

@@ -20,7 +20,7 @@ def encode(block: Tensor, spec: QvgSpec, seed: int) -> Packed:
     """Pack `[B, H, S, D]` values."""
     _, _, tokens, head_dim = block.shape
     count, size = min(spec.num_centroids, tokens), min(spec.block_size, head_dim)
-    tile = launch.group_tokens(head_dim)
+    tile = launch.groups(head_dim).rows
     starts = draw_starts(tokens, count, spec.stages, seed, block.device)
 
     def fill(points: Points, target: dict[str, Tensor], found: Tensor) -> None:
