@@ -136,7 +136,7 @@ def _fetch(plan: DownloadPlan, console: Console) -> None:
     from qvg_cli.hub.store import assemble
 
     # Small files first: a wrong set-up shows before the first gigabyte.
-    files = sorted({wanted.file for wanted in plan.files}, key=lambda file: file.size)
+    files = sorted(set(plan.files), key=lambda file: file.size)
     paths = {}
     for number, file in enumerate(files, 1):
         if file.missing_bytes:
@@ -214,11 +214,11 @@ def _plan_lines(plan: DownloadPlan) -> Iterator[str]:
         origin = "the commit of the last download" if repository.is_same_commit else f"of {snapshot.revision}"
         licence = f", licence on the model card: {snapshot.licence}" if snapshot.licence else ""
         yield f"https://huggingface.co/{snapshot.repository} at {commit} ({origin}){licence}"
-        for wanted in repository.files:
-            missing, size = wanted.file.missing_bytes, wanted.file.size
+        for file in repository.files:
+            missing, size = file.missing_bytes, file.size
             part = "" if missing == size else f"{size_text(missing)} "
             state = f"{part}to download" if missing else "there"
-            yield f"  {size_text(size):>11}  {wanted.file.path}  ({state})"
+            yield f"  {size_text(size):>11}  {file.path}  ({state})"
     cache = Path(constants.HF_HUB_CACHE)
     yield f"to download: {size_text(plan.missing_bytes)}; free at {cache}: {size_text(free_bytes(cache))}"
     if converted := plan.download.config.converted_bytes:

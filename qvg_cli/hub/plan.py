@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -16,20 +16,12 @@ from qvg_cli.hub.spec import Download, RepositoryConfig, targets
 
 
 @dataclass(frozen=True)
-class WantedFile:
-    """A file to have, and its place in the weights folder; `None` for one that is only converted."""
-
-    file: RemoteFile
-    target: str | None
-
-
-@dataclass(frozen=True)
 class WantedRepository:
     """What is wanted of one repository, and whether its commit is the one of the last download."""
 
     config: RepositoryConfig
     snapshot: Snapshot
-    files: tuple[WantedFile, ...]
+    files: tuple[RemoteFile, ...]
     is_same_commit: bool
 
 
@@ -39,13 +31,13 @@ class DownloadPlan:
     repositories: tuple[WantedRepository, ...]
 
     @property
-    def files(self) -> tuple[WantedFile, ...]:
-        return tuple(wanted for repository in self.repositories for wanted in repository.files)
+    def files(self) -> tuple[RemoteFile, ...]:
+        return tuple(file for repository in self.repositories for file in repository.files)
 
     @property
     def missing_bytes(self) -> int:
         """What comes over the network; a file that is named twice comes once."""
-        return sum({wanted.file.blob: wanted.file.missing_bytes for wanted in self.files}.values())
+        return sum({file.blob: file.missing_bytes for file in self.files}.values())
 
 
 def plan_download(download: Download, record: Record | None, revisions: Mapping[str, str]) -> DownloadPlan:
@@ -61,9 +53,9 @@ def plan_download(download: Download, record: Record | None, revisions: Mapping[
         commit = record.commit(config) if record is not None and asked is None else None
         snapshot = list_files(config.repository, asked or config.revision, commit)
         places = targets(config, sorted(snapshot.files))
-        wanted = [WantedFile(snapshot.files[path], target) for path, target in places.items()]
+        wanted = [replace(snapshot.files[path], target=target) for path, target in places.items()]
         if config.convert is not None:
-            wanted += [WantedFile(snapshot.files[path], None) for path in config.convert.inputs]
+            wanted += [snapshot.files[path] for path in config.convert.inputs]
         repositories.append(WantedRepository(config, snapshot, tuple(wanted), commit is not None))
     return DownloadPlan(download, tuple(repositories))
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ class RemoteFile:
     Attributes:
         git_sha1: Of the file as git holds it; of the pointer where the file is kept apart.
         sha256: Of a file that is kept apart, as large ones are; the hub knows none of the others.
+        target: Its place in the weights folder; `None` for one that is only converted, or not wanted.
     """
 
     repository: str
@@ -33,6 +34,7 @@ class RemoteFile:
     size: int
     git_sha1: str
     sha256: str | None
+    target: str | None = field(default=None, compare=False)
 
     @property
     def blob(self) -> Path:

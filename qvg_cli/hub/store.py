@@ -67,17 +67,17 @@ def assemble(plan: DownloadPlan, paths: Mapping[RemoteFile, Path], note: Callabl
     old = read_record(name)
     try:
         part.mkdir()
-        for wanted in plan.files:
-            if wanted.target is not None:
-                link = part / wanted.target
+        for file in plan.files:
+            if file.target is not None:
+                link = part / file.target
                 link.parent.mkdir(parents=True, exist_ok=True)
                 # Not resolved: the name in the cache's snapshot says what it is.
-                link.symlink_to(paths[wanted.file].absolute())
+                link.symlink_to(paths[file].absolute())
         converted = []
         for repository in plan.repositories:
             if (convert := repository.config.convert) is not None:
                 inputs = [repository.snapshot.files[path] for path in convert.inputs]
-                local = [(file, paths[file]) for file in inputs]
+                local = [(each, paths[each]) for each in inputs]
                 converted.append(_convert(plan.download, convert, local, old, note))
         record = _record(plan, tuple(converted))
         with (part / RECORD).open("w", encoding="utf-8") as stream:
@@ -150,10 +150,8 @@ def _record(plan: DownloadPlan, converted: tuple[ConvertedRecord, ...]) -> Recor
 
     repositories = []
     for wanted in plan.repositories:
-        files = tuple(
-            FileRecord(**taken(each.file, "path", "size", "sha256", "git_sha1"), target=each.target)
-            for each in wanted.files
-        )
+        kept = ("path", "size", "sha256", "git_sha1", "target")
+        files = tuple(FileRecord(**taken(each, *kept)) for each in wanted.files)
         about = taken(wanted.snapshot, "repository", "revision", "commit", "licence")
         repositories.append(RepositoryRecord(**about, files=files))
     return Record(config=plan.download.config, repositories=tuple(repositories), converted=converted)

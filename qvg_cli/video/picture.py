@@ -9,7 +9,6 @@ import io
 import os
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +30,14 @@ _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 """Pillow's mode for what a profile is of."""
 
 
-@dataclass(frozen=True)
-class Placement:
-    """How a picture fills a frame: its size after scaling; left, top, right and bottom of what is kept."""
-
-    resized: tuple[int, int]
-    crop_box: tuple[int, int, int, int]
-
-
-def place(width: int, height: int, *, target_width: int, target_height: int) -> Placement:
-    """Scale `width` x `height` to cover the target, and keep the centre."""
+def place(
+    width: int, height: int, *, target_width: int, target_height: int
+) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """How a picture covers the target: its size after scaling; left, top, right, bottom of its kept part."""
     scale = max(target_width / width, target_height / height)
     resized = max(target_width, int(width * scale)), max(target_height, int(height * scale))
     left, top = (resized[0] - target_width) // 2, (resized[1] - target_height) // 2
-    return Placement(resized, (left, top, left + target_width, top + target_height))
+    return resized, (left, top, left + target_width, top + target_height)
 
 
 def is_shipped(name: str) -> bool:
@@ -82,9 +75,8 @@ def fitting_note(name: str, *, height: int, width: int) -> str:
 
 def fill_frame(image: Image.Image, *, height: int, width: int) -> NDArray[np.uint8]:
     """`[height, width, 3]` pixels of an RGB picture that covers the frame."""
-    placement = place(*image.size, target_width=width, target_height=height)
-    resized = image.resize(placement.resized, Image.Resampling.LANCZOS)
-    return np.asarray(resized.crop(placement.crop_box), dtype=np.uint8)
+    size, box = place(*image.size, target_width=width, target_height=height)
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS).crop(box), dtype=np.uint8)
 
 
 def _read(name: str) -> tuple[Image.Image, list[str]]:
