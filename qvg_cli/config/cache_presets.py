@@ -68,7 +68,7 @@ def _merge_sides(
                 hint=f"for a preset's codec, set {path}.{side}.preset={own}",
             )
         codec = read_preset(own["preset"], source)[side] if "preset" in own else merged.get(side, {})
-        known = _SETTINGS_OF.get(codec.get("scheme"), ())
+        known = _SETTINGS_OF.get(str(codec.get("scheme")), ())
         both = {name: value for name, value in section.items() if name in KNOBS}
         for name, value in both.items():
             if name not in known:

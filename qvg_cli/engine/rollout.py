@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -95,9 +96,9 @@ def seeded_noise(
         generator = torch.Generator().manual_seed(derive_seed(seed, "noise", chunk.index))
         # Pinned, so that the copy does not wait until the device has done all before.
         is_gpu = device.type == "cuda"
-        return lambda: torch.randn(shape, generator=generator, pin_memory=is_gpu).to(
-            device, dtype, non_blocking=True
-        )
+        draw = partial(torch.randn, shape, generator=generator, pin_memory=is_gpu)
+        # Rounded there: what the host had rounded would not be pinned.
+        return lambda: draw().to(device, non_blocking=True).to(dtype)
 
     return of_chunk
 

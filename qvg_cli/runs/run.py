@@ -9,6 +9,7 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
+from qvg_cli.errors import QvgError
 from qvg_cli.files import RunDir, write_text, write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
@@ -266,8 +268,10 @@ class Run:
             if len(parts) >= _MANY_PARTS:
                 joined = checkpoint.folder / "joined.mp4"
                 num_frames = self.summary.num_clip + sum(each.num_frames for each in [*earlier, record])
-                join_parts(parts, joined, num_frames=num_frames)
-                self._joined = joined, len(parts)
+                # The chunk is whole in any case; what keeps all parts from being joined is told at the end.
+                with suppress(QvgError):
+                    join_parts(parts, joined, num_frames=num_frames)
+                    self._joined = joined, len(parts)
         return record
 
     def _video_parts(self, checkpoint: Checkpoint, records: Sequence[ChunkRecord]) -> list[Path]:

@@ -146,6 +146,11 @@ def test_another_scheme_starts_from_its_own_defaults():
             "unknown setting cache.k.num_centroid (--set cache.k.num_centroid)",
             "nearest: cache.k.num_centroids",
         ),
+        (
+            ["cache.k.scheme=[]", "cache.k.bits=2"],
+            "unknown cache.k.scheme '[]' (--set cache.k.bits)",
+            "known: none, bf16, asym, fitted, rtn, kivi, quarot, quantwm, qvg, turboquant",
+        ),
         (["provenance.seed=9"], "unknown setting provenance (--set provenance.seed)", None),
         (["video.fps"], "--set video.fps is not of the form KEY=VALUE", "e.g. --set video.fps=24"),
         (["=3"], "--set =3 is not of the form KEY=VALUE", "e.g. --set video.fps=24"),

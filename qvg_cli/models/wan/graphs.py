@@ -59,7 +59,8 @@ class BlockGraphs:
         """Take the inputs of a model call, and decide whether its blocks run as graphs."""
         if self.hidden is None and self._last_shape == hidden.shape:
             self.pool = torch.cuda.graph_pool_handle()
-            self.hidden, self.time = torch.empty_like(hidden), torch.empty_like(time)
+            # Kernels write it row by row, however the first block gets it.
+            self.hidden, self.time = hidden.new_empty(hidden.shape), torch.empty_like(time)
         self._last_shape = tuple(hidden.shape)
         self.is_running = not self._is_stale and self.hidden is not None and self.hidden.shape == hidden.shape
         self._is_stale = False
