@@ -265,7 +265,7 @@ class Checkpoint:
         self._lock.release()
 
     def drop_history(self) -> None:
-        """Drop the history files, once the last chunk counts: a resume reads none. `remove` takes what stays."""
+        """Drop history files, once the last chunk counts: a resume reads none. `remove` drops what stays."""
         # Side by side: a file system takes a second for each few gigabytes.
         with ThreadPoolExecutor() as pool:
             for path in self.folder.glob(f"*.{CACHE}"):

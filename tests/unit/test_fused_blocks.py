@@ -9,6 +9,7 @@ from torch import nn
 from qvg_cli.engine.engine import Engine
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.models.registry import plan_video
+from qvg_cli.models.wan.graphs import GeluLinear
 from scripts import full_size, random_models
 from scripts.random_models import TINY, RandomModels
 
@@ -58,3 +59,11 @@ def test_latents_on_a_gpu_differ_by_roundings_alone(backend, stock_blocks):
     stock_blocks()
     stock = latents(backend, "cuda").float()
     assert (fused - stock).norm() <= 0.02 * stock.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_block_is_trained_on_a_gpu():
+    layer = GeluLinear(8, 16, device="cuda")
+    layer(torch.randn(3, 8, device="cuda")).sum().backward()
+    assert layer.weight.grad.isfinite().all()

@@ -142,7 +142,8 @@ class GeluLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., C]` to `[..., N]`."""
-        if not input.is_cuda:
+        # The fused product has no derivative, which training takes.
+        if not input.is_cuda or torch.is_grad_enabled():
             return functional.gelu(super().forward(input), approximate="tanh")
         product = torch._addmm_activation(self.bias, input.flatten(0, -2), self.weight.t(), use_gelu=True)
         states: Tensor = product.unflatten(0, input.shape[:-1])
