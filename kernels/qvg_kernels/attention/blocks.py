@@ -12,8 +12,7 @@ from qvg_kernels.attention.history import StoredBlock
 from qvg_kernels.codec import PackedTensor
 from qvg_kernels.codecs.reading import BlockReader, BlockTable, HeadScales, Tiles, to_device
 from qvg_kernels.codecs.spec import Spec
-from qvg_kernels.rope.placement import Placement
-from qvg_kernels.rope.tables import UNPLACED
+from qvg_kernels.rope.placement import Placement, form_of
 from qvg_kernels.runtime import launch
 
 
@@ -144,7 +143,7 @@ def _side(
     *,
     is_key: bool,
 ) -> Side:
-    forms = [UNPLACED if placement is None else placement.for_kernels() for placement in placements]
+    forms = list(map(form_of, placements))
     rows = []
     for block in packed:
         count = block.tensors[reader.codebook].shape[-2] if reader.codebook else 0
