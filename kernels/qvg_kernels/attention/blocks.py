@@ -92,9 +92,9 @@ def prepare(blocks: Sequence[StoredBlock]) -> tuple[BlockList, ...] | None:
 
     `None` where a scheme has no kernels.
     """
-    if not all(map(_has_kernels, blocks)):
-        return None
     groups = [tuple(group) for _, group in groupby(blocks, _likeness)]
+    if not all(_has_kernels(group[0]) for group in groups):
+        return None
     # The longest list of those whose values may be multiplied by their matrix after attention.
     sizes = [sum(block.num_tokens for block in group) if _folds(group[0]) else 0 for group in groups]
     if any(sizes):
@@ -117,8 +117,10 @@ def _likeness(block: StoredBlock) -> tuple[Spec, Spec, int]:
 
 
 def _folds(block: StoredBlock) -> bool:
+    if block.value.matrix is None or block.value_placement is not None:
+        return False
     reader = block.value_codec.reader(block.value.shape[3])
-    return reader is not None and reader.folds and block.value_placement is None
+    return reader is not None and reader.folds
 
 
 def _list_of(blocks: tuple[StoredBlock, ...], *, folds: bool) -> BlockList:
