@@ -113,7 +113,7 @@ class PromptEncoder:
         self._revision = encoder_revision(weights)
 
     def encode(self, prompt: str) -> Tensor:
-        """Embeddings `[1, num_tokens, C]` of a prompt, on the device; `PromptWarning` as `prepare`."""
+        """Embeddings `[1, num_tokens, C]` of a prompt, on the device; warns as `padded` and `prepare`."""
         self.prepare([prompt])
         return self._known[clean_prompt(prompt)].padded(self._num_tokens).to(self._device)
 

@@ -173,7 +173,7 @@ def open_wan(
     place: object = None,
     adapters: Sequence[Lora] = (),
 ) -> Checkpoint[ModelT]:
-    """The checkpoint of a Wan transformer whose config.json is in `folder`.
+    """The checkpoint of a Wan transformer by the config.json in `folder`; `MissingModelError` as `Checkpoint`.
 
     Args:
         tensors: Instead of those in the folder, from `place`.
@@ -193,14 +193,14 @@ def convert_checkpoint(
     adapters: Sequence[Lora] = (),
     part_bytes: int = _PART_BYTES,
 ) -> None:
-    """Write the generator of the published checkpoint `source` to `folder`, as `Checkpoint.write` does."""
+    """Write the generator in the published file `source` to `folder`: `read_published`, `Checkpoint.write`."""
     tensors = read_published(source, generators)
     found = Checkpoint(lambda: model_class(**config), tensors, source, adapters)
     found.write(folder, config, part_bytes=part_bytes)
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the files that a folder's index lists, else of every safetensors file, mapped."""
+    """Tensors of the files that an index lists, else of all, mapped; `MissingModelError` if one is broken."""
     index = folder / INDEX_FILE
     try:
         files = sorted(folder.glob("*.safetensors"))
@@ -218,7 +218,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 def read_published(
     path: Path, generators: Sequence[str] = WEIGHTS_KEYS["auto"], *, what: str = "generator"
 ) -> dict[str, Tensor]:
-    """The generator's tensors of a published checkpoint, under the names in the file, mapped.
+    """The generator's tensors of a published checkpoint, as named there, mapped; else a `MissingModelError`.
 
     Args:
         path: `.safetensors`, or a `.pt` of tensors; a pickle that holds anything else is not executed.

@@ -89,7 +89,7 @@ def wan_sizes(
     is_gpu: bool,
     transformer: str = "transformer",
 ) -> sizes.ModelSizes:
-    """Sizes of the published model, or of that in the folder that `weights` names.
+    """Sizes of the published model, or of that in the folder `weights`; `MissingModelError` if it has none.
 
     Args:
         transformer: Its folder in the one that `weights` names.
