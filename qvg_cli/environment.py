@@ -7,7 +7,7 @@ from pathlib import Path
 from qvg_cli.errors import UsageError
 
 KERNELS = ("QVG_KERNELS", ("auto", "triton", "reference"))
-"""As `qvg_kernels.dispatch`, which imports torch."""
+"""As `qvg_kernels.runtime.dispatch`, which imports torch."""
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 """That huggingface_hub reads as whole numbers when it is imported."""
 

@@ -173,7 +173,7 @@ def open_wan(
     place: object = None,
     adapters: Sequence[Lora] = (),
 ) -> Checkpoint[ModelT]:
-    """The checkpoint of a Wan transformer by the config.json in `folder`; `MissingModelError` as `Checkpoint`.
+    """The `Checkpoint` of a Wan transformer whose config.json is in `folder`, or a `MissingModelError`.
 
     Args:
         tensors: Instead of those in the folder, from `place`.
@@ -193,7 +193,7 @@ def convert_checkpoint(
     adapters: Sequence[Lora] = (),
     part_bytes: int = _PART_BYTES,
 ) -> None:
-    """Write the generator in the published file `source` to `folder`: `read_published`, `Checkpoint.write`."""
+    """Write the generator of the published `source` to `folder`: `read_published`, `Checkpoint.write`."""
     tensors = read_published(source, generators)
     found = Checkpoint(lambda: model_class(**config), tensors, source, adapters)
     found.write(folder, config, part_bytes=part_bytes)

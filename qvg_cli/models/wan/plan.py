@@ -30,7 +30,7 @@ def wan_geometry(video: VideoConfig, *, channels: int = 16, spatial_factor: int 
 
 
 def refuse_unpacked(cache: CacheConfig, most_tokens: int, what: str, hint: str) -> None:
-    """Refuse, by a `UsageError`, to leave a history unpacked that lives for one chunk only, of `most_tokens`."""
+    """Refuse, by a `UsageError`, to leave a history of `most_tokens` unpacked that lives for one chunk."""
     limits = {"keep_recent_chunks": 0, "keep_sink": False, "span_tokens": most_tokens}
     for name, limit in limits.items():
         value = getattr(cache, name)
