@@ -27,8 +27,8 @@ _BACKEND = "MPLBACKEND"
 
 
 def prepare() -> None:
-    """Import all that a figure needs, which takes longer than drawing it."""
-    _load()
+    """Import all that a figure needs, which takes longer than drawing it; what fails, `load` mends."""
+    _import()
     for name in ("figure", "backends.backend_agg"):
         import_module(f"matplotlib.{name}")
 
@@ -36,7 +36,7 @@ def prepare() -> None:
 @contextmanager
 def new_figure(width: float, height: float, *, dpi: int) -> Iterator[Figure]:
     """An empty figure, `width` x `height` inches, to be drawn and saved inside the context."""
-    matplotlib = _load()
+    matplotlib = load()
     # Not pyplot: it would look for a screen.
     from matplotlib.figure import Figure
 
@@ -47,16 +47,14 @@ def new_figure(width: float, height: float, *, dpi: int) -> Iterator[Figure]:
 
 def color_levels(name: str) -> NDArray[np.uint8]:
     """The 256 colours `[256, 3]` of a colour map, from its darkest."""
-    colors: NDArray[np.float64] = _load().colormaps[name](np.arange(256))[:, :3]
+    colors: NDArray[np.float64] = load().colormaps[name](np.arange(256))[:, :3]
     return (colors * 255).round().astype(np.uint8)
 
 
-def _load() -> ModuleType:
-    # It warns of settings that it cannot read, and of a cache folder that it cannot write.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    backend = os.environ.pop(_BACKEND, None)
+def load() -> ModuleType:
+    """matplotlib, whatever a matplotlibrc holds; the working folder of all threads may change for a while."""
     try:
-        return import_module("matplotlib")
+        return _import()
     except (OSError, ValueError):
         # A matplotlibrc that is not even text; one in the working directory comes before all others.
         spec = find_spec("matplotlib")
@@ -65,7 +63,15 @@ def _load() -> ModuleType:
         for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
             del sys.modules[name]
         with chdir(Path(spec.origin).parent / "mpl-data"):
-            return import_module("matplotlib")
+            return _import()
+
+
+def _import() -> ModuleType:
+    # It warns of settings that it cannot read, and of a cache folder that it cannot write.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    backend = os.environ.pop(_BACKEND, None)
+    try:
+        return import_module("matplotlib")
     finally:
         if backend is not None:
             os.environ[_BACKEND] = backend

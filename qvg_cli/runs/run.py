@@ -165,6 +165,8 @@ class Run:
                 run.plot: summary.report.save_plot,
                 **{run.path / name: write for name, write in self._details.files.items()},
             }
+            # Before other threads write beside it.
+            attempt(plotting.load)
             # ffmpeg copies, and the history goes, while the other files are written.
             with ThreadPoolExecutor(2) as pool:
                 pool.submit(attempt, lambda: self._join_video(checkpoint))
