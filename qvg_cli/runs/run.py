@@ -23,6 +23,7 @@ from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.device import attention_words
 from qvg_cli.engine.jobs import Planned
 from qvg_cli.engine.rollout import ChunkResult, Done
+from qvg_cli.errors import QvgError
 from qvg_cli.files import RunDir, write_text, write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
@@ -266,8 +267,12 @@ class Run:
             if len(parts) >= _MANY_PARTS:
                 joined = checkpoint.folder / "joined.mp4"
                 num_frames = self.summary.num_clip + sum(each.num_frames for each in [*earlier, record])
-                join_parts(parts, joined, num_frames=num_frames)
-                self._joined = joined, len(parts)
+                try:
+                    join_parts(parts, joined, num_frames=num_frames)
+                    self._joined = joined, len(parts)
+                except QvgError as error:
+                    # It only saves time. A disk may have room for the video once the preview is gone.
+                    LOG.info("no parts are joined before the end: %s", error)
         return record
 
     def _video_parts(self, checkpoint: Checkpoint, records: Sequence[ChunkRecord]) -> list[Path]:

@@ -62,6 +62,17 @@ def test_parts_that_were_joined_before_the_last_chunk_make_the_same_video(made, 
     assert run.folder.video.read_bytes() == whole
 
 
+def test_parts_that_cannot_be_joined_early_are_joined_at_the_end(made, monkeypatch):
+    run, results = made
+    monkeypatch.setattr("qvg_cli.runs.run._MANY_PARTS", 3)
+    (run.folder.state / "joined.mp4").mkdir()
+    for result in results:
+        run.add(result)
+    run.finish("complete")
+    assert count_frames(run.folder.video) == 45
+    assert not run.folder.state.exists()
+
+
 def test_one_chunk_is_written_while_the_next_is_made_and_no_more(made, monkeypatch):
     run, results = made
     save, may_write = Checkpoint.save, threading.Event()
