@@ -42,3 +42,15 @@ def test_sums_stay_in_float32_for_bf16_inputs():
     exact = torch.nn.functional.scaled_dot_product_attention(query.double(), keys.double(), values.double())
     found = attend_in_torch(query, [Stored(keys, values)], Workspace(20_000))
     assert (found.double() - exact).norm() / exact.norm() < 0.01
+
+
+def test_views_of_a_workspace_are_made_once_until_it_grows():
+    def beginning(buffer, size):
+        return buffer[:size]
+
+    workspace = Workspace()
+    workspace.take(64, torch.device("cpu"))
+    view = workspace.keep(beginning, 32)
+    assert workspace.keep(beginning, 32) is view
+    grown = workspace.take(128, torch.device("cpu"))
+    assert workspace.keep(beginning, 32).data_ptr() == grown.data_ptr()

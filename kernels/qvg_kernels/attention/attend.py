@@ -32,8 +32,8 @@ def how_attended(
         from qvg_kernels.attention.heads import BF16, choose
 
         readers = [build_codec(spec).reader(128) for spec in specs]
-        if all(reader is not None for reader in readers):
-            is_coarse = all(reader is not None and reader.is_coarse for reader in readers)
+        if None not in readers:
+            is_coarse = all(reader.is_coarse for reader in readers if reader)
             operands = choose(arithmetic, device, dtype) if is_coarse else BF16
             return f"Triton kernels, packed history multiplied in {operands.words}"
         reason = "a scheme without kernels"

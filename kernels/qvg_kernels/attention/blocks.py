@@ -12,8 +12,7 @@ from qvg_kernels.attention.history import StoredBlock
 from qvg_kernels.codec import PackedTensor
 from qvg_kernels.codecs.reading import BlockReader, BlockTable, HeadScales, Tiles, to_device
 from qvg_kernels.codecs.spec import Spec
-from qvg_kernels.rope.placement import Placement
-from qvg_kernels.rope.tables import UNPLACED
+from qvg_kernels.rope.placement import Placement, form_of
 from qvg_kernels.runtime import launch
 
 
@@ -93,9 +92,9 @@ def prepare(blocks: Sequence[StoredBlock]) -> tuple[BlockList, ...] | None:
 
     `None` where a scheme has no kernels.
     """
-    if not all(map(_has_kernels, blocks)):
-        return None
     groups = [tuple(group) for _, group in groupby(blocks, _likeness)]
+    if not all(_has_kernels(group[0]) for group in groups):
+        return None
     # The longest list of those whose values may be multiplied by their matrix after attention.
     sizes = [sum(block.num_tokens for block in group) if _folds(group[0]) else 0 for group in groups]
     if any(sizes):
@@ -118,8 +117,10 @@ def _likeness(block: StoredBlock) -> tuple[Spec, Spec, int]:
 
 
 def _folds(block: StoredBlock) -> bool:
+    if block.value.matrix is None or block.value_placement is not None:
+        return False
     reader = block.value_codec.reader(block.value.shape[3])
-    return reader is not None and reader.folds and block.value_placement is None
+    return reader is not None and reader.folds
 
 
 def _list_of(blocks: tuple[StoredBlock, ...], *, folds: bool) -> BlockList:
@@ -144,7 +145,7 @@ def _side(
     *,
     is_key: bool,
 ) -> Side:
-    forms = [UNPLACED if placement is None else placement.for_kernels() for placement in placements]
+    forms = list(map(form_of, placements))
     rows = []
     for block in packed:
         count = block.tensors[reader.codebook].shape[-2] if reader.codebook else 0

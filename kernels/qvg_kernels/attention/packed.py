@@ -16,8 +16,7 @@ from qvg_kernels.attention.history import History, OwnKeys, Workspace
 from qvg_kernels.attention.tiling import cut_attention
 from qvg_kernels.codecs.reading import DecodeTarget, Tiles
 from qvg_kernels.rope.kernels import copy_placed
-from qvg_kernels.rope.placement import Placement
-from qvg_kernels.rope.tables import UNPLACED, KernelPlacement
+from qvg_kernels.rope.placement import form_of
 from qvg_kernels.runtime import launch
 from qvg_kernels.runtime.warmup import warm_up
 
@@ -179,8 +178,8 @@ def _attend_own(
     value = own.value
     if room:
         (value,) = room
-        copy_placed(_form(own.value_placement), own.value, tokens, value)
-    copy_placed(_form(own.key_placement), own.key, tokens, key)
+        copy_placed(form_of(own.value_placement), own.value, tokens, value)
+    copy_placed(form_of(own.key_placement), own.key, tokens, key)
     return fused(query, key, value)
 
 
@@ -200,11 +199,7 @@ def _attend_own_in_passes(group: HeadGroup, own: OwnKeys, pass_tokens: int, buff
         with buffers.filled() as start:
             pair = group.pair(start, batch, pitch, BF16)
             key, value = (side.view(batch, heads, pitch, head_dim) for side in (pair.key, pair.value))
-            copy_placed(_form(own.key_placement), own.key[:, some, tokens], tokens, key)
-            copy_placed(_form(own.value_placement), own.value[:, some, tokens], tokens, value)
+            copy_placed(form_of(own.key_placement), own.key[:, some, tokens], tokens, key)
+            copy_placed(form_of(own.value_placement), own.value[:, some, tokens], tokens, value)
         group.attend(pair, Scales(), num_tokens, BF16, batch)
         buffers.done()
-
-
-def _form(placement: Placement | None) -> KernelPlacement:
-    return UNPLACED if placement is None else placement.for_kernels()

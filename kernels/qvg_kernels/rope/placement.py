@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qvg_kernels.rope.moments import placed_moment
-from qvg_kernels.rope.tables import KernelPlacement, RotaryTables, half_tables, on_device
+from qvg_kernels.rope.tables import UNPLACED, KernelPlacement, RotaryTables, half_tables, on_device
 from qvg_kernels.runtime.dispatch import uses_kernels
 
 
@@ -48,6 +48,11 @@ class Placement(ABC):
     @abstractmethod
     def for_kernels(self) -> KernelPlacement:
         """The same as kernels take it."""
+
+
+def form_of(placement: Placement | None) -> KernelPlacement:
+    """A placement, if there is one, as kernels take it."""
+    return UNPLACED if placement is None else placement.for_kernels()
 
 
 @dataclass(frozen=True)

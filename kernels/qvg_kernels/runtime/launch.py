@@ -9,7 +9,6 @@ default preset.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -121,15 +120,13 @@ def has_hopper_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and has_gluon(device)
 
 
+KNOWS_GLUON = triton.__version__.split(".")[:2] in (["3", "6"], ["3", "7"])
+"""Whether Triton has the language, which may change from version to version, as it was tried."""
+
+
 def has_gluon(device: torch.device) -> bool:
     """Whether kernels in Gluon run on a device: those that are measured on Hopper GPUs."""
-    return is_hopper(device) and _knows_gluon()
-
-
-@cache
-def _knows_gluon() -> bool:
-    """Whether Triton has the language, which may change from version to version, as it was tried."""
-    return triton.__version__.split(".")[:2] in (["3", "6"], ["3", "7"])
+    return KNOWS_GLUON and is_hopper(device)
 
 
 SMALL_SHARED = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
