@@ -261,8 +261,9 @@ class Run:
                 )
                 self._num_previewed += len(parts)
         if record.chunk + 2 == len(self.video.plan.chunks):
-            # The plot waits for the last chunk, its program does not; and ffmpeg looks into every part.
-            plotting.prepare()
+            # The plot waits for the last chunk, its program does not, and nobody for that; ffmpeg looks into
+            # every part.
+            ThreadPoolExecutor(1, "plotting").submit(plotting.prepare)
             parts = self._video_parts(checkpoint, [*earlier, record])
             if len(parts) >= _MANY_PARTS:
                 joined = checkpoint.folder / "joined.mp4"

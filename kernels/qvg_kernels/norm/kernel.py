@@ -9,7 +9,7 @@ from torch import Tensor
 
 _TILE_VALUES = 8192
 """Values of a program: of 96 channels, 64 pixels."""
-_NORM_TOKENS, _NORM_WARPS = 4, 8
+_NORM_TOKENS, _NORM_WARPS = 2, 4
 """Tokens of a program, which share the vectors, and its warps."""
 
 

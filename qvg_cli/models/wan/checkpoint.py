@@ -85,7 +85,9 @@ class Checkpoint(Generic[ModelT]):
     ) -> None:
         self._build = build
         self._adapters = adapters
-        expected = self._empty().state_dict()
+        # The first model that is asked for.
+        self._unused: ModelT | None = self._empty()
+        expected = self._unused.state_dict()
         self._tensors = {model_name(name, expected): tensor for name, tensor in tensors.items()}
         check_tensors(self._tensors, expected, place)
         for adapter in adapters:
@@ -105,7 +107,9 @@ class Checkpoint(Generic[ModelT]):
             matrix_dtype: What the matrices of the blocks are rounded to after `dtype`; `None` leaves them so.
             shard: Divides the parameters of the empty model among processes.
         """
-        model = self._empty()
+        model, self._unused = self._unused, None
+        if model is None:
+            model = self._empty()
         shard(model)
         for name in self._tensors:
             tensor = self._merged(name).to(device=device, dtype=dtype_of(model, name, dtype))
