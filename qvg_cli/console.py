@@ -126,7 +126,7 @@ def show_data(text: str, stdout: TextIO | None = None) -> None:
         drop_stream(stdout)
         raise QvgError(
             f"cannot write the result to stdout: {error.strerror}",
-            hint="the video is on disk; redirect stdout elsewhere",
+            hint="redirect stdout elsewhere; what was made is on disk",
         ) from error
 
 

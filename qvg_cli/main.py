@@ -26,7 +26,7 @@ from qvg_cli.commands.options import FAMILY_PANEL, PANELS, family_help
 from qvg_cli.commands.plan import plan
 from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
-from qvg_cli.console import drop_stream, show_error, visible
+from qvg_cli.console import drop_stream, show_data, show_error, visible
 from qvg_cli.environment import check_environment, find_launch
 from qvg_cli.errors import NoAnswerError, UsageError, shown_error, unknown_name
 from qvg_cli.interrupts import stop_on_signals
@@ -173,12 +173,12 @@ def help_(
     assert context.parent is not None
     commands = context.parent.command.commands  # type: ignore[attr-defined]
     if command is None:
-        typer.echo(context.parent.get_help())
+        show_data(context.parent.get_help())
         return
     if command not in commands:
         raise unknown_name("command", command, sorted(commands))
     shown = commands[command]
-    typer.echo(shown.get_help(typer.Context(shown, info_name=command, parent=context.parent)))
+    show_data(shown.get_help(typer.Context(shown, info_name=command, parent=context.parent)))
 
 
 def _follow(rank: int) -> int:
@@ -215,7 +215,8 @@ def main() -> None:
         # Help that cannot be written: what a command does is caught where it runs.
         if sys.stdout is not None:
             drop_stream(sys.stdout)
-        sys.exit(_tell(error))
+        show_error(f"cannot write to stdout: {error.strerror}")
+        sys.exit(1)
 
 
 def program() -> None:
@@ -225,11 +226,12 @@ def program() -> None:
     except SystemExit as ended:
         if ended.code or find_launch().num_processes > 1:
             raise
+        atexit._run_exitfuncs()
         try:
+            # After them, as Python does: they may print.
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
         except OSError:
             # Python says what it cannot write.
             raise ended from None
-        atexit._run_exitfuncs()
         os._exit(0)

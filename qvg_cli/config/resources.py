@@ -68,7 +68,7 @@ def weights_folder(name: str) -> Path:
     Args:
         name: A folder, or a name without a slash for weights that ship with the package or were downloaded.
     """
-    is_name = "/" not in name
+    is_name = "/" not in name and name not in (".", "..")
     folders = [_PACKAGE / "data" / name, qvg_home() / name] if is_name else [expand_user(name)]
     for folder in folders:
         if folder.is_dir():

@@ -9,7 +9,6 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -271,10 +270,12 @@ class Run:
             if len(parts) >= _MANY_PARTS:
                 joined = checkpoint.folder / "joined.mp4"
                 num_frames = self.summary.num_clip + sum(each.num_frames for each in [*earlier, record])
-                # The chunk is whole in any case; what keeps all parts from being joined is told at the end.
-                with suppress(QvgError):
+                try:
                     join_parts(parts, joined, num_frames=num_frames)
                     self._joined = joined, len(parts)
+                except QvgError as error:
+                    # It only saves time. A disk may have room for the video once the preview is gone.
+                    LOG.info("no parts are joined before the end: %s", error)
         return record
 
     def _video_parts(self, checkpoint: Checkpoint, records: Sequence[ChunkRecord]) -> list[Path]:

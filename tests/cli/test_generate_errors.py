@@ -107,6 +107,11 @@ def test_missing_weights(qvg, tmp_path):
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
+def test_this_folder_is_no_name(qvg):
+    result = qvg("generate", "--set", "model.weights=.")
+    assert (result.exit_code, "error: . does not contain a model" in result.stderr) == (3, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [

@@ -53,14 +53,22 @@ def test_torchrun_without_its_numbers_is_told():
     assert told.stderr.startswith("error: RANK=first is not a number, but TORCHELASTIC_RUN_ID says")
 
 
-@pytest.mark.parametrize("arguments", [["plan"], ["--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["plan"], ["--help"], ["help", "show"], ["--version"]])
 def test_a_full_stdout_is_told(arguments):
     with open("/dev/full", "w") as full:
-        told = _program(*arguments, stdout=full)
+        told = _program(*arguments, stdout=full, env={**os.environ, "PYTHONUNBUFFERED": ""})
     assert told.returncode == 1
-    assert "No space left on device" in told.stderr
+    assert "to stdout: No space left on device" in told.stderr
     assert "defect" not in told.stderr
     assert "Exception" not in told.stderr
+
+
+def test_what_is_printed_at_the_very_end_is_not_lost():
+    code = "import atexit; from qvg_cli.main import program; atexit.register(print, 'the end'); program()"
+    command = [sys.executable, "-c", code, "--version"]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=buffered)
+    assert told.stdout.splitlines()[1:] == ["the end"]
 
 
 def test_a_full_stderr_ends_no_run():

@@ -181,6 +181,11 @@ def test_a_file_that_is_no_adapter_is_named(tmp_path):
     torch.save({"optimizer": [1]}, tmp_path / "a.pt")
     with pytest.raises(MissingModelError, match=r"a\.pt has no adapter$"):
         Lora(tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()
+    for broken in (b"", b"no", whole[: len(whole) // 2]):
+        (tmp_path / "a.pt").write_bytes(broken)
+        with pytest.raises(MissingModelError, match=r"cannot read .*a\.pt: it is not a whole checkpoint"):
+            Lora(tmp_path / "a.pt")
 
 
 def option(*texts):

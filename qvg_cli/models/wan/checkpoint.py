@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from zipfile import is_zipfile
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -242,6 +243,12 @@ def read_published(
     except pickle.UnpicklingError as error:
         raise MissingModelError(f"{path} contains more than tensors and was not loaded") from error
     except (OSError, RuntimeError) as error:
+        if path.is_file() and not is_zipfile(path):
+            # torch tells how it was to be written, or that its archive reader is at fault.
+            raise MissingModelError(
+                f"cannot read {path}: it is not a whole checkpoint",
+                hint="copy it again, or use a .safetensors file or a .pt written by torch 1.6 or later",
+            ) from error
         raise MissingModelError(f"cannot read {path}: {error}") from error
     if not isinstance(found, dict):
         raise MissingModelError(f"{path} has no {what}")
