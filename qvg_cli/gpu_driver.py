@@ -22,7 +22,7 @@ def _open(index: int) -> None:
     if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index):
         return
     driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
-    with suppress(ImportError):
+    with suppress(Exception):
         # Compiled kernels are found by a hash of Triton itself, half a gigabyte, which is kept.
         from triton.runtime.cache import triton_key
 
