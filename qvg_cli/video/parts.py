@@ -41,6 +41,8 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
         # Names without quotes or spaces, beside the list.
         listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
         arguments = ["-f", "concat", "-i", listing.name, "-c", "copy", "-movflags", "+faststart"]
+        # Without the mean rate, which depends on how the parts were joined before.
+        arguments += ["-write_btrt", "0"]
         # It says how many frames it has copied; counting them afterwards would decode the whole video.
         arguments += ["-progress", "-", "-f", "mp4", str(part.absolute())]
         # In its folder: a list's own name is read as an address, in which # and ? have a meaning.
