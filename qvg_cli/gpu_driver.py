@@ -1,4 +1,4 @@
-"""What a GPU needs before its first kernel, prepared while torch is imported; either takes a second."""
+"""What a GPU needs before its first kernel, prepared while torch is imported: each takes up to a second."""
 
 import ctypes
 from contextlib import suppress

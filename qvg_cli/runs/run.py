@@ -255,28 +255,29 @@ class Run:
             blocks = copies()
             latents = blocks.pop("latents")
             record = checkpoint.save(record, latents, blocks, frames, fps=fps)
-            parts = self._video_parts(checkpoint, [*earlier, record])[self._num_previewed :]
-            if parts and record.chunk + 1 < len(self.video.plan.chunks):
-                num_before = self.summary.num_clip + sum(each.num_frames for each in earlier)
-                append_parts(
-                    parts, self.folder.preview, num_before=num_before if self._num_previewed else 0, fps=fps
-                )
-                self._num_previewed += len(parts)
-        if record.chunk + 2 == len(self.video.plan.chunks):
-            # The plot waits for the last chunk, its program does not, and nobody for that; ffmpeg looks into
-            # every part.
-            ThreadPoolExecutor(1, "plotting").submit(plotting.prepare)
             parts = self._video_parts(checkpoint, [*earlier, record])
+            num_before = self.summary.num_clip + sum(each.num_frames for each in earlier)
+            num_left = len(self.video.plan.chunks) - record.chunk - 1
+            if num_left and (new := parts[self._num_previewed :]):
+                append_parts(
+                    new, self.folder.preview, num_before=num_before if self._num_previewed else 0, fps=fps
+                )
+                self._num_previewed = len(parts)
+        if num_left == 1:
+            # The plot waits for the last chunk, its program does not, and nobody for that.
+            ThreadPoolExecutor(1, "plotting").submit(plotting.prepare)
             if len(parts) >= _MANY_PARTS:
-                joined = checkpoint.folder / "joined.mp4"
-                num_frames = self.summary.num_clip + sum(each.num_frames for each in [*earlier, record])
-                try:
-                    join_parts(parts, joined, num_frames=num_frames)
-                    self._joined = joined, len(parts)
-                except QvgError as error:
-                    # It only saves time. A disk may have room for the video once the preview is gone.
-                    LOG.info("no parts are joined before the end: %s", error)
+                self._join_early(parts, checkpoint.folder / "joined.mp4", num_before + record.num_frames)
         return record
+
+    def _join_early(self, parts: Sequence[Path], joined: Path, num_frames: int) -> None:
+        """Join all parts but the last: ffmpeg looks into every one."""
+        try:
+            join_parts(parts, joined, num_frames=num_frames)
+            self._joined = joined, len(parts)
+        except QvgError as error:
+            # It only saves time. A disk may have room for the video once the preview is gone.
+            LOG.info("no parts are joined before the end: %s", error)
 
     def _video_parts(self, checkpoint: Checkpoint, records: Sequence[ChunkRecord]) -> list[Path]:
         """The files that together are the video of `records`."""
