@@ -130,6 +130,7 @@ class LayerCache:
         reads: Frames,
         rotation: Rotation,
         value_rotation: Rotation | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Attend from a chunk to `reads` of the history and to the chunk itself; changes nothing.
 
@@ -139,13 +140,14 @@ class LayerCache:
             value: `[B, H, S, D]` of the chunk.
             reads: Frames of the history, all held; else a `QvgError`.
             value_rotation: Rotation of the values; `None` leaves them as they are.
+            out: As in `attend` of the kernels.
         """
         history = self._history(reads, rotation, value_rotation)
         value_placement = None if value_rotation is None else value_rotation.placement(frames)
         given = OwnKeys(key, value, rotation.placement(frames), value_placement)
         if self.watcher is not None and value_rotation is None:
             self.watcher.see_call(self, query, key, frames, reads, rotation)
-        return attend(query, history, given, self.workspace, self.arithmetic)
+        return attend(query, history, given, self.workspace, self.arithmetic, out)
 
     @property
     def is_observing(self) -> bool:

@@ -38,7 +38,7 @@ from qvg_cli.video.parts import append_parts, join_parts
 
 LOG = logging.getLogger(__name__)
 _MANY_PARTS = 16
-"""So many parts are joined while the last chunk is made."""
+"""So many parts, all but the last two, are joined while the last but one is made."""
 
 
 class Run:
@@ -263,15 +263,15 @@ class Run:
                     new, self.folder.preview, num_before=num_before if self._num_previewed else 0, fps=fps
                 )
                 self._num_previewed = len(parts)
+        if num_left == 2 and len(parts) >= _MANY_PARTS:
+            self._join_early(parts, checkpoint.folder / "joined.mp4", num_before + record.num_frames)
         if num_left == 1:
             # The plot waits for the last chunk, its program does not, and nobody for that.
             ThreadPoolExecutor(1, "plotting").submit(plotting.prepare)
-            if len(parts) >= _MANY_PARTS:
-                self._join_early(parts, checkpoint.folder / "joined.mp4", num_before + record.num_frames)
         return record
 
     def _join_early(self, parts: Sequence[Path], joined: Path, num_frames: int) -> None:
-        """Join all parts but the last: ffmpeg looks into every one."""
+        """Join all parts but the last two: ffmpeg looks into every one."""
         try:
             join_parts(parts, joined, num_frames=num_frames)
             self._joined = joined, len(parts)

@@ -47,14 +47,14 @@ def test_the_preview_plays_from_the_first_chunk_on(made):
     assert all(np.array_equal(one, other) for one, other in zip(seen, frames, strict=False))
 
 
-def test_parts_that_were_joined_before_the_last_chunk_make_the_same_video(made, monkeypatch):
+def test_parts_that_were_joined_before_the_last_chunks_make_the_same_video(made, monkeypatch):
     run, results = made
-    monkeypatch.setattr("qvg_cli.runs.run._MANY_PARTS", 3)
+    monkeypatch.setattr("qvg_cli.runs.run._MANY_PARTS", 2)
     chunks = list(results)
     for result in chunks:
         run.add(result)
     run.close()
-    assert count_frames(run.folder.state / "joined.mp4") == 33
+    assert count_frames(run.folder.state / "joined.mp4") == 21
     parts = [run.folder.state / f"{chunk:05}.mp4" for chunk in range(4)]
     join_parts(parts, run.folder.path / "whole.mp4", num_frames=45)
     whole = (run.folder.path / "whole.mp4").read_bytes()
@@ -64,7 +64,7 @@ def test_parts_that_were_joined_before_the_last_chunk_make_the_same_video(made, 
 
 def test_parts_that_cannot_be_joined_early_are_joined_at_the_end(made, monkeypatch):
     run, results = made
-    monkeypatch.setattr("qvg_cli.runs.run._MANY_PARTS", 3)
+    monkeypatch.setattr("qvg_cli.runs.run._MANY_PARTS", 2)
     (run.folder.state / "joined.mp4").mkdir()
     for result in results:
         run.add(result)

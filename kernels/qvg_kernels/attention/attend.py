@@ -41,13 +41,19 @@ def how_attended(
 
 
 def attend(
-    query: Tensor, history: History, own: OwnKeys, workspace: Workspace, arithmetic: Arithmetic = "auto"
+    query: Tensor,
+    history: History,
+    own: OwnKeys,
+    workspace: Workspace,
+    arithmetic: Arithmetic = "auto",
+    out: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of all queries to all keys of the history and of the chunk itself, without a mask.
 
     Args:
         query: `[B, H, S, D]`, placed.
         workspace: Where keys and values are read to; its limit decides the grouping.
+        out: As what is returned, which it becomes where kernels run.
 
     Returns:
         `[B, H, S, D]` in the dtype of `query`; sums are kept in float32. Where the library attends to the
@@ -58,7 +64,7 @@ def attend(
         from qvg_kernels.attention.heads import choose
 
         operands = choose(arithmetic, query.device, query.dtype)
-        output = packed.attend(query, history, own, workspace, operands)
+        output = packed.attend(query, history, own, workspace, operands, out)
         if output is not None:
             return output
     return attend_in_torch(query, [*history.blocks, own], workspace)

@@ -200,11 +200,11 @@ class HeadGroup:
         """Merge the states, and what the library made, into the output."""
         state, (num_queries, head_dim) = self.state, self.query.shape[2:]
         own, logsumexp = self.own or (None, None)
-        merge_kernel[(-(-num_queries // launch.PLACE_TOKENS), self.rows)](
+        merge_kernel[(-(-num_queries // launch.MERGE_TOKENS), self.rows)](
             state.maximum, state.total, state.output, own, logsumexp, self.output,
             *_strides(own), *_strides(logsumexp), *_strides(self.output),
             self.heads, num_queries, self.num_states,
-            HEAD_DIM=head_dim, TILE_M=launch.PLACE_TOKENS, num_warps=4,
+            HEAD_DIM=head_dim, TILE_M=launch.MERGE_TOKENS, num_warps=4,
         )  # fmt: skip
 
 

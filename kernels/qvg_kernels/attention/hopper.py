@@ -79,7 +79,7 @@ def _sums(weights, TILE_N: gl.constexpr):
 @gluon.jit
 def _attend(
     group: gl.constexpr, query_room, key_room, value_room,
-    query_full, key_full, key_empty, value_full, value_empty, turns,
+    query_full, key_full, key_empty, value_full, value_empty,
     query_units, unit, state_maximum, state_total, state_output, flags,
     first_row, state_row, num_queries, num_states, start, stop, tiles,
     HEAD_DIM: gl.constexpr, TILE_N: gl.constexpr, STAGES: gl.constexpr,
@@ -131,12 +131,10 @@ def _attend(
         for tile in range(1, tiles):
             stage, before = tile % STAGES, (tile - 1) % STAGES
             mbarrier.wait(key_full.index(stage), (tile // STAGES) & 1)
-            mbarrier.wait(turns.index(group), (tile - 1) & 1)
             query = query_room.index(VERSIONS * group + tile % VERSIONS)
             product = warpgroup_mma(query, key_room.index(stage).permute((1, 0)), none, is_async=True)
             mbarrier.wait(value_full.index(before), ((tile - 1) // STAGES) & 1)
             gathered = warpgroup_mma(matched, value_room.index(before), output, is_async=True)
-            mbarrier.arrive(turns.index(1 - group), count=1)
             product = warpgroup_mma_wait(1, deps=[product])
             mbarrier.arrive(key_empty.index(stage), count=1)
             logits = product.to(gl.float32, bitcast=True)
@@ -211,16 +209,12 @@ def _attend_hopper(
     key_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     value_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     value_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    turns = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
     mbarrier.init(query_full, count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(key_full.index(stage), count=1)
         mbarrier.init(value_full.index(stage), count=1)
         mbarrier.init(key_empty.index(stage), count=GROUPS)
         mbarrier.init(value_empty.index(stage), count=GROUPS)
-    for group in gl.static_range(GROUPS):
-        mbarrier.init(turns.index(group), count=1)
-    mbarrier.arrive(turns.index(0), count=1)
     fence_async_shared()
 
     unit = gl.load(key_units + key_head) * scale * LOG2_E
@@ -231,13 +225,13 @@ def _attend_hopper(
     gl.warp_specialize([
         (_attend, (
             0, query_room, key_room, value_room,
-            query_full, key_full, key_empty, value_full, value_empty, turns,
+            query_full, key_full, key_empty, value_full, value_empty,
             query_units, unit, state_maximum, state_total, state_output, flags,
             first_row, state_row, num_queries, num_states, start, stop, tiles, HEAD_DIM, TILE_N, STAGES,
         )),
         (_attend, (
             1, query_room, key_room, value_room,
-            query_full, key_full, key_empty, value_full, value_empty, turns,
+            query_full, key_full, key_empty, value_full, value_empty,
             query_units, unit, state_maximum, state_total, state_output, flags,
             first_row, state_row, num_queries, num_states, start, stop, tiles, HEAD_DIM, TILE_N, STAGES,
         )),

@@ -22,8 +22,9 @@ from qvg_kernels.runtime.warmup import warm_up
 
 
 def attend(
-    query: Tensor, history: History, own: OwnKeys, workspace: Workspace, operands: Operands
-) -> Tensor | None:
+    query: Tensor, history: History, own: OwnKeys, workspace: Workspace, operands: Operands,
+    out: Tensor | None = None,
+) -> Tensor | None:  # fmt: skip
     """`attend.attend` by kernels; `None` if a block's scheme has none.
 
     Args:
@@ -32,12 +33,13 @@ def attend(
     key = (query.shape, query.stride(), query.dtype, query.device, operands, history.kinds)
     # What kernels prepare in the warm-up is not kept, since none has run.
     warm_up(query.device, key, lambda: _attend(query, History(history.blocks), own, workspace, operands))
-    return _attend(query, history, own, workspace, operands)
+    return _attend(query, history, own, workspace, operands, out)
 
 
 def _attend(
-    query: Tensor, history: History, own: OwnKeys, workspace: Workspace, operands: Operands
-) -> Tensor | None:
+    query: Tensor, history: History, own: OwnKeys, workspace: Workspace, operands: Operands,
+    out: Tensor | None = None,
+) -> Tensor | None:  # fmt: skip
     lists = history.lists = prepare(history.blocks) if history.lists is None else history.lists
     if lists is None:
         return None
@@ -56,7 +58,7 @@ def _attend(
         *((1, rounded_bytes(num_queries, head_dim)) if tile is launch.HOPPER else (2, 0)),
     )  # fmt: skip
     # Queries of a token lie together, so that joining the heads moves nothing.
-    output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)
+    output = query.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2) if out is None else out
     groups = [slice(first, min(first + cut.heads, heads)) for first in range(0, heads, cut.heads)]
     # Before the other stream waits for this one.
     passes = [each.passes(count, device) for each, count in zip(lists, cut.pass_tokens[:-1], strict=True)]

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ MOST_GRAPHS = 2
 """Graphs that a stream keeps: blocks of two sizes."""
 
 Compute = Callable[[Sequence[Tensor]], list[Tensor]]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,37 @@ def replay(key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> list[Te
     return [each.clone() for each in captured.outputs]
 
 
+def capture(
+    compute: Callable[[], Made], pool: Any, device: torch.device
+) -> tuple[torch.cuda.CUDAGraph, Made]:
+    """The kernels that `compute` launches, as a graph, and what it returns.
+
+    `torch.cuda.graph` waits for the device, collects garbage and frees the allocator's memory each time.
+
+    Args:
+        pool: Memory of what lives inside the graph, and inside others that run before or after it.
+    """
+    graph, stream, current = torch.cuda.CUDAGraph(), _capturing(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        # Other threads copy and allocate meanwhile.
+        graph.capture_begin(pool, capture_error_mode="thread_local")
+        made = compute()
+        graph.capture_end()
+    current.wait_stream(stream)
+    return graph, made
+
+
+@cache
+def _capturing(device: torch.device) -> torch.cuda.Stream:
+    """Always the same: what a graph has freed, the allocator gives to others of its stream alone."""
+    return torch.cuda.Stream(device)
+
+
 def _capture(compute: Compute, inputs: Sequence[Tensor], pool: Any) -> _Captured:
     # The same strides, for which the kernels have been compiled.
     own = [each.new_empty_strided(each.shape, each.stride()) for each in inputs]
     # Nothing is compiled or loaded while kernels are captured, whatever the addresses were aligned to.
     compute([target.copy_(each) for target, each in zip(own, inputs, strict=True)])
-    graph = torch.cuda.CUDAGraph()
-    # Waits for the device, once, and frees what is cached. Other threads copy and allocate meanwhile.
-    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
-        outputs = compute(own)
+    graph, outputs = capture(lambda: compute(own), pool, own[0].device)
     return _Captured(graph, own, outputs)

@@ -7,6 +7,7 @@ query, key and value of both streams, each stream has its own output projection.
 Source: Tencent-Hunyuan/HY-WorldPlay, `wan/models`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -131,7 +132,12 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
         return split_heads(joined, heads)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary_emb: FrameRotation,
+        out: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         """What both streams gather, `[B, F * P, H, D]` each: by place and time, then by camera."""
         call, layer, cameras = self.call, self.layer, self.call.cameras
@@ -139,7 +145,8 @@ class TwoStreamSelfAttention(CachedSelfAttention[WalkCall]):
         call.observe(layer, query, rotary_emb, cameras)
         timed = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
         # Copied before the other stream attends: both may be gathered in the same workspace.
-        timed = timed.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        timed = timed.transpose(1, 2)
+        timed = out[0].copy_(timed) if out else timed.clone(memory_format=torch.contiguous_format)
         seen = call.attend(layer, cameras.rotate_query(query, call.frames), key, value, cameras, cameras)
         seen = cameras.restore(seen, call.frames).transpose(1, 2)
         call.fill(layer, key, value)

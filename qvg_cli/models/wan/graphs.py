@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from qvg_cli.models.wan.rope import FrameRotation
 from qvg_kernels.norm.modulate import add_gated, add_norm, norm_modulate
+from qvg_kernels.runtime.replay import capture
 
 
 class BlockGraphs:
@@ -32,12 +33,13 @@ class BlockGraphs:
         is_running: Whether the blocks of the current call run as graphs.
         pool: Memory of what lives inside a graph; one graph runs after the other, so they use the same.
         hidden: `[B, S, C]` between the blocks.
-        time: The modulation of the timestep.
+        modulations: Of all blocks, `[L, B, 6, C]`.
         projected: Queries, keys and values of a block.
         attended: What the self-attention of a block has gathered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: Sequence[Any]) -> None:
+        self._blocks = blocks
         self.reset()
 
     def reset(self) -> None:
@@ -45,9 +47,10 @@ class BlockGraphs:
         self.is_running = False
         self.pool: Any = None
         self.hidden: Tensor | None = None
-        self.time: Tensor | None = None
+        self.modulations: Tensor | None = None
         self.projected: tuple[Tensor, ...] = ()
         self.attended: tuple[Tensor, ...] = ()
+        self._tables: Tensor | None = None
         self._last_shape: tuple[int, ...] = ()
         self._is_stale = False
 
@@ -60,25 +63,15 @@ class BlockGraphs:
         if self.hidden is None and self._last_shape == hidden.shape:
             self.pool = torch.cuda.graph_pool_handle()
             # Kernels write it row by row, however the first block gets it.
-            self.hidden, self.time = hidden.new_empty(hidden.shape), torch.empty_like(time)
+            self.hidden = hidden.new_empty(hidden.shape)
+            self._tables = torch.stack([block.scale_shift_table for block in self._blocks])
+            self.modulations = _modulate(self._tables, time)
         self._last_shape = tuple(hidden.shape)
         self.is_running = not self._is_stale and self.hidden is not None and self.hidden.shape == hidden.shape
         self._is_stale = False
-        if self.is_running and self.hidden is not None and self.time is not None:
+        if self.is_running and self.hidden is not None and self._tables is not None:
             self.hidden.copy_(hidden)
-            self.time.copy_(time)
-
-    def capture(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """The kernels that `compute` launches, as a graph."""
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # Other threads copy and allocate meanwhile.
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            compute()
-            graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        return graph
+            _modulate(self._tables, time, self.modulations)
 
 
 class FusedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no types
@@ -94,38 +87,46 @@ class FusedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no
         if temb.ndim == 4:
             # Every token has a timestep of its own, as in no call of ours.
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
-        modulation = self.modulation(temb)
+        modulation = _modulate(self.scale_shift_table, temb)
         attended = self.attn1.processor.attend(*self.before_attention(hidden_states, modulation), rotary_emb)
         return self.after_attention(hidden_states, modulation, attended, encoder_hidden_states)
 
-    def modulation(self, time: Tensor) -> tuple[Tensor, ...]:
-        """Shift, scale and gate of the self-attention, then those of the feed-forward part."""
-        return (self.scale_shift_table + time.float()).chunk(6, dim=1)
-
     def before_attention(
-        self, hidden: Tensor, modulation: Sequence[Tensor], out: Sequence[Tensor] = ()
+        self, hidden: Tensor, modulation: Tensor, out: Sequence[Tensor] = ()
     ) -> tuple[Tensor, ...]:
         """Queries, keys and values, in `out` where that saves a copy."""
-        shift, scale, *_ = modulation
-        normed = norm_modulate(hidden, 1 + scale, shift, self.norm1.eps)
+        shift, factor, *_ = modulation.split(1, dim=1)
+        normed = norm_modulate(hidden, factor, shift, self.norm1.eps)
         return self.attn1.processor.project(self.attn1, normed, out)
 
     def after_attention(
         self,
         hidden: Tensor,
-        modulation: Sequence[Tensor],
+        modulation: Tensor,
         attended: Sequence[Tensor],
         text: Tensor,
         out: Tensor | None = None,
     ) -> Tensor:
         """What the block gives, from what its self-attention has gathered; in `out` on a GPU."""
-        _, _, gate, shift, scale, ffn_gate = modulation
+        _, _, gate, shift, factor, ffn_gate = modulation.split(1, dim=1)
         change = self.attn1.processor.output(self.attn1, *attended)
         norm = self.norm2
         hidden, normed = add_norm(hidden, change, gate, norm.weight, norm.bias, norm.eps)
         change = self.attn2(normed, text, None, None)
-        hidden, normed = add_norm(hidden, change, None, 1 + scale, shift, self.norm3.eps)
+        hidden, normed = add_norm(hidden, change, None, factor, shift, self.norm3.eps)
         return add_gated(hidden, self.ffn(normed), ffn_gate, out)
+
+
+def _modulate(tables: Tensor, time: Tensor, out: Tensor | None = None) -> Tensor:
+    """Shift, factor and gate of the self-attention, then of the feed-forward part: `[..., B, 6, C]` float32.
+
+    Args:
+        tables: `[..., 1, 6, C]`, of one block or of several.
+        time: `[B, 6, C]`.
+    """
+    states = torch.add(tables, time.float(), out=out)
+    states[..., 1::3, :] += 1
+    return states
 
 
 class FusedGelu(GELU):  # type: ignore[misc]  # diffusers has no types
@@ -160,16 +161,16 @@ class GraphedBlock(FusedBlock):
     """A block whose parts before and after the self-attention are graphs."""
 
     graphs: BlockGraphs
-    is_first: bool
+    index: int
     captured: _Captured
 
     @classmethod
     def take(cls, blocks: Any) -> BlockGraphs:
         """Turn blocks into such; what they share is returned."""
-        graphs = BlockGraphs()
+        graphs = BlockGraphs(blocks)
         for index, block in enumerate(blocks):
             block.__class__ = cls
-            block.graphs, block.is_first, block.captured = graphs, index == 0, _Captured()
+            block.graphs, block.index, block.captured = graphs, index, _Captured()
         return graphs
 
     def forward(
@@ -177,7 +178,7 @@ class GraphedBlock(FusedBlock):
     ) -> Tensor:
         """`[B, S, C]` to `[B, S, C]`; between graphed blocks always the same tensor."""
         graphs = self.graphs
-        if self.is_first:
+        if self.index == 0:
             graphs.begin(hidden_states, temb)
         if not graphs.is_running:
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
@@ -186,38 +187,44 @@ class GraphedBlock(FusedBlock):
         if captured.pool is not graphs.pool:
             self.captured = captured = _Captured(graphs.pool)
         if captured.before is None:
-            captured.before = graphs.capture(self._capture_before)
+            captured.before = self._capture(self._launch_before)
         captured.before.replay()
         processor, projected = self.attn1.processor, graphs.projected
         if processor.call.commit is not None:
             # The cache may keep them as they are, and the next block writes its own there.
             projected = tuple(part.clone() for part in projected)
-        attended = processor.attend(*projected, rotary_emb)
+        attended = processor.attend(*projected, rotary_emb, graphs.attended)
         if not graphs.attended:
             graphs.attended = tuple(torch.empty_like(part.contiguous()) for part in attended)
         for buffer, part in zip(graphs.attended, attended, strict=True):
-            buffer.copy_(part)
+            if buffer.data_ptr() != part.data_ptr():
+                buffer.copy_(part)
         if captured.after is None:
-            captured.after = graphs.capture(lambda: self._capture_after(encoder_hidden_states))
+            captured.after = self._capture(lambda: self._launch_after(encoder_hidden_states))
         captured.after.replay()
         return graphs.hidden
 
-    def _capture_before(self) -> None:
+    def _capture(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        hidden = self.graphs.hidden
+        assert hidden is not None
+        return capture(launch, self.graphs.pool, hidden.device)[0]
+
+    def _launch_before(self) -> None:
         graphs = self.graphs
         assert graphs.hidden is not None
-        assert graphs.time is not None
-        projected = self.before_attention(graphs.hidden, self.modulation(graphs.time), graphs.projected)
+        assert graphs.modulations is not None
+        projected = self.before_attention(graphs.hidden, graphs.modulations[self.index], graphs.projected)
         # Those of the first block stay: as long as they are held, no other graph uses their memory.
         graphs.projected = graphs.projected or projected
         for buffer, part in zip(graphs.projected, projected, strict=True):
             if buffer.data_ptr() != part.data_ptr():
                 buffer.copy_(part)
 
-    def _capture_after(self, encoder_hidden_states: Tensor) -> None:
+    def _launch_after(self, encoder_hidden_states: Tensor) -> None:
         graphs = self.graphs
         assert graphs.hidden is not None
-        assert graphs.time is not None
-        modulation = self.modulation(graphs.time)
+        assert graphs.modulations is not None
+        modulation = graphs.modulations[self.index]
         self.after_attention(
             graphs.hidden, modulation, graphs.attended, encoder_hidden_states, out=graphs.hidden
         )

@@ -68,6 +68,7 @@ class Call:
         value: Tensor,
         rotation: Rotation,
         value_rotation: Rotation | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """What rotated queries gather from the history of `layer` and the call, `[B, H, S, D]` each."""
         return layer.attend(
@@ -78,6 +79,7 @@ class Call:
             reads=self.reads,
             rotation=rotation,
             value_rotation=value_rotation,
+            out=out,
         )
 
     def to_tokens(self, layer: LayerCache, *states: Tensor) -> tuple[Tensor, ...]:
@@ -187,12 +189,23 @@ class CachedSelfAttention(Generic[CallT]):
         return split_heads(states, heads)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, rotary_emb: FrameRotation
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary_emb: FrameRotation,
+        out: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
-        """What the queries gather from the history and the call, `[B, S, H, D]`; fills the cache."""
+        """What the queries gather from the history and the call, `[B, S, H, D]`; fills the cache.
+
+        Args:
+            out: As what is returned, to be overwritten where that saves a copy.
+        """
         call, layer = self.call, self.layer
         call.observe(layer, query, rotary_emb)
-        attended = call.attend(layer, rotary_emb.rotate(query, call.frames), key, value, rotary_emb)
+        query = rotary_emb.rotate(query, call.frames)
+        held = out[0].transpose(1, 2) if out else None
+        attended = call.attend(layer, query, key, value, rotary_emb, out=held)
         call.fill(layer, key, value)
         return (attended.transpose(1, 2),)
 
