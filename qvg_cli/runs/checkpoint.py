@@ -28,7 +28,17 @@ from qvg_cli.cache.snapshot import block_tensors, is_kept, matrix_tensors, read_
 from qvg_cli.config.schema import Config
 from qvg_cli.engine.rollout import ChunkResult, Done
 from qvg_cli.errors import BusyError, QvgError, UsageError
-from qvg_cli.files import IDENTITY, LOCK, remove_folder, sha256, sync, take_lock, write_text, write_whole
+from qvg_cli.files import (
+    IDENTITY,
+    LOCK,
+    forget,
+    remove_folder,
+    sha256,
+    sync,
+    take_lock,
+    write_text,
+    write_whole,
+)
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import LayerLosses, MemorySample, by_layer
@@ -265,11 +275,9 @@ class Checkpoint:
         self._lock.release()
 
     def drop_history(self) -> None:
-        """Drop history files, once the last chunk counts: a resume reads none. `remove` drops what stays."""
-        # Side by side: a file system takes a second for each few gigabytes.
-        with ThreadPoolExecutor() as pool:
-            for path in self.folder.glob(f"*.{CACHE}"):
-                pool.submit(path.unlink)
+        """Make room for what could not be written, once the last chunk counts: no resume reads it."""
+        for path in self.folder.glob(f"*.{CACHE}"):
+            path.unlink()
 
     def remove(self) -> None:
         """Remove the checkpoint of a run that needs it no more."""
@@ -293,7 +301,11 @@ class Checkpoint:
         path = self.path(chunk, kind)
         write_whole(path, write)
         try:
-            return StoredFile(size=path.stat().st_size, sha256=sha256(path))
+            stored = StoredFile(size=path.stat().st_size, sha256=sha256(path))
+            if kind == CACHE:
+                # Gigabytes that only a resume reads, and that take longer to remove where they are held.
+                forget(path)
+            return stored
         except OSError as error:
             raise QvgError(f"cannot read {path}: {error.strerror}") from error
 

@@ -154,25 +154,26 @@ class Run:
                     raise failures[0]
                 return
             assert checkpoint is not None
+            is_whole = status == "complete" and not failures
 
             def save_latents(path: Path) -> None:
                 # Not save_file: it makes files that only their owner can read.
                 path.write_bytes(save({"latents": checkpoint.read_latents(summary.records).contiguous()}))
 
             writes: dict[Path, Callable[[Path], None]] = {
-                run.latents: save_latents,
                 run.plot: summary.report.save_plot,
                 **{run.path / name: write for name, write in self._details.files.items()},
             }
             # Before other threads write beside it.
             attempt(plotting.load)
-            # ffmpeg copies, and the history goes, while the other files are written.
+            # ffmpeg copies while the other files are written.
             with ThreadPoolExecutor(2) as pool:
                 pool.submit(attempt, lambda: self._join_video(checkpoint))
-                if status == "complete" and not failures:
-                    pool.submit(attempt, checkpoint.drop_history)
+                pool.submit(attempt, lambda: write_whole(run.latents, save_latents))
                 for path, write in writes.items():
                     attempt(partial(write_whole, path, write))
+            if failures and is_whole:
+                attempt(checkpoint.drop_history)
         summary.times.end_loop()
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
