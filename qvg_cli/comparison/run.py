@@ -156,7 +156,8 @@ def compare(
         segments=segments,
     )
     engine.check(variants[0].videos[0].config)
-    return compare_presets(variants, Path(out), console, has_lpips=lpips, engine=engine)
+    with engine.turn:
+        return compare_presets(variants, Path(out), console, has_lpips=lpips, engine=engine)
 
 
 def compare_presets(

@@ -1,5 +1,6 @@
 """A loaded model: the one place that joins plan, cache, prompts, noise, decoder and loop to a video."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,9 @@ class Engine:
     """One loaded model, its settings, which are the defaults of its videos, and what they were resolved from.
 
     Several processes may make its videos together.
+
+    Attributes:
+        turn: Held while something is made; other threads wait for it.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Engine:
         self.device = device
         self._request = request or Request(backend=config.backend)
         self.parallel = parallel
+        self.turn = threading.RLock()
         if parallel is not None:
             pipeline.share(parallel.tokens, parallel.rows)
 
@@ -222,7 +227,8 @@ class Engine:
         if config.prompt_changes:
             raise UsageError("a session takes no schedule", hint="pass each new prompt to step()")
         planner = family_of(config).open_planner(config)
-        return Session(config, self.pipeline.with_config(config), planner, on_step=on_step)
+        with self.turn:
+            return Session(config, self.pipeline.with_config(config), planner, self.turn, on_step=on_step)
 
     def take_up(self, run: str | Path, *, on_step: Callable[[], None] = lambda: None) -> Session:
         """Go on with a run as with a session, after its last frame and with its own settings.
@@ -253,7 +259,9 @@ class Engine:
             raise UsageError(f"{run} continues another video", hint="use qvg extend")
         planner = family_of(config).open_planner(config)
         made = load_latents(start.run.latents, config.video.frames, planner.geometry)
-        return Session(config, self.pipeline.with_config(config), planner, made=made, on_step=on_step)
+        pipeline = self.pipeline.with_config(config)
+        with self.turn:
+            return Session(config, pipeline, planner, self.turn, made=made, on_step=on_step)
 
     def rollout(
         self,
@@ -375,7 +383,7 @@ class Engine:
         results: list[ChunkResult] = []
         num_frames = 0
         calls = model_calls(planned.config, planned.plan)
-        with Console(is_quiet=not progress).progress(calls) as bar:
+        with self.turn, Console(is_quiet=not progress).progress(calls) as bar:
             for result in self.rollout(planned, clip, on_step=bar.step):
                 for part in results[-1].pixels if results else ():
                     part.wait()

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,7 @@ class Session:
 
     Args:
         config: Its prompt is that of the first chunk.
+        turn: Held by each step; who else uses the model holds it too.
         made: Latents `[1, C, F, h, w]` of the whole video of `config`, to go on from; `None` begins it.
         on_step: Called after every model call; what it raises ends the session.
 
@@ -50,6 +52,7 @@ class Session:
         config: RunConfig,
         pipeline: Pipeline,
         planner: Planner,
+        turn: AbstractContextManager[object],
         *,
         made: Tensor | None = None,
         on_step: Callable[[], None] = lambda: None,
@@ -58,6 +61,7 @@ class Session:
         self._config = config
         self._pipeline = pipeline
         self._planner = planner
+        self._turn = turn
         self._planned: deque[ChunkPlan] = deque()
         self._num_chunks = 0
         self._num_latents = 0
@@ -123,6 +127,10 @@ class Session:
             UsageError: The model cannot go on so; nothing was made, and another step may follow.
             QvgError: The session has failed before.
         """
+        with self._turn:
+            return self._step(prompt, pose, on_frames)
+
+    def _step(self, prompt: str | None, pose: str | None, on_frames: Callable[[Frames], None]) -> Chunk:
         began = time.perf_counter()
         chunks = self._plan_next(prompt, pose)
         self._planned.extend(chunks)

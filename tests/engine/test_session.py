@@ -1,5 +1,7 @@
 """A video that is made step by step is the one that is made at once, and can be gone on with later."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,10 @@ from qvg_cli.video.io import VideoWriter
 
 def joined(chunks):
     return torch.cat([chunk.latents for chunk in chunks], dim=2)
+
+
+def open_two(engine):
+    return engine.session(seed=1), engine.session(seed=2)
 
 
 def save(folder, session, chunks):
@@ -142,6 +148,31 @@ def test_what_a_model_call_raises_ends_the_session(walk_engine):
     with pytest.raises(QvgError, match="ended"):
         session.step(pose="w-4")
     assert first.latents.shape[2] == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "steps"),
+    [
+        ("text", [{}, {"prompt": "A large green ball bounces on grass"}]),
+        ("walk", [{"pose": "w-3"}, {"pose": "left-4"}]),
+    ],
+)
+def test_sessions_of_one_engine_take_turns(family, steps, request):
+    engine = request.getfixturevalue(f"{family}_engine")
+    alone = [[session.step(**step) for step in steps] for session in open_two(engine)]
+    one, other = open_two(engine)
+    pairs = [(one.step(**step), other.step(**step)) for step in steps]
+    for chunks, expected in zip(zip(*pairs, strict=True), alone, strict=True):
+        assert joined(chunks).equal(joined(expected))
+
+
+def test_sessions_in_threads_wait_for_each_other(text_engine):
+    def make(session):
+        return joined([session.step() for _ in range(2)])
+
+    alone = [make(session) for session in open_two(text_engine)]
+    with ThreadPoolExecutor(2) as pool:
+        assert all(map(torch.equal, pool.map(make, open_two(text_engine)), alone))
 
 
 def test_a_session_takes_its_own_picture_and_sampler(tmp_path):

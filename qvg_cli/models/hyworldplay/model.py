@@ -189,6 +189,8 @@ class WalkTransformer(CausalWanTransformer):
             block.attn1.to_out_prope = nn.ModuleList([nn.Linear(dim, dim)])
 
     def attach(self, cache: KVCache) -> WalkCall:
-        call = self.attach_call(WalkCall(ChunkPlan(0, ())), cache)
+        return self.attach_call(WalkCall(ChunkPlan(0, ())), cache)
+
+    def use(self, call: Any) -> None:
+        super().use(call)
         self.condition_embedder.call = call
-        return call

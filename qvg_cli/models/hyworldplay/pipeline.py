@@ -121,6 +121,7 @@ class HyWorldPlayDenoiser(Denoiser):
         if len(path) != self._num_poses:
             self._num_poses = len(path)
             self._call.cameras = Cameras.of(path, self._tokens_per_frame, self.device)
+        self._model.use(self._call)
         self._call.chunk, self._call.frames = chunk, frames
         self._call.actions = self._to_device([path.actions[frame] for frame in frames]).repeat(batch)
         # Each frame is an item of the batch, with its own timestep and action: [B * F, C, 1, h, w].

@@ -64,6 +64,7 @@ class SelfForcingDenoiser(Denoiser):
     def set_prompt(self, prompt_embeds: Tensor) -> None:
         if prompt_embeds is not self._prompt_embeds:
             self._prompt_embeds = prompt_embeds
+            self._model.use(self._call)
             self._model.forget_text()
 
     def update_cache(self, chunk: ChunkPlan, frames: Frames, latents: Tensor, commit: Commit) -> None:
@@ -87,6 +88,7 @@ class SelfForcingDenoiser(Denoiser):
 
     @torch.no_grad()
     def _predict_flow(self, latents: Tensor, timestep: float, chunk: ChunkPlan, frames: Frames) -> Tensor:
+        self._model.use(self._call)
         self._call.chunk, self._call.frames = chunk, frames
         timesteps = torch.full((latents.shape[0],), timestep, dtype=torch.float32, device=latents.device)
         return self._model(latents, timesteps, self._prompt_embeds, return_dict=False)[0]

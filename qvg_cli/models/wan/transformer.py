@@ -38,12 +38,14 @@ class Call:
     Attributes:
         frames: Frames of the input, in order.
         commit: What the call leaves in each layer; `None` leaves nothing.
+        processors: Attention of the layers, by name.
     """
 
     chunk: ChunkPlan
     frames: Frames = ()
     commit: Commit | None = None
     tokens: Tokens = field(default_factory=Tokens)
+    processors: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reads(self) -> Frames:
@@ -286,16 +288,21 @@ class CausalWanTransformer(WanTransformer3DModel):  # type: ignore[misc]  # diff
 
     def attach_call(self, call: CallT, cache: KVCache) -> CallT:
         """`attach`, with a call of the family's own kind."""
-        self.rope.call = call
         call.tokens = self._tokens
-        if self._graphs is not None:
-            self._graphs.reset()
-        processors: dict[str, object] = {}
         for index, layer in enumerate(cache.layers):
-            processors[f"blocks.{index}.attn1.processor"] = self.self_attention(layer, call)
-            processors[f"blocks.{index}.attn2.processor"] = self.cross_attention()
-        self.set_attn_processor(processors)
+            call.processors[f"blocks.{index}.attn1.processor"] = self.self_attention(layer, call)
+            call.processors[f"blocks.{index}.attn2.processor"] = self.cross_attention()
+        self.use(call)
         return call
+
+    def use(self, call: Call) -> None:
+        """Read and fill the cache that was attached for `call`, though others were attached since."""
+        if self.rope.call is not call:
+            self.rope.call = call
+            if self._graphs is not None:
+                self._graphs.reset()
+            # diffusers empties what it is given.
+            self.set_attn_processor(dict(call.processors))
 
     def share_tokens(self, tokens: Tokens) -> None:
         """Let only some tokens of a call pass the blocks here, from now on."""
