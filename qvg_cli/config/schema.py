@@ -269,6 +269,11 @@ class RunConfig(Config):
         return self.model.weights in (self.backend, self.family_name)
 
     @property
+    def uses_vae(self) -> bool:
+        """Whether the VAE decodes, or encodes what the video begins with."""
+        return self.video.decoder == "vae" or (self.source is not None and self.source.latents is None)
+
+    @property
     def num_rows(self) -> int:
         """Rows of a denoising step: two with guidance."""
         return 1

@@ -151,7 +151,7 @@ class Offload:
     @contextmanager
     def pixels(self, features: Offloadable | None = None) -> Iterator[None]:
         """The VAE at work with a decoder's `features`, and what does not work out of its way."""
-        here = [*self._here_for_pixels, *([features] if features and self._here_for_pixels else [])]
+        here = [*self._here_for_pixels, *([features] if features and self.memory.vae == "model" else [])]
         for part in self._away_for_pixels:
             part.offload()
         for part in here:

@@ -113,8 +113,8 @@ _TAEHV_VALUES = 9_923_532
 """Values of the larger decoder, for Wan 2.2; its encoder is not loaded."""
 
 
-def with_decoder(vae: VaeSizes, decoder: str, latent_channels: int) -> VaeSizes:
-    """`vae`, or where TAEHV decodes in its place what both need: the VAE stays, to encode.
+def with_decoder(vae: VaeSizes, decoder: str, latent_channels: int, *, is_beside: bool = True) -> VaeSizes:
+    """`vae`, or where TAEHV decodes in its place what that needs, and the VAE if it stays, to encode.
 
     Its blocks remember three frames of 256, 128 and 64 channels at an eighth, a quarter and half of a side;
     around the last convolutions, four times four frames of 64 channels are as large as the video's. For
@@ -126,7 +126,7 @@ def with_decoder(vae: VaeSizes, decoder: str, latent_channels: int) -> VaeSizes:
     features = 2 * 3 * (256 / 64 + 128 / 16 + 64 / 4) / part
     return replace(
         vae,
-        values=vae.values + _TAEHV_VALUES,
+        values=_TAEHV_VALUES + (vae.values if is_beside else 0),
         feature_bytes=features,
         work_bytes=features + 4 * 2 * 4 * 64 / part,
         pass_bytes=0,

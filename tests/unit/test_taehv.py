@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from qvg_cli.config.load import Request
@@ -123,14 +124,35 @@ def test_another_file_is_another_run(tiny_weights, random_taehv, tmp_path, monke
     assert identify(config, "cpu").weights != first
 
 
-@pytest.mark.parametrize("backend", sorted(FULL))
-def test_a_plan_counts_it_beside_the_vae(backend):
+def test_the_vae_is_not_read_where_nothing_is_encoded(tiny_weights, random_taehv, tmp_path, monkeypatch):
+    monkeypatch.setenv("QVG_HOME", str(random_taehv))
+    folder = shutil.copytree(tiny_weights, tmp_path / "weights")
+    Image.new("RGB", (64, 32)).save(tmp_path / "picture.png")
+    next((folder / "vae").glob("*.safetensors")).unlink()
+    settings = {"model.weights": str(folder), "video.decoder": "taehv", "video.height": 32, "video.width": 64}
+    engine = Engine.load("causal-forcing-frame", device="cpu", settings=settings)
+    assert len(engine.generate(frames=9, steps=1).frames) == 9
+    with pytest.raises(MissingModelError, match=r"cannot load .*vae"):
+        engine.generate(frames=9, steps=1, image=str(tmp_path / "picture.png"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "sets", "is_beside"),
+    [
+        ("self-forcing", [], False),
+        ("self-forcing", ["source.clip=clip.mp4", "source.clip_frames=1"], True),
+        ("hyworldplay", [], True),
+        ("hyworldplay", ["walk.image=null"], False),
+        ("longcat", [], True),
+    ],
+)
+def test_a_plan_counts_the_vae_beside_it_where_that_encodes(backend, sets, is_beside):
     sizes = []
     for decoder in ("vae", "taehv"):
-        config = load_config(Request(backend=backend, sets=[f"video.decoder={decoder}"])).config
+        config = load_config(Request(backend=backend, sets=[f"video.decoder={decoder}", *sets])).config
         sizes.append(family_of(config).sizes(config, is_gpu=True))
     with torch.device("meta"):
         largest = sum(tensor.numel() for tensor in SmallNetwork(48, 2).parameters())
         vae = sum(tensor.numel() for tensor in AutoencoderKLWan(**FULL[backend].vae).parameters())
-    assert [each.vae_bytes for each in sizes] == [2 * vae, 2 * (vae + largest)]
+    assert [each.vae_bytes for each in sizes] == [2 * vae, 2 * (vae * is_beside + largest)]
     assert sizes[1].vae.work_bytes < sizes[0].vae.work_bytes / 3

@@ -60,6 +60,10 @@ class HyWorldPlayConfig(RunConfig):
     sampler: WalkSamplerConfig
     walk: WalkConfig
 
+    @property
+    def uses_vae(self) -> bool:
+        return super().uses_vae or self.walk.image is not None
+
     @model_validator(mode="before")
     @classmethod
     def _take_length_from_pose(cls, values: Any) -> Any:

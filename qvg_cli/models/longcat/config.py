@@ -40,6 +40,11 @@ class LongCatConfig(RunConfig):
     sampler: WindowSamplerConfig
 
     @property
+    def uses_vae(self) -> bool:
+        # It encodes what every segment goes on from.
+        return True
+
+    @property
     def num_rows(self) -> int:
         return 2 if self.sampler.is_guided else 1
 

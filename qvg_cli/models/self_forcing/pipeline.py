@@ -115,8 +115,9 @@ class SelfForcingPipeline(WanPipeline[SelfForcingConfig, SelfForcingTransformer]
 def load_pipeline(config: SelfForcingConfig, device: torch.device) -> SelfForcingPipeline:
     """Load the weights that `config` names; `MissingModelError` if a part is missing or broken."""
     models = Models(config, device, partial(_open_checkpoint, config=config.model))
-    # Read at once: what is missing or broken is found before a prompt is encoded.
-    _ = models.vae
+    if config.uses_vae:
+        # Read at once: what is missing or broken is found before a prompt is encoded.
+        _ = models.vae
     return SelfForcingPipeline(config, models)
 
 

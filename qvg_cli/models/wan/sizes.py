@@ -99,7 +99,7 @@ def wan_sizes(
         folder = weights_folder(config.model.weights)
         layout = WanLayout.read(sizes.read_layout(folder / transformer), has_camera=layout.has_camera)
         vae, text_values = sizes.read_vae(folder / "vae"), sizes.count_values(folder / "text_encoder")
-    vae = sizes.with_decoder(vae, config.video.decoder, layout.in_channels)
+    vae = sizes.with_decoder(vae, config.video.decoder, layout.in_channels, is_beside=config.uses_vae)
     size = sizes.element_bytes(config.model.dtype, is_gpu=is_gpu)
     return sizes.ModelSizes(
         num_layers=layout.num_layers,
