@@ -4,8 +4,11 @@ Packing a chunk of Self-Forcing launches some 20 kernels a side of a layer, whic
 long as the GPU.
 """
 
+import gc
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -17,6 +20,9 @@ LARGEST_BYTES = 32 * 2**20
 """Most bytes of inputs: beyond, kernels take longer than their launching, and graphs hold much memory."""
 MOST_GRAPHS = 2
 """Graphs that a stream keeps: blocks of two sizes."""
+
+_TURN = threading.RLock()
+"""Held while a graph is captured or launched: threads share the streams, and so the graphs' tensors."""
 
 Compute = Callable[[Sequence[Tensor]], list[Tensor]]
 Made = TypeVar("Made")
@@ -33,7 +39,6 @@ class _Stream:
     """The graphs of one stream: one runs after the other, so they use the same memory."""
 
     def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
         self.last: Hashable = None
         self.captured: OrderedDict[Hashable, _Captured] = OrderedDict()
 
@@ -57,21 +62,25 @@ def replay(key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> list[Te
     is_large = sum(each.numel() * each.element_size() for each in inputs) > LARGEST_BYTES
     if device.type != "cuda" or is_large or torch.cuda.is_current_stream_capturing():
         return compute(inputs)
-    stream = _graphs_of(torch.cuda.current_stream(device))
-    key = (key, *((each.shape, each.stride(), each.dtype) for each in inputs))
-    is_repeated, stream.last = stream.last == key, key
-    if key not in stream.captured:
-        if not is_repeated:
-            return compute(inputs)
-        stream.captured[key] = _capture(compute, inputs, stream.pool)
-        if len(stream.captured) > MOST_GRAPHS:
-            stream.captured.popitem(last=False)
-    stream.captured.move_to_end(key)
-    captured = stream.captured[key]
-    for target, each in zip(captured.inputs, inputs, strict=True):
-        target.copy_(each)
-    captured.graph.replay()
-    return [each.clone() for each in captured.outputs]
+    with _TURN:
+        stream = _graphs_of(torch.cuda.current_stream(device))
+        key = (key, *((each.shape, each.stride(), each.dtype) for each in inputs))
+        is_repeated, stream.last = stream.last == key, key
+        if key not in stream.captured:
+            if not is_repeated:
+                return compute(inputs)
+            # A pool of which all graphs are gone takes no new one.
+            pools = [each.graph.pool() for each in stream.captured.values()]
+            pool = pools[0] if pools else torch.cuda.graph_pool_handle()
+            stream.captured[key] = _capture(compute, inputs, pool)
+            if len(stream.captured) > MOST_GRAPHS:
+                stream.captured.popitem(last=False)
+        stream.captured.move_to_end(key)
+        captured = stream.captured[key]
+        for target, each in zip(captured.inputs, inputs, strict=True):
+            target.copy_(each)
+        captured.graph.replay()
+        return [each.clone() for each in captured.outputs]
 
 
 def capture(
@@ -79,18 +88,42 @@ def capture(
 ) -> tuple[torch.cuda.CUDAGraph, Made]:
     """The kernels that `compute` launches, as a graph, and what it returns.
 
-    `torch.cuda.graph` waits for the device, collects garbage and frees the allocator's memory each time.
+    `torch.cuda.graph` waits for the device and frees the allocator's memory each time; this where it has to.
 
     Args:
         pool: Memory of what lives inside the graph, and inside others that run before or after it.
     """
+    with _TURN:
+        is_collecting = gc.isenabled()
+        try:
+            # It might destroy another graph, which a capture does not survive: pytorch/pytorch#161037.
+            gc.disable()
+            with suppress(torch.OutOfMemoryError):
+                return _record(compute, pool, device)
+            # While it captures, the allocator gives nothing back that it keeps for others.
+            torch.cuda.empty_cache()
+            return _record(compute, pool, device)
+        finally:
+            if is_collecting:
+                gc.enable()
+
+
+def _record(
+    compute: Callable[[], Made], pool: Any, device: torch.device
+) -> tuple[torch.cuda.CUDAGraph, Made]:
     graph, stream, current = torch.cuda.CUDAGraph(), _capturing(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
-        # Other threads copy and allocate meanwhile.
-        graph.capture_begin(pool, capture_error_mode="thread_local")
-        made = compute()
-        graph.capture_end()
+        try:
+            # Other threads copy and allocate meanwhile.
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            made = compute()
+            graph.capture_end()
+        except BaseException:
+            # Else the stream would capture for good. What ended it says more than how it ends.
+            with suppress(Exception):
+                graph.capture_end()
+            raise
     current.wait_stream(stream)
     return graph, made
 
