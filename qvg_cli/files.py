@@ -71,10 +71,11 @@ def remove_folder(folder: Path) -> None:
     gone = _removed(folder)
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
-    # Side by side: a file system takes a second for each few gigabytes.
+    # Side by side: a file system takes a second for each few gigabytes. By the last, `find_states` finds it.
     with ThreadPoolExecutor(4) as pool:
-        for path in tuple(gone.iterdir()):
-            pool.submit(path.unlink)
+        for path in gone.glob("*"):
+            if path.name != IDENTITY:
+                pool.submit(path.unlink)
     shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -178,7 +179,7 @@ def sha256(path: Path) -> str:
 def forget(path: Path) -> None:
     """Let the system drop what it holds of a synced file in memory, where it can be told so."""
     if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as stream:
+        with suppress(OSError), path.open("rb") as stream:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -277,7 +278,8 @@ class Checkpoint:
     def drop_history(self) -> None:
         """Make room for what could not be written, once the last chunk counts: no resume reads it."""
         for path in self.folder.glob(f"*.{CACHE}"):
-            path.unlink()
+            with suppress(OSError):
+                path.unlink()
 
     def remove(self) -> None:
         """Remove the checkpoint of a run that needs it no more."""

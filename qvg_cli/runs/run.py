@@ -164,16 +164,23 @@ class Run:
                 run.plot: summary.report.save_plot,
                 **{run.path / name: write for name, write in self._details.files.items()},
             }
+
+            def write_files() -> None:
+                # ffmpeg copies while the other files are written.
+                with ThreadPoolExecutor(2) as pool:
+                    pool.submit(attempt, lambda: self._join_video(checkpoint))
+                    pool.submit(attempt, lambda: write_whole(run.latents, save_latents))
+                    for path, write in writes.items():
+                        attempt(partial(write_whole, path, write))
+
             # Before other threads write beside it.
             attempt(plotting.load)
-            # ffmpeg copies while the other files are written.
-            with ThreadPoolExecutor(2) as pool:
-                pool.submit(attempt, lambda: self._join_video(checkpoint))
-                pool.submit(attempt, lambda: write_whole(run.latents, save_latents))
-                for path, write in writes.items():
-                    attempt(partial(write_whole, path, write))
+            write_files()
             if failures and is_whole:
-                attempt(checkpoint.drop_history)
+                # Where the disk is full, the history has their room.
+                checkpoint.drop_history()
+                failures.clear()
+                write_files()
         summary.times.end_loop()
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:

@@ -135,6 +135,34 @@ def test_an_only_chunk_that_cannot_be_written_is_told_and_leaves_nothing(made):
     assert not run.folder.path.exists()
 
 
+def test_the_history_makes_room_for_the_video(made, monkeypatch):
+    run, results = made
+
+    def join_where_is_room(parts, path, **options):
+        if any(run.folder.state.glob("*.cache.safetensors")):
+            raise QvgError("No space left on device")
+        join_parts(parts, path, **options)
+
+    monkeypatch.setattr("qvg_cli.runs.run.join_parts", join_where_is_room)
+    for result in results:
+        run.add(result)
+    run.finish("complete")
+    assert run.summary.status == json.loads(run.folder.memory.read_text())["status"] == "complete"
+    assert count_frames(run.folder.video) == 45
+    assert not run.folder.state.exists()
+
+
+def test_a_system_that_forgets_nothing_stops_no_run(made, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("os.posix_fadvise", refuse, raising=False)
+    run, results = made
+    run.add(next(results))
+    run.finish("interrupted")
+    assert run.summary.num_frames == 9
+
+
 def test_times_add_up(made):
     run, results = made
     for result in results:

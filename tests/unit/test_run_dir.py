@@ -3,7 +3,16 @@
 import pytest
 
 from qvg_cli.errors import QvgError, UsageError
-from qvg_cli.files import RunDir, run_name, slug, write_whole
+from qvg_cli.files import (
+    IDENTITY,
+    RunDir,
+    drop_state,
+    find_states,
+    remove_folder,
+    run_name,
+    slug,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +51,21 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     ) as caught:
         RunDir.create(tmp_path / "file", "self-forcing", "a")
     assert caught.value.hint == "use another folder with --out"
+
+
+def test_a_state_whose_removal_is_cut_off_is_still_found(tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    state.mkdir()
+    for number in range(20):
+        (state / f"{number:05}.json").write_text("")
+    (state / IDENTITY).write_text("{}")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *arguments, **options: None)
+        remove_folder(state)
+    (found,) = find_states(tmp_path)
+    assert [path.name for path in found.iterdir()] == [IDENTITY]
+    drop_state(found)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path):
