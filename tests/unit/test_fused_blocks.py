@@ -19,16 +19,26 @@ OPTIONS = {
 }
 
 
-def latents(backend, device, change=lambda transformer: None):
+def rollouts(backend, device, change=lambda transformer: None, seeds=(0,)):
+    """Videos of one engine, whose chunks are made as they are asked for."""
     arguments = ["--backend", backend, "--size", "tiny", "--out", "unused", *OPTIONS[backend]]
     config = full_size.load_run(full_size.parse_options([*arguments, "--set", f"device={device}"]), "none")
     models = RandomModels(config, TINY[backend], torch.device(device))
     change(models.transformer)
     engine = Engine(config, full_size.PIPELINES[backend](config, models), torch.device(device))
-    video = Planned(config, plan_video(config), backend)
+    configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
+    videos = [Planned(config, plan_video(config), backend) for config in configs]
     embeds = models.text_states(1, config.model.text_tokens)
-    results = engine.rollout(video, prompt_embeds={0: embeds})
+    return [engine.rollout(video, prompt_embeds={0: embeds}) for video in videos]
+
+
+def joined(results):
     return torch.cat([result.latents for result in results], dim=2)
+
+
+def latents(backend, device, change=lambda transformer: None):
+    (results,) = rollouts(backend, device, change)
+    return joined(results)
 
 
 @pytest.fixture
@@ -59,6 +69,16 @@ def test_latents_on_a_gpu_differ_by_roundings_alone(backend, stock_blocks):
     stock_blocks()
     stock = latents(backend, "cuda").float()
     assert (fused - stock).norm() <= 0.02 * stock.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", sorted(OPTIONS))
+def test_videos_that_take_turns_on_a_gpu_have_the_same_bits(backend):
+    pairs = list(zip(*rollouts(backend, "cuda", seeds=(1, 2)), strict=True))
+    for seed, results in zip((1, 2), zip(*pairs, strict=True), strict=True):
+        (alone,) = rollouts(backend, "cuda", seeds=(seed,))
+        assert joined(results).equal(joined(alone))
 
 
 @pytest.mark.gpu
