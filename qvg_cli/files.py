@@ -10,7 +10,6 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -71,11 +70,11 @@ def remove_folder(folder: Path) -> None:
     gone = _removed(folder)
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
-    # Side by side: a file system takes a second for each few gigabytes. By the last, `find_states` finds it.
-    with ThreadPoolExecutor(4) as pool:
-        for path in gone.glob("*"):
-            if path.name != IDENTITY:
-                pool.submit(path.unlink)
+    # Until nothing else is left, `find_states` finds it.
+    for path in gone.glob("*"):
+        if path.name != IDENTITY:
+            with suppress(OSError):
+                path.unlink()
     shutil.rmtree(gone, ignore_errors=True)
 
 
