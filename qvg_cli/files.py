@@ -10,7 +10,6 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -71,10 +70,6 @@ def remove_folder(folder: Path) -> None:
     gone = _removed(folder)
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
-    # Side by side: a file system takes a second for each few gigabytes.
-    with ThreadPoolExecutor(4) as pool:
-        for path in tuple(gone.iterdir()):
-            pool.submit(path.unlink)
     shutil.rmtree(gone, ignore_errors=True)
 
 

@@ -172,15 +172,17 @@ class Run:
                 pool.submit(attempt, lambda: write_whole(run.latents, save_latents))
                 for path, write in writes.items():
                     attempt(partial(write_whole, path, write))
-            if failures and is_whole:
-                attempt(checkpoint.drop_history)
         summary.times.end_loop()
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
             summary.status = "failed"
-        attempt(lambda: write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n"))
-        # The last: it shows what the other files hold.
-        attempt(lambda: write_text(run.page, run_page(read_result(run.path))))
+        with ThreadPoolExecutor(1) as pool:
+            if is_whole:
+                # Not before: what is large would be synced as slowly as gigabytes are removed.
+                pool.submit(attempt, checkpoint.drop_history)
+            attempt(lambda: write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n"))
+            # The last: it shows what the other files hold.
+            attempt(lambda: write_text(run.page, run_page(read_result(run.path))))
         if failures:
             summary.status = "failed"
             checkpoint.close()
