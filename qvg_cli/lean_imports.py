@@ -86,14 +86,21 @@ def _hiding(hidden: Sequence[str]) -> Iterator[None]:
     disable = getattr(compiler, "disable", None)
     if _COMPILER in names and disable is not None:
         # It would import the compiler, to keep it from functions that nobody compiles here.
-        compiler.disable = lambda function=None, *_, **__: function or (lambda later: later)
+        compiler.disable = _disable_nothing
     try:
         yield
     finally:
         _show(names)
-        importlib.metadata.packages_distributions = distributions
-        if disable is not None:
+        # Who came while others hid them found stand-ins, which are not put back. A lock around it all would
+        # wait for the locks of modules, and those for it.
+        if distributions is not dict:
+            importlib.metadata.packages_distributions = distributions
+        if disable not in (None, _disable_nothing):
             compiler.disable = disable
+
+
+def _disable_nothing(function: Any = None, *_: Any, **__: Any) -> Any:
+    return function or (lambda later: later)
 
 
 def _show(names: Sequence[str]) -> None:

@@ -206,6 +206,9 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            # Help whose reader has read enough.
+            ended.code = 0
         if launch.num_processes > 1 and not ended.code:
             from qvg_cli.engine.parallel import end_others
 

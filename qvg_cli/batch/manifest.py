@@ -20,7 +20,8 @@ _MOVE_SECONDS = 10.0
 class Status:
     """What the lines of a manifest say; the last line of a job counts, one that was cut off does not."""
 
-    def __init__(self, text: str = "") -> None:
+    def __init__(self, text: str = "", place: str = "FOLDER") -> None:
+        self._place = place
         self._start: Row | None = None
         self._jobs: dict[str, Row] = {}
         self._last = 0.0
@@ -46,7 +47,10 @@ class Status:
     def start(self) -> Row:
         """The last line of a start; `UsageError` if there is none."""
         if self._start is None:
-            raise UsageError("no manifest of a batch", hint="qvg batch PROMPTS --out FOLDER writes one")
+            raise UsageError(
+                f"no batch in {self._place}: {MANIFEST} is missing or empty",
+                hint=f"use the --out of a batch; qvg batch PROMPTS --out {self._place} begins one",
+            )
         return self._start
 
     def jobs(self, *statuses: str) -> list[Row]:
@@ -101,7 +105,7 @@ class Manifest(Status):
         self._store = store
         self._text = store.read(MANIFEST)
         self._moved = -_MOVE_SECONDS
-        super().__init__(self._text)
+        super().__init__(self._text, store.place)
         if self._text and not self._text.endswith("\n"):
             # The last line was cut off.
             self._write("\n")

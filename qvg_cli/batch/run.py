@@ -83,7 +83,7 @@ def make_batch(
 
 def status_text(place: str, *, is_json: bool) -> str:
     """How far the batch in `place` is; `UsageError` if there is none."""
-    status = Status(Store(place).read(MANIFEST))
+    status = Status(Store(place).read(MANIFEST), place)
     if is_json:
         return json.dumps(status.to_json())
     running = [f"{job['worker']} makes {job['folder']}, try {job['tries']}" for job in status.jobs("running")]

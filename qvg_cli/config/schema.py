@@ -95,7 +95,8 @@ class VideoConfig(Config):
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     frames: int = Field(gt=0, description="latent frames")
-    fps: int = Field(16, gt=0)
+    # At 3000 libx264 warns that frames of 1920x1088 are beyond every level of H.264.
+    fps: int = Field(16, gt=0, le=1000)
     decoder: Literal["vae", "taehv"] = "vae"
 
 

@@ -26,7 +26,8 @@ _NUMBER_TRAPS = (
 )
 _PROPER_FLOAT = re.compile(r"[-+]?\d+\.\d*([eE][-+]\d+)?")
 _MAX_CHARACTERS = 1_000_000
-_MAX_NODES = 10_000
+_MAX_NODES = 200_000
+"""More than a schedule of prompts has in a file of that length."""
 _NEST_HINT = "settings are two or three levels deep and have no & or * names"
 _OLD_BREAKS = "\x85\u2028\u2029"
 """Line breaks of YAML 1.1 only."""
@@ -83,8 +84,17 @@ def _parse(text: str, source: str) -> Any:
 
 
 def format_yaml(values: dict[str, Any]) -> str:
-    """`values` as YAML, keys in their order, texts in quotes where they could be taken for something else."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    """`values` as YAML, keys in their order, texts in quotes where they could be taken for something else.
+
+    `UsageError` if the text would be too long to be read back.
+    """
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    if len(text) > _MAX_CHARACTERS:
+        raise UsageError(
+            f"the settings have {len(text)} characters as YAML; the limit is {_MAX_CHARACTERS}",
+            hint="use fewer or shorter prompts",
+        )
+    return text
 
 
 def _hide_old_breaks(text: str) -> tuple[str, dict[int, str]]:

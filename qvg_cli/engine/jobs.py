@@ -8,6 +8,7 @@ from typing import Any
 from qvg_cli.config import resources
 from qvg_cli.config.load import Layer, Request
 from qvg_cli.config.schema import RunConfig
+from qvg_cli.config.yaml_text import format_yaml
 from qvg_cli.engine.lengths import fit_length, given_pixel_frames, rounding_note
 from qvg_cli.engine.schedules import prompt_a_chunk, with_schedule
 from qvg_cli.engine.sources import Start, has_size, take_picture, take_up
@@ -178,6 +179,9 @@ def _read_prompts(
         check_prompt(change.prompt, f"prompt_changes, number {number}: prompt")
     first = config.prompt
     config = with_schedule(config, plan, scheduled, note)
+    if config.prompt_changes:
+        # Refuse what run.yaml could not hold before anything is loaded.
+        format_yaml(config.model_dump(mode="json"))
     # Again: not every family takes prompts that change.
     prompt_begins(plan_video(config), [change.frame for change in config.prompt_changes])
     if prompts is None or is_one:

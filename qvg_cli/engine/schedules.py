@@ -25,10 +25,11 @@ def with_schedule(
     begins = [plan.first_pixel_frame(chunk) for chunk in plan.chunks if chunk.makes]
     # The first new chunk may have given frames in front of its own.
     begins[0] = given
+    begins = [begin - given for begin in begins]
     changes = list(config.prompt_changes)
     last = -1
     for entry in schedule:
-        frame = _find(entry, [begin - given for begin in begins], config.video.fps, note)
+        frame = _find(entry, begins, config.video.fps, note)
         if frame <= last:
             raise UsageError(
                 f"{entry.place}: {_named(entry)} is not after the line before it, rounded to whole chunks"

@@ -19,6 +19,8 @@ from qvg_cli.video.render import Renderer
 _LEAST_FREE_BYTES = 1 << 20
 _LEAST_VERSION = (7, 1)
 _KEYFRAME_INTERVAL = 32
+LENGTH = ("-movie_timescale", "48000")
+"""In which parts of a second a file says how long it is: by milliseconds, parts would overlap when joined."""
 
 
 def check_encoder() -> None:
@@ -59,7 +61,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         # while it grows, and becomes a plain MP4 at its end; any other that is cut off does not play at all.
         params = ["-crf", "16", "-g", str(_KEYFRAME_INTERVAL), "-movflags", "+hybrid_fragmented"]
         # The part's name does not end in .mp4, so the format is named.
-        params += ["-flush_packets", "1", "-f", "mp4"]
+        params += [*LENGTH, "-flush_packets", "1", "-f", "mp4"]
         self._encoder: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
             # Absolute: ffmpeg takes the begin of a name such as a:b for a protocol.
             str(self._part.absolute()),

@@ -18,7 +18,7 @@ import numpy as np
 
 from qvg_cli.errors import QvgError
 from qvg_cli.files import sync
-from qvg_cli.video.io import Frames, disk_error
+from qvg_cli.video.io import LENGTH, Frames, disk_error
 
 QUALITY = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "16")
 _TICKS = 1000
@@ -29,7 +29,7 @@ def encode_part(path: Path, frames: Frames, *, fps: int) -> None:
     """Write frames, `[n, height, width, 3]` uint8 RGB, as a file; `QvgError` if ffmpeg failed."""
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    with _ffmpeg([*source, "-an", *QUALITY, "-f", "mp4", str(path.absolute())], path, frames=frames):
+    with _ffmpeg([*source, "-an", *QUALITY, *LENGTH, "-f", "mp4", str(path.absolute())], path, frames=frames):
         pass
 
 
@@ -40,7 +40,7 @@ def join_parts(parts: Sequence[Path], path: Path, *, num_frames: int) -> None:
     try:
         # Names without quotes or spaces, beside the list.
         listing.write_text("".join(f"file {each.name}\n" for each in parts), encoding="utf-8")
-        arguments = ["-f", "concat", "-i", listing.name, "-c", "copy", "-movflags", "+faststart"]
+        arguments = ["-f", "concat", "-i", listing.name, "-c", "copy", "-movflags", "+faststart", *LENGTH]
         # Without the mean rate, which depends on how the parts were joined before.
         arguments += ["-write_btrt", "0"]
         # It says how many frames it has copied; counting them afterwards would decode the whole video.

@@ -134,7 +134,12 @@ def test_without_ray_a_batch_says_how_to_get_it(batch, tmp_path, monkeypatch):
 
 
 def test_the_status_of_a_batch_is_told_from_anywhere(qvg, tmp_path):
-    assert "no manifest of a batch" in qvg("batch", "--status", tmp_path).stderr
+    missing = qvg("batch", "--status", tmp_path / "none").stderr.splitlines()
+    assert missing == [
+        f"error: no batch in {tmp_path}/none: manifest.jsonl is missing or empty",
+        "",
+        f"hint: use the --out of a batch; qvg batch PROMPTS --out {tmp_path}/none begins one",
+    ]
     place = f"memory://{tmp_path.name}"
     manifest = Manifest(Store(place))
     manifest.begin("p.jsonl", ["a", "b", "c"], 1, [])

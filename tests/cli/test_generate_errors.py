@@ -34,6 +34,7 @@ def assert_refused(result, code, message, hint=None):
         (["--size", "224x0"], "video.height=0 (--size): must be greater than 0", None),
         (["--cache", "int2qvg"], "unknown cache preset 'int2qvg' (--cache)", ...),
         (["--backend", "selfforcing"], "unknown backend 'selfforcing'", ...),
+        (["--fps", "100000"], "video.fps=100000 (--fps): must be less than or equal to 1000", None),
         (["--set", "video.fp=3"], "unknown setting video.fp (--set video.fp)", "nearest: video.fps"),
         (["--seed", "-1"], "seed=-1 (--seed): must be greater than or equal to 0", None),
         (

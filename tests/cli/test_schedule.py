@@ -84,6 +84,14 @@ def test_what_does_not_fit_is_refused(tiny, schedule, tmp_path, lines, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_prompts_that_run_yaml_cannot_hold_are_refused_at_the_start(tiny, schedule, tmp_path):
+    lines = [{"frame": frame, "prompt": "x" * 400_000} for frame in (9, 21, 33)]
+    result = tiny("a", "--frames", 45, "--schedule", schedule(*lines), "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "characters as YAML; the limit is 1000000\n\nhint: use fewer or shorter prompts" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

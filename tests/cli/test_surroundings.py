@@ -63,6 +63,28 @@ def test_a_full_stdout_is_told(arguments):
     assert "Exception" not in told.stderr
 
 
+def test_help_whose_reader_has_gone_is_no_failure():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as closed:
+        told = _program("--help", stdout=closed)
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+def test_ctrl_c_while_the_program_is_imported_shows_no_traceback():
+    code = (
+        "import os, signal, sys\n"
+        "class CtrlC:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'qvg_cli.main': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, CtrlC)\n"
+        "from qvg_cli.__main__ import run\n"
+        "run()\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout, told.stderr) == (130, "", "")
+
+
 def test_what_is_printed_at_the_very_end_is_not_lost():
     code = "import atexit; from qvg_cli.main import program; atexit.register(print, 'the end'); program()"
     command = [sys.executable, "-c", code, "--version"]

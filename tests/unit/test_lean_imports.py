@@ -1,10 +1,14 @@
 """Importing diffusers and transformers without what they import for others."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from qvg_cli.lean_imports import _HIDDEN, _hiding
 
 PROGRAM = """
 import sys
@@ -38,3 +42,14 @@ def test_what_imports_transformers_itself_may_be_installed(tmp_path):
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.21.2\n", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_two_threads_that_import_at_once_leave_everything_as_it_was():
+    before = importlib.metadata.packages_distributions, torch.compiler.disable
+    first, second = (_hiding(_HIDDEN["diffusers"]) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert (importlib.metadata.packages_distributions, torch.compiler.disable) == before
+    assert None not in [sys.modules.get(name, "") for name in _HIDDEN["diffusers"]]

@@ -66,6 +66,11 @@ def test_any_text_that_is_written_is_read_back(text):
     }
 
 
+def test_a_schedule_of_thousands_of_prompts_is_read_back():
+    values = {"prompt_changes": [{"frame": 12 * number, "prompt": "ball"} for number in range(1, 2002)]}
+    assert parse_yaml(format_yaml(values), "f") == values
+
+
 def _read_back(texts):
     for begin in range(0, len(texts), 400):
         part = texts[begin : begin + 400]
