@@ -17,10 +17,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Asked:
-    """The signal that is still to be followed, and how many blocks choose the moment themselves."""
+    """The signal that is still to be followed, how many blocks choose the moment, and the one followed."""
 
     number: int | None = None
     num_waiting = 0
+    followed: int | None = None
 
 
 @contextmanager
@@ -29,6 +30,7 @@ def stop_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _Asked.followed = None
     numbers = (signal.SIGTERM, signal.SIGUSR1)
     previous = [signal.signal(number, _ask) for number in numbers]
     try:
@@ -57,8 +59,13 @@ def stop_if_asked(*, in_chunk: bool = False) -> None:
     number = _Asked.number
     if number is None or (in_chunk and number != signal.SIGTERM):
         return
-    _Asked.number = None
+    _Asked.number, _Asked.followed = None, number
     raise Stopped(signal.Signals(number).name)
+
+
+def last_stop() -> Stopped | None:
+    """What was raised since the last `stop_on_signals` began; a library may have made its own error of it."""
+    return None if _Asked.followed is None else Stopped(signal.Signals(_Asked.followed).name)
 
 
 @contextmanager

@@ -28,8 +28,8 @@ from qvg_cli.commands.play import play
 from qvg_cli.commands.show import show
 from qvg_cli.console import drop_stream, show_data, show_error, visible
 from qvg_cli.environment import check_environment, find_launch
-from qvg_cli.errors import NoAnswerError, UsageError, shown_error, unknown_name
-from qvg_cli.interrupts import stop_on_signals
+from qvg_cli.errors import NoAnswerError, QvgError, UsageError, shown_error, unknown_name
+from qvg_cli.interrupts import last_stop, stop_on_signals
 from qvg_cli.logs import set_up
 from qvg_cli.models.registry import FAMILIES
 from qvg_cli.redaction import redact
@@ -121,7 +121,8 @@ class _Command(TyperCommand):
                 raise
             if ctx.params.get("debug") and sys.stderr is not None:
                 sys.stderr.write(visible(redact("".join(traceback.format_exception(error)))))
-            raise typer.Exit(_tell(error)) from None
+            stop = None if isinstance(error, QvgError) else last_stop()
+            raise typer.Exit(_tell(stop or error)) from None
 
 
 def _tell(error: BaseException, where: str = "") -> int:

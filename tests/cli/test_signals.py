@@ -1,6 +1,7 @@
 """SIGTERM and SIGUSR1, as schedulers send them: whole chunks are kept, exit code 75, and the run goes on."""
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -75,6 +76,19 @@ def test_a_signal_while_the_model_is_loaded_leaves_nothing(stopped, tiny, tmp_pa
     assert stdout == ""
     assert re.search(r"^error: stopped( by SIGTERM|; no frames were kept)$", stderr, re.MULTILINE)
     assert not list(out.rglob("*.mp4"))
+
+
+def test_a_signal_of_which_a_library_made_its_own_error_is_told_as_the_signal(tiny, tmp_path, monkeypatch):
+    def convert(*arguments, **options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    monkeypatch.setattr(serial, "make_video", convert)
+    result = tiny("a red ball", "--frames", 9, "--out", tmp_path / "out")
+    assert result.exit_code == 75
+    assert "error: stopped by SIGTERM\n" in result.stderr
 
 
 def test_a_video_that_is_whole_by_then_is_complete_and_the_next_is_not_begun(tiny, tmp_path, monkeypatch):
