@@ -44,6 +44,12 @@ def _find_device(name: str) -> torch.device:
     return device
 
 
+def make_current(device: torch.device) -> None:
+    """Let kernels and events of this thread be those of `device`: Triton's do not look at their tensors."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def model_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return _DTYPES.get(config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
 

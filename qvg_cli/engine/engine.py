@@ -15,7 +15,7 @@ from qvg_cli.cache.probe import Probe, keys_alone
 from qvg_cli.config.load import Layer, Request, make_request, option_layers, setting_layers
 from qvg_cli.config.schema import CacheConfig, RunConfig
 from qvg_cli.console import Console
-from qvg_cli.device import resolve_device
+from qvg_cli.device import make_current, resolve_device
 from qvg_cli.engine.jobs import Planned, plan_jobs
 from qvg_cli.engine.opening import Opening, load_latents, open_video
 from qvg_cli.engine.parallel import NoDecoder, Parallel, SharedDecoder, start
@@ -116,6 +116,7 @@ class Engine:
         # Its loading bars and advice would stand among our own lines.
         diffusers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.disable_progress_bar()
+        make_current(device)
         parallel = parallel or start(config, device)
         with timed("model"):
             pipeline = load_pipeline(config, device)

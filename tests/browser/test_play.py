@@ -103,7 +103,11 @@ class Page:
         self.page.keyboard.down(key)
         self.wait(f"state.frames >= {before} + {16 * chunks - 3}")
         self.page.keyboard.up(key)
-        self.wait_ready()
+        made = None
+        # Another chunk may have begun before the key's end was heard.
+        while made != (made := self.page.evaluate("state.frames")):
+            self.page.wait_for_timeout(500)
+            self.wait_ready()
         self.wait("!frames.length")
 
 

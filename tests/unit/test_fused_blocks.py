@@ -82,6 +82,15 @@ def test_videos_that_take_turns_on_a_gpu_have_the_same_bits(backend):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("backend", sorted(OPTIONS))
+def test_the_second_gpu_makes_what_the_first_makes(backend):
+    first = latents(backend, "cuda:0")
+    torch.cuda.set_device(0)
+    assert latents(backend, "cuda:1").cpu().equal(first.cpu())
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_block_is_trained_on_a_gpu():
     layer = GeluLinear(8, 16, device="cuda")
