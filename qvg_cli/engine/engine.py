@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -43,6 +44,21 @@ class Recorder(Protocol):
         """Take frames `[n, height, width, 3]` uint8 of the clip that the video begins with."""
 
 
+class Turn(AbstractContextManager[None]):
+    """Lets one thread at a time use a model, with its device as the thread's current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        make_current(self._device)
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Engine:
     """One loaded model, its settings, which are the defaults of its videos, and what they were resolved from.
 
@@ -65,7 +81,7 @@ class Engine:
         self.device = device
         self._request = request or Request(backend=config.backend)
         self.parallel = parallel
-        self.turn = threading.RLock()
+        self.turn = Turn(device)
         if parallel is not None:
             pipeline.share(parallel.tokens, parallel.rows)
 
@@ -281,6 +297,7 @@ class Engine:
             others: Caches by name whose losses are measured on the keys of this one, which are exact.
             on_step: Called after every model call.
         """
+        make_current(self.device)
         config, plan, parallel = video.config, video.plan, self.parallel
         pipeline = self.pipeline.with_config(config)
         is_first = parallel is None or parallel.rank == 0

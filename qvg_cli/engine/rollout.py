@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from qvg_cli.cache.probe import Probe
-from qvg_cli.device import make_current
 from qvg_cli.models.base import Denoiser
 from qvg_cli.models.decoder import Decoder, Pixels
 from qvg_cli.planning.cache_plan import Commit
@@ -142,8 +141,6 @@ def rollout(
             _fill_cache(done, denoiser, noise, prompt_at, probe)
         decoder.skip(done.chunks, done.latents, num_shown)
     for chunk in chunks:
-        # Whichever thread asks for it.
-        make_current(device)
         watch, peak = _Stopwatch(device), _DevicePeak(device, probe)
         losses: Mapping[str, tuple[LayerLosses, ...]] = {}
         step = cache.begin(chunk)

@@ -8,8 +8,9 @@ processes are a part of both. The same kernels run in the same order, so the res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -187,7 +188,7 @@ class GraphedBlock(FusedBlock):
         if captured.pool is not graphs.pool:
             self.captured = captured = _Captured(graphs.pool)
         if captured.before is None:
-            captured.before = self._capture(self._launch_before)
+            captured.before, _ = capture(self._launch_before, graphs.pool, hidden_states.device)
         captured.before.replay()
         processor, projected = self.attn1.processor, graphs.projected
         if processor.call.commit is not None:
@@ -200,14 +201,10 @@ class GraphedBlock(FusedBlock):
             if buffer.data_ptr() != part.data_ptr():
                 buffer.copy_(part)
         if captured.after is None:
-            captured.after = self._capture(lambda: self._launch_after(encoder_hidden_states))
+            launch = partial(self._launch_after, encoder_hidden_states)
+            captured.after, _ = capture(launch, graphs.pool, hidden_states.device)
         captured.after.replay()
         return graphs.hidden
-
-    def _capture(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        hidden = self.graphs.hidden
-        assert hidden is not None
-        return capture(launch, self.graphs.pool, hidden.device)[0]
 
     def _launch_before(self) -> None:
         graphs = self.graphs
