@@ -1,9 +1,10 @@
-"""Import diffusers and transformers without what they import for others: the program starts in half the time.
+"""Import torch, diffusers and transformers without what they import for others, in half the time.
 
-They ask for scipy and torch's compiler, and diffusers for transformers, whenever these are installed, for
-models and quantizers that are not used here, and do without them where they are not. While a module of them
-is imported they are not. This holds for the whole process, so it is for the program `qvg` alone: whoever
-imports qvg_cli may want the libraries as they are.
+diffusers and transformers ask for scipy and torch's compiler, and diffusers for transformers, whenever these
+are installed, for models and quantizers that are not used here, and do without them where they are not. While
+a module of them is imported they are not. Packages that torch and diffusers import for whoever names them are
+executed once they are asked for something. This holds for the whole process, so it is for the program `qvg`
+alone: whoever imports qvg_cli may want the libraries as they are.
 """
 
 import importlib.metadata
@@ -23,8 +24,13 @@ _HIDDEN = {
     "transformers": ("scipy", _COMPILER),
 }
 """From each of the libraries."""
-_PACKAGES = tuple(f"diffusers.models.{name}" for name in ("autoencoders", "transformers", "unets"))
-"""They import every model that they have; `diffusers` itself knows in which file each is."""
+_PACKAGES = (
+    # They import every model that they have; `diffusers` itself knows in which file each is.
+    *(f"diffusers.models.{name}" for name in ("autoencoders", "transformers", "unets")),
+    # torch imports them for whoever names them.
+    *(f"torch.{name}" for name in ("distributions", "export", "quantization", "testing")),
+    *(f"torch.nn.{name}" for name in ("intrinsic", "qat", "quantizable", "quantized")),
+)
 
 
 def begin() -> None:
@@ -36,8 +42,8 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        hidden = _HIDDEN.get(fullname.partition(".")[0])
-        if hidden is None:
+        hidden = _HIDDEN.get(fullname.partition(".")[0], ())
+        if not hidden and fullname not in _PACKAGES:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:

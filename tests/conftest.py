@@ -21,7 +21,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
+from qvg_cli import plotting
 from qvg_cli.main import main
+
+# Runs draw their plots here then, not each in a process of its own.
+plotting.prepare()
 
 # A shell that runs tests in the background ignores Ctrl-C, and programs started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,6 +10,7 @@ from qvg_cli.commands.completion import complete_presets_and_runs, complete_runs
 from qvg_cli.commands.options import OUTPUT, option, refuse_beside_resume, with_options
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import UsageError
+from qvg_cli.quick_start import quick_start
 
 
 @with_options
@@ -100,8 +101,8 @@ def compare(
         )
 
         check_weights(planned[0].videos[0])
-
-        from qvg_cli.comparison.run import compare_presets
+        with quick_start(planned[0].videos[0].config.device):
+            from qvg_cli.comparison.run import compare_presets
 
         comparison = compare_presets(planned, out, console, has_lpips=lpips)
     console.note(f"\n{comparison}\n")

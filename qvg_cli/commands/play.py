@@ -17,6 +17,8 @@ from qvg_cli.commands.completion import complete_runs
 from qvg_cli.commands.options import OUT, option, with_options
 from qvg_cli.console import Console, show_data
 from qvg_cli.errors import MissingModelError, UsageError
+from qvg_cli.models.registry import load_config
+from qvg_cli.quick_start import quick_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +85,8 @@ def play(
         if not settings.is_file():
             raise UsageError(f"{resume} is not the folder of a run", hint="use one that contains run.yaml")
         request = replace(request, file=settings)
-
-    from qvg_cli.play.server import listen, serve
+    with quick_start(load_config(request).config.device):
+        from qvg_cli.play.server import listen, serve
 
     # Before the weights are read: a port that is taken costs no waiting.
     with listen(host, port) as listening:
@@ -118,7 +120,6 @@ def _open(
     from qvg_cli.engine.jobs import check_weights, plan_jobs
     from qvg_cli.engine.sources import find_start
     from qvg_cli.files import RunDir, prepare_folder
-    from qvg_cli.models.registry import load_config
     from qvg_cli.play.server import PlayServer
     from qvg_cli.play.walk import recover
     from qvg_cli.video.io import check_encoder

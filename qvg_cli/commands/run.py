@@ -13,8 +13,8 @@ from qvg_cli.engine.jobs import Planned, check_weights
 from qvg_cli.engine.lengths import fit_length, rounding_note
 from qvg_cli.errors import UsageError
 from qvg_cli.files import RunDir, finish_removal
-from qvg_cli.gpu_driver import wake
 from qvg_cli.models.registry import load_config, plan_video
+from qvg_cli.quick_start import quick_start
 from qvg_cli.report.forecasts import make_plan
 from qvg_cli.report.run_files import is_finished
 
@@ -33,9 +33,8 @@ def make_or_plan(
         show_data(json.dumps(plan.to_json()) if run.json_ else str(plan))
         return
     check_weights(planned[0])
-    wake(planned[0].config.device)
-
-    from qvg_cli.batch.serial import make_videos
+    with quick_start(planned[0].config.device):
+        from qvg_cli.batch.serial import make_videos
 
     make_videos(planned, run.out, console, is_json=run.json_, bad=bad, shard=shard)
 
@@ -73,8 +72,7 @@ def resume_run(
         console.note(note)
     video = Planned(config, plan, folder.name)
     check_weights(video)
-    wake(config.device)
-
-    from qvg_cli.batch.serial import resume_video
+    with quick_start(config.device):
+        from qvg_cli.batch.serial import resume_video
 
     resume_video(video, run, console, is_json=is_json)

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ftfy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -37,7 +36,12 @@ class PromptWarning(UserWarning):
 
 def clean_prompt(prompt: str) -> str:
     """Repair the text's encoding, undo HTML escapes and collapse white space, as the model's training did."""
-    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    if "&" in prompt or not (prompt.isascii() and prompt.isprintable()):
+        # It takes a while to import, and finds nothing to repair in plain text.
+        import ftfy
+
+        prompt = ftfy.fix_text(prompt)
+    text = html.unescape(html.unescape(prompt))
     return re.sub(r"\s+", " ", text).strip()
 
 

@@ -7,7 +7,7 @@ would hold for the same frames at the same moment. The device peak is the alloca
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qvg_cli.config.cache_presets import cache_label
 from qvg_cli.config.schema import RunConfig
@@ -87,9 +87,9 @@ class MemoryReport:
         peak = self.peak_sample
         return describe_bytes(total(peak.peak_bytes), peak.bf16_peak_bytes)
 
-    def save_plot(self, path: Path) -> None:
+    def save_plot(self, target: Path | BinaryIO) -> None:
         """Draw what the cache held after each chunk over the video's time, beside BF16, and below it what
-        packing is predicted to do to logits.
+        packing is predicted to do to logits; a PNG.
         """
         measured = [sample for sample in self.samples if sample.logit_rms]
         seconds = [0.0, *(self._pixel_frames(sample) / self.fps for sample in self.samples)]
@@ -118,7 +118,7 @@ class MemoryReport:
                 each.grid(alpha=0.3)
                 each.spines[["top", "right"]].set_visible(False)
             each.set_xlabel("video time [s]")
-            figure.savefig(path, format="png")
+            figure.savefig(target, format="png")
 
     def _pixel_frames(self, sample: MemorySample) -> int:
         return self.frames_ahead + pixel_frames(sample.num_frames)

@@ -7,9 +7,11 @@ that fails, or is stopped, loses only the chunk in hand.
 import json
 import logging
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from qvg_cli.files import RunDir, write_text, write_whole
 from qvg_cli.logs import timed
 from qvg_cli.models.registry import family_of
 from qvg_cli.report.html import run_page
+from qvg_cli.report.plotter import Plotter
 from qvg_cli.report.provenance import provenance
 from qvg_cli.report.run_files import read_result
 from qvg_cli.runs.checkpoint import VIDEO, Checkpoint, ChunkRecord
@@ -39,6 +42,8 @@ from qvg_cli.video.parts import append_parts, join_parts
 LOG = logging.getLogger(__name__)
 _MANY_PARTS = 16
 """So many parts, all but the last two, are joined while the last but one is made."""
+_PLOTTER_CHUNKS = 6
+"""So many chunks before the end the process that draws the plot begins: it takes 1 to 2 s to import."""
 
 
 class Run:
@@ -77,6 +82,7 @@ class Run:
         self._has_clip = False
         self._num_previewed = 0
         self._joined: tuple[Path, int] | None = None
+        self._plotter: Plotter | None = None
         self._earlier_seconds = 0.0
 
     def begin(self, cache: KVCache) -> Done | None:
@@ -160,8 +166,16 @@ class Run:
                 # Not save_file: it makes files that only their owner can read.
                 path.write_bytes(save({"latents": checkpoint.read_latents(summary.records).contiguous()}))
 
-            writes: dict[Path, Callable[[Path], None]] = {
-                run.plot: summary.report.save_plot,
+            @cache
+            def plot() -> bytes:
+                drawn = None if self._plotter is None else self._plotter.draw(summary.report)
+                if drawn is None:
+                    summary.report.save_plot(stream := BytesIO())
+                    return stream.getvalue()
+                return drawn
+
+            writes: dict[Path, Callable[[Path], object]] = {
+                run.plot: lambda path: path.write_bytes(plot()),
                 **{run.path / name: write for name, write in self._details.files.items()},
             }
 
@@ -173,8 +187,9 @@ class Run:
                     for path, write in writes.items():
                         attempt(partial(write_whole, path, write))
 
-            # Before other threads write beside it.
-            attempt(plotting.load)
+            if self._plotter is None:
+                # Before other threads write beside it.
+                attempt(plotting.load)
             write_files()
             if failures and is_whole:
                 # Where the disk is full, the history has their room.
@@ -277,9 +292,8 @@ class Run:
                 self._num_previewed = len(parts)
         if num_left == 2 and len(parts) >= _MANY_PARTS:
             self._join_early(parts, checkpoint.folder / "joined.mp4", num_before + record.num_frames)
-        if num_left == 1:
-            # The plot waits for the last chunk, its program does not, and nobody for that.
-            ThreadPoolExecutor(1, "plotting").submit(plotting.prepare)
+        if 0 < num_left <= _PLOTTER_CHUNKS and self._plotter is None and "matplotlib" not in sys.modules:
+            self._plotter = Plotter()
         return record
 
     def _join_early(self, parts: Sequence[Path], joined: Path, num_frames: int) -> None:

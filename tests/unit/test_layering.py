@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 BASE = (
-    "__init__", "console", "environment", "errors", "files", "gpu_driver", "interrupts", "lean_imports",
-    "logs", "plotting", "plugins", "randomness",
+    "__init__", "console", "environment", "errors", "files", "interrupts", "lean_imports",
+    "logs", "plotting", "plugins", "quick_start", "randomness",
     "redaction", "text_files",
 )  # fmt: skip
 """Files of qvg_cli/ that any room may use; what they import is in this list too."""

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from io import BytesIO
 
 import pytest
 from PIL import Image
 
 from qvg_cli.planning.ledger import MemorySample, join
 from qvg_cli.report.memory import MemoryReport
+from qvg_cli.report.plotter import Plotter
 from qvg_cli.report.words import describe_bytes, processes_text
 
 MIB = 1024 * 1024
@@ -91,6 +93,17 @@ def test_the_plot_is_an_image(report, tmp_path, count):
     with Image.open(tmp_path / "m.png.part") as image:
         assert image.format == "PNG"
         assert len(image.convert("RGB").getcolors(100_000)) > 10
+
+
+def test_another_process_draws_the_same_plot(report):
+    report.save_plot(plot := BytesIO())
+    assert Plotter().draw(report) == plot.getvalue()
+
+
+def test_a_process_that_fails_draws_none(report):
+    plotter = Plotter()
+    plotter._process.kill()
+    assert plotter.draw(report) is None
 
 
 @pytest.mark.parametrize(

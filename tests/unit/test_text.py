@@ -1,5 +1,8 @@
 """Prompt embeddings."""
 
+import html
+
+import ftfy
 import pytest
 import torch
 
@@ -27,6 +30,14 @@ def test_a_prompt_that_is_cut_is_said_to_be(encoder):
     assert len(read.rows) == 12
     with pytest.warns(PromptWarning, match="tokens, but the model reads only 12: the rest is ignored"):
         read.padded(12)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a red ball", "a < b; 'c' \"d\"\t\\ x", "a\r\nb", "\x1b[31mred", "&lt;b&gt;", "caf\u00c3\u00a9"],
+)
+def test_plain_text_is_cleaned_as_by_ftfy(prompt):
+    assert clean_prompt(prompt) == " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
 
 
 def test_white_space_and_escapes_are_cleaned():
