@@ -46,7 +46,7 @@ def _find_device(name: str) -> torch.device:
 
 def make_current(device: torch.device) -> None:
     """Let kernels and events of this thread be those of `device`: Triton's do not look at their tensors."""
-    if device.type == "cuda":
+    if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
 
 

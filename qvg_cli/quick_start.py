@@ -20,19 +20,24 @@ def quick_start(device: str) -> Iterator[None]:
     What is wrong with it, torch will say.
     """
     kind, _, index = device.partition(":")
-    if kind in ("auto", "cuda") and (index or "0").isdecimal():
-        Thread(target=_prepare, args=(int(index or 0),), name="quick start").start()
     # What is imported stays: looking for garbage in it takes a sixth of the time, now and later.
     gc.disable()
     try:
+        if kind in ("auto", "cuda") and (index or "0").isdecimal():
+            opening = Thread(target=_open, args=(int(index or 0),))
+            opening.start()
+            import torch  # noqa: F401
+
+            # Two threads must not import the same package: each may see a part of it.
+            opening.join()
+            Thread(target=_load_kernels, args=(int(index or 0),)).start()
         yield
     finally:
         gc.freeze()
         gc.enable()
 
 
-def _prepare(index: int) -> None:
-    """Open a GPU and load the kernels of libraries that a first chunk runs: each takes up to 0.2 s."""
+def _open(index: int) -> None:
     # NVIDIA, CUDA Driver API: what torch uses of a process, too, is the primary context.
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -47,12 +52,16 @@ def _prepare(index: int) -> None:
         from triton.runtime.cache import triton_key
 
         triton_key()
-    with suppress(Exception):
-        import torch
+        # The first kernel of all imports it.
+        import triton.experimental.gluon  # noqa: F401
 
-        with torch.cuda.device(index):
-            load_kernels(torch.device("cuda", index))
-            torch.cuda.current_stream().synchronize()
+
+def _load_kernels(index: int) -> None:
+    import torch
+
+    with suppress(Exception), torch.cuda.device(index):
+        load_kernels(torch.device("cuda", index))
+        torch.cuda.current_stream().synchronize()
 
 
 def load_kernels(device: torch.device) -> None:
@@ -78,9 +87,11 @@ def load_kernels(device: torch.device) -> None:
         functional.conv3d(
             torch.ones(1, 16, 1, 8, 8, dtype=torch.bfloat16), kernel[:, :16, :1, :2, :2].contiguous()
         )
-        # Attention to the text.
+        # Attention, to the text and to a chunk's own keys.
         heads = matrix.view(1, 128, 4, 128).transpose(1, 2)
         functional.scaled_dot_product_attention(heads, heads, heads)
+        if device.type == "cuda":
+            torch.ops.aten._scaled_dot_product_cudnn_attention(heads, heads, heads, None, True)
         # Between them.
         functional.layer_norm(matrix.float(), (256,))
         functional.gelu(states, approximate="tanh")

@@ -98,20 +98,23 @@ def capture(
         try:
             # It might destroy another graph, which a capture does not survive: pytorch/pytorch#161037.
             gc.disable()
+            first = torch.cuda.CUDAGraph()
             with suppress(torch.OutOfMemoryError):
-                return _record(compute, pool, device)
+                return first, _record(first, compute, pool, device)
             # While it captures, the allocator gives nothing back that it keeps for others.
             torch.cuda.empty_cache()
-            return _record(compute, pool, device)
+            # The pool would be gone with the first, if no other graph uses it.
+            second = torch.cuda.CUDAGraph()
+            return second, _record(second, compute, pool, device)
         finally:
             if is_collecting:
                 gc.enable()
 
 
 def _record(
-    compute: Callable[[], Made], pool: Any, device: torch.device
-) -> tuple[torch.cuda.CUDAGraph, Made]:
-    graph, stream, current = torch.cuda.CUDAGraph(), _capturing(device), torch.cuda.current_stream(device)
+    graph: torch.cuda.CUDAGraph, compute: Callable[[], Made], pool: Any, device: torch.device
+) -> Made:
+    stream, current = _capturing(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         try:
@@ -125,7 +128,7 @@ def _record(
                 graph.capture_end()
             raise
     current.wait_stream(stream)
-    return graph, made
+    return made
 
 
 @cache
