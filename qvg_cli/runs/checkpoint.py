@@ -39,6 +39,7 @@ from qvg_cli.files import (
     write_text,
     write_whole,
 )
+from qvg_cli.logs import timed
 from qvg_cli.planning.cache_plan import Block
 from qvg_cli.planning.chunks import VideoPlan
 from qvg_cli.planning.ledger import LayerLosses, MemorySample, by_layer
@@ -277,7 +278,7 @@ class Checkpoint:
     def drop_history(self) -> None:
         """Drop history files, once the last chunk counts: no resume reads one."""
         # Side by side: a file system takes a second for each few gigabytes.
-        with ThreadPoolExecutor(4) as pool:
+        with timed("history removed"), ThreadPoolExecutor(4) as pool:
             for path in self.folder.glob(f"*.{CACHE}"):
                 pool.submit(path.unlink)
 

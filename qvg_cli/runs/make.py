@@ -103,7 +103,7 @@ def make_video(
                     progress.chunk_done(run.summary.status_line())
                     if result.chunk.index + 1 < len(plan.chunks):
                         stop_if_asked()
-            with hold_interrupts(), timed("video and reports"):
+            with hold_interrupts():
                 run.finish("complete")
         except KeyboardInterrupt as stop:
             LOG.info("stopped by %s", stop if isinstance(stop, Stopped) else "Ctrl-C")

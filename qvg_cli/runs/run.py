@@ -8,6 +8,7 @@ import json
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
@@ -143,6 +144,7 @@ class Run:
             return
         summary.status = status
         failures: list[Exception] = []
+        began = time.perf_counter()
 
         def attempt(write: Callable[[], object]) -> None:
             try:
@@ -207,6 +209,7 @@ class Run:
             attempt(lambda: write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n"))
             # The last: it shows what the other files hold.
             attempt(lambda: write_text(run.page, run_page(read_result(run.path))))
+            LOG.info("video and reports: %.3f s", time.perf_counter() - began)
         if failures:
             summary.status = "failed"
             checkpoint.close()
