@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 _BACKEND = "MPLBACKEND"
 
 
-def prepare() -> None:
-    """Import all that a figure needs, which takes longer than drawing it; what fails, `load` mends."""
-    _import()
-    for name in ("figure", "backends.backend_agg"):
-        import_module(f"matplotlib.{name}")
-
-
 @contextmanager
 def new_figure(width: float, height: float, *, dpi: int) -> Iterator[Figure]:
     """An empty figure, `width` x `height` inches, to be drawn and saved inside the context."""

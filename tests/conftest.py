@@ -18,14 +18,12 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="qvg-tests-")
 os.environ["QVG_HOME"] = os.path.join(os.environ["HF_HOME"], "qvg")
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Imported, so that runs draw their plots here, not each in a process of its own.
+import matplotlib.figure  # noqa: F401
 import pytest
 import torch
 
-from qvg_cli import plotting
 from qvg_cli.main import main
-
-# Runs draw their plots here then, not each in a process of its own.
-plotting.prepare()
 
 # A shell that runs tests in the background ignores Ctrl-C, and programs started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

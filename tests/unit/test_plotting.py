@@ -88,17 +88,3 @@ def test_colours_go_from_dark_to_light():
     assert levels[0].sum() < 20
     assert levels[-1].sum() > 600
     assert np.ptp(levels[:, 0]) > 200
-
-
-def test_what_is_prepared_in_a_thread_leaves_the_working_folder_alone(tmp_path):
-    (tmp_path / "matplotlibrc").write_bytes(b"font.size: \xff\xfe\n")
-    prepare = "import os; from qvg_cli.plotting import prepare; os.chdir = None; prepare()"
-    result = subprocess.run(
-        [sys.executable, "-c", prepare],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.stderr.splitlines()[-1].startswith("UnicodeDecodeError")
