@@ -47,13 +47,19 @@ def norm_modulate(hidden: Tensor, factor: Tensor, shift: Tensor, eps: float) -> 
 
 
 def add_norm(
-    hidden: Tensor, change: Tensor, gate: Tensor | None, factor: Tensor, shift: Tensor, eps: float
+    hidden: Tensor,
+    change: Tensor,
+    gate: Tensor | None,
+    factor: Tensor,
+    shift: Tensor,
+    eps: float,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`add_gated`, and `norm_modulate` of that."""
     if hidden.is_cuda:
         from qvg_kernels.norm.kernel import launch_add_norm
 
-        return launch_add_norm(hidden, change, gate, factor, shift, eps)
+        return launch_add_norm(hidden, change, gate, factor, shift, eps, out=out)
     added = add_gated(hidden, change, gate)
     return added, norm_modulate(added, factor, shift, eps)
 

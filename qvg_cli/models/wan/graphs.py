@@ -1,9 +1,9 @@
 """The blocks of a Wan transformer with fewer kernels, and as CUDA graphs around the attention.
 
-At short histories a model call waits for the host, which launches some 3,000 kernels. Everything in a block
-but its self-attention has the same shapes and addresses in every step of every chunk, so it is captured once
-and launched as two graphs a block: one up to the projections, one after the attention. Exchanges among
-processes are a part of both. The same kernels run in the same order, so the results have the same bits.
+At short histories a model call waits for the host, which launches some 3,000 kernels. Everything but the
+self-attention has the same shapes and addresses in every step of every chunk, so it is captured once and
+launched as one graph between two attentions: the end of a block and the beginning of the next. Exchanges
+among processes are a part of it. The same is computed in the same order, so the results have the same bits.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class BlockGraphs:
     shapes, such as a prefill, run without graphs.
 
     Attributes:
+        blocks: All of them, in order.
         is_running: Whether the blocks of the current call run as graphs.
         pool: Memory of what lives inside a graph; one graph runs after the other, so they use the same.
         hidden: `[B, S, C]` between the blocks.
@@ -40,7 +41,7 @@ class BlockGraphs:
     """
 
     def __init__(self, blocks: Sequence[Any]) -> None:
-        self._blocks = blocks
+        self.blocks = blocks
         self.reset()
 
     def reset(self) -> None:
@@ -65,8 +66,11 @@ class BlockGraphs:
             self.pool = torch.cuda.graph_pool_handle()
             # Kernels write it row by row, however the first block gets it.
             self.hidden = hidden.new_empty(hidden.shape)
-            self._tables = torch.stack([block.scale_shift_table for block in self._blocks])
+            self._tables = torch.stack([block.scale_shift_table for block in self.blocks])
             self.modulations = _modulate(self._tables, time)
+            # Compiled before it is captured.
+            shift, factor, gate, *_ = self.modulations[0].split(1, dim=1)
+            add_norm(hidden, hidden, gate, factor, shift, self.blocks[0].norm1.eps)
         self._last_shape = tuple(hidden.shape)
         self.is_running = not self._is_stale and self.hidden is not None and self.hidden.shape == hidden.shape
         self._is_stale = False
@@ -89,33 +93,24 @@ class FusedBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers has no
             # Every token has a timestep of its own, as in no call of ours.
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
         modulation = _modulate(self.scale_shift_table, temb)
-        attended = self.attn1.processor.attend(*self.before_attention(hidden_states, modulation), rotary_emb)
-        return self.after_attention(hidden_states, modulation, attended, encoder_hidden_states)
-
-    def before_attention(
-        self, hidden: Tensor, modulation: Tensor, out: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, ...]:
-        """Queries, keys and values, in `out` where that saves a copy."""
-        shift, factor, *_ = modulation.split(1, dim=1)
-        normed = norm_modulate(hidden, factor, shift, self.norm1.eps)
-        return self.attn1.processor.project(self.attn1, normed, out)
+        shift, factor, *_, ffn_gate = modulation.split(1, dim=1)
+        processor = self.attn1.processor
+        projected = processor.project(self.attn1, norm_modulate(hidden_states, factor, shift, self.norm1.eps))
+        attended = processor.attend(*projected, rotary_emb)
+        hidden, change = self.after_attention(hidden_states, modulation, attended, encoder_hidden_states)
+        return add_gated(hidden, change, ffn_gate)
 
     def after_attention(
-        self,
-        hidden: Tensor,
-        modulation: Tensor,
-        attended: Sequence[Tensor],
-        text: Tensor,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """What the block gives, from what its self-attention has gathered; in `out` on a GPU."""
-        _, _, gate, shift, factor, ffn_gate = modulation.split(1, dim=1)
+        self, hidden: Tensor, modulation: Tensor, attended: Sequence[Tensor], text: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`[B, S, C]` of what its self-attention has gathered, up to the block's last sum: what is added."""
+        _, _, gate, shift, factor, _ = modulation.split(1, dim=1)
         change = self.attn1.processor.output(self.attn1, *attended)
         norm = self.norm2
         hidden, normed = add_norm(hidden, change, gate, norm.weight, norm.bias, norm.eps)
         change = self.attn2(normed, text, None, None)
         hidden, normed = add_norm(hidden, change, None, factor, shift, self.norm3.eps)
-        return add_gated(hidden, self.ffn(normed), ffn_gate, out)
+        return hidden, self.ffn(normed)
 
 
 def _modulate(tables: Tensor, time: Tensor, out: Tensor | None = None) -> Tensor:
@@ -159,7 +154,7 @@ def fuse(block: Any) -> None:
 
 
 class GraphedBlock(FusedBlock):
-    """A block whose parts before and after the self-attention are graphs."""
+    """A block whose end is one graph with the beginning of the next; that of the first is another."""
 
     graphs: BlockGraphs
     index: int
@@ -187,9 +182,10 @@ class GraphedBlock(FusedBlock):
         captured = self.captured
         if captured.pool is not graphs.pool:
             self.captured = captured = _Captured(graphs.pool)
-        if captured.before is None:
-            captured.before, _ = capture(self._launch_before, graphs.pool, hidden_states.device)
-        captured.before.replay()
+        if self.index == 0:
+            if captured.before is None:
+                captured.before, _ = capture(self._launch_before, graphs.pool, hidden_states.device)
+            captured.before.replay()
         processor, projected = self.attn1.processor, graphs.projected
         if processor.call.commit is not None:
             # The cache may keep them as they are, and the next block writes its own there.
@@ -210,7 +206,12 @@ class GraphedBlock(FusedBlock):
         graphs = self.graphs
         assert graphs.hidden is not None
         assert graphs.modulations is not None
-        projected = self.before_attention(graphs.hidden, graphs.modulations[self.index], graphs.projected)
+        shift, factor, *_ = graphs.modulations[self.index].split(1, dim=1)
+        self._launch_project(norm_modulate(graphs.hidden, factor, shift, self.norm1.eps))
+
+    def _launch_project(self, normed: Tensor) -> None:
+        graphs = self.graphs
+        projected = self.attn1.processor.project(self.attn1, normed, graphs.projected)
         # Those of the first block stay: as long as they are held, no other graph uses their memory.
         graphs.projected = graphs.projected or projected
         for buffer, part in zip(graphs.projected, projected, strict=True):
@@ -222,14 +223,22 @@ class GraphedBlock(FusedBlock):
         assert graphs.hidden is not None
         assert graphs.modulations is not None
         modulation = graphs.modulations[self.index]
-        self.after_attention(
-            graphs.hidden, modulation, graphs.attended, encoder_hidden_states, out=graphs.hidden
+        hidden, change = self.after_attention(
+            graphs.hidden, modulation, graphs.attended, encoder_hidden_states
         )
+        gate = modulation[:, 5:]
+        if self.index + 1 == len(graphs.blocks):
+            add_gated(hidden, change, gate, out=graphs.hidden)
+            return
+        following = graphs.blocks[self.index + 1]
+        shift, factor, *_ = graphs.modulations[following.index].split(1, dim=1)
+        _, normed = add_norm(hidden, change, gate, factor, shift, following.norm1.eps, out=graphs.hidden)
+        following._launch_project(normed)
 
 
 @dataclass
 class _Captured:
-    """The graphs of one block, and the pool that they belong to."""
+    """The graphs of one block, and the pool that they belong to; `before` in the first block alone."""
 
     pool: Any = None
     before: torch.cuda.CUDAGraph | None = None
