@@ -183,7 +183,7 @@ class HeadGroup:
         round_queries_kernel[(-(-rounded.pitch // launch.PLACE_TOKENS), self.rows)](
             self.query, factors, rounded.values, rounded.units, *self.query.stride()[:3],
             self.heads, key_batch * self.heads, num_queries, rounded.pitch,
-            HEAD_DIM=head_dim, TILE_M=launch.PLACE_TOKENS, num_warps=4,
+            HEAD_DIM=head_dim, TILE_M=launch.PLACE_TOKENS, num_warps=1,
         )  # fmt: skip
 
     def shape(self, matrix: Tensor) -> None:

@@ -115,5 +115,5 @@ def copy_placed(placement: KernelPlacement, states: Tensor, tokens: slice, targe
         states, target, slots, placement.tables, placement.spaces,
         *states.stride()[:3], *target.stride()[:3],
         heads, num_tokens, num_rows, tokens.start or 0, placement.tokens_per_frame,
-        placement.kind, head_dim, tile, num_warps=4,
+        placement.kind, head_dim, tile, num_warps=1,
     )  # fmt: skip

@@ -118,6 +118,8 @@ def place_transformer(model: Any, offload: Offload, dtype: torch.dtype, tokens: 
     is_wan = isinstance(model, CausalWanTransformer)
     if is_wan and offload.device.type == "cuda" and not offload.memory.weights_sharded:
         model.join_projections()
+        # As its convolution computes: else what comes in and goes out is copied to another order.
+        model.patch_embedding.to(memory_format=torch.channels_last_3d)
     offload.place_transformer(model, dtype)
     if tokens.size > 1:
         model.share_tokens(tokens)
