@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, Protocol, TypeVar
 
 from qvg_cli.errors import MissingModelError
 
@@ -36,10 +36,13 @@ ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 @dataclass(frozen=True)
 class RunDetails:
-    """What a family adds to a run's folder: to run.yaml, and files by name, each with what writes it."""
+    """What a family adds to a run's folder: to run.yaml, and plots by name, each with what draws it.
+
+    It can be pickled, for another process to draw.
+    """
 
     about: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    plots: Mapping[str, Callable[[Path | BinaryIO], None]] = field(default_factory=dict)
 
 
 class Extension(Protocol):

@@ -83,8 +83,8 @@ class WalkFolder:
         details = family_of(config).run_details(config)
         values = {**_settings(config, self._device), **({"details": details.about} if details.about else {})}
         write_text(self.run.config, format_yaml(values))
-        for name, write_file in details.files.items():
-            write_whole(self.run.path / name, write_file)
+        for name, draw in details.plots.items():
+            write_whole(self.run.path / name, draw)
         if (pose := option_value(config, "--pose")) is not None:
             write_text(self.run.path / POSE, f"{pose}\n")
         self._write_report(config, num_frames)

@@ -1,4 +1,4 @@
-"""A process that draws memory.png: it imports matplotlib, which takes long, while a run makes its video.
+"""A process that draws the plots of a run: it imports matplotlib, which takes long, while chunks are made.
 
 A thread would take turns with the one that launches kernels.
 """
@@ -6,9 +6,11 @@ A thread would take turns with the one that launches kernels.
 import os
 import pickle
 import sys
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
+from typing import BinaryIO
 
 import qvg_cli
 from qvg_cli.planning.ledger import MemorySample
@@ -16,7 +18,7 @@ from qvg_cli.report.memory import MemoryReport
 
 
 class Plotter:
-    """Draws one plot. Out of reach of a terminal's Ctrl-C; it ends with the process that began it."""
+    """Draws once. Out of reach of a terminal's Ctrl-C; it ends with the process that began it."""
 
     def __init__(self) -> None:
         package = str(Path(qvg_cli.__file__).parents[1])
@@ -31,10 +33,10 @@ class Plotter:
             start_new_session=True,
         )
 
-    def draw(self, report: MemoryReport) -> bytes | None:
-        """The plot of `report` as a PNG; `None` if the process has failed."""
-        png, _ = self._process.communicate(pickle.dumps(report))
-        return png if self._process.returncode == 0 else None
+    def draw(self, plots: Mapping[Path, Callable[[BinaryIO], object]]) -> Mapping[Path, bytes]:
+        """PNGs by the path of each plot, of which no file is written; none if the process has failed."""
+        pngs, _ = self._process.communicate(pickle.dumps(plots))
+        return pickle.loads(pngs) if self._process.returncode == 0 else {}
 
 
 def _main() -> None:
@@ -42,7 +44,11 @@ def _main() -> None:
     MemoryReport([MemorySample(0, 1, {}, {}, 1, 1, None)], fps=1, label="").save_plot(BytesIO())
     # From the process that began this one.
     if data := sys.stdin.buffer.read():
-        pickle.loads(data).save_plot(sys.stdout.buffer)
+        pngs = {}
+        for path, draw in pickle.loads(data).items():
+            draw(stream := BytesIO())
+            pngs[path] = stream.getvalue()
+        sys.stdout.buffer.write(pickle.dumps(pngs))
         sys.stdout.buffer.flush()
         # Taking matplotlib apart would take as long as drawing.
         os._exit(0)

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save
@@ -168,26 +167,28 @@ class Run:
                 # Not save_file: it makes files that only their owner can read.
                 path.write_bytes(save({"latents": checkpoint.read_latents(summary.records).contiguous()}))
 
-            @cache
-            def plot() -> bytes:
-                drawn = None if self._plotter is None else self._plotter.draw(summary.report)
-                if drawn is None:
-                    summary.report.save_plot(stream := BytesIO())
-                    return stream.getvalue()
-                return drawn
-
-            writes: dict[Path, Callable[[Path], object]] = {
-                run.plot: lambda path: path.write_bytes(plot()),
-                **{run.path / name: write for name, write in self._details.files.items()},
+            plots: dict[Path, Callable[[Path | BinaryIO], object]] = {
+                run.plot: summary.report.save_plot,
+                **{run.path / name: draw for name, draw in self._details.plots.items()},
             }
+
+            @cache
+            def drawn() -> Mapping[Path, bytes]:
+                return {} if self._plotter is None else self._plotter.draw(plots)
+
+            def save_plot(plot: Path, path: Path) -> None:
+                if (png := drawn().get(plot)) is None:
+                    plots[plot](path)
+                else:
+                    path.write_bytes(png)
 
             def write_files() -> None:
                 # ffmpeg copies while the other files are written.
                 with ThreadPoolExecutor(2) as pool:
                     pool.submit(attempt, lambda: self._join_video(checkpoint))
                     pool.submit(attempt, lambda: write_whole(run.latents, save_latents))
-                    for path, write in writes.items():
-                        attempt(partial(write_whole, path, write))
+                    for path in plots:
+                        attempt(partial(write_whole, path, partial(save_plot, path)))
 
             if self._plotter is None:
                 # Before other threads write beside it.

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -95,15 +96,16 @@ def test_the_plot_is_an_image(report, tmp_path, count):
         assert len(image.convert("RGB").getcolors(100_000)) > 10
 
 
-def test_another_process_draws_the_same_plot(report):
+def test_another_process_draws_the_same_plots(report):
     report.save_plot(plot := BytesIO())
-    assert Plotter().draw(report) == plot.getvalue()
+    paths = [Path("a.png"), Path("b.png")]
+    assert Plotter().draw(dict.fromkeys(paths, report.save_plot)) == dict.fromkeys(paths, plot.getvalue())
 
 
 def test_a_process_that_fails_draws_none(report):
     plotter = Plotter()
     plotter._process.kill()
-    assert plotter.draw(report) is None
+    assert plotter.draw({Path("a.png"): report.save_plot}) == {}
 
 
 @pytest.mark.parametrize(

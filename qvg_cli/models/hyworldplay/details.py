@@ -1,6 +1,8 @@
 """What a walk adds to its run's folder: a picture of the camera's path, its poses in run.yaml. No torch."""
 
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,12 +26,10 @@ def run_details(config: HyWorldPlayConfig) -> RunDetails:
         # fx, fy, cx, cy as fractions of the picture.
         "intrinsics": [_rounded(lens[[0, 1, 0, 1], [0, 1, 2, 2]]) for lens in path.intrinsics],
     }
-    return RunDetails(
-        about={"camera": camera}, files={"path.png": lambda file: draw_path(path, config.walk.pose, file)}
-    )
+    return RunDetails({"camera": camera}, {"path.png": partial(draw_path, path, config.walk.pose)})
 
 
-def draw_path(path: Trajectory, title: str, file: Path) -> None:
+def draw_path(path: Trajectory, title: str, file: Path | BinaryIO) -> None:
     """Draw a path from above, ahead being up: a dot a latent frame, an arrow of the heading at each chunk."""
     poses = np.linalg.inv(path.viewmats)
     right, ahead = poses[:, 0, 3], poses[:, 2, 3]

@@ -24,9 +24,9 @@ def test_run_yaml_gets_labels_matrices_and_lenses(walk_config):
 @pytest.mark.parametrize("pose", ["w-4,right-30,w-4,up-9", "left-7", "down-40,w-11"])
 def test_the_path_is_drawn(walk_config, tmp_path, pose):
     config = walk_config(f"walk.pose={pose}")
-    files = family_of(config).run_details(config).files
-    assert list(files) == ["path.png"]
-    files["path.png"](tmp_path / "path.png")
+    plots = family_of(config).run_details(config).plots
+    assert list(plots) == ["path.png"]
+    plots["path.png"](tmp_path / "path.png")
     with Image.open(tmp_path / "path.png") as image:
         assert image.size == (600, 600)
 
@@ -35,7 +35,7 @@ def test_other_families_add_nothing():
     config = load_config(Request(backend=DEFAULT_BACKEND)).config
     details = family_of(config).run_details(config)
     assert not details.about
-    assert not details.files
+    assert not details.plots
 
 
 def test_run_yaml_with_its_details_is_a_configuration(walk_config, tmp_path):
