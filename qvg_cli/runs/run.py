@@ -203,16 +203,21 @@ class Run:
         summary.seconds = self._earlier_seconds + summary.times.loop_seconds
         if failures:
             summary.status = "failed"
+
+        def write_memory() -> None:
+            write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n")
+
         with ThreadPoolExecutor(1) as pool:
             if is_whole:
                 # Not before: what is large would be synced as slowly as gigabytes are removed.
                 pool.submit(attempt, checkpoint.drop_history)
-            attempt(lambda: write_text(run.memory, json.dumps(summary.to_json(), indent=1) + "\n"))
+            attempt(write_memory)
             # The last: it shows what the other files hold.
             attempt(lambda: write_text(run.page, run_page(read_result(run.path))))
             LOG.info("video and reports: %.3f s", time.perf_counter() - began)
         if failures:
             summary.status = "failed"
+            attempt(write_memory)
             checkpoint.close()
             raise failures[0]
         if status == "complete":

@@ -152,6 +152,23 @@ def test_the_history_makes_room_for_the_video(made, monkeypatch):
     assert not run.folder.state.exists()
 
 
+def test_a_run_without_its_page_is_not_complete(made):
+    run, results = made
+    for result in results:
+        run.add(result)
+    run.folder.page.mkdir()
+    with pytest.raises(QvgError, match=r"report\.html"):
+        run.finish("complete")
+    assert run.summary.status == json.loads(run.folder.memory.read_text())["status"] == "failed"
+    run.folder.page.rmdir()
+    again = Run(run.video, run.folder, run.device, [].append)
+    engine = Engine.load_config(run.video.config, run.device)
+    assert not list(engine.rollout(run.video, again))
+    again.finish("complete")
+    assert json.loads(run.folder.memory.read_text())["status"] == "complete"
+    assert run.folder.page.is_file()
+
+
 def test_a_system_that_forgets_nothing_stops_no_run(made, monkeypatch):
     def refuse(*arguments):
         raise OSError(38, "Function not implemented")
