@@ -34,9 +34,14 @@ class Plotter:
         )
 
     def draw(self, plots: Mapping[Path, Callable[[BinaryIO], object]]) -> Mapping[Path, bytes]:
-        """PNGs by the path of each plot, of which no file is written; none if the process has failed."""
-        pngs, _ = self._process.communicate(pickle.dumps(plots))
-        return pickle.loads(pngs) if self._process.returncode == 0 else {}
+        """PNGs by the path of each plot, where no file is written; none if the process cannot draw them."""
+        try:
+            asked = pickle.dumps(plots)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            # A plugin's.
+            asked = b""
+        pngs, _ = self._process.communicate(asked)
+        return pickle.loads(pngs) if pngs and self._process.returncode == 0 else {}
 
 
 def _main() -> None:

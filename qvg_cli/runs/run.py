@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -302,7 +303,9 @@ class Run:
         if num_left == 2 and len(parts) >= _MANY_PARTS:
             self._join_early(parts, checkpoint.folder / "joined.mp4", num_before + record.num_frames)
         if 0 < num_left <= _PLOTTER_CHUNKS and self._plotter is None and "matplotlib" not in sys.modules:
-            self._plotter = Plotter()
+            # Without it, plots are drawn here.
+            with suppress(OSError):
+                self._plotter = Plotter()
         return record
 
     def _join_early(self, parts: Sequence[Path], joined: Path, num_frames: int) -> None:

@@ -108,6 +108,10 @@ def test_a_process_that_fails_draws_none(report):
     assert plotter.draw({Path("a.png"): report.save_plot}) == {}
 
 
+def test_what_cannot_be_sent_to_another_process_is_not_drawn_there(report):
+    assert Plotter().draw({Path("a.png"): lambda file: report.save_plot(file)}) == {}
+
+
 @pytest.mark.parametrize(
     ("held", "bf16", "text"),
     [
