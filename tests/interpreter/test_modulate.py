@@ -28,6 +28,18 @@ def test_all_at_once(parts):
     torch.testing.assert_close(normed, expected[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_pass_has_the_bits_of_a_sum_and_then_a_norm(parts, dtype):
+    hidden, change, (shift, factor, gate, *_) = parts
+    hidden, change = hidden.to(dtype), change.to(dtype)
+    out = torch.empty_like(hidden)
+    added, normed = launch_add_norm(hidden, change, gate, factor, shift, EPS, out=out)
+    assert added is out
+    expected, _ = launch_add_norm(hidden, change, gate)
+    assert added.equal(expected)
+    assert normed.equal(launch_add_norm(expected, None, None, factor, shift, EPS)[1])
+
+
 def test_the_norm_alone_with_one_vector_for_all_items(parts):
     hidden, _, (shift, factor, *_) = parts
     vectors = factor[0, 0].contiguous(), shift[0, 0].contiguous()
