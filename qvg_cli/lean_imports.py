@@ -27,8 +27,8 @@ _HIDDEN = {
 _PACKAGES = (
     # They import every model that they have; `diffusers` itself knows in which file each is.
     *(f"diffusers.models.{name}" for name in ("autoencoders", "transformers", "unets")),
-    # torch imports them for whoever names them.
-    *(f"torch.{name}" for name in ("distributions", "export", "quantization", "testing")),
+    # torch imports them for whoever names them; their modules can be imported without them.
+    *(f"torch.{name}" for name in ("export", "quantization", "testing")),
     *(f"torch.nn.{name}" for name in ("intrinsic", "qat", "quantizable", "quantized")),
 )
 
