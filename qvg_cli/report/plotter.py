@@ -3,10 +3,13 @@
 A thread would take turns with the one that launches kernels.
 """
 
+import json
 import os
 import pickle
 import sys
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
@@ -34,27 +37,30 @@ class Plotter:
         )
 
     def draw(self, plots: Mapping[Path, Callable[[BinaryIO], object]]) -> Mapping[Path, bytes]:
-        """PNGs by the path of each plot, where no file is written; none if the process cannot draw them."""
+        """PNGs by the path of each plot, where no file is written; empty if the process cannot draw them."""
         try:
-            asked = pickle.dumps(plots)
+            asked = pickle.dumps(list(plots.values()))
         except (pickle.PicklingError, AttributeError, TypeError):
             # A plugin's.
             asked = b""
-        pngs, _ = self._process.communicate(asked)
-        return pickle.loads(pngs) if pngs and self._process.returncode == 0 else {}
+        answer, _ = self._process.communicate(asked)
+        # What comes back is data, and may be anything where a program's own start prints something.
+        with suppress(ValueError):
+            return dict(zip(plots, map(b64decode, json.loads(answer)), strict=True))
+        return {}
 
 
 def _main() -> None:
     # The first plot takes three times as long as the next.
     MemoryReport([MemorySample(0, 1, {}, {}, 1, 1, None)], fps=1, label="").save_plot(BytesIO())
-    # From the process that began this one.
-    if data := sys.stdin.buffer.read():
-        pngs = {}
-        for path, draw in pickle.loads(data).items():
+    # From the process that began this one, and from nobody else.
+    if asked := sys.stdin.buffer.read():
+        pngs = []
+        for draw in pickle.loads(asked):
             draw(stream := BytesIO())
-            pngs[path] = stream.getvalue()
-        sys.stdout.buffer.write(pickle.dumps(pngs))
-        sys.stdout.buffer.flush()
+            pngs.append(b64encode(stream.getvalue()).decode())
+        sys.stdout.write(json.dumps(pngs))
+        sys.stdout.flush()
         # Taking matplotlib apart would take as long as drawing.
         os._exit(0)
 

@@ -108,6 +108,12 @@ def test_a_process_that_fails_draws_none(report):
     assert plotter.draw({Path("a.png"): report.save_plot}) == {}
 
 
+def test_what_is_no_plot_is_not_taken_for_one(report, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('hello')\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert Plotter().draw({Path("a.png"): report.save_plot}) == {}
+
+
 def test_what_cannot_be_sent_to_another_process_is_not_drawn_there(report):
     assert Plotter().draw({Path("a.png"): lambda file: report.save_plot(file)}) == {}
 
