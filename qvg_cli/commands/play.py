@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qvg_cli.config.load import Request
+    from qvg_cli.config.schema import RunConfig
     from qvg_cli.play.server import PlayServer
 
 _DEFAULT_BACKEND = "hyworldplay"
@@ -85,13 +86,14 @@ def play(
         if not settings.is_file():
             raise UsageError(f"{resume} is not the folder of a run", hint="use one that contains run.yaml")
         request = replace(request, file=settings)
-    with quick_start(load_config(request).config.device):
+    config = load_config(request).config
+    with quick_start(config.device):
         from qvg_cli.play.server import listen, serve
 
     # Before the weights are read: a port that is taken costs no waiting.
     with listen(host, port) as listening:
         token = None if is_loopback(host) else secrets.token_urlsafe(16)
-        server, first = _open(request, out, record, resume, console)
+        server, first = _open(request, config, out, record, resume, console)
         address = page_address(host, listening.getsockname()[1], token)
         try:
             if token is None:
@@ -112,7 +114,12 @@ def play(
 
 
 def _open(
-    request: Request, out: Path, record: str | None, resume: Path | None, console: Console
+    request: Request,
+    config: RunConfig,
+    out: Path,
+    record: str | None,
+    resume: Path | None,
+    console: Console,
 ) -> tuple[PlayServer, Callable[[], None]]:
     """The server, and what its player begins with."""
     from qvg_cli.device import resolve_device
@@ -125,7 +132,6 @@ def _open(
     from qvg_cli.video.io import check_encoder
 
     check_encoder()
-    config = load_config(request).config
     # What cannot begin is told here, not on the page; a walk has no length to speak of.
     (planned,) = plan_jobs(request, lambda text: None)
     check_weights(planned)
