@@ -55,7 +55,7 @@ def add_norm(
     eps: float,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`add_gated`, and `norm_modulate` of that."""
+    """`add_gated`, with its `out`, and `norm_modulate` of that."""
     if hidden.is_cuda:
         from qvg_kernels.norm.kernel import launch_add_norm
 
